@@ -1,0 +1,1 @@
+"""T2V-Turbo: text to video in four steps, and the distillation that makes it so."""

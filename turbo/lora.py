@@ -1,0 +1,97 @@
+"""LoRA on a video UNet: add, save, load, merge."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from turbo.unet import VideoUNet
+
+# Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
+TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
+
+
+def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
+    """Return every layer to adapt with the largest rank that makes sense for it."""
+    widths = {}
+    for name, module in unet.named_modules():
+        if name.rpartition(".")[2] in TRAINED_IN_FULL:
+            continue
+        if isinstance(module, nn.Linear):
+            widths[name] = min(module.in_features, module.out_features)
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
+            widths[name] = min(module.in_channels, module.out_channels)
+    return widths
+
+
+def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = None) -> VideoUNet:
+    """Give every linear and convolutional layer an adapter, in place, and freeze the rest.
+
+    The adapters' scale is 1 and their effect starts at zero. A layer narrower than `rank` gets its
+    width as rank, as the input and output convolutions (4 latent channels) do.
+
+    Source: T2V-Turbo, arXiv:2405.18750, appendix (rank 64 on VideoCrafter2).
+    """
+    if rank < 1:
+        raise ValueError(f"Expected rank of at least 1, got {rank}.")
+    widths = _adapted_layers(unet)
+    narrow = {f"^{name}$": width for name, width in widths.items() if width < rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=narrow,
+        alpha_pattern=narrow,
+        target_modules=list(widths),
+        init_lora_weights="gaussian",
+    )
+    inject_adapter_in_model(config, unet)
+    for module in unet.modules():
+        if isinstance(module, LoraLayer):
+            down = module.lora_A["default"].weight
+            nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
+    for name, parameter in unet.named_parameters():
+        if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:
+            parameter.requires_grad_(True)
+    return unet
+
+
+def save_lora(unet: VideoUNet, path: Path) -> None:
+    """Save the adapters and the layers trained in full, by name, as safetensors."""
+    tensors = {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+    ranks = [m.r["default"] for m in unet.modules() if isinstance(m, LoraLayer)]
+    if not ranks:
+        raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
+    save_file(tensors, path, metadata={"rank": str(max(ranks))})
+
+
+def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
+    """Add the adapters saved in `path` to a network without any, in place."""
+    with safe_open(path, framework="pt") as file:
+        rank = int(file.metadata()["rank"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    add_lora(unet, rank)
+    _, unexpected = unet.load_state_dict(tensors, strict=False)
+    if unexpected:
+        raise ValueError(
+            f"Expected adapters of this network, got {unexpected[0]!r} in {path}. "
+            "They belong to another configuration."
+        )
+    return unet
+
+
+def merge_lora(unet: VideoUNet) -> VideoUNet:
+    """Fold the adapters into the weights, in place; the names are the plain network's again."""
+    adapted = [(name, m) for name, m in unet.named_modules() if isinstance(m, LoraLayer)]
+    for name, module in adapted:
+        module.merge()
+        unet.set_submodule(name, module.get_base_layer())
+    unet.__dict__.pop("peft_config", None)
+    return unet

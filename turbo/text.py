@@ -1,0 +1,66 @@
+"""Prompts to embeddings: CLIP's byte-pair tokens, then CLIP's text tower."""
+
+import html
+import re
+from pathlib import Path
+from typing import Self
+
+import ftfy
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from turbo.types import PromptEmbeds
+
+
+def clean_prompt(prompt: str) -> str:
+    """Undo broken Unicode and HTML escapes, and collapse white space, as OpenCLIP does.
+
+    Escapes are undone twice: captions from the web are often escaped twice.
+    """
+    fixed = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", fixed).strip()
+
+
+class TextEncoder:
+    """A tokenizer and a text tower; every token's embedding conditions the UNet."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, tokenizer: Path, model: Path) -> Self:
+        """Load from two folders written by `save_pretrained`, in float32."""
+        return cls(
+            CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
+            CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=torch.float32),
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        self.model.to(device)
+        return self
+
+    def tokenize(self, prompts: list[str]) -> Int[Tensor, "B L"]:
+        """Return token ids, cut to the model's length and padded with id 0 after the end token.
+
+        The UNet attends to padding too, so the id matters: OpenCLIP pads with 0, CLIP's own
+        tokenizer with the end token.
+        """
+        ids = self.tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        ended = (ids == self.tokenizer.eos_token_id).long().cumsum(dim=1)
+        after_end = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) > 0
+        return ids.masked_fill(after_end, 0)
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
+        """Embed every token of every prompt; the empty prompt is the unconditional one."""
+        tokens = self.tokenize(prompts).to(self.model.device)
+        return self.model(input_ids=tokens).last_hidden_state

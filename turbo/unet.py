@@ -1,0 +1,176 @@
+"""The one video UNet: every teacher and every student is a configuration of it."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet3DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import TemporalConvLayer
+from einops import rearrange
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from turbo import types
+
+MOTION_EMBEDDING_SIZE = 256  # T2V-Turbo-v2, arXiv:2410.05677, section 4
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a UNet is told besides timestep and prompt; None where it was not trained on it."""
+
+    guidance: types.Embedding | None = None  # `guidance.embed_guidance_scale` of w
+    motion: types.Embedding | None = None  # the same embedding of the motion strength m (v2)
+    fps: Int[Tensor, " B"] | None = None  # frames per second of the training clips (VideoCrafter2)
+
+
+class ConditionedTimestepEmbedding(TimestepEmbedding):
+    """diffusers' timestep MLP that also takes guidance, motion and frame rate.
+
+    `mlp(sinusoid(t) + c) + fps_mlp(sinusoid(fps))`, where c is nothing for a teacher, `P_w(w)` for
+    T2V-Turbo, and `C([P_w(w), P_m(m)])` for T2V-Turbo-v2. Without a motion embedding v2 skips C.
+
+    Source: VideoCrafter2's fps embedding; T2V-Turbo-v2, arXiv:2410.05677, section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        time_embed_dim: int,
+        *,
+        guidance_dim: int | None,
+        fps: bool,
+        motion: bool,
+    ) -> None:
+        super().__init__(in_channels, time_embed_dim, act_fn="silu", cond_proj_dim=guidance_dim)
+        self.fps_proj = Timesteps(in_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.fps_embedding = TimestepEmbedding(in_channels, time_embed_dim) if fps else None
+        self.motion_cond_proj = self.combine_proj = None
+        if motion:
+            self.motion_cond_proj = nn.Linear(MOTION_EMBEDDING_SIZE, in_channels, bias=False)
+            self.combine_proj = nn.Linear(2 * in_channels, in_channels, bias=False)
+
+    def forward(self, sample: Tensor, condition: Conditioning | None = None) -> Tensor:
+        condition = condition or Conditioning()
+        self._check(condition)
+        if condition.guidance is not None:
+            extra = self.cond_proj(condition.guidance.to(sample.dtype))
+            if condition.motion is not None:
+                motion = self.motion_cond_proj(condition.motion.to(sample.dtype))
+                extra = self.combine_proj(torch.cat([extra, motion], dim=1))
+            sample = sample + extra
+        embedding = super().forward(sample)
+        if self.fps_embedding is not None:
+            fps = self.fps_proj(condition.fps).to(sample.dtype)
+            embedding = embedding + self.fps_embedding(fps)
+        return embedding
+
+    def _check(self, condition: Conditioning) -> None:
+        if condition.guidance is not None and self.cond_proj is None:
+            raise ValueError(
+                "Expected no guidance embedding for a network without `cond_proj`, got one. "
+                "Guide a teacher with `guidance.bind_guided_unet`."
+            )
+        if condition.motion is not None and (condition.guidance is None or not self.combine_proj):
+            raise ValueError(
+                "Expected a motion embedding beside a guidance embedding in a network with "
+                "motion_conditioning, got it elsewhere. Only T2V-Turbo-v2 takes one."
+            )
+        if (condition.fps is None) != (self.fps_embedding is None):
+            wanted, got = ("no fps", "one") if self.fps_embedding is None else ("an fps", "None")
+            raise ValueError(
+                f"Expected {wanted} for this network, got {got}. Its config says fps_conditioning."
+            )
+
+
+class TemporalConv(nn.Conv3d):
+    """A `Conv3d` one pixel wide, run as a `Conv2d` over (frames, pixels).
+
+    Parameters and result are those of `Conv3d`; on a CPU, whose 3-D convolution is slow, it takes
+    half to nine tenths of the time.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        frames_by_pixels = rearrange(hidden, "B C F h w -> B C F (h w)")
+        kernel = rearrange(self.weight, "O C K 1 1 -> O C K 1")
+        mixed = nn.functional.conv2d(
+            frames_by_pixels, kernel, self.bias, padding=(self.padding[0], 0)
+        )
+        return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
+
+
+class VideoUNet(UNet3DConditionModel):
+    """diffusers' `UNet3DConditionModel` plus the conditioning of VideoCrafter2 and of T2V-Turbo-v2.
+
+    With `fps_conditioning` and `motion_conditioning` off it is the ModelScope network, and with a
+    tiny configuration the shapes network; with both on it is T2V-Turbo-v2's.
+    """
+
+    # Arguments of the parent that no network here changes; else its config would list them, and
+    # loading would warn of attributes that our `__init__` does not take.
+    ignore_for_config = [
+        "downsample_padding",
+        "mid_block_scale_factor",
+        "act_fn",
+        "norm_eps",
+        "num_attention_heads",
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = None,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        up_block_types: tuple[str, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2,
+        norm_num_groups: int = 32,
+        cross_attention_dim: int = 1024,
+        attention_head_dim: int = 64,
+        time_cond_proj_dim: int | None = None,
+        fps_conditioning: bool = False,
+        motion_conditioning: bool = False,
+        temporal_dropout: float = 0.1,
+    ) -> None:
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            cross_attention_dim=cross_attention_dim,
+            attention_head_dim=attention_head_dim,
+            time_cond_proj_dim=time_cond_proj_dim,
+        )
+        self.time_embedding = ConditionedTimestepEmbedding(
+            block_out_channels[0],
+            block_out_channels[0] * 4,
+            guidance_dim=time_cond_proj_dim,
+            fps=fps_conditioning,
+            motion=motion_conditioning,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = temporal_dropout
+            if isinstance(module, TemporalConvLayer):
+                for stage in (module.conv1, module.conv2, module.conv3, module.conv4):
+                    stage[-1].__class__ = TemporalConv  # same parameters, quicker forward
+
+    def forward(
+        self,
+        noisy: types.Latents,
+        timesteps: types.Timesteps,
+        prompt_embeds: types.PromptEmbeds,
+        conditioning: Conditioning | None = None,
+    ) -> types.Latents:
+        """Return the network's raw output; `NoiseSchedule.split` reads it as (clean, noise)."""
+        # The parent hands `timestep_cond` to `time_embedding` untouched, so it may be our object.
+        return super().forward(
+            noisy, timesteps, prompt_embeds, timestep_cond=conditioning, return_dict=False
+        )[0]
