@@ -1,1 +1,3 @@
 """T2V-Turbo: text to video in four steps, and the distillation that makes it so."""
+
+__version__ = "0.1.0"

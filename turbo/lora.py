@@ -76,7 +76,7 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """Add the adapters saved in `path` to a network without any, in place."""
     with safe_open(path, framework="pt") as file:
         rank = int(file.metadata()["rank"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     add_lora(unet, rank)
     _, unexpected = unet.load_state_dict(tensors, strict=False)
     if unexpected:

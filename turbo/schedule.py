@@ -1,7 +1,7 @@
 """The noise schedule: how much signal and how much noise a latent holds at each timestep."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -33,7 +33,7 @@ class NoiseSchedule:
         *,
         prediction_type: PredictionType = "epsilon",
         num_timesteps: int = 1000,
-    ) -> Self:
+    ) -> "NoiseSchedule":
         """Build the schedule of Stable Diffusion and of both published teachers.
 
         Betas are linear in their square root; float32 throughout, to match diffusers bit for bit.
@@ -46,7 +46,7 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "NoiseSchedule":
         return type(self)(self.alphas_cumprod.to(device), self.prediction_type)
 
     def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:

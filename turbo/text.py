@@ -3,7 +3,6 @@
 import html
 import re
 from pathlib import Path
-from typing import Self
 
 import ftfy
 import torch
@@ -31,14 +30,14 @@ class TextEncoder:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, tokenizer: Path, model: Path) -> Self:
+    def load(cls, tokenizer: Path, model: Path) -> "TextEncoder":
         """Load from two folders written by `save_pretrained`, in float32."""
         return cls(
             CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
             CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=torch.float32),
         )
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "TextEncoder":
         self.model.to(device)
         return self
 

@@ -1,5 +1,6 @@
 """The one video UNet: every teacher and every student is a configuration of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,8 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
         super().__init__(in_channels, time_embed_dim, act_fn="silu", cond_proj_dim=guidance_dim)
         self.fps_proj = Timesteps(in_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.fps_embedding = TimestepEmbedding(in_channels, time_embed_dim) if fps else None
-        self.motion_cond_proj = self.combine_proj = None
+        self.motion_cond_proj: nn.Linear | None = None
+        self.combine_proj: nn.Linear | None = None
         if motion:
             self.motion_cond_proj = nn.Linear(MOTION_EMBEDDING_SIZE, in_channels, bias=False)
             self.combine_proj = nn.Linear(2 * in_channels, in_channels, bias=False)
@@ -57,6 +59,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
         if condition.guidance is not None:
             extra = self.cond_proj(condition.guidance.to(sample.dtype))
             if condition.motion is not None:
+                assert self.motion_cond_proj is not None and self.combine_proj is not None
                 motion = self.motion_cond_proj(condition.motion.to(sample.dtype))
                 extra = self.combine_proj(torch.cat([extra, motion], dim=1))
             sample = sample + extra
@@ -94,9 +97,8 @@ class TemporalConv(nn.Conv3d):
     def forward(self, hidden: Tensor) -> Tensor:
         frames_by_pixels = rearrange(hidden, "B C F h w -> B C F (h w)")
         kernel = rearrange(self.weight, "O C K 1 1 -> O C K 1")
-        mixed = nn.functional.conv2d(
-            frames_by_pixels, kernel, self.bias, padding=(self.padding[0], 0)
-        )
+        padding = (int(self.padding[0]), 0)
+        mixed = nn.functional.conv2d(frames_by_pixels, kernel, self.bias, padding=padding)
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
 
 
@@ -104,7 +106,9 @@ class VideoUNet(UNet3DConditionModel):
     """diffusers' `UNet3DConditionModel` plus the conditioning of VideoCrafter2 and of T2V-Turbo-v2.
 
     With `fps_conditioning` and `motion_conditioning` off it is the ModelScope network, and with a
-    tiny configuration the shapes network; with both on it is T2V-Turbo-v2's.
+    tiny configuration the shapes network; with both on it is T2V-Turbo-v2's. `patch_size` folds
+    squares of latents into channels before the network, as DiT does (arXiv:2212.09748): shapes
+    only, where it makes a step four times cheaper.
     """
 
     # Arguments of the parent that no network here changes; else its config would list them, and
@@ -123,9 +127,9 @@ class VideoUNet(UNet3DConditionModel):
         sample_size: int | None = None,
         in_channels: int = 4,
         out_channels: int = 4,
-        down_block_types: tuple[str, ...] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
-        up_block_types: tuple[str, ...] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
-        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        down_block_types: Sequence[str] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        up_block_types: Sequence[str] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int = 2,
         norm_num_groups: int = 32,
         cross_attention_dim: int = 1024,
@@ -134,11 +138,12 @@ class VideoUNet(UNet3DConditionModel):
         fps_conditioning: bool = False,
         motion_conditioning: bool = False,
         temporal_dropout: float = 0.1,
+        patch_size: int = 1,
     ) -> None:
         super().__init__(
             sample_size=sample_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
+            in_channels=in_channels * patch_size**2,
+            out_channels=out_channels * patch_size**2,
             down_block_types=down_block_types,
             up_block_types=up_block_types,
             block_out_channels=block_out_channels,
@@ -148,6 +153,7 @@ class VideoUNet(UNet3DConditionModel):
             attention_head_dim=attention_head_dim,
             time_cond_proj_dim=time_cond_proj_dim,
         )
+        self.register_to_config(in_channels=in_channels, out_channels=out_channels)  # unpatched
         self.time_embedding = ConditionedTimestepEmbedding(
             block_out_channels[0],
             block_out_channels[0] * 4,
@@ -170,7 +176,10 @@ class VideoUNet(UNet3DConditionModel):
         conditioning: Conditioning | None = None,
     ) -> types.Latents:
         """Return the network's raw output; `NoiseSchedule.split` reads it as (clean, noise)."""
+        p = self.config.patch_size
+        patches = rearrange(noisy, "B C F (h p) (w q) -> B (C p q) F h w", p=p, q=p)
         # The parent hands `timestep_cond` to `time_embedding` untouched, so it may be our object.
-        return super().forward(
-            noisy, timesteps, prompt_embeds, timestep_cond=conditioning, return_dict=False
+        output = super().forward(
+            patches, timesteps, prompt_embeds, timestep_cond=conditioning, return_dict=False
         )[0]
+        return rearrange(output, "B (C p q) F h w -> B C F (h p) (w q)", p=p, q=p)

@@ -1,0 +1,144 @@
+"""Make videos from the command line: one prompt, or a file of prompts and a manifest.
+
+python -m turbo.generate "a red star moving left on a black background" --out clip.mp4
+python -m turbo.generate --prompts prompts.txt --out clips/
+"""
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from turbo.manifest import Manifest, ManifestRow, sha256_of
+from turbo.models import DEFAULT_MODEL, MODELS, find_card, load_pipeline
+from turbo.pipeline import Progress, Result, VideoPipeline
+from turbo.request import Request, check_request
+from turbo.video import Video
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if (options.prompt is None) == (options.prompts is None):
+        parser.error("Expected a PROMPT or --prompts FILE, got both or neither.")
+    try:
+        requests = _read_requests(options)
+        pipeline = load_pipeline(options.model, "cuda" if torch.cuda.is_available() else "cpu")
+    except (ValueError, FileNotFoundError) as refusal:
+        parser.error(str(refusal))
+    if options.prompts is None:
+        make_one(pipeline, requests[0], options.out or Path("clip.mp4"))
+    else:
+        make_batch(pipeline, requests, options.out or Path("clips"))
+
+
+def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
+    """Make one clip, with a progress bar over its steps."""
+    steps = tqdm(total=request.steps, unit="step", desc=pipeline.card.name)
+    with steps:
+        for update in _stream(pipeline, request):
+            if isinstance(update, Progress):
+                steps.update(update.step - steps.n)
+            else:
+                video, timings = update.videos[0], update.timings
+    video.save(out, enlarge=pipeline.card.enlarge)
+    stages = ", ".join(f"{stage} {timings[stage]:.2f} s" for stage in ("text", "denoise", "decode"))
+    print(f"{out}: {stages}, {timings['unet_calls']:.0f} network calls")
+    return out
+
+
+def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -> None:
+    """Make the clips that `folder` lacks, and list each in its manifest once it is whole."""
+    manifest = Manifest(folder)
+    paths = {clip_path(pipeline, request): request for request in requests}
+    missing = manifest.missing(list(paths))
+    print(f"{len(paths) - len(missing)} of {len(paths)} clips are there already.")
+    for path in tqdm(missing, unit="clip", desc=pipeline.card.name):
+        request = paths[path]
+        *_, result = _stream(pipeline, request)
+        assert isinstance(result, Result)
+        result.videos[0].save(folder / path, enlarge=pipeline.card.enlarge)
+        manifest.add(_row(pipeline, request, result.videos[0], folder, path))
+
+
+def clip_path(pipeline: VideoPipeline, request: Request) -> str:
+    """Name a clip after everything that determines it, so that a folder can hold many runs."""
+    recipe = [pipeline.card.name, pipeline.weights_sha256, asdict(request)]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
+    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
+    return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"
+
+
+def _row(
+    pipeline: VideoPipeline, request: Request, video: Video, folder: Path, path: str
+) -> ManifestRow:
+    return ManifestRow(
+        path=path,
+        model=pipeline.card.name,
+        prompt=request.prompt,
+        seed=request.seed,
+        num_steps=request.steps,
+        guidance=request.guidance,
+        fps=video.fps,
+        sha256=sha256_of(folder / path),
+        weights_sha256=pipeline.weights_sha256,
+    )
+
+
+def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Result]:
+    return pipeline.stream(
+        [request.prompt], [request.seed], steps=request.steps, guidance=request.guidance
+    )
+
+
+def _read_requests(options: argparse.Namespace) -> list[Request]:
+    """Return one request per prompt; line n of a file (from 0) gets the seed `--seed` + n."""
+    card = find_card(options.model)
+    settings = {"steps": options.steps, "guidance": options.guidance}
+    if options.prompts is None:
+        return [check_request(card, options.prompt, seed=options.seed, **settings)]
+    lines = options.prompts.read_text(encoding="utf-8-sig").split("\n")
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"Expected a prompt a line in {options.prompts}, got none.")
+    requests = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            seed = options.seed + number
+            requests.append(check_request(card, line.strip(), seed=seed, **settings))
+        except ValueError as refusal:
+            raise ValueError(f"{options.prompts}, line {number + 1}: {refusal}") from refusal
+    return requests
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m turbo.generate",
+        description="Make a video from a prompt, or a folder of videos from a file of prompts.",
+    )
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the video should show")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
+    parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="default: 0; line n of FILE, from 0, gets this plus n"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: clip.mp4, or the folder clips; run again, a folder gets only what it lacks",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

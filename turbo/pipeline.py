@@ -1,0 +1,201 @@
+"""From a prompt to a video: encode the text, draw noise, sample, decode."""
+
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+
+from turbo import __version__
+from turbo.card import ModelCard
+from turbo.consistency import bind_consistency_function
+from turbo.ddim import ddim_timesteps, sample_ddim
+from turbo.guidance import bind_guided_unet
+from turbo.latents import decode_latents
+from turbo.request import Request, check_request
+from turbo.sampling import draw_noise, few_step_timesteps, sample_latents
+from turbo.schedule import NoiseSchedule
+from turbo.text import TextEncoder
+from turbo.types import Latents
+from turbo.unet import VideoUNet
+from turbo.video import Video
+
+Stage = Literal["text", "denoise", "decode"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a request stands: the stage now beginning, or the denoising step just done."""
+
+    stage: Stage
+    step: int  # denoising steps done
+    steps: int
+    seconds: float  # since the stream began
+    video: int = 0  # index of the prompt
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a stream."""
+
+    videos: list[Video]
+    timings: dict[str, float]  # seconds of "text", "denoise", "decode", "total"; "unet_calls"
+
+
+class VideoPipeline:
+    """A loaded model. Videos are made one at a time, so a batch cannot change any of them."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        unet: VideoUNet,
+        vae: AutoencoderKL,
+        text_encoder: TextEncoder,
+        schedule: NoiseSchedule,
+        *,
+        weights_sha256: str = "",
+    ) -> None:
+        self.card = card
+        self.unet = unet.eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = text_encoder
+        self.schedule = schedule
+        self.weights_sha256 = weights_sha256
+
+    def to(self, device: torch.device | str) -> "VideoPipeline":
+        self.unet.to(device)
+        self.vae.to(device)
+        self.text_encoder.to(device)
+        self.schedule = self.schedule.to(device)
+        return self
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Video:
+        """Make one video; None takes the card's default."""
+        *_, result = self.stream([prompt], [seed], steps=steps, guidance=guidance)
+        assert isinstance(result, Result)
+        return result.videos[0]
+
+    def stream(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[Progress | Result]:
+        """Yield progress, then one `Result`. Closing the iterator stops within a step.
+
+        Raises:
+            ValueError: a request is out of range; before anything is computed.
+        """
+        if len(prompts) != len(seeds) or not prompts:
+            raise ValueError(
+                f"Expected as many seeds as prompts and at least one, "
+                f"got {len(prompts)} prompts and {len(seeds)} seeds."
+            )
+        return self._run(
+            [
+                check_request(self.card, prompt, seed=seed, steps=steps, guidance=guidance)
+                for prompt, seed in zip(prompts, seeds, strict=True)
+            ]
+        )
+
+    @torch.inference_mode()
+    def _run(self, requests: list[Request]) -> Iterator[Progress | Result]:
+        clock = _Clock(self.unet.device)
+        videos = []
+        for index, request in enumerate(requests):
+            video = yield from self._make(request, index, clock)
+            videos.append(video)
+        yield Result(videos, {**clock.timings, "total": clock.elapsed})
+
+    def _make(
+        self, request: Request, index: int, clock: "_Clock"
+    ) -> Generator[Progress, None, Video]:
+        yield Progress("text", 0, request.steps, clock.elapsed, index)
+        with clock.measure("text"):
+            states = self._sample(request)
+        yield Progress("denoise", 0, request.steps, clock.elapsed, index)
+        for step in range(1, request.steps + 1):
+            with clock.measure("denoise"):
+                latents = next(states)
+            clock.timings["unet_calls"] += self.card.unet_calls_per_step
+            yield Progress("denoise", step, request.steps, clock.elapsed, index)
+        yield Progress("decode", request.steps, request.steps, clock.elapsed, index)
+        with clock.measure("decode"):
+            frames = decode_latents(self.vae, latents)
+            return Video.from_frames(frames, self.card.fps, self._recipe(request))
+
+    def _sample(self, request: Request) -> Iterator[Latents]:
+        """Encode the prompt now; sample when iterated."""
+        device, card = self.unet.device, self.card
+        generator = torch.Generator().manual_seed(request.seed)
+        noise = draw_noise(self._empty_latents(), [generator])
+        scale = torch.tensor([request.guidance], device=device)
+        fps = torch.tensor([card.fps], device=device) if self.unet.config.fps_conditioning else None
+        if card.sampler == "consistency":
+            prompt_embeds = self.text_encoder.encode([request.prompt])
+            consistency_fn = bind_consistency_function(
+                self.unet, self.schedule, prompt_embeds, scale, fps
+            )
+            timesteps = few_step_timesteps(request.steps, card.origin_steps).to(device)
+            return sample_latents(consistency_fn, self.schedule, noise, timesteps, [generator])
+        prompt_embeds, uncond_embeds = self.text_encoder.encode([request.prompt, ""]).split(1)
+        denoiser = bind_guided_unet(self.unet, prompt_embeds, uncond_embeds, scale, fps)
+        timesteps = ddim_timesteps(request.steps, spacing=card.spacing).to(device)
+        return sample_ddim(denoiser, self.schedule, noise, timesteps)
+
+    def _empty_latents(self) -> Latents:
+        config = self.vae.config
+        shrink = 2 ** (len(config.block_out_channels) - 1)
+        height, width = self.card.height // shrink, self.card.width // shrink
+        return torch.empty(
+            (1, config.latent_channels, self.card.num_frames, height, width),
+            device=self.unet.device,
+        )
+
+    def _recipe(self, request: Request) -> dict[str, Any]:
+        versions = {
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "turbo": __version__,
+        }
+        return {
+            "model": self.card.name,
+            "weights_sha256": self.weights_sha256,
+            **asdict(request),
+            "versions": versions,
+        }
+
+
+class _Clock:
+    """Adds up seconds by stage, without the time the caller spends between two updates."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.timings: dict[str, float] = defaultdict(float)
+        self.device = device
+        self.begin = perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return perf_counter() - self.begin
+
+    @contextmanager
+    def measure(self, stage: Stage) -> Iterator[None]:
+        begin = perf_counter()
+        yield
+        if self.device.type == "cuda":  # its work is queued, not done
+            torch.cuda.synchronize(self.device)
+        self.timings[stage] += perf_counter() - begin
