@@ -5,13 +5,14 @@ from itertools import zip_longest
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
 from turbo.guidance import Denoiser
 from turbo.sampling import draw_noise
-from turbo.schedule import NoiseSchedule
-from turbo.types import Latents
+from turbo.schedule import Level, NoiseSchedule
+from turbo.types import Latents, Timesteps
 
 Spacing = Literal["leading", "trailing"]
 
@@ -68,9 +69,18 @@ def sample_ddim(
         if eta == 0:
             noisy = schedule.ddim_step(clean, direction, end)
         else:
-            alpha_start, sigma_start = schedule.levels(start)
-            alpha, sigma = schedule.levels(end)
-            fresh = eta * sigma / sigma_start * (1 - (alpha_start / alpha) ** 2).sqrt()
-            kept = (sigma**2 - fresh**2).sqrt()
+            fresh, kept = _noise_shares(schedule, start, end, eta)
+            alpha, _ = schedule.levels(end)
             noisy = alpha * clean + kept * direction + fresh * draw_noise(noise, generators)
         yield noisy
+
+
+def _noise_shares(
+    schedule: NoiseSchedule, start: Timesteps, end: Timesteps, eta: float
+) -> tuple[Level, Level]:
+    """Return how much noise at `end` is newly drawn, and how much is kept as predicted."""
+    before, after = (
+        rearrange(schedule.alphas_cumprod[step], "B -> B 1 1 1 1") for step in (start, end)
+    )
+    fresh = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
+    return fresh, (1 - after - fresh**2).sqrt()
