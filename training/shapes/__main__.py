@@ -1,0 +1,143 @@
+"""Rebuild the shapes models: python -m training.shapes STAGE, or `all` for every stage in order.
+
+Each stage resumes where it was stopped and skips what is done. Two processes train twice as fast:
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.shapes all
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.loop import StepReport
+from training.shapes import student, teacher, text, vae
+from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
+from training.shapes.evaluate import SYSTEMS, measure_systems, write_report
+from training.shapes.export import export_module, export_tokenizer, export_world
+from turbo.models import WEIGHTS
+from turbo.text import TextEncoder
+from turbo.unet import VideoUNet
+
+CLIPS = 5000  # encoded per process
+
+
+class Recipe:
+    """The stages, with their products kept in two folders: checkpoints here, weights there."""
+
+    def __init__(self, runs: Path, weights: Path) -> None:
+        self.runs, self.weights = runs, weights
+        self.process = PartialState(cpu=not torch.cuda.is_available())
+
+    def vae(self) -> None:
+        """pixels to latents and back"""
+        torch.manual_seed(0)
+        network = vae.build_vae()
+        self._watch("vae", vae.train_vae(network, self.runs / "vae.pt"), vae.CONFIG.steps)
+        self._export(network, "vae")
+
+    def text(self) -> None:
+        """the tokenizer and the text tower"""
+        torch.manual_seed(0)
+        tokenizer = text.build_tokenizer()
+        network = text.build_text_model(tokenizer)
+        reports = text.train_text(network, tokenizer, self.runs / "text.pt")
+        self._watch("text", reports, text.CONFIG.steps)
+        self._export(network, "text_encoder")
+        if self.process.is_main_process:
+            export_tokenizer(tokenizer, self.weights / "tokenizer")
+            export_world(self.weights / "world.json")
+
+    def teacher(self) -> None:
+        """the diffusion teacher: single frames, half-rate clips, whole clips"""
+        torch.manual_seed(0)
+        unet = teacher.build_teacher()
+        for name, config, train in teacher.CURRICULUM:
+            reports = train(unet, self.clips, self.captions, self.runs / f"{name}.pt")
+            self._watch(name, reports, config.steps)
+        self._export(unet, "teacher")
+
+    def student(self) -> None:
+        """the consistency-distilled student (VCM)"""
+        guide = VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
+        network = student.build_student(guide)
+        reports = student.train_student(
+            guide, network, self.clips, self.captions, self.runs / "vcm.pt"
+        )
+        self._watch("vcm", reports, student.CONFIG.steps)
+        self._export(network, "vcm")
+
+    def evaluate(self, count: int = 304) -> None:
+        """every system on the same held-out prompts and seeds"""
+        if self.process.is_main_process:
+            print(write_report(measure_systems(SYSTEMS, count), self.weights))
+
+    def all(self) -> None:
+        """everything above, in this order"""
+        for stage in (self.vae, self.text, self.teacher, self.student, self.evaluate):
+            stage()
+
+    @cached_property
+    def captions(self) -> Tensor:
+        """Text embeddings of the empty prompt and of every caption (1 + captions, L, D)."""
+        encoder = TextEncoder(
+            CLIPTokenizer.from_pretrained(self.weights / "tokenizer"),
+            CLIPTextModel.from_pretrained(self.weights / "text_encoder", dtype=torch.float32),
+        )
+        captions = ["", *CAPTIONS]
+        chunks = [captions[i : i + 256] for i in range(0, len(captions), 256)]
+        return torch.cat([encoder.encode(chunk) for chunk in chunks])
+
+    @cached_property
+    def clips(self) -> EncodedClips:
+        """Training clips; every process draws its own."""
+        network = AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
+        rank = self.process.process_index
+        return encode_clips(
+            network.eval(), CLIPS, 100 + rank, self.runs / f"clips{rank}.safetensors"
+        )
+
+    def _export(self, network: torch.nn.Module, name: str) -> None:
+        if self.process.is_main_process:
+            export_module(network, self.weights / name)
+        self.process.wait_for_everyone()
+
+    def _watch(self, name: str, reports: Iterator[StepReport], steps: int) -> None:
+        """Run a stage with a progress bar and a log of its losses."""
+        main = self.process.is_main_process
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=steps, desc=name, disable=not main) as bar:
+            for report in reports:
+                bar.update(report.step - bar.n)
+                bar.set_postfix(loss=f"{report.loss:.4f}")
+                if main and report.step % 50 == 0:
+                    line = f"{report.step},{report.loss:.5f},{report.grad_norm:.4f}\n"
+                    with (self.runs / f"{name}.csv").open("a") as log:
+                        log.write(line)
+
+
+def main() -> None:
+    stages = ("vae", "text", "teacher", "student", "evaluate", "all")
+    listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.shapes",
+        description=f"{__doc__}\nStages:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads())
+    getattr(Recipe(arguments.runs, arguments.weights), arguments.stage)()
+
+
+if __name__ == "__main__":
+    main()

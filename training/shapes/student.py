@@ -1,0 +1,64 @@
+"""The shapes student: the teacher's consistency distillation, as VideoCrafter2's would run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from training.loop import FitConfig, StepReport, fit
+from training.shapes.clips import EncodedClips
+from training.shapes.teacher import SCHEDULE
+from turbo.distillation import SolverGrid, consistency_loss, draw_batch, student_of
+from turbo.lora import add_lora, merge_lora
+from turbo.unet import VideoUNet
+
+CONFIG = FitConfig(
+    steps=700, learning_rate=1e-3, warmup=30, decay=0.5, ema=0.98, checkpoint_every=50, seed=6
+)
+BATCH = 12  # clips per process
+RANK = 32  # of the adapters; half the width of the network
+GRID = SolverGrid(50)
+GUIDANCE_RANGE = (1.0, 7.0)  # w in the LCM convention; the teacher is at its best inside it
+
+
+def train_student(
+    teacher: VideoUNet,
+    student: VideoUNet,
+    clips: EncodedClips,
+    captions: Tensor,
+    checkpoint: Path,
+) -> Iterator[StepReport]:
+    """Distil `teacher` into `student` (from `build_student`), in place.
+
+    The target is the student itself without gradient, as in the published code.
+
+    Args:
+        captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
+    """
+    teacher.eval().requires_grad_(False)
+
+    def draw_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(clips), (BATCH,), generator=generator)
+        batch = draw_batch(
+            clips.latents[rows].float(),
+            captions[clips.caption[rows] + 1],
+            captions[:1].expand(BATCH, -1, -1),
+            grid=GRID,
+            generator=generator,
+            guidance_range=GUIDANCE_RANGE,
+        )
+        return consistency_loss(student, student, teacher, batch, SCHEDULE).value
+
+    yield from fit(student, draw_loss, CONFIG, checkpoint)
+    merge_lora(student)
+
+
+def build_student(teacher: VideoUNet) -> VideoUNet:
+    """Copy the teacher, add the guidance projection and the adapters to be trained."""
+    student = student_of(teacher).requires_grad_(False)
+    return add_lora(student, RANK, generator=torch.Generator().manual_seed(CONFIG.seed))
+
+
+def count_trained(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
