@@ -1,0 +1,44 @@
+# make demo: open the demo.   make test: run every test.   make lint: check style and types.
+# Each makes .venv on its first run and installs nothing on later ones.
+
+PYTHON ?= $(shell for python in python3.12 python3.11 python3 python3.13 python3.14 python; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	$(BIN)/python app.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.venv:
+	@test -n "$(PYTHON)" || { echo "Expected Python 3.11 or newer with its venv module, found \
+	none. Install it (on Debian: python3 and python3-venv), or name it: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo: requirements.txt $(VENV)/.venv
+	@echo "Installing the demo into $(VENV). Once only; torch is large, so this takes minutes."
+	$(PIP) install --requirement requirements.txt
+	@touch $@
+
+$(VENV)/.test: pyproject.toml tests/chromium.py $(VENV)/.demo
+	@echo "Installing the test tools."
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(PIP) install --group dev
+	$(BIN)/python tests/chromium.py
+	@touch $@

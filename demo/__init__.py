@@ -1,0 +1,1 @@
+"""The face: layout and handlers only. Models come in as callables and plain data."""

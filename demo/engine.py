@@ -1,0 +1,72 @@
+"""The engine room: models load behind the open page, and one computation runs at a time."""
+
+import logging
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+from demo.session import Generate, Request, Update
+
+logger = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """A model could not be loaded or a computation failed; the text is fit for visitors."""
+
+
+class Engine:
+    """Runs requests on models that it loads in the background, once each.
+
+    Args:
+        load: makes a model ready and returns what generates with it; slow, called in a thread.
+        names: models in the order of loading.
+    """
+
+    def __init__(self, load: Callable[[str], Generate], names: Iterable[str]) -> None:
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-model")
+        self._models: dict[str, Future[Generate]] = {
+            name: self._loader.submit(load, name) for name in names
+        }
+
+    def readiness(self, name: str) -> str:
+        """Return "loading", "ready" or "failed"."""
+        model = self._models[name]
+        if not model.done():
+            return "loading"
+        return "failed" if model.exception() else "ready"
+
+    def generate(self, request: Request, path: Path) -> Generator[Update, None, None]:
+        """Yield where the computation stands; closing this iterator ends it within a step.
+
+        Raises:
+            EngineError: the model did not load, or the computation failed.
+        """
+        began = perf_counter()
+        model = self._models[request.model]
+        while not model.done():
+            yield Update(stage="load", seconds=perf_counter() - began)
+            try:
+                model.exception(timeout=0.3)
+            except TimeoutError:
+                continue
+        if failure := model.exception():
+            logger.error("Model %s did not load: %r", request.model, failure)
+            raise EngineError(
+                f"The model {request.model} did not load ({type(failure).__name__}). "
+                "The server's log says why."
+            )
+        try:
+            yield from model.result()(request, path)
+        except (RuntimeError, ValueError, OSError) as failure:  # torch raises RuntimeError
+            # No traceback and no message: either could hold the prompt.
+            place = traceback.extract_tb(failure.__traceback__)[-1]
+            logger.error(
+                "A computation on %s failed: %s at %s:%s",
+                *(request.model, type(failure).__name__, place.filename, place.lineno),
+            )
+            raise EngineError(
+                f"The computation failed ({type(failure).__name__}). "
+                "Try again, with fewer steps if it repeats."
+            ) from failure

@@ -1,0 +1,195 @@
+"""How the page looks, and the words on it that belong to no tab."""
+
+import gradio as gr
+
+HEADER = """
+<div>
+  <h1><span class="mark" aria-hidden="true"><i></i><i></i><i></i><i></i></span>T2V-Turbo</h1>
+  <p>A prompt becomes a video in four network steps: text-to-video consistency distillation,
+  rebuilt. On this page it is tried on a small world of pixel-art clips.</p>
+</div>
+"""
+
+FOOTER = """
+<div>
+  <p>Prompts are not logged. Videos are kept on this machine until newer ones replace them.</p>
+  <p>After <a href="https://arxiv.org/abs/2405.18750">T2V-Turbo</a> and
+  <a href="https://arxiv.org/abs/2410.05677">T2V-Turbo-v2</a>. Apache-2.0.</p>
+</div>
+"""
+
+GUIDELINES = """
+<div class="prose">
+<p>This is a research demonstration. By using it you agree to keep to these points:</p>
+<ul>
+<li>Do not make videos that sexualise, harass, demean or threaten anybody, that show violence
+against real people, or that involve minors in any unsafe way.</li>
+<li>Do not depict real persons without their consent, and do not pass off a made video as a
+record of something that happened. Say that it was made by a model when you share it.</li>
+<li>Do not use it to break the law or the rights of others.</li>
+</ul>
+<p>Every video carries its recipe (model, prompt, seed, settings) in its metadata. Your prompts
+are not logged and stay on the machine that runs this page.</p>
+</div>
+"""
+
+_READINESS = {
+    "loading": "Loading the model. You can write your prompt meanwhile.",
+    "ready": "",
+    "failed": "The model could not be loaded. The server's log says why.",
+}
+
+
+def show_readiness(state: str) -> str:
+    """Return the badge for "loading", "ready" (nothing to see) or "failed"."""
+    text = _READINESS[state]
+    return f'<div class="badge {state}" role="status">{text}</div>' if text else ""
+
+
+def build_theme() -> gr.themes.Base:
+    """Return the theme: paper and ink, one warm accent, fonts of the system."""
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.orange,
+        neutral_hue=gr.themes.colors.stone,
+        radius_size=gr.themes.sizes.radius_sm,
+        font=["ui-sans-serif", "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(
+        body_background_fill="#f7f4ee",
+        body_background_fill_dark="#161412",
+        block_background_fill="#fffdf9",
+        block_background_fill_dark="#211e1b",
+        block_border_width="1px",
+        block_border_color="#e4ddd0",
+        block_border_color_dark="#38332d",
+        block_label_text_color="#5c5345",
+        block_label_text_color_dark="#c9bfae",
+        block_title_text_color="#3c352a",
+        block_title_text_color_dark="#e6dccb",
+        block_info_text_color="#6b6152",
+        block_info_text_color_dark="#a89d8b",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#191714",
+        button_primary_background_fill="#b8430f",
+        button_primary_background_fill_hover="#9a370b",
+        button_primary_background_fill_dark="#e8793f",
+        button_primary_background_fill_hover_dark="#f39561",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#1d0f06",
+        button_secondary_background_fill="#efe8db",
+        button_secondary_background_fill_hover="#e4dac8",
+        button_secondary_background_fill_dark="#332d27",
+        button_secondary_background_fill_hover_dark="#40382f",
+        button_secondary_text_color="#2b2620",
+        button_secondary_text_color_dark="#efe7d9",
+        input_border_width="1px",
+        input_border_color="#d6ccba",
+        input_border_color_dark="#453e36",
+        slider_color="#b8430f",
+        slider_color_dark="#e8793f",
+    )
+
+
+CSS = """
+:root { --ink: #2b2620; --quiet: #6b6152; --line: #e4ddd0; --accent: #b8430f; --glass: #14120f;
+  --panel: #fffdf9; --warn: #fff3dc; --warn-line: #e8c987; }
+.dark { --ink: #efe7d9; --quiet: #a89d8b; --line: #38332d; --accent: #f0854c; --glass: #0c0b09;
+  --panel: #211e1b; --warn: #33270f; --warn-line: #6e5520; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container, .gradio-container p, .gradio-container li { color: var(--ink); }
+.gradio-container a { color: var(--accent) !important; text-decoration: underline; }
+:focus-visible { outline: 2px solid var(--accent) !important; outline-offset: 2px; }
+
+#guidelines-accept { width: fit-content; flex: none; }
+.html-container { padding: 0 !important; }
+
+#masthead h1 { display: flex; align-items: center; gap: .55rem; margin: .4rem 0 .2rem;
+  font: 700 1.7rem/1.2 ui-monospace, Menlo, Consolas, monospace; letter-spacing: -.02em; }
+#masthead p { margin: 0; max-width: 64ch; color: var(--quiet); }
+.mark { display: grid; grid-template-columns: repeat(2, .55rem); gap: .12rem; }
+.mark i { height: .55rem; background: var(--accent); }
+.mark i:nth-child(2) { opacity: .65; } .mark i:nth-child(3) { opacity: .4; }
+.mark i:nth-child(4) { opacity: .85; }
+#colophon { margin-top: 1rem; }
+#colophon a { margin: 0; padding: 0; }
+#colophon p { margin: .15rem 0; font-size: .82rem; color: var(--quiet); }
+.badge { padding: .55rem .8rem; border: 1px solid var(--warn-line); background: var(--warn);
+  border-radius: 4px; }
+.prose ul { margin: .4rem 0 .4rem 1.1rem; list-style: disc; }
+.heading h2 { margin: .3rem 0 0; font-size: .95rem; font-weight: 600; }
+.lead-in p { margin: 0; color: var(--quiet); max-width: 80ch; }
+.quiet { margin: 0; color: var(--quiet) !important; font-size: .88rem; }
+
+.notice { border: 1px solid var(--warn-line) !important; background: var(--warn) !important; }
+.notice > *, .notice .block { background: transparent !important; border: 0 !important; }
+.notice .styler { background: transparent !important; gap: 0 !important; padding: .7rem .8rem; }
+.notice p { margin: 0 0 .35rem; }
+.notice dl { display: grid; grid-template-columns: auto 1fr; gap: .15rem .8rem;
+  margin: 0 0 .6rem; font-size: .9rem; }
+.notice dt { font-weight: 600; color: var(--ink); } .notice dd { margin: 0; color: var(--ink); }
+.notice button.suggestion { white-space: normal; text-align: left; }
+.seed-row, .compare-dials { align-items: end; }
+.seed-row, .actions { flex-wrap: nowrap !important; }
+button[role=tab].selected { color: var(--accent) !important; }
+button[role=tab].selected::after { background: var(--accent) !important; }
+#dice, #compare-dice { height: 2.65rem; }
+
+.glass { position: relative; display: grid; place-items: center; aspect-ratio: 1; width: 100%;
+  overflow: hidden; background: var(--glass); border-radius: 4px; }
+.glass video { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+.glass p { color: #b5aa98 !important; margin: 0; }
+.screen .glass { max-width: 512px; margin: 0 auto; }
+.screen.empty .glass { align-content: center; gap: 1rem; }
+.ghost { width: 6rem; fill: #e8793f; shape-rendering: crispEdges; }
+.links { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; justify-content: center;
+  padding-top: .5rem; font-size: .9rem; }
+
+.strip { border: 1px solid var(--line); background: var(--panel); border-radius: 4px;
+  overflow: hidden; min-height: 3.1rem; display: flex; flex-direction: column; }
+.strip-text { display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: .55rem .8rem .45rem;
+  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.strip-text span { color: var(--quiet); }
+.strip-bar { margin-top: auto; height: 4px; background: var(--line); }
+.strip-bar i { display: block; height: 100%; background: var(--accent); transition: width .2s; }
+.strip.idle .strip-bar, .strip.refused .strip-bar { display: none; }
+.strip.idle .strip-text, .strip.refused .strip-text { padding: .75rem .8rem; }
+.strip.refused { border-color: #c0392b; }
+.strip.refused .strip-text { color: #b3261e; font-weight: 600; }
+.dark .strip.refused .strip-text { color: #ff9c8f; }
+
+.shelf { display: grid; gap: .4rem; }
+.shelf button { display: flex; gap: .7rem; align-items: center; width: 100%; padding: .4rem;
+  text-align: left; border: 1px solid var(--line); border-radius: 4px; background: var(--panel);
+  color: var(--ink); cursor: pointer; }
+.shelf button:hover { border-color: var(--accent); }
+.shelf video { flex: none; width: 56px; height: 56px; image-rendering: pixelated;
+  border-radius: 3px; background: var(--glass); object-fit: contain; }
+.shelf span { display: grid; min-width: 0; }
+.shelf b { font-weight: 600; overflow-wrap: anywhere; display: -webkit-box;
+  -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
+.shelf em { font-style: normal; font-weight: 400; font-size: .82rem;
+  color: var(--quiet); overflow-wrap: anywhere; }
+
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
+.tile { margin: 0; min-width: 0; }
+.tile figcaption { padding-bottom: .3rem; min-height: 1.9rem; }
+.cost { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .8rem;
+  padding-top: .35rem; font-variant-numeric: tabular-nums; font-size: .9rem; }
+.cost span:first-child { font-weight: 700; }
+.bar { display: block; height: 4px; background: var(--accent); margin-top: .25rem; }
+.tiles-empty { padding: 2.5rem 1rem; text-align: center; color: var(--quiet);
+  border: 1px dashed var(--line); border-radius: 4px; }
+.transport { display: flex; gap: .5rem; align-items: center; justify-content: center;
+  padding-top: .9rem; }
+.transport button { display: grid; place-items: center; padding: 0; font-size: .9rem;
+  width: 2.75rem; height: 2.75rem; border: 1px solid var(--line);
+  border-radius: 4px; background: var(--panel); color: var(--ink); cursor: pointer; }
+.transport button:hover { border-color: var(--accent); }
+.counter { color: var(--quiet); min-width: 7.5em; font-variant-numeric: tabular-nums; }
+
+@media (max-width: 640px) {
+  .gradio-container { padding: 0 .5rem !important; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
+  .tile figcaption { font-size: .85rem; }
+}
+"""

@@ -1,0 +1,43 @@
+"""Serve the page on the fake engine, as `app.py` serves it on the real one."""
+
+import argparse
+import time
+from pathlib import Path
+
+from demo.engine import Engine
+from demo.page import build_page, launch_options
+from demo.session import Generate
+from demo.shelf import Shelf
+from demo.studio import Studio
+from tests.fake_engine import CONTENDERS, MODELS, FakeEngine
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--seconds-per-step", type=float, default=0.2)
+    parser.add_argument("--seconds-to-load", type=float, default=0.0)
+    args = parser.parse_args()
+    args.data_dir.mkdir(parents=True, exist_ok=True)
+    fake = FakeEngine(args.seconds_per_step, args.data_dir / "engine.log")
+
+    def load(name: str) -> Generate:
+        time.sleep(args.seconds_to_load)
+        return fake.generate
+
+    engine = Engine(load, MODELS)
+    studio = Studio(
+        models=MODELS,
+        default_model="fake-student",
+        contenders=CONTENDERS,
+        generate=engine.generate,
+        readiness=engine.readiness,
+        shelf=Shelf(args.data_dir / "clips"),
+    )
+    build_page(studio).launch(server_port=args.port, **launch_options(studio))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+import logging
+import threading
+
+import pytest
+
+from demo.engine import Engine, EngineError
+from demo.session import Request
+from fake_engine import FakeEngine
+
+REQUEST = Request(model="fake-student", prompt="a star", steps=3, guidance=1.0, seed=0)
+
+
+@pytest.fixture
+def fake():
+    return FakeEngine(seconds_per_step=0.001)
+
+
+def test_updates_count_the_steps_and_end_with_the_clip(fake, tmp_path):
+    engine = Engine(lambda name: fake.generate, ["fake-student"])
+
+    updates = list(engine.generate(REQUEST, tmp_path / "clip.mp4"))
+
+    assert [u.step for u in updates if u.stage == "denoise"] == [1, 2, 3]
+    assert updates[-1].clip.path.stat().st_size > 0
+
+
+def test_closing_the_updates_ends_the_computation_within_a_step(fake, tmp_path):
+    engine = Engine(lambda name: fake.generate, ["fake-student"])
+    updates = engine.generate(REQUEST, tmp_path / "clip.mp4")
+    while next(updates).step < 1:
+        pass
+
+    updates.close()
+
+    assert fake.log == ["begin 3", "step 1", "stopped"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_request_waits_for_its_model_and_says_so(fake, tmp_path):
+    loaded = threading.Event()
+
+    def load(name):
+        loaded.wait()
+        return fake.generate
+
+    engine = Engine(load, ["fake-student"])
+    updates = engine.generate(REQUEST, tmp_path / "clip.mp4")
+
+    assert engine.readiness("fake-student") == "loading"
+    assert next(updates).stage == "load"
+    loaded.set()
+    assert list(updates)[-1].stage == "done"
+    assert engine.readiness("fake-student") == "ready"
+
+
+def test_a_model_that_does_not_load_is_an_error_for_visitors(tmp_path, caplog):
+    def load(name):
+        raise FileNotFoundError("/secret/path")
+
+    engine = Engine(load, ["fake-student"])
+
+    with pytest.raises(EngineError, match="did not load") as failure:
+        list(engine.generate(REQUEST, tmp_path / "clip.mp4"))
+    assert "/secret" not in str(failure.value)
+    assert engine.readiness("fake-student") == "failed"
+
+
+def test_a_failed_computation_tells_neither_page_nor_log_the_prompt(fake, tmp_path, caplog):
+    engine = Engine(lambda name: fake.generate, ["fake-student"])
+    request = Request(model="fake-student", prompt="explode now", steps=1, guidance=1.0, seed=0)
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(EngineError) as failure:
+        list(engine.generate(request, tmp_path / "clip.mp4"))
+
+    assert "RuntimeError" in str(failure.value)
+    assert "explode" not in str(failure.value) + caplog.text
+    assert "/etc/secret" not in str(failure.value) + caplog.text

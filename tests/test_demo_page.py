@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+
+from demo.compare_tab import lay_tiles, read_comparison
+from demo.history import KEPT, remember, show_history
+from demo.markup import escape
+from demo.player import show_screen, show_tiles
+from demo.session import Clip, Update
+from demo.shelf import Shelf
+from demo.status import StepClock, show_done, show_update
+from demo.studio import Studio
+from fake_engine import CONTENDERS, MODELS, FakeEngine
+
+
+def make_clip(prompt: str = "a star", total: float = 1.0, seed: int = 0) -> Clip:
+    return Clip(
+        path=Path("/clips/one.mp4"),
+        seconds={"text": 0.01, "steps": 0.5, "decode": 0.2, "encode": 0.1, "total": total},
+        unet_calls=4,
+        frames=16,
+        fps=8,
+        recipe={"model": "m", "prompt": prompt, "seed": seed, "steps": 4, "guidance": 7.5},
+    )
+
+
+@pytest.fixture
+def studio(tmp_path):
+    fake = FakeEngine(seconds_per_step=0)
+    return Studio(
+        models=MODELS,
+        default_model="fake-student",
+        contenders=CONTENDERS,
+        generate=fake.generate,
+        readiness=lambda name: "ready",
+        shelf=Shelf(tmp_path),
+    )
+
+
+def test_markup_of_a_prompt_is_shown_literally():
+    hostile = "<script>alert(1)</script> \"'{{x}} ${y} `z`"
+
+    for page in (
+        escape(hostile),
+        show_screen(make_clip(hostile)),
+        show_history([make_clip(hostile)]),
+        show_tiles(lay_tiles(CONTENDERS, [make_clip(hostile)])),
+    ):
+        assert "<script" not in page
+        assert not set(escape(hostile)) & set("{}$`<>\"'")
+        assert "${" not in page and "{{" not in page
+
+
+def test_the_clock_foretells_the_rest_from_the_pace_of_the_steps():
+    clock = StepClock()
+
+    def denoise(step: int, seconds: float) -> Update:
+        return Update(stage="denoise", step=step, steps=10, seconds=seconds)
+
+    assert clock.remaining(Update(stage="text")) is None
+    assert clock.remaining(denoise(0, 1.0)) is None
+    assert clock.remaining(denoise(1, 1.5)) == pytest.approx(4.5)
+    assert clock.remaining(denoise(4, 3.0)) == pytest.approx(3.0)
+
+
+def test_the_strip_says_step_k_of_n_and_the_timing_line_every_stage():
+    running = show_update(Update(stage="denoise", step=2, steps=4, seconds=0.5), 0.5)
+    done = show_done(make_clip())
+
+    assert "step 2 of 4" in running and "about 0.5 s" in running
+    assert "text 10 ms · steps 500 ms · decode 200 ms · encode 100 ms · total 1.0 s" in done
+
+
+def test_every_contender_gets_the_same_prompt_and_seed(studio):
+    requests = read_comparison(studio, "a red star", None)
+
+    assert [request.model for request in requests] == [row.model for row in CONTENDERS]
+    assert [request.steps for request in requests] == [row.steps for row in CONTENDERS]
+    assert len({(request.prompt, request.seed) for request in requests}) == 1
+
+
+def test_contenders_without_a_clip_wait_in_their_place():
+    tiles = lay_tiles(CONTENDERS, [make_clip()])
+
+    assert [tile.note for tile in tiles] == ["", "computing", "waiting"]
+    assert [tile.title for tile in tiles] == [row.title for row in CONTENDERS]
+
+
+def test_the_history_keeps_the_newest_first_and_ends():
+    clips: list[Clip] = []
+    for seed in range(KEPT + 3):
+        clips = remember(clips, make_clip(seed=seed))
+
+    assert len(clips) == KEPT
+    assert clips[0].recipe["seed"] == KEPT + 2
+
+
+def test_the_shelf_forgets_the_oldest_clips(tmp_path):
+    shelf = Shelf(tmp_path, keep=3)
+    for _ in range(5):
+        shelf.new_path().write_bytes(b"clip")
+
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_closed_run_stops_the_engine_and_leaves_no_file(studio, tmp_path):
+    [_, _, request] = read_comparison(studio, "a star", 0)
+    shown = studio.run(request, lambda update: update.stage)
+    assert [next(shown), next(shown)] == ["text", "denoise"]
+
+    shown.close()
+
+    assert list(tmp_path.iterdir()) == []
