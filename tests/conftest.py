@@ -1,22 +1,23 @@
 """Tiny random models: every path of the library in seconds, without a download."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from golden import Golden
 from turbo.card import ModelCard
 from turbo.pipeline import VideoPipeline
 from turbo.schedule import NoiseSchedule
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
+
+pytest_plugins = ["browser"]
 
 TINY_UNET = {
     "block_out_channels": (16, 32),
@@ -156,26 +157,9 @@ def tiny_teacher(teacher_card, tiny_unet, tiny_vae, tiny_text_encoder) -> VideoP
     return VideoPipeline(teacher_card, tiny_unet, tiny_vae, tiny_text_encoder, schedule)
 
 
-class Golden:
-    """Tensors recorded from the published implementation, by file and name."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = safe_open(path, framework="pt")
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.file.get_tensor(name)
-
-    def metadata(self, name: str) -> dict:
-        return json.loads(self.file.metadata()[name])
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        names = [name for name in self.file.keys() if name.startswith("sd/")]
-        return {name.removeprefix("sd/"): self[name].float() for name in names}
-
-
 @pytest.fixture
 def golden():
-    """Open a file of recorded tensors, or skip where they are not at hand."""
+    """Open a file recorded from the published implementation, or skip where there is none."""
     beside = Path(__file__).parents[2] / "shared" / "parity"
     folder = Path(os.environ.get("T2V_PARITY_DIR", beside))
 
