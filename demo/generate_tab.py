@@ -99,28 +99,30 @@ def _lay_out_dials(studio: Studio) -> Dials:
     return Dials(prompt, notice, model, steps, guidance, seed, dice, run, stop)
 
 
-def dial_sliders(info: ModelInfo) -> tuple[gr.Slider, gr.Slider]:
-    """Return the steps and guidance sliders with the ranges and defaults of the model."""
-    steps = gr.Slider(
+def dial_sliders(
+    info: ModelInfo, steps: int | None = None, guidance: float | None = None
+) -> tuple[gr.Slider, gr.Slider]:
+    """Return the two sliders with the ranges of the model, at its defaults for None."""
+    steps_slider = gr.Slider(
         info.min_steps,
         info.max_steps,
-        value=info.default_steps,
+        value=info.default_steps if steps is None else steps,
         step=1,
         precision=0,
         label="Steps",
         info=f"{info.default_steps} is this model's usual number",
         elem_id="steps",
     )
-    guidance = gr.Slider(
+    guidance_slider = gr.Slider(
         info.min_guidance,
         info.max_guidance,
-        value=info.default_guidance,
+        value=info.default_guidance if guidance is None else guidance,
         step=0.1,
         label="Guidance",
         info=info.guidance_note,
         elem_id="guidance",
     )
-    return steps, guidance
+    return steps_slider, guidance_slider
 
 
 def _lay_out_results() -> Results:
@@ -216,8 +218,9 @@ def _connect_history(studio: Studio, dials: Dials, results: Results) -> None:
             return {results.status: show_idle("That video is no longer here.")}
         clip = clips[index]
         recipe = clip.recipe
-        steps, guidance = dial_sliders(studio.models[recipe["model"]])
-        steps.value, guidance.value = recipe["steps"], recipe["guidance"]
+        steps, guidance = dial_sliders(
+            studio.models[recipe["model"]], recipe["steps"], recipe["guidance"]
+        )
         return {
             dials.prompt: recipe["prompt"],
             dials.model: recipe["model"],

@@ -220,17 +220,18 @@ def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):
     assert not scrolls_sideways(page)
 
 
-def test_dark_is_dark_and_light_is_light(fake_server, open_page):
+def test_ink_is_light_on_dark_and_dark_on_light(fake_server, open_page):
     def brightness(theme: str) -> int:
         page = open_page(fake_server, theme=theme)
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        colour = page.eval_on_selector("#masthead h1", "e => getComputedStyle(e).color")
         return sum(int(number) for number in re.findall(r"\d+", colour)[:3])
 
-    assert brightness("dark") < 150 < 600 < brightness("light")
+    assert brightness("light") < 150 < 600 < brightness("dark")
 
 
 def test_every_control_has_a_name(fake_server, open_page):
     page = open_page(fake_server)
+    page.get_by_role("button", name="a green circle").wait_for()
     nameless = page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, video')]
         .filter(e => e.offsetParent && !(e.ariaLabel || e.innerText?.trim() || e.title

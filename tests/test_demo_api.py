@@ -78,7 +78,7 @@ def test_what_cannot_be_used_is_refused_in_words(client, fields, message):
 def test_a_lone_surrogate_is_refused_in_words(fake_server):
     """The client cannot send one, a raw request can."""
     address = f"{fake_server.url}/gradio_api/call/generate"
-    body = b'{"data": ["a \\ud800 star"]}'
+    body = b'{"data": ["a \\ud800 star", "fake-student", 4, 7.5, 0]}'
     asked = Request(address, body, {"Content-Type": "application/json"})
     with urlopen(asked) as answer:
         event = json.load(answer)["event_id"]
