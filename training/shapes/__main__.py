@@ -26,7 +26,7 @@ from turbo.models import WEIGHTS
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
-CLIPS = 5000  # encoded per process
+CLIPS = 4000  # encoded per process
 
 
 class Recipe:
@@ -81,7 +81,13 @@ class Recipe:
 
     def all(self) -> None:
         """everything above, in this order"""
-        for stage in (self.vae, self.text, self.teacher, self.student, self.evaluate):
+        for stage in (
+            self.vae,
+            self.text,
+            self.teacher,
+            self.student,
+            self.evaluate,
+        ):
             stage()
 
     @cached_property
@@ -98,11 +104,12 @@ class Recipe:
     @cached_property
     def clips(self) -> EncodedClips:
         """Training clips; every process draws its own."""
-        network = AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
         rank = self.process.process_index
-        return encode_clips(
-            network.eval(), CLIPS, 100 + rank, self.runs / f"clips{rank}.safetensors"
-        )
+        path = self.runs / f"clips{rank}.safetensors"
+        return encode_clips(self._load_vae().eval(), CLIPS, 100 + rank, path)
+
+    def _load_vae(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
 
     def _export(self, network: torch.nn.Module, name: str) -> None:
         if self.process.is_main_process:

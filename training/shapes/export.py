@@ -28,6 +28,9 @@ EXAMPLES = (
 def export_module(network: nn.Module, folder: Path) -> None:
     """Save a diffusers or transformers module in float16, which halves the repository's share."""
     deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a folder of the machine that trained it
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def export_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

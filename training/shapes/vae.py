@@ -15,7 +15,7 @@ from training.shapes.world import draw_example
 
 CHANNELS = 8
 CONFIG = FitConfig(
-    steps=850, learning_rate=2.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=1
+    steps=1500, learning_rate=2.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=1
 )
 BATCH = 32  # frames per process
 KL_WEIGHT = 2e-4  # nats are summed over a latent and averaged over pixels: keeps latents smooth
@@ -48,11 +48,10 @@ def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepReport]:
     """Train in place; yields a report per step."""
 
     def draw_loss(generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(generator.initial_seed())
-        pixels = draw_pixels(rng, BATCH)
+        pixels = draw_pixels(np.random.default_rng(generator.initial_seed()), BATCH)
         posterior = vae.encode(pixels).latent_dist
-        decoded = vae.decode(posterior.sample(generator)).sample
         kl = posterior.kl().mean() / pixels[0].numel()
+        decoded = vae.decode(posterior.sample(generator)).sample
         return l1_loss(decoded, pixels) + 2 * mse_loss(decoded, pixels) + KL_WEIGHT * kl
 
     yield from fit(vae, draw_loss, CONFIG, checkpoint)
