@@ -144,16 +144,15 @@ def teacher_card(tmp_path: Path) -> ModelCard:
 
 
 @pytest.fixture
-def tiny_pipeline(student_card, tiny_vae, tiny_text_encoder) -> VideoPipeline:
+def tiny_pipeline(student_card, tiny_vae, tiny_text_encoder, schedule) -> VideoPipeline:
     """A student."""
     unet = make_unet(time_cond_proj_dim=256)
-    return VideoPipeline(student_card, unet, tiny_vae, tiny_text_encoder, student_card.schedule)
+    return VideoPipeline(student_card, unet, tiny_vae, tiny_text_encoder, schedule)
 
 
 @pytest.fixture
-def tiny_teacher(teacher_card, tiny_unet, tiny_vae, tiny_text_encoder) -> VideoPipeline:
+def tiny_teacher(teacher_card, tiny_unet, tiny_vae, tiny_text_encoder, schedule) -> VideoPipeline:
     """A teacher."""
-    schedule = teacher_card.schedule
     return VideoPipeline(teacher_card, tiny_unet, tiny_vae, tiny_text_encoder, schedule)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from turbo import generate, models
 from turbo.manifest import COLUMNS, Manifest
-from turbo.models import load_card
+from turbo.pipeline import VideoPipeline
 from turbo.video import load_video
 
 
@@ -53,7 +53,7 @@ def test_one_prompt_makes_one_clip_with_its_recipe(tiny_model, tmp_path, capsys)
 
 
 def test_loaded_pipeline_makes_the_frames_of_the_saved_one(tiny_model, tiny_pipeline):
-    loaded = load_card(tiny_model)
+    loaded = VideoPipeline.load(tiny_model)
 
     assert (loaded("a cat").frames == tiny_pipeline("a cat").frames).all()
 
@@ -158,4 +158,4 @@ def test_refusal_names_the_line_of_the_file(tiny_model, tmp_path, capsys):
 
 def test_missing_weights_are_refused_in_words(student_card):
     with pytest.raises(FileNotFoundError, match="Expected the weights of tiny-student in"):
-        load_card(student_card)
+        VideoPipeline.load(student_card)

@@ -3,13 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from turbo.ddim import Spacing
-from turbo.schedule import NoiseSchedule, PredictionType
-
-Role = Literal["teacher", "student"]
-Sampler = Literal["ddim", "consistency"]
+from turbo.options import PredictionType, Role, Sampler, Spacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +31,7 @@ class ModelCard:
     beta_end: float = 0.012  # of the noise schedule
     spacing: Spacing = "leading"  # of DDIM timesteps
     origin_steps: int = 50  # size of the grid a student was distilled on
+    cpu_threads: int | None = None  # a tiny network is quickest on one; None leaves torch's choice
 
     default_steps: int
     min_steps: int = 1
@@ -44,12 +40,6 @@ class ModelCard:
     min_guidance: float
     max_guidance: float
     guidance_kind: str  # one sentence for the page: what the number means here
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.scaled_linear(
-            beta_end=self.beta_end, prediction_type=self.prediction_type
-        )
 
     @property
     def unet_calls_per_step(self) -> int:

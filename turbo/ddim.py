@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -10,11 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from turbo.guidance import Denoiser
+from turbo.options import Spacing
 from turbo.sampling import draw_noise
 from turbo.schedule import Level, NoiseSchedule
 from turbo.types import Latents, Timesteps
-
-Spacing = Literal["leading", "trailing"]
 
 
 def ddim_timesteps(

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 from tqdm import tqdm
 
 from turbo.manifest import Manifest, ManifestRow, sha256_of
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         parser.error("Expected a PROMPT or --prompts FILE, got both or neither.")
+    transformers.utils.logging.disable_progress_bar()  # of loading; ours is of the videos
     try:
         requests = _read_requests(options)
         pipeline = load_pipeline(options.model, "cuda" if torch.cuda.is_available() else "cpu")

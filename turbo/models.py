@@ -1,15 +1,15 @@
-"""The models that can be loaded: a table of cards, and the function that loads one."""
+"""The models that can be loaded: a table of cards, and the function that loads one.
+
+Reading the table takes no time: torch and diffusers are imported by the first load.
+"""
 
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL
+from typing import TYPE_CHECKING, Any
 
 from turbo.card import ModelCard
-from turbo.pipeline import VideoPipeline
-from turbo.text import TextEncoder
-from turbo.unet import VideoUNet
+
+if TYPE_CHECKING:
+    import turbo.pipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -25,6 +25,7 @@ _SHAPES: dict[str, Any] = {
     "prediction_type": "v_prediction",
     "beta_end": 0.02,
     "spacing": "trailing",
+    "cpu_threads": 1,
 }
 
 _CARDS = [
@@ -75,25 +76,13 @@ def find_card(name: str) -> ModelCard:
     return MODELS[name]
 
 
-def load_pipeline(name: str = DEFAULT_MODEL, device: torch.device | str = "cpu") -> VideoPipeline:
+def load_pipeline(name: str = DEFAULT_MODEL, device: str = "cpu") -> "turbo.pipeline.VideoPipeline":
     """Load a model by name, in float32, from local files only."""
     return load_card(find_card(name), device)
 
 
-def load_card(card: ModelCard, device: torch.device | str = "cpu") -> VideoPipeline:
-    """Load the model a card describes."""
-    for part in ("vae", "text_encoder", "tokenizer", card.unet):
-        if not (card.folder / part).is_dir():
-            raise FileNotFoundError(
-                f"Expected the weights of {card.name} in {card.folder}, got no folder {part!r}. "
-                "Train them, or check out the repository with its weights."
-            )
-    local = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-    return VideoPipeline(
-        card,
-        VideoUNet.from_pretrained(card.folder / card.unet, **local),
-        AutoencoderKL.from_pretrained(card.folder / "vae", **local),
-        TextEncoder.load(card.folder / "tokenizer", card.folder / "text_encoder"),
-        card.schedule,
-        weights_sha256=card.weights_sha256(),
-    ).to(device)
+def load_card(card: ModelCard, device: str = "cpu") -> "turbo.pipeline.VideoPipeline":
+    """Load the model a card describes, which need not be in the table."""
+    from turbo.pipeline import VideoPipeline  # brings torch and diffusers: seconds
+
+    return VideoPipeline.load(card, device)

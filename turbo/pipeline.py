@@ -67,6 +67,34 @@ class VideoPipeline:
         self.schedule = schedule
         self.weights_sha256 = weights_sha256
 
+    @classmethod
+    def load(cls, card: ModelCard, device: torch.device | str = "cpu") -> "VideoPipeline":
+        """Load the model a card describes, in float32, from local files only.
+
+        On a CPU this also fixes torch's number of threads where the card gives one: sums split over
+        another number of threads differ in their last bits, and a recipe should make the same
+        frames.
+        """
+        for part in ("vae", "text_encoder", "tokenizer", card.unet):
+            if not (card.folder / part).is_dir():
+                raise FileNotFoundError(
+                    f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. "
+                    "Train them, or check out the repository with its weights."
+                )
+        if card.cpu_threads and torch.device(device).type == "cpu":
+            torch.set_num_threads(card.cpu_threads)
+        local = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        return cls(
+            card,
+            VideoUNet.from_pretrained(card.folder / card.unet, **local),
+            AutoencoderKL.from_pretrained(card.folder / "vae", **local),
+            TextEncoder.load(card.folder / "tokenizer", card.folder / "text_encoder"),
+            NoiseSchedule.scaled_linear(
+                beta_end=card.beta_end, prediction_type=card.prediction_type
+            ),
+            weights_sha256=card.weights_sha256(),
+        ).to(device)
+
     def to(self, device: torch.device | str) -> "VideoPipeline":
         self.unet.to(device)
         self.vae.to(device)

@@ -1,17 +1,16 @@
 """The noise schedule: how much signal and how much noise a latent holds at each timestep."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from turbo.options import PredictionType
 from turbo.types import Latents, Timesteps
 
 Level = Float[Tensor, "B 1 1 1 1"]
-PredictionType = Literal["epsilon", "v_prediction"]
 
 
 @dataclass(frozen=True)

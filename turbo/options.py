@@ -1,0 +1,8 @@
+"""The choices a model card makes. Free of torch, so that the table of models reads at once."""
+
+from typing import Literal
+
+PredictionType = Literal["epsilon", "v_prediction"]  # what a network outputs; turbo/schedule.py
+Role = Literal["teacher", "student"]
+Sampler = Literal["ddim", "consistency"]  # turbo/ddim.py, turbo/sampling.py
+Spacing = Literal["leading", "trailing"]  # of DDIM timesteps; turbo/ddim.py
