@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from demo.engine import Engine
-from demo.page import build_page, launch_options
+from demo.page import build_page, serve_page
 from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
 from demo.shelf import Shelf
 from demo.studio import Studio
@@ -34,9 +34,10 @@ CONTENDERS = [
 def main() -> None:
     """Serve the page until it is interrupted."""
     args = read_flags()
-    studio = open_studio(args.model, args.data_dir)
-    page = build_page(studio)
-    page.launch(server_name=args.host, server_port=args.port, **launch_options(studio))
+    # The default model first.
+    engine = Engine(load_model, sorted(MODELS, key=lambda name: name != args.model))
+    studio = open_studio(engine, args.model, args.data_dir)
+    serve_page(build_page(studio), studio, engine.start, host=args.host, port=args.port)
 
 
 def read_flags() -> argparse.Namespace:
@@ -53,10 +54,8 @@ def read_flags() -> argparse.Namespace:
     return args
 
 
-def open_studio(default_model: str, data_dir: Path) -> Studio:
-    """Gather what the page needs, and start to load the models, the default one first."""
-    names = sorted(MODELS, key=lambda name: name != default_model)
-    engine = Engine(load_model, names)
+def open_studio(engine: Engine, default_model: str, data_dir: Path) -> Studio:
+    """Gather what the page needs."""
     return Studio(
         models={name: describe_model(card) for name, card in MODELS.items()},
         default_model=default_model,

@@ -4,6 +4,7 @@ import logging
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -17,7 +18,7 @@ class EngineError(RuntimeError):
 
 
 class Engine:
-    """Runs requests on models that it loads in the background, once each.
+    """Runs requests on models that it loads in the background, once each, after `start`.
 
     Args:
         load: makes a model ready and returns what generates with it; slow, called in a thread.
@@ -25,10 +26,15 @@ class Engine:
     """
 
     def __init__(self, load: Callable[[str], Generate], names: Iterable[str]) -> None:
+        self._load = load
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-model")
-        self._models: dict[str, Future[Generate]] = {
-            name: self._loader.submit(load, name) for name in names
-        }
+        self._models: dict[str, Future[Generate]] = {name: Future() for name in names}
+
+    def start(self) -> None:
+        """Begin to load, once the page is open: importing torch would hold it up for seconds."""
+        for name, promised in self._models.items():
+            loading = self._loader.submit(self._load, name)
+            loading.add_done_callback(partial(_keep, promised))
 
     def readiness(self, name: str) -> str:
         """Return "loading", "ready" or "failed"."""
@@ -70,3 +76,11 @@ class Engine:
                 f"The computation failed ({type(failure).__name__}). "
                 "Try again, with fewer steps if it repeats."
             ) from failure
+
+
+def _keep(promised: Future[Generate], loaded: Future[Generate]) -> None:
+    """Fulfil a promised model with what was loaded."""
+    if failure := loaded.exception():
+        promised.set_exception(failure)
+    else:
+        promised.set_result(loaded.result())

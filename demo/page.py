@@ -1,5 +1,6 @@
 """The page: title, usage guidelines and the tabs; and how it is served."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -13,7 +14,7 @@ WAITING_LINE = 20  # computations; further visitors are told that the page is bu
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """Lay out the whole page; serve it with `launch_options`."""
+    """Lay out the whole page; `serve_page` serves it."""
     # Clips copied by Gradio go after an hour; ours are kept by the shelf.
     with gr.Blocks(title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(look.HEADER, elem_id="masthead")
@@ -29,8 +30,29 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
+def serve_page(
+    page: gr.Blocks,
+    studio: Studio,
+    when_open: Callable[[], None],
+    *,
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        when_open: called once, as soon as the page can be reached.
+        host, port: None leaves them to Gradio: this machine only, the first free port from 7860.
+    """
+    page.launch(
+        server_name=host, server_port=port, prevent_thread_lock=True, **launch_options(studio)
+    )
+    when_open()
+    page.block_thread()
+
+
 def launch_options(studio: Studio) -> dict[str, Any]:
-    """Return the keyword arguments of `launch` that this page needs."""
+    """Return the keyword arguments of `launch` that keep this page looking well and closed."""
     return {
         "theme": look.build_theme(),
         "css": look.CSS,

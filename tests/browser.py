@@ -85,6 +85,12 @@ def fake_server(serve: Serve) -> Server:
 
 
 @pytest.fixture(scope="session")
+def shapes_server(serve: Serve) -> Server:
+    """The page as a user starts it, on the models of this repository."""
+    return serve("app.py")
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[object]:
     """A running browser."""
     try:

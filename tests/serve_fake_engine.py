@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from demo.engine import Engine
-from demo.page import build_page, launch_options
+from demo.page import build_page, serve_page
 from demo.session import Generate
 from demo.shelf import Shelf
 from demo.studio import Studio
@@ -36,7 +36,7 @@ def main() -> None:
         readiness=engine.readiness,
         shelf=Shelf(args.data_dir / "clips"),
     )
-    build_page(studio).launch(server_port=args.port, **launch_options(studio))
+    serve_page(build_page(studio), studio, engine.start, port=args.port)
 
 
 if __name__ == "__main__":

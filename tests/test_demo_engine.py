@@ -15,8 +15,14 @@ def fake():
     return FakeEngine(seconds_per_step=0.001)
 
 
+def start(load) -> Engine:
+    engine = Engine(load, ["fake-student"])
+    engine.start()
+    return engine
+
+
 def test_updates_count_the_steps_and_end_with_the_clip(fake, tmp_path):
-    engine = Engine(lambda name: fake.generate, ["fake-student"])
+    engine = start(lambda name: fake.generate)
 
     updates = list(engine.generate(REQUEST, tmp_path / "clip.mp4"))
 
@@ -25,7 +31,7 @@ def test_updates_count_the_steps_and_end_with_the_clip(fake, tmp_path):
 
 
 def test_closing_the_updates_ends_the_computation_within_a_step(fake, tmp_path):
-    engine = Engine(lambda name: fake.generate, ["fake-student"])
+    engine = start(lambda name: fake.generate)
     updates = engine.generate(REQUEST, tmp_path / "clip.mp4")
     while next(updates).step < 1:
         pass
@@ -43,7 +49,7 @@ def test_a_request_waits_for_its_model_and_says_so(fake, tmp_path):
         loaded.wait()
         return fake.generate
 
-    engine = Engine(load, ["fake-student"])
+    engine = start(load)
     updates = engine.generate(REQUEST, tmp_path / "clip.mp4")
 
     assert engine.readiness("fake-student") == "loading"
@@ -57,7 +63,7 @@ def test_a_model_that_does_not_load_is_an_error_for_visitors(tmp_path, caplog):
     def load(name):
         raise FileNotFoundError("/secret/path")
 
-    engine = Engine(load, ["fake-student"])
+    engine = start(load)
 
     with pytest.raises(EngineError, match="did not load") as failure:
         list(engine.generate(REQUEST, tmp_path / "clip.mp4"))
@@ -66,7 +72,7 @@ def test_a_model_that_does_not_load_is_an_error_for_visitors(tmp_path, caplog):
 
 
 def test_a_failed_computation_tells_neither_page_nor_log_the_prompt(fake, tmp_path, caplog):
-    engine = Engine(lambda name: fake.generate, ["fake-student"])
+    engine = start(lambda name: fake.generate)
     request = Request(model="fake-student", prompt="explode now", steps=1, guidance=1.0, seed=0)
 
     with caplog.at_level(logging.DEBUG), pytest.raises(EngineError) as failure:

@@ -1,0 +1,45 @@
+"""The page on the real models of this repository, started as a user starts it."""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SECONDS_TO_OPEN = 10  # after the process starts
+
+
+def test_the_page_opens_soon_and_the_model_draws_in_colour(shapes_server, open_page):
+    assert shapes_server.seconds_to_open <= SECONDS_TO_OPEN
+    page = open_page(shapes_server)
+    page.get_by_label("Prompt", exact=True).fill("a red star moving left on a black background")
+
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+    page.get_by_text("Done in").wait_for(timeout=60_000)
+    page.wait_for_function("document.querySelector('#screen video')?.readyState >= 2")
+    red, green, blue = page.evaluate(MEAN_COLOUR)
+    assert red > 1.5 * green and red > 1.5 * blue
+    assert page.get_by_text("This prompt is outside the world").first.is_hidden()
+
+
+def test_teacher_and_student_are_compared(shapes_server, open_page):
+    page = open_page(shapes_server)
+    page.get_by_role("tab", name="Compare").click()
+
+    page.get_by_role("button", name="Compare", exact=True).click()
+
+    page.locator("#compare-status").get_by_text("times as long").wait_for(timeout=120_000)
+    captions = page.locator("#synced-player figure").all_inner_texts()
+    calls = [int(re.search(r"(\d+) network calls", caption)[1]) for caption in captions]
+    assert calls[:3] == [100, 8, 4]
+
+
+MEAN_COLOUR = """() => {
+  const video = document.querySelector('#screen video');
+  const canvas = Object.assign(document.createElement('canvas'), {width: 32, height: 32});
+  const context = canvas.getContext('2d');
+  context.drawImage(video, 0, 0, 32, 32);
+  const pixels = context.getImageData(0, 0, 32, 32).data;
+  return [0, 1, 2].map((k) => pixels.filter((_, i) => i % 4 === k).reduce((a, b) => a + b));
+}"""
