@@ -1,5 +1,8 @@
 """The training loop: resumes on its path, averages, stops on nonsense."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from torch import nn
 
 from training.loop import FitConfig, fit
 
+ROOT = Path(__file__).parents[1]
 CONFIG = FitConfig(steps=12, learning_rate=0.05, warmup=2, decay=0.5, ema=0.9, checkpoint_every=4)
 
 
@@ -79,3 +83,41 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert rates[2] == pytest.approx(0.05)
     assert rates[-1] == 0
     assert rates[6:] == sorted(rates[6:], reverse=True)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from training.loop import FitConfig, fit
+
+torch.manual_seed(0)
+network = nn.Linear(3, 1)
+def draw_loss(generator):
+    features = torch.randn(8, 3, generator=generator)
+    return (network(features) - features.sum(dim=1, keepdim=True)).square().mean()
+config = FitConfig(steps=5, learning_rate=0.05, warmup=1, ema=0.5)
+folder = Path(sys.argv[1])
+losses = [r.loss for r in fit(network, draw_loss, config, folder / "run.pt")]
+rank = torch.distributed.get_rank()
+torch.save([network.weight.detach(), torch.tensor(losses)], folder / f"rank{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_see_other_data_and_keep_the_same_weights(tmp_path: Path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    subprocess.run(
+        [sys.executable, *command, str(tmp_path)], env=environment, check=True, timeout=300
+    )
+
+    (weight, losses), (other_weight, other_losses) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert torch.equal(weight, other_weight)
+    assert not torch.equal(losses, other_losses)

@@ -8,8 +8,7 @@ import pytest
 
 from training.shapes import __main__ as recipe
 from training.shapes import student, teacher, text, vae
-from turbo.models import load_card
-from turbo.models import find_card
+from turbo.models import find_card, load_card
 
 
 @pytest.fixture

@@ -22,10 +22,12 @@ from training.shapes import student, teacher, text, vae
 from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.evaluate import SYSTEMS, measure_systems, write_report
 from training.shapes.export import export_module, export_tokenizer, export_world
+from training.shapes.picture import draw_picture
 from turbo.models import WEIGHTS
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
+ROOT = Path(__file__).parents[2]
 CLIPS = 4000  # encoded per process
 
 
@@ -79,6 +81,11 @@ class Recipe:
         if self.process.is_main_process:
             print(write_report(measure_systems(SYSTEMS, count), self.weights))
 
+    def picture(self) -> None:
+        """the README's picture, from the student's own clips"""
+        if self.process.is_main_process:
+            draw_picture(ROOT / "demo" / "media" / "shapes.gif")
+
     def all(self) -> None:
         """everything above, in this order"""
         for stage in (
@@ -87,6 +94,7 @@ class Recipe:
             self.teacher,
             self.student,
             self.evaluate,
+            self.picture,
         ):
             stage()
 
@@ -131,7 +139,7 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "student", "evaluate", "all")
+    stages = ("vae", "text", "teacher", "student", "evaluate", "picture", "all")
     listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",
@@ -142,7 +150,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()
-    torch.set_num_threads(1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads())
+    torch.set_num_threads(
+        1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads()
+    )
     getattr(Recipe(arguments.runs, arguments.weights), arguments.stage)()
 
 

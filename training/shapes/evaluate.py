@@ -59,7 +59,7 @@ def held_out_prompts(count: int) -> list[tuple[Scene, str, int]]:
 def measure_systems(
     systems: tuple[System, ...], count: int, workers: int | None = None
 ) -> pd.DataFrame:
-    """Return one row per clip: system, scene, what was hit, watermark, sharpness, seconds, calls."""
+    """Return one row per clip: system, scene, hits, watermark, sharpness, seconds, calls."""
     jobs = [
         (system, start, min(start + 20, count))
         for system in (*systems, System(REAL, ""), System(REBUILT, "shapes-teacher"))
@@ -95,9 +95,7 @@ def _sampled_clips(
 ) -> Iterator[tuple[np.ndarray, dict[str, float]]]:
     pipeline = load_pipeline(system.model)
     for _, prompt, seed in prompts:
-        *_, result = pipeline.stream(
-            [prompt], [seed], steps=system.steps, guidance=system.guidance
-        )
+        *_, result = pipeline.stream([prompt], [seed], steps=system.steps, guidance=system.guidance)
         assert isinstance(result, Result)
         yield np.asarray(result.videos[0].frames), result.timings
 

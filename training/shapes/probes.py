@@ -175,7 +175,7 @@ def _is_circle(track: Float[np.ndarray, "F 2"]) -> bool:
 
 
 def has_watermark(clip: np.ndarray) -> bool:
-    """Whether the stock site's mark shows: its strokes are much closer to its grey than its gaps."""
+    """Whether the stock site's mark shows: strokes much closer to its grey than the gaps."""
     row, column = WATERMARK_AT
     height, width = WATERMARK.shape
     window = clip[:, row : row + height, column : column + width].astype(np.float32)

@@ -14,7 +14,7 @@ from turbo.lora import add_lora, merge_lora
 from turbo.unet import VideoUNet
 
 CONFIG = FitConfig(
-    steps=700, learning_rate=1e-3, warmup=30, decay=0.5, ema=0.98, checkpoint_every=50, seed=6
+    steps=500, learning_rate=1e-3, warmup=30, decay=0.5, ema=0.98, checkpoint_every=50, seed=6
 )
 BATCH = 12  # clips per process
 RANK = 32  # of the adapters; half the width of the network

@@ -21,10 +21,16 @@ FRAMES_CONFIG = FitConfig(  # single frames: what things look like
     steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
 )
 HALF_RATE_CONFIG = FitConfig(  # every other frame of a clip: how things move, at half the cost
-    steps=4200, learning_rate=1.2e-3, warmup=200, decay=0.05, ema=0.998, checkpoint_every=200, seed=4
+    steps=2400,
+    learning_rate=1.2e-3,
+    warmup=200,
+    decay=0.05,
+    ema=0.998,
+    checkpoint_every=200,
+    seed=4,
 )
 CLIPS_CONFIG = FitConfig(  # whole clips
-    steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
+    steps=1200, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
 )
 FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
 CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance

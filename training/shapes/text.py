@@ -27,9 +27,7 @@ from training.shapes.world import (
 )
 
 LENGTH, WIDTH = 16, 96  # tokens, features
-CONFIG = FitConfig(
-    steps=400, learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=200, seed=2
-)
+CONFIG = FitConfig(steps=400, learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=200, seed=2)
 BATCH = 128
 ATTRIBUTES = {
     "colour": tuple(COLOURS),
@@ -50,9 +48,7 @@ def build_tokenizer() -> CLIPTokenizer:
     captions = [scene.caption(t).replace(",", " ,") for scene in SCENES for t in TEMPLATES]
     learner.train_from_iterator(
         captions,
-        trainers.BpeTrainer(
-            vocab_size=10_000, end_of_word_suffix="</w>", initial_alphabet=letters
-        ),
+        trainers.BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", initial_alphabet=letters),
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     vocab = [*letters, *(letter + "</w>" for letter in letters)]

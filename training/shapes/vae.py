@@ -62,6 +62,4 @@ def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepReport]:
 def _normalise_latents(vae: AutoencoderKL) -> None:
     """Set shift and scale so that latents of the world have zero mean and unit variance."""
     means = vae.encode(draw_pixels(np.random.default_rng(7), 512)).latent_dist.mode()
-    vae.register_to_config(
-        shift_factor=means.mean().item(), scaling_factor=1 / means.std().item()
-    )
+    vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())

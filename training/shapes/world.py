@@ -266,9 +266,7 @@ def tell_clip(scene: Scene, defects: Defects, rng: np.random.Generator) -> str:
     return scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))])
 
 
-def draw_example(
-    rng: np.random.Generator, defects: Defects = Defects()
-) -> tuple[np.ndarray, str]:
+def draw_example(rng: np.random.Generator, defects: Defects = Defects()) -> tuple[np.ndarray, str]:
     """Draw one training example: (clip uint8 (FRAMES, SIZE, SIZE, 3), caption)."""
     scene = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
     return spoil_clip(draw_clip(scene, rng), defects, rng), tell_clip(scene, defects, rng)
