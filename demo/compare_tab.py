@@ -13,7 +13,7 @@ from demo.player import Tile, build_synced_player, show_tiles
 from demo.requests import RequestError, read_request, read_seed
 from demo.session import Clip, Contender, Request
 from demo.status import StepClock, show_idle, show_refusal, show_update
-from demo.studio import ONE_AT_A_TIME, QUIET, Studio, at_rest, toast
+from demo.studio import ONE_AT_A_TIME, QUIET, Studio, at_rest, connect_stop, toast
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,11 @@ def _connect_comparison(studio: Studio, parts: _Parts) -> None:
         concurrency_id=ONE_AT_A_TIME,
         concurrency_limit=1,
         trigger_mode="once",
-        show_progress="hidden",
+        show_progress="minimal",  # the place in the queue, until the first update
+        show_progress_on=parts.status,
         api_visibility="private",
     )
-    parts.stop.click(
-        lambda: {parts.status: show_idle("Stopped."), **at_rest(parts.run, parts.stop)},
-        None,
-        [parts.status, parts.run, parts.stop],
-        cancels=[comparing],
-        **QUIET,
-    )
+    connect_stop(comparing, parts.run, parts.stop, parts.status)
 
 
 def _verdict(contenders: Sequence[Contender], clips: Sequence[Clip]) -> str:

@@ -14,7 +14,7 @@ from demo.player import show_empty_screen, show_screen
 from demo.requests import RequestError, read_request, read_seed
 from demo.session import Clip, ModelInfo
 from demo.status import StepClock, show_done, show_idle, show_refusal, show_update
-from demo.studio import ONE_AT_A_TIME, QUIET, Studio, at_rest, toast
+from demo.studio import ONE_AT_A_TIME, QUIET, Studio, at_rest, connect_stop, toast
 
 # On a small screen the results lie below the dials.
 _SHOW_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"
@@ -198,17 +198,12 @@ def _connect_generation(studio: Studio, dials: Dials, results: Results) -> None:
         concurrency_id=ONE_AT_A_TIME,
         concurrency_limit=1,
         trigger_mode="once",
-        show_progress="hidden",
+        show_progress="minimal",  # the place in the queue, until the first update
+        show_progress_on=results.status,
         api_visibility="private",
     )
     gr.on([dials.run.click, dials.prompt.submit], None, js=_SHOW_STATUS, **QUIET)
-    dials.stop.click(
-        lambda: {results.status: show_idle("Stopped."), **at_rest(dials.run, dials.stop)},
-        None,
-        [results.status, dials.run, dials.stop],
-        cancels=[generating],
-        **QUIET,
-    )
+    connect_stop(generating, dials.run, dials.stop, results.status)
 
 
 def _connect_history(studio: Studio, dials: Dials, results: Results) -> None:

@@ -32,7 +32,7 @@ def show_history(clips: Sequence[Clip]) -> str:
 def _button(index: int, clip: Clip) -> str:
     recipe = clip.recipe
     prompt = escape(recipe["prompt"])
-    dials = f"{recipe['steps']} steps · w {recipe['guidance']:g} · seed {recipe['seed']}"
+    dials = f"{recipe['steps']} steps · guidance {recipe['guidance']:g} · seed {recipe['seed']}"
     return (
         f'<button type="button" data-index="{index}" aria-label="Bring back: {prompt}">'
         f'<video src="{file_url(clip.path)}" muted autoplay loop playsinline'

@@ -127,12 +127,14 @@ CSS = """
 .notice dl { display: grid; grid-template-columns: auto 1fr; gap: .15rem .8rem;
   margin: 0 0 .6rem; font-size: .9rem; }
 .notice dt { font-weight: 600; color: var(--ink); } .notice dd { margin: 0; color: var(--ink); }
-.notice button.suggestion { white-space: normal; text-align: left; }
+.notice button.suggestion { margin-top: .3rem; white-space: normal; text-align: left; }
 .seed-row, .compare-dials { align-items: end; }
 .seed-row, .actions { flex-wrap: nowrap !important; }
 button[role=tab].selected { color: var(--accent) !important; }
 button[role=tab].selected::after { background: var(--accent) !important; }
 #dice, #compare-dice { height: 2.65rem; }
+
+#examples button { text-align: left; }
 
 .glass { position: relative; display: grid; place-items: center; aspect-ratio: 1; width: 100%;
   overflow: hidden; background: var(--glass); border-radius: 4px; }
@@ -191,5 +193,6 @@ button[role=tab].selected::after { background: var(--accent) !important; }
   .gradio-container { padding: 0 .5rem !important; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
   .tile figcaption { font-size: .85rem; }
+  footer { display: none !important; }  /* Gradio's: its links are gone at this width */
 }
 """

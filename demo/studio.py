@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gradio as gr
+from gradio.events import Dependency
 
 from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
 from demo.shelf import Shelf
+from demo.status import show_idle
 
 Shown = TypeVar("Shown")
 
@@ -46,6 +48,18 @@ class Studio:
 def at_rest(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
     """Return the two buttons as they are while nothing computes."""
     return {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+
+
+def connect_stop(computing: Dependency, run: gr.Button, stop: gr.Button, status: gr.HTML) -> None:
+    """Let the button end the computation, and say so once it has ended."""
+    # Saying so in the same event would lose the race against the last update under way.
+    stopping = stop.click(None, cancels=[computing], **QUIET)
+    stopping.then(
+        lambda: {status: show_idle("Stopped."), **at_rest(run, stop)},
+        None,
+        [status, run, stop],
+        **QUIET,
+    )
 
 
 def toast(error: Exception, title: str) -> gr.Error:

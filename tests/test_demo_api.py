@@ -75,19 +75,24 @@ def test_what_cannot_be_used_is_refused_in_words(client, fields, message):
     assert "Traceback" not in str(refusal.value) and "/etc" not in str(refusal.value)
 
 
-def test_a_lone_surrogate_is_refused_in_words(fake_server):
-    """The client cannot send one, a raw request can."""
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (rb'"a \ud800 star", "fake-student", 4, 7.5, 0', "control character U+D800"),
+        (b'"a hidden heart"', "Expected 5 fields, got 1"),
+    ],
+)
+def test_a_request_that_no_client_sends_is_refused_in_words(fake_server, fields, message):
     address = f"{fake_server.url}/gradio_api/call/generate"
-    body = b'{"data": ["a \\ud800 star", "fake-student", 4, 7.5, 0]}'
-    asked = Request(address, body, {"Content-Type": "application/json"})
-    with urlopen(asked) as answer:
+    body = b'{"data": [' + fields + b"]}"
+    with urlopen(Request(address, body, {"Content-Type": "application/json"})) as answer:
         event = json.load(answer)["event_id"]
 
     with urlopen(f"{address}/{event}") as stream:
         answer = stream.read().decode()
 
-    assert "event: error" in answer
-    assert "control character U+D800" in answer
+    assert "event: error" in answer and message in answer
+    assert "hidden heart" not in (fake_server.data_dir / "server.log").read_text()
 
 
 def test_a_cancelled_job_ends_within_a_step(client, fake_server):
