@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
@@ -27,7 +28,7 @@ EXAMPLES = (
 
 def export_module(network: nn.Module, folder: Path) -> None:
     """Save a diffusers or transformers module in float16, which halves the repository's share."""
-    deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
+    deepcopy(network).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
     config.pop("_name_or_path", None)  # a folder of the machine that trained it
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

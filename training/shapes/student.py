@@ -19,7 +19,7 @@ CONFIG = FitConfig(
 BATCH = 12  # clips per process
 RANK = 32  # of the adapters; half the width of the network
 GRID = SolverGrid(50)
-GUIDANCE_RANGE = (1.0, 7.0)  # w in the LCM convention; the teacher is at its best inside it
+GUIDANCE_RANGE = (1.0, 8.0)  # w in the LCM convention; the teacher is at its best inside it
 
 
 def train_student(

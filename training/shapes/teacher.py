@@ -20,7 +20,7 @@ SCHEDULE = NoiseSchedule.scaled_linear(beta_end=0.02, prediction_type="v_predict
 FRAMES_CONFIG = FitConfig(  # single frames: what things look like
     steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
 )
-HALF_RATE_CONFIG = FitConfig(  # every other frame of a clip: how things move, at half the cost
+HALF_RATE_CONFIG = FitConfig(  # every other frame: how things move, at half the cost
     steps=2400,
     learning_rate=1.2e-3,
     warmup=200,
@@ -30,7 +30,7 @@ HALF_RATE_CONFIG = FitConfig(  # every other frame of a clip: how things move, a
     seed=4,
 )
 CLIPS_CONFIG = FitConfig(  # whole clips
-    steps=1200, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
+    steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
 )
 FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
 CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance
