@@ -98,7 +98,9 @@ CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container, .gradio-container p, .gradio-container li { color: var(--ink); }
 .gradio-container a { color: var(--accent) !important; text-decoration: underline; }
-:focus-visible { outline: 2px solid var(--accent) !important; outline-offset: 2px; }
+button:focus-visible, a:focus-visible, input[type=range]:focus-visible,
+input[type=number]:focus-visible, textarea:focus-visible {
+  outline: 2px solid var(--accent) !important; outline-offset: 2px; }
 
 #guidelines-accept { width: fit-content; flex: none; }
 .html-container { padding: 0 !important; }
@@ -158,6 +160,13 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .strip.refused { border-color: #c0392b; }
 .strip.refused .strip-text { color: #b3261e; font-weight: 600; }
 .dark .strip.refused .strip-text { color: #ff9c8f; }
+
+/* Gradio's own place in the queue is welcome over the strip, its mark of an error is not. */
+#status .error, #compare-status .error, .clear-status { display: none !important; }
+#status .wrap, #compare-status .wrap { visibility: visible; opacity: 1; inset: 0; }
+#status .progress-text, #compare-status .progress-text { position: absolute; inset: 0 auto auto 0;
+  transform: none; width: 100%; padding: .75rem .8rem; color: var(--ink); z-index: 40;
+  background: var(--panel); border: 1px solid var(--line); border-radius: 4px; }
 
 .shelf { display: grid; gap: .4rem; }
 .shelf button { display: flex; gap: .7rem; align-items: center; width: 100%; padding: .4rem;

@@ -14,9 +14,9 @@ from turbo.lora import add_lora, merge_lora
 from turbo.unet import VideoUNet
 
 CONFIG = FitConfig(
-    steps=500, learning_rate=1e-3, warmup=30, decay=0.5, ema=0.98, checkpoint_every=50, seed=6
+    steps=600, learning_rate=1e-3, warmup=30, decay=0.5, ema=0.98, checkpoint_every=50, seed=6
 )
-BATCH = 12  # clips per process
+BATCH = 8  # clips per process
 RANK = 32  # of the adapters; half the width of the network
 GRID = SolverGrid(50)
 GUIDANCE_RANGE = (1.0, 8.0)  # w in the LCM convention; the teacher is at its best inside it
