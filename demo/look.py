@@ -163,7 +163,7 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 
 /* Gradio's own place in the queue is welcome over the strip, its mark of an error is not. */
 #status .error, #compare-status .error, .clear-status { display: none !important; }
-#status .wrap, #compare-status .wrap { visibility: visible; opacity: 1; inset: 0; }
+#status .wrap, #compare-status .wrap { inset: 0; }
 #status .progress-text, #compare-status .progress-text { position: absolute; inset: 0 auto auto 0;
   transform: none; width: 100%; padding: .75rem .8rem; color: var(--ink); z-index: 40;
   background: var(--panel); border: 1px solid var(--line); border-radius: 4px; }

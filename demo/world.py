@@ -54,7 +54,7 @@ class World:
             best = max(scores, key=lambda phrase: scores[phrase])
             in_example = (p for p in phrases if _cut(_words(example), _words(p)) is not None)
             chosen[slot] = best if scores[best] > 0 else next(in_example, phrases[0])
-        return self.template.format(**chosen)
+        return re.sub(r"\ba (?=[aeiou])", "an ", self.template.format(**chosen))
 
     def describe(self) -> str:
         """Name what fits in every slot, in one line a slot."""

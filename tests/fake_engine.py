@@ -17,7 +17,7 @@ FRAMES, SIDE, FPS = 16, 64, 8
 WORLD = World.from_json(
     {
         "template": "a {colour} {shape} {motion} {background}",
-        "colours": ["red", "green", "blue", "yellow"],
+        "colours": ["red", "green", "blue", "yellow", "orange"],
         "shapes": ["star", "circle", "square", "heart"],
         "motions": ["moving left", "moving right", "jumping", "standing still"],
         "backgrounds": ["on a black background", "on a white background", "in the desert"],

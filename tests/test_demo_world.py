@@ -49,6 +49,7 @@ def test_the_nearest_prompt_fits(prompt):
         (FITTING, FITTING),
         ("a big red star flying to the left on black", FITTING),
         ("blue hearts, jumping, white background", "a blue heart jumping on a white background"),
+        ("orange heart jumping in a desert", "an orange heart jumping in the desert"),
         ("a grene circel in the desert standing", "a green circle standing still in the desert"),
     ],
 )
