@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from training.loop import StepReport
 from training.shapes import student, teacher, text, vae
@@ -119,7 +119,7 @@ class Recipe:
     def _load_vae(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
 
-    def _export(self, network: torch.nn.Module, name: str) -> None:
+    def _export(self, network: ModelMixin | PreTrainedModel, name: str) -> None:
         if self.process.is_main_process:
             export_module(network, self.weights / name)
         self.process.wait_for_everyone()

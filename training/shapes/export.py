@@ -5,8 +5,8 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import CLIPTokenizer
+from diffusers import ModelMixin
+from transformers import CLIPTokenizer, PreTrainedModel
 
 from training.shapes.world import BACKGROUNDS, COLOURS, MOTIONS, SPRITES
 
@@ -26,7 +26,7 @@ EXAMPLES = (
 )
 
 
-def export_module(network: nn.Module, folder: Path) -> None:
+def export_module(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
     """Save a diffusers or transformers module in float16, which halves the repository's share."""
     deepcopy(network).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
