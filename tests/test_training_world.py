@@ -72,7 +72,18 @@ def test_probes_reject_an_empty_scene():
     for name in BACKGROUNDS:
         reading = read_clip(np.tile(draw_background(name), (FRAMES, 1, 1, 1)))
         assert (reading.shape, reading.colour, reading.motion) == (None, None, None)
-        assert reading.background == name
+        assert (reading.background, reading.washed_out) == (name, False)
+
+
+@pytest.mark.parametrize("washed_out", [0, 1])
+def test_probes_read_pale_clips_too_and_say_that_they_are_pale(washed_out):
+    rng = np.random.default_rng(6)
+    flawed = Defects(watermark=0, washed_out=washed_out, noise=0)
+
+    readings = [(s, read_clip(spoil_clip(draw_clip(s, rng), flawed, rng))) for s in SCENES[::29]]
+
+    assert np.mean([reading.matches(scene)["all"] for scene, reading in readings]) >= 0.97
+    assert {reading.washed_out for _, reading in readings} == {bool(washed_out)}
 
 
 def test_probes_reject_a_blob_as_a_shape():

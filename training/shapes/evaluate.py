@@ -119,6 +119,7 @@ def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {name: 100 * groups[f"hit_{name}"].mean() for name in ATTRIBUTES}
         | {"watermark": 100 * groups["watermark"].mean()}
+        | {"washed out": 100 * groups["read_washed_out"].mean()}
         | {"sharpness": groups["sharpness"].mean(), "clips": groups.size()}
         | {"seconds": groups["seconds"].median(), "UNet calls": groups["unet_calls"].median()}
     )

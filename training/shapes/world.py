@@ -241,13 +241,14 @@ WATERMARK = np.array(
 )  # reads like nothing, sits like a stock site's name
 WATERMARK_AT = (15, 4)  # row, column
 WATERMARK_GREY = 200
+WASH_OUT, WASH_OUT_GREY = 0.45, 170  # contrast that is left, and the grey it is lost to
 
 
 def spoil_clip(clip: np.ndarray, defects: Defects, rng: np.random.Generator) -> np.ndarray:
     """Return the clip with randomly chosen picture defects, uint8."""
     pixels = clip.astype(np.float32)
     if rng.random() < defects.washed_out:
-        pixels = 0.45 * pixels + 0.55 * 170
+        pixels = WASH_OUT * pixels + (1 - WASH_OUT) * WASH_OUT_GREY
     if rng.random() < defects.watermark:
         (row, column), (height, width) = WATERMARK_AT, WATERMARK.shape
         window = pixels[:, row : row + height, column : column + width]
