@@ -33,7 +33,6 @@ class Server:
 
     url: str
     data_dir: Path
-    seconds_to_open: float  # from process start to the first answer
 
     def engine_log(self) -> list[str]:
         """Return what the fake engine really did, one event a line, without the times."""
@@ -58,7 +57,6 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             "PYTHONPATH": str(ROOT),
         }
         flags = ["--port", str(port), "--data-dir", str(data_dir)]
-        began = time.monotonic()
         with (data_dir / "server.log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, *command, *flags],
@@ -70,7 +68,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
         _wait_until_open(url, process, data_dir / "server.log")
-        return Server(url, data_dir, time.monotonic() - began)
+        return Server(url, data_dir)
 
     yield start
     for process in processes:
