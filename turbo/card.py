@@ -30,6 +30,7 @@ class ModelCard:
     prediction_type: PredictionType = "epsilon"
     beta_end: float = 0.012  # of the noise schedule
     spacing: Spacing = "leading"  # of DDIM timesteps
+    eta: float = 0.0  # share of fresh noise in a DDIM step; 1 is VideoCrafter2's own setting
     origin_steps: int = 50  # size of the grid a student was distilled on
     cpu_threads: int | None = None  # a tiny network is quickest on one; None leaves torch's choice
 

@@ -183,7 +183,9 @@ class VideoPipeline:
         prompt_embeds, uncond_embeds = self.text_encoder.encode([request.prompt, ""]).split(1)
         denoiser = bind_guided_unet(self.unet, prompt_embeds, uncond_embeds, scale, fps)
         timesteps = ddim_timesteps(request.steps, spacing=card.spacing).to(device)
-        return sample_ddim(denoiser, self.schedule, noise, timesteps)
+        return sample_ddim(
+            denoiser, self.schedule, noise, timesteps, eta=card.eta, generators=[generator]
+        )
 
     def _empty_latents(self) -> Latents:
         config = self.vae.config
