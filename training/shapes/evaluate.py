@@ -146,12 +146,12 @@ def write_report(rows: pd.DataFrame, folder: Path) -> str:
     classes = {name: tabulate_classes(rows, name) for name in ("shape", "motion")}
     intervals = {name: interval(rows, name).round(2).to_dict("index") for name in ATTRIBUTES}
     content = {
-        "systems": table.round(3).to_dict("index"),
+        "systems": table.round(3).astype(object).where(table.notna(), None).to_dict("index"),
         "intervals": intervals,
         "classes": {name: frame.round(2).to_dict() for name, frame in classes.items()},
     }
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
-    parts = [table.round(1).to_markdown()]
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    parts = [table.round(2).to_markdown(missingval="")]
     parts += [f"{name} by class, %\n\n{t.round(0).to_markdown()}" for name, t in classes.items()]
     text = "\n\n".join(parts) + "\n"
     (folder / "evaluation.md").write_text(text)
