@@ -34,7 +34,8 @@ def train_student(
     """Distil `teacher` into `student` (from `build_student`), in place.
 
     The target is an exponential moving average of the student, as in the paper. With the student
-    itself as target, as in the published code, this small network collapses to one constant clip.
+    itself as target, as in the published code, it collapsed to one constant clip (600 steps at a
+    learning rate of 1e-3).
 
     Args:
         captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
