@@ -22,6 +22,24 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", fixed).strip()
 
 
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]:
+    """Return token ids, cut to the model's length and padded with id 0 after the end token.
+
+    The UNet attends to padding too, so the id matters: OpenCLIP pads with 0, CLIP's own
+    tokenizer with the end token.
+    """
+    ids = tokenizer(
+        [clean_prompt(prompt) for prompt in prompts],
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    ended = (ids == tokenizer.eos_token_id).long().cumsum(dim=1)
+    after_end = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) > 0
+    return ids.masked_fill(after_end, 0)
+
+
 class TextEncoder:
     """A tokenizer and a text tower; every token's embedding conditions the UNet."""
 
@@ -42,21 +60,8 @@ class TextEncoder:
         return self
 
     def tokenize(self, prompts: list[str]) -> Int[Tensor, "B L"]:
-        """Return token ids, cut to the model's length and padded with id 0 after the end token.
-
-        The UNet attends to padding too, so the id matters: OpenCLIP pads with 0, CLIP's own
-        tokenizer with the end token.
-        """
-        ids = self.tokenizer(
-            [clean_prompt(prompt) for prompt in prompts],
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        ).input_ids
-        ended = (ids == self.tokenizer.eos_token_id).long().cumsum(dim=1)
-        after_end = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) > 0
-        return ids.masked_fill(after_end, 0)
+        """Return the token ids of `tokenize`."""
+        return tokenize(self.tokenizer, prompts)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:

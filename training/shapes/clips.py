@@ -21,6 +21,7 @@ from training.shapes.world import (
     spoil_clip,
     tell_clip,
 )
+from turbo.latents import encode_frames
 
 CAPTIONS = tuple(scene.caption(template) for scene in SCENES for template in TEMPLATES)
 CELL = 4  # pixels per latent
@@ -52,10 +53,9 @@ def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> Encod
         clean = draw_clip(scene, rng)
         changed = (clean != draw_background(scene.background)).any(axis=-1)
         sprites.append(reduce(changed, "F (h a) (w b) -> F h w", "max", a=CELL, b=CELL))
-        pixels = torch.from_numpy(spoil_clip(clean, defects, rng)) / 127.5 - 1
-        moments = vae.encode(rearrange(pixels, "F H W C -> F C H W")).latent_dist
-        scaled = (moments.mode() - vae.config.shift_factor) * vae.config.scaling_factor
-        latents.append(rearrange(scaled, "F C h w -> C F h w").half())
+        pixels = torch.from_numpy(spoil_clip(clean, defects, rng)) / 255
+        frames = rearrange(pixels, "F H W C -> 1 F C H W")
+        latents.append(encode_frames(vae, frames)[0].half())
         captions.append(index[tell_clip(scene, defects, rng)])
     clips = EncodedClips(
         torch.stack(latents), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)

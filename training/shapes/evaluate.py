@@ -14,11 +14,12 @@ from einops import rearrange
 from statsmodels.stats.proportion import proportion_confint
 from tqdm import tqdm
 
-from training.shapes.probes import as_clip, has_watermark, read_clip, sharpness
-from training.shapes.world import HELD_OUT_SCENES, TEMPLATES, Scene, draw_clip
+from training.shapes.probes import has_watermark, read_clip, sharpness
+from training.shapes.world import FPS, HELD_OUT_SCENES, TEMPLATES, Scene, draw_clip
 from turbo.latents import decode_latents, encode_frames
 from turbo.models import load_pipeline
 from turbo.pipeline import Result
+from turbo.video import Video
 
 ATTRIBUTES = ("colour", "background", "shape", "motion", "all")
 
@@ -44,16 +45,12 @@ REAL, REBUILT = "real clips", "real clips through the VAE"
 
 def held_out_prompts(count: int) -> list[tuple[Scene, str, int]]:
     """Return (scene, caption, seed) of combinations never trained on, a new wording each round."""
-    return [
-        (
-            HELD_OUT_SCENES[i % len(HELD_OUT_SCENES)],
-            HELD_OUT_SCENES[i % len(HELD_OUT_SCENES)].caption(
-                TEMPLATES[i // len(HELD_OUT_SCENES) % len(TEMPLATES)]
-            ),
-            i,
-        )
-        for i in range(count)
-    ]
+    prompts = []
+    for seed in range(count):
+        wording, index = divmod(seed, len(HELD_OUT_SCENES))
+        scene = HELD_OUT_SCENES[index]
+        prompts.append((scene, scene.caption(TEMPLATES[wording % len(TEMPLATES)]), seed))
+    return prompts
 
 
 def measure_systems(
@@ -109,7 +106,8 @@ def _real_clips(
         if vae is not None:
             frames = rearrange(torch.from_numpy(clip) / 255, "F H W C -> 1 F C H W")
             with torch.inference_mode():
-                clip = as_clip(decode_latents(vae, encode_frames(vae, frames))[0])
+                decoded = decode_latents(vae, encode_frames(vae, frames))
+            clip = Video.from_frames(decoded, FPS).frames
         yield clip, {}
 
 

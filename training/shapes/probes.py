@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 from torch.nn.functional import conv2d
 
 from training.shapes.world import (
@@ -202,12 +201,6 @@ def sharpness(clip: np.ndarray) -> float:
     return float(
         (np.abs(np.diff(pixels, axis=1)).mean() + np.abs(np.diff(pixels, axis=2)).mean()) / 2
     )
-
-
-def as_clip(frames: Tensor) -> np.ndarray:
-    """Turn frames (F, 3, H, W) in [0, 1] into a clip, uint8 (F, H, W, 3)."""
-    pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 assert (FRAMES, SIZE) == (16, 32)  # the thresholds above were set for clips of this size

@@ -13,10 +13,12 @@ from training.loop import FitConfig, StepReport, fit
 from training.shapes.clips import EncodedClips
 from training.shapes.text import WIDTH
 from training.shapes.vae import CHANNELS
+from turbo.models import find_card
 from turbo.schedule import NoiseSchedule
 from turbo.unet import VideoUNet
 
-SCHEDULE = NoiseSchedule.scaled_linear(beta_end=0.02, prediction_type="v_prediction")
+CARD = find_card("shapes-teacher")
+SCHEDULE = NoiseSchedule.scaled_linear(beta_end=CARD.beta_end, prediction_type=CARD.prediction_type)
 FRAMES_CONFIG = FitConfig(  # single frames: what things look like
     steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
 )

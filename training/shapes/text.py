@@ -25,6 +25,7 @@ from training.shapes.world import (
     TEMPLATES,
     TRAIN_SCENES,
 )
+from turbo.text import tokenize
 
 LENGTH, WIDTH = 16, 96  # tokens, features
 CONFIG = FitConfig(steps=400, learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=200, seed=2)
@@ -56,14 +57,6 @@ def build_tokenizer() -> CLIPTokenizer:
     vocab += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: index for index, token in enumerate(dict.fromkeys(vocab))}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=LENGTH)
-
-
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    ids = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
-    ).input_ids
-    after = (ids == tokenizer.eos_token_id).cumsum(dim=1) - (ids == tokenizer.eos_token_id).int()
-    return ids.masked_fill(after > 0, 0)
 
 
 def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
