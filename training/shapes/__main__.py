@@ -66,9 +66,18 @@ class Recipe:
             self._watch(name, reports, config.steps)
         self._export(unet, "teacher")
 
+    def polish(self) -> None:
+        """more whole clips for the teacher, from its exported weights"""
+        unet = self._load_teacher()
+        reports = teacher.train_clips(
+            unet, self.clips, self.captions, self.runs / "polish.pt", teacher.POLISH_CONFIG
+        )
+        self._watch("polish", reports, teacher.POLISH_CONFIG.steps)
+        self._export(unet, "teacher")
+
     def student(self) -> None:
         """the consistency-distilled student (VCM)"""
-        guide = VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
+        guide = self._load_teacher()
         network = student.build_student(guide)
         reports = student.train_student(
             guide, network, self.clips, self.captions, self.runs / "vcm.pt"
@@ -92,6 +101,7 @@ class Recipe:
             self.vae,
             self.text,
             self.teacher,
+            self.polish,
             self.student,
             self.evaluate,
             self.picture,
@@ -119,6 +129,9 @@ class Recipe:
     def _load_vae(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
 
+    def _load_teacher(self) -> VideoUNet:
+        return VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
+
     def _export(self, network: ModelMixin | PreTrainedModel, name: str) -> None:
         if self.process.is_main_process:
             export_module(network, self.weights / name)
@@ -139,7 +152,7 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "student", "evaluate", "picture", "all")
+    stages = ("vae", "text", "teacher", "polish", "student", "evaluate", "picture", "all")
     listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",

@@ -34,6 +34,9 @@ HALF_RATE_CONFIG = FitConfig(  # every other frame: how things move, at half the
 CLIPS_CONFIG = FitConfig(  # whole clips
     steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
 )
+POLISH_CONFIG = FitConfig(  # whole clips again, from the exported weights alone
+    steps=2400, learning_rate=6e-4, warmup=100, decay=0.7, ema=0.999, checkpoint_every=100, seed=7
+)
 FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
 CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance
 SPRITE_WEIGHT = 4.0  # of latents that show the sprite: it is small, but it is the subject
