@@ -139,7 +139,8 @@ class StudyDefinition:
     title: str = ""
     prompts: str = "prompts.txt"  # a text or CSV file, or "evalcrafter"
     raters_per_pair: int = 3
-    same_seed: bool = False  # refuse pairs whose clips have different seeds
+    match_seeds: bool = True  # refuse pairs whose clips tell differing seeds
+    equalise: bool = False  # bring differing clips of a pair to the smaller size, rate and length
     anonymous: bool = False  # anyone may rate; otherwise by invitation
     systems: tuple[System, ...] = ()
     comparisons: tuple[Comparison, ...] = ()

@@ -1,0 +1,256 @@
+"""The tables of a study. What must never happen is forbidden here, not only avoided elsewhere.
+
+study       one row: the frozen definition
+prompt      what systems were asked to show
+clip        one video file of one system and prompt, under an opaque name
+task        a pair of clips that raters are to see: real ones `target` times, checks without limit
+rater       a person, or a simulated one, under a pseudonym
+assignment  one rater's turn at one task: leased, then submitted or expired or returned
+vote        one answer to one question of an assignment; rows are only ever added
+event       everything else that happened: exclusions, refusals, erasures, exports
+
+Times are whole milliseconds since 1970, UTC.
+"""
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite's STRICT tables know few names of types.
+Count = Integer
+Long = BigInteger().with_variant(Integer(), "sqlite")
+Number = Double().with_variant(REAL(), "sqlite")
+Flag = Boolean(create_constraint=False).with_variant(Integer(), "sqlite")
+STRICT = {"sqlite_strict": True}
+
+STATES = ("leased", "submitted", "expired", "returned", "void")
+KINDS = ("real", "gold", "mirror", "identical")
+
+
+def _words(column: str, words: tuple[str, ...]) -> CheckConstraint:
+    listed = ", ".join(f"'{word}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_word")
+
+
+class Base(DeclarativeBase):
+    """Every constraint has a name, so that a migration can drop it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Study(Base):
+    """The one row that says what this database is about. Its definition never changes."""
+
+    __tablename__ = "study"
+    __table_args__ = (CheckConstraint("id = 1", name="only_one"), STRICT)
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    definition: Mapped[str] = mapped_column(Text)  # TOML
+    definition_hash: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[int] = mapped_column(Long)
+    closed_at: Mapped[int | None] = mapped_column(Long)  # no answers after it
+    erasing: Mapped[bool] = mapped_column(Flag, default=False)  # lets votes go, in `erase` alone
+
+
+class PromptRow(Base):
+    """A prompt by its index in the study's list."""
+
+    __tablename__ = "prompt"
+    __table_args__ = (STRICT,)
+
+    prompt_index: Mapped[int] = mapped_column(Count, primary_key=True, autoincrement=False)
+    text: Mapped[str] = mapped_column(Text)  # verbatim: the cluster of the statistics
+    display: Mapped[str] = mapped_column(Text)  # as raters read it
+    category: Mapped[str] = mapped_column(Text)
+
+
+class ClipRow(Base):
+    """A video. `variant` is empty for a system's own, else says how it was spoiled on purpose."""
+
+    __tablename__ = "clip"
+    __table_args__ = (
+        UniqueConstraint("system", "prompt_index", "variant"),
+        _words("status", ("ok", "quarantined")),
+        STRICT,
+    )
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    system: Mapped[str] = mapped_column(Text)
+    prompt_index: Mapped[int] = mapped_column(ForeignKey("prompt.prompt_index"))
+    variant: Mapped[str] = mapped_column(Text, default="")
+    seed: Mapped[int | None] = mapped_column(Long)
+    source_sha256: Mapped[str] = mapped_column(Text)
+    stored_name: Mapped[str] = mapped_column(Text, unique=True)  # inside the media folder
+    sha256: Mapped[str] = mapped_column(Text)
+    width: Mapped[int] = mapped_column(Count)
+    height: Mapped[int] = mapped_column(Count)
+    fps: Mapped[float] = mapped_column(Number)
+    frames: Mapped[int] = mapped_column(Count)
+    bytes: Mapped[int] = mapped_column(Long)
+    status: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text, default="")
+
+
+class Task(Base):
+    """A pair to be judged. Simulated raters have tasks of their own, never those of people."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        UniqueConstraint("comparison", "prompt_index", "kind", "variant", "simulated"),
+        UniqueConstraint("id", "comparison", "simulated"),
+        CheckConstraint("taken >= 0 AND (target IS NULL OR taken <= target)", name="quota"),
+        CheckConstraint("(kind = 'real') = (target IS NOT NULL)", name="only_real_has_quota"),
+        CheckConstraint("gold_answer IS NULL OR gold_answer IN ('a', 'b')", name="gold_word"),
+        _words("kind", KINDS),
+        Index(
+            "ix_task_next",
+            "simulated",
+            "taken",
+            "order_key",
+            sqlite_where=text("kind = 'real' AND taken < target AND NOT withheld"),
+            postgresql_where=text("kind = 'real' AND taken < target AND NOT withheld"),
+        ),
+        STRICT,
+    )
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    comparison: Mapped[str] = mapped_column(Text)
+    prompt_index: Mapped[int] = mapped_column(ForeignKey("prompt.prompt_index"))
+    kind: Mapped[str] = mapped_column(Text)
+    variant: Mapped[str] = mapped_column(Text, default="")  # which of several checks
+    simulated: Mapped[bool] = mapped_column(Flag)
+    clip_a: Mapped[int] = mapped_column(ForeignKey("clip.id"))
+    clip_b: Mapped[int] = mapped_column(ForeignKey("clip.id"))
+    gold_answer: Mapped[str | None] = mapped_column(Text)
+    target: Mapped[int | None] = mapped_column(Count)  # raters wanted
+    taken: Mapped[int] = mapped_column(Count, default=0)  # leased or submitted
+    order_key: Mapped[int] = mapped_column(Long)  # random, or the place in the list
+    withheld: Mapped[bool] = mapped_column(Flag, default=False)  # a clip was reported broken
+
+
+class Rater(Base):
+    """Somebody who answers. The name their provider knows them by is only here as a keyed hash."""
+
+    __tablename__ = "rater"
+    __table_args__ = (
+        UniqueConstraint("provider", "pseudonym"),
+        UniqueConstraint("id", "simulated"),
+        STRICT,
+    )
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    provider: Mapped[str] = mapped_column(Text)
+    pseudonym: Mapped[str] = mapped_column(Text)
+    simulated: Mapped[bool] = mapped_column(Flag)
+    created_at: Mapped[int] = mapped_column(Long)
+    consented_at: Mapped[int | None] = mapped_column(Long)
+    erased_at: Mapped[int | None] = mapped_column(Long)
+
+
+class AssignmentRow(Base):
+    """A rater's turn at a task: at most one ever, and at most two open ones (one ahead)."""
+
+    __tablename__ = "assignment"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["task_id", "comparison", "simulated"],
+            ["task.id", "task.comparison", "task.simulated"],
+            name="fk_assignment_task",
+        ),
+        ForeignKeyConstraint(
+            ["rater_id", "simulated"], ["rater.id", "rater.simulated"], name="fk_assignment_rater"
+        ),
+        UniqueConstraint("task_id", "rater_id"),
+        UniqueConstraint("rater_id", "comparison", "ordinal"),
+        Index(
+            "uq_assignment_open",
+            "rater_id",
+            "slot",
+            unique=True,
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+        Index(
+            "ix_assignment_expiry",
+            "expires_at",
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+        _words("state", STATES),
+        _words("side_a", ("left", "right")),
+        CheckConstraint("slot IN (0, 1)", name="slot_word"),
+        STRICT,
+    )
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    task_id: Mapped[int] = mapped_column(Count)
+    rater_id: Mapped[int] = mapped_column(Count)
+    comparison: Mapped[str] = mapped_column(Text)
+    simulated: Mapped[bool] = mapped_column(Flag)
+    ordinal: Mapped[int] = mapped_column(Count)  # this rater's n-th of this comparison, from 0
+    slot: Mapped[int] = mapped_column(Count)  # 0 or 1 while leased
+    state: Mapped[str] = mapped_column(Text)
+    attempt: Mapped[int] = mapped_column(Count)  # 1, and one more each time it is leased again
+    side_a: Mapped[str] = mapped_column(Text)
+    leased_at: Mapped[int] = mapped_column(Long)
+    expires_at: Mapped[int] = mapped_column(Long)
+    submitted_at: Mapped[int | None] = mapped_column(Long)
+
+
+class Vote(Base):
+    """An answer. A revision is a row of its own, and the last one counts."""
+
+    __tablename__ = "vote"
+    __table_args__ = (
+        UniqueConstraint("assignment_id", "question", "revision"),
+        _words("choice", ("a", "b", "tie", "both_bad")),
+        CheckConstraint("revision >= 0 AND seconds >= 0 AND loops >= 0", name="not_negative"),
+        STRICT,
+    )
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    assignment_id: Mapped[int] = mapped_column(ForeignKey("assignment.id"))
+    question: Mapped[str] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(Count)
+    choice: Mapped[str] = mapped_column(Text)
+    answered_at: Mapped[int] = mapped_column(Long)
+    seconds: Mapped[float] = mapped_column(Number)  # from both clips ready to the answer
+    loops: Mapped[int] = mapped_column(Count)  # complete ones of both clips
+    definition_hash: Mapped[str] = mapped_column(Text)
+
+
+class Event(Base):
+    """Something that happened. Rows are only ever added."""
+
+    __tablename__ = "event"
+    __table_args__ = (CheckConstraint("count > 0", name="counted"), STRICT)
+
+    id: Mapped[int] = mapped_column(Count, primary_key=True)
+    at: Mapped[int] = mapped_column(Long)
+    actor: Mapped[str] = mapped_column(Text)  # rater:12, service, or a researcher's name
+    kind: Mapped[str] = mapped_column(Text, index=True)
+    subject: Mapped[str] = mapped_column(Text)  # rater:12, assignment:34, event:56, study
+    payload: Mapped[str] = mapped_column(Text)  # JSON
+    count: Mapped[int] = mapped_column(Count, default=1)  # of like events within one second
