@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -130,6 +131,18 @@ def _pictures(
         tagged = frame.colorspace == Colorspace.ITU709
         matrix = Colorspace.ITU709 if tagged else Colorspace.ITU601
         yield frame.to_ndarray(format="rgb24", src_colorspace=matrix)
+
+
+def store_footage(footage: Footage, folder: Path) -> tuple[str, str, int]:
+    """Encode a clip into the media folder under a name that tells nothing.
+
+    Returns:
+        The name, the SHA-256 of the file, and its size in bytes.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = f"{secrets.token_hex(16)}.mp4"
+    digest = write_footage(footage, folder / name)
+    return name, digest, (folder / name).stat().st_size
 
 
 def write_footage(footage: Footage, path: Path) -> str:

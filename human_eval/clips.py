@@ -1,0 +1,344 @@
+"""The gate through which clips enter a study: decoded, made alike, re-encoded, renamed.
+
+Whatever could tell a rater which system made a clip is taken away here: size, rate, length, codec,
+metadata, sound and name.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from human_eval.definition import StudyDefinition
+from human_eval.errors import StudyError
+from human_eval.media import Footage, Shape, read_footage, store_footage
+from human_eval.prompts import Prompt
+from human_eval.sources import Source, list_names
+
+MAX_STRETCH = 0.01  # by which the aspect ratios of a pair may differ
+
+Progress = Callable[[int, int, str], None]  # clips done, clips in all, what is being done
+Place = tuple[str, int]  # system, prompt index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A clip of a study, or the reason why a file did not become one."""
+
+    system: str
+    prompt_index: int
+    prompt: str  # verbatim
+    seed: int | None
+    source_sha256: str
+    stored_name: str  # below the media folder; tells nothing
+    sha256: str
+    width: int = 0  # pixels
+    height: int = 0
+    fps: float = 0.0
+    frames: int = 0
+    bytes: int = 0
+    status: Literal["ok", "quarantined"] = "ok"
+    reason: str = ""  # of a quarantine
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.width, self.height, _rate(self.fps), self.frames)
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
+
+
+@dataclass(eq=False)
+class _Candidate:
+    """A source on its way through the gate."""
+
+    source: Source
+    sha256: str
+    footage: Footage | None = None
+    refusal: str = ""
+
+
+def ingest(
+    sources: Sequence[Source],
+    prompts: Sequence[Prompt],
+    definition: StudyDefinition,
+    media_folder: Path,
+    *,
+    known: Mapping[Place, Clip],
+    partial: bool = False,
+    progress: Progress = lambda done, total, what: None,
+) -> Iterator[Clip]:
+    """Yield a clip for every source that is not known yet, its file being safely on disk.
+
+    Clips that can meet in a pair get one size, rate and length. Where they differ, the study's
+    `equalise` says whether all are brought to the smallest or those that differ are quarantined.
+    Stopped at any moment, it goes on where it was.
+
+    Args:
+        known: the clips that earlier runs have yielded.
+        partial: go on although clips are missing; pairs are made of what is there.
+
+    Raises:
+        StudyError: a system or prompt is not of this study, a clip is missing and `partial` is
+            not set, or the file of a known clip has changed.
+    """
+    texts = {prompt.index: prompt.text for prompt in prompts}
+    _check_sources(sources, texts, definition)
+    absent = missing_clips(sources, prompts, definition, known)
+    if absent and not partial:
+        raise StudyError(
+            f"Expected a clip of every system for every prompt, got none for "
+            f"{list_names(absent)}. Make them, or go on without them with --partial."
+        )
+    media_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for leftover in media_folder.glob(".*.mp4"):
+        leftover.unlink()  # of a run that was killed
+    done = 0
+    for group in _meetings(sources, definition):
+        progress(done, len(sources), f"prompt {group[0].prompt_index}")
+        yield from _admit(group, texts[group[0].prompt_index], definition, media_folder, known)
+        done += len(group)
+    progress(done, len(sources), "done")
+
+
+def missing_clips(
+    sources: Iterable[Source],
+    prompts: Sequence[Prompt],
+    definition: StudyDefinition,
+    known: Mapping[Place, Clip] | None = None,
+) -> list[str]:
+    """Return what a complete study still lacks, as "SYSTEM 0012"."""
+    there = {(source.system, source.prompt_index) for source in sources} | set(known or {})
+    used = {key for comparison in definition.comparisons for key in (comparison.a, comparison.b)}
+    return [
+        f"{system.key} {prompt.index:04d}"
+        for system in definition.systems
+        for prompt in prompts
+        if system.key in used and (system.key, prompt.index) not in there
+    ]
+
+
+def _check_sources(
+    sources: Sequence[Source], texts: Mapping[int, str], definition: StudyDefinition
+) -> None:
+    for source in sources:
+        definition.system(source.system)
+        if source.prompt_index not in texts:
+            raise StudyError(
+                f"Expected a prompt of the study, got number {source.prompt_index} for "
+                f"{source.path}. Check the numbers of the files."
+            )
+    counts = Counter((source.system, source.prompt_index) for source in sources)
+    for (system, index), count in counts.items():
+        if count > 1:
+            raise StudyError(
+                f"Expected one clip of {system} for prompt {index}, got {count}. Keep one."
+            )
+    seedless = [source for source in sources if source.seed is None]
+    if definition.same_seed and seedless:
+        raise StudyError(
+            f"Expected the seed of every clip, since the study asks for same_seed, got none for "
+            f"{list_names([str(source.path) for source in seedless])}. Add a manifest.csv with "
+            "the columns path, prompt and seed."
+        )
+
+
+def _meetings(sources: Sequence[Source], definition: StudyDefinition) -> list[list[Source]]:
+    """Group the sources of one prompt whose systems are linked by comparisons."""
+    keys = [system.key for system in definition.systems]
+    place = {key: number for number, key in enumerate(keys)}
+    rows = [place[comparison.a] for comparison in definition.comparisons]
+    columns = [place[comparison.b] for comparison in definition.comparisons]
+    links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(keys), len(keys)))
+    _, family = connected_components(links, directed=False)
+    groups: dict[tuple[int, int], list[Source]] = defaultdict(list)
+    for source in sources:
+        groups[source.prompt_index, family[place[source.system]]].append(source)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _admit(
+    group: Sequence[Source],
+    text: str,
+    definition: StudyDefinition,
+    folder: Path,
+    known: Mapping[Place, Clip],
+) -> Iterator[Clip]:
+    stored = [
+        known[source.system, source.prompt_index]
+        for source in group
+        if (source.system, source.prompt_index) in known
+    ]
+    candidates = [_read(source) for source in group]
+    fresh = [candidate for candidate in candidates if not _is_known(candidate, known)]
+    if not fresh:
+        return
+    for candidate in fresh:
+        _open(candidate)
+    if definition.same_seed:
+        _refuse_seeds(fresh, stored)
+    shape = _common_shape(fresh, stored, equalise=definition.equalise)
+    for candidate in fresh:
+        yield _store(candidate, shape, text, folder)
+
+
+def _read(source: Source) -> _Candidate:
+    try:
+        with source.path.open("rb") as file:
+            return _Candidate(source, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        return _Candidate(source, "", refusal=f"Expected a file, got: {error.strerror}.")
+
+
+def _is_known(candidate: _Candidate, known: Mapping[Place, Clip]) -> bool:
+    source = candidate.source
+    clip = known.get((source.system, source.prompt_index))
+    if clip is None or clip.status == "quarantined":
+        return False
+    if candidate.sha256 != clip.source_sha256:
+        raise StudyError(
+            f"Expected {source.path} as it was when it entered the study, got another file. "
+            "Put the former back, or create a new version of the study for the new clips."
+        )
+    return True
+
+
+def _open(candidate: _Candidate) -> None:
+    told = candidate.source.sha256
+    if candidate.refusal:
+        return
+    if told and told != candidate.sha256:
+        candidate.refusal = (
+            f"Expected the file with SHA-256 {told[:16]} of its manifest, got "
+            f"{candidate.sha256[:16]}. The file was damaged or replaced; make it again."
+        )
+        return
+    try:
+        candidate.footage = read_footage(candidate.source.path)
+    except StudyError as error:
+        candidate.refusal = str(error)
+
+
+def _refuse_seeds(fresh: Sequence[_Candidate], stored: Sequence[Clip]) -> None:
+    seeds = {candidate.source.seed for candidate in fresh} | {clip.seed for clip in stored}
+    if len(seeds) < 2:
+        return
+    for candidate in fresh:
+        candidate.refusal = candidate.refusal or (
+            f"Expected one seed for all clips of a prompt, got {sorted(map(str, seeds))}. "
+            "Make the clips from one seed, or leave same_seed out."
+        )
+
+
+def _common_shape(
+    fresh: Sequence[_Candidate], stored: Sequence[Clip], *, equalise: bool
+) -> Shape | None:
+    """Choose the shape of a group; refuse the candidates that cannot get it."""
+    standing = {clip.shape for clip in stored if clip.status == "ok"}
+    shapes = {
+        candidate.source.system: candidate.footage.shape
+        for candidate in fresh
+        if candidate.footage and not candidate.refusal
+    }
+    if not shapes and not standing:
+        return None
+    if standing:
+        [shape] = standing  # earlier runs have chosen it
+    elif equalise:
+        shape = _smallest(list(shapes.values()))
+    else:
+        ranked = Counter(shapes.values()).most_common()
+        tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
+        shape = _even(ranked[0][0])
+        if tied:
+            listed = "; ".join(f"{system}: {its}" for system, its in sorted(shapes.items()))
+            for candidate in fresh:
+                candidate.refusal = candidate.refusal or (
+                    f"Expected clips of one shape, got {listed}. Make them alike, or set "
+                    "equalise = true in the study."
+                )
+    for candidate in fresh:
+        if candidate.footage and not candidate.refusal:
+            candidate.refusal = _misfit(candidate.footage.shape, shape, equalise=equalise)
+    return shape
+
+
+def _even(shape: Shape) -> Shape:
+    """Make width and height even, which the video format asks for."""
+    return Shape(shape.width // 2 * 2, shape.height // 2 * 2, shape.fps, shape.frames)
+
+
+def _smallest(shapes: Sequence[Shape]) -> Shape:
+    fps = min(shape.fps for shape in shapes)
+    seconds = min(shape.seconds for shape in shapes)
+    width = min(shape.width for shape in shapes)
+    height = min(shape.height for shape in shapes)
+    return _even(Shape(width, height, fps, max(1, int(seconds * fps))))
+
+
+def _misfit(found: Shape, wanted: Shape, *, equalise: bool) -> str:
+    """Return why a clip cannot become the wanted shape; nothing where it can."""
+    if _even(found) == wanted:
+        return ""
+    if not equalise:
+        return (
+            f"Expected {wanted}, as the clips it is compared with, got {found}. Make the clip "
+            "again, or set equalise = true in the study."
+        )
+    stretch = found.width * wanted.height / (found.height * wanted.width) - 1
+    smaller = (
+        found.width < wanted.width
+        or found.height < wanted.height
+        or found.fps < wanted.fps
+        or found.seconds < wanted.seconds
+    )
+    if abs(stretch) > MAX_STRETCH or smaller:
+        return (
+            f"Expected a clip that can shrink to {wanted}, got {found}. Make it again in the "
+            "shape of the clips it is compared with."
+        )
+    return ""
+
+
+def _store(candidate: _Candidate, shape: Shape | None, text: str, folder: Path) -> Clip:
+    source = candidate.source
+    about = {
+        "system": source.system,
+        "prompt_index": source.prompt_index,
+        "prompt": text,
+        "seed": source.seed,
+        "source_sha256": candidate.sha256,
+    }
+    if candidate.refusal or candidate.footage is None or shape is None:
+        reason = f"{source.path}: {candidate.refusal}"
+        return Clip(**about, stored_name="", sha256="", status="quarantined", reason=reason)
+    name, digest, size = store_footage(candidate.footage.fit(shape), folder)
+    return Clip(
+        **about,
+        stored_name=name,
+        sha256=digest,
+        width=shape.width,
+        height=shape.height,
+        fps=float(shape.fps),
+        frames=shape.frames,
+        bytes=size,
+    )
+
+
+def tabulate_clips(clips: Iterable[Clip]) -> pd.DataFrame:
+    """Return, by system, how many clips there are and what could tell them apart by weight."""
+    frame = pd.DataFrame([asdict(clip) for clip in clips], columns=list(Clip.__annotations__))
+    good = frame[frame["status"] == "ok"]
+    counts = frame.groupby("system")["status"].value_counts().unstack(fill_value=0)
+    table = counts.reindex(columns=["ok", "quarantined"], fill_value=0)
+    means = good.groupby("system")[["width", "height", "fps", "frames", "bytes"]].mean()
+    return table.join(means).rename(columns={"bytes": "mean_bytes"}).reset_index()
