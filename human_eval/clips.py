@@ -143,13 +143,6 @@ def _check_sources(
             raise StudyError(
                 f"Expected one clip of {system} for prompt {index}, got {count}. Keep one."
             )
-    seedless = [source for source in sources if source.seed is None]
-    if definition.same_seed and seedless:
-        raise StudyError(
-            f"Expected the seed of every clip, since the study asks for same_seed, got none for "
-            f"{list_names([str(source.path) for source in seedless])}. Add a manifest.csv with "
-            "the columns path, prompt and seed."
-        )
 
 
 def _meetings(sources: Sequence[Source], definition: StudyDefinition) -> list[list[Source]]:
@@ -184,7 +177,7 @@ def _admit(
         return
     for candidate in fresh:
         _open(candidate)
-    if definition.same_seed:
+    if definition.match_seeds:
         _refuse_seeds(fresh, stored)
     shape = _common_shape(fresh, stored, equalise=definition.equalise)
     for candidate in fresh:
@@ -229,13 +222,15 @@ def _open(candidate: _Candidate) -> None:
 
 
 def _refuse_seeds(fresh: Sequence[_Candidate], stored: Sequence[Clip]) -> None:
+    """Refuse clips that tell differing seeds; those that tell none may meet any."""
     seeds = {candidate.source.seed for candidate in fresh} | {clip.seed for clip in stored}
+    seeds.discard(None)
     if len(seeds) < 2:
         return
     for candidate in fresh:
         candidate.refusal = candidate.refusal or (
             f"Expected one seed for all clips of a prompt, got {sorted(map(str, seeds))}. "
-            "Make the clips from one seed, or leave same_seed out."
+            "Make the clips from one seed, or set match_seeds = false in the study."
         )
 
 
