@@ -10,6 +10,7 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -159,7 +160,7 @@ class StudyDefinition:
         _check_comparisons(self)
         _check_numbers(self)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the TOML text, in hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()

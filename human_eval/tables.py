@@ -12,6 +12,8 @@ event       everything else that happened: exclusions, refusals, erasures, expor
 Times are whole milliseconds since 1970, UTC.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     REAL,
     BigInteger,
@@ -23,11 +25,14 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
     Text,
     UniqueConstraint,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+AnyRow = Row[*tuple[Any, ...]]
 
 # SQLite's STRICT tables know few names of types.
 Count = Integer
@@ -36,7 +41,7 @@ Number = Double().with_variant(REAL(), "sqlite")
 Flag = Boolean(create_constraint=False).with_variant(Integer(), "sqlite")
 STRICT = {"sqlite_strict": True}
 
-STATES = ("leased", "submitted", "expired", "returned", "void")
+STATES = ("leased", "submitted", "expired", "returned")
 KINDS = ("real", "gold", "mirror", "identical")
 
 
