@@ -15,16 +15,15 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
-    or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.orm import aliased
 
 from human_eval.definition import StudyDefinition
 from human_eval.errors import NotYours, StudyClosed
-from human_eval.tables import AnyRow, Rater, Study, Task
+from human_eval.tables import OPEN_TASK, AnyRow, Rater, Study, Task
 from human_eval.tables import AssignmentRow as Turn
 
 BLOCK = 4  # turns of one rater at one comparison; within each, A is on the left in half
@@ -230,14 +229,11 @@ def _unseen(alias: Any = Turn) -> Any:
 
 
 def _next(*order: Any) -> Select[*tuple[Any, ...]]:
-    # The condition repeats that of the index ix_task_next, word for word.
     return (
         select(Task.id, Task.comparison, Task.kind)
         .where(
             Task.simulated == bindparam("simulated"),
-            Task.kind == literal("real", literal_execute=True),
-            Task.taken < Task.target,
-            ~Task.withheld,
+            text(OPEN_TASK),
             Task.comparison.not_in(bindparam("full", expanding=True)),
             _unseen(),
         )
@@ -305,7 +301,7 @@ _SAME_PAIR = and_(
 _LATER = select(func.count()).where(
     Turn.rater_id == bindparam("rater"),
     Turn.state == "submitted",
-    or_(Turn.submitted_at > _Earlier.submitted_at),
+    Turn.submitted_at > _Earlier.submitted_at,
 )
 _MIRRORS = (
     select(Task.id, Task.comparison, Task.kind)

@@ -31,17 +31,20 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 AnyRow = Row[*tuple[Any, ...]]
 
 # SQLite's STRICT tables know few names of types.
 Count = Integer
 Long = BigInteger().with_variant(Integer(), "sqlite")
-Number = Double().with_variant(REAL(), "sqlite")
+Number: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 Flag = Boolean(create_constraint=False).with_variant(Integer(), "sqlite")
 STRICT = {"sqlite_strict": True}
 
 STATES = ("leased", "submitted", "expired", "returned")
+# A query finds the index of open pairs by these very words.
+OPEN_TASK = "kind = 'real' AND taken < target AND NOT withheld"
 KINDS = ("real", "gold", "mirror", "identical")
 
 
@@ -73,7 +76,7 @@ class Study(Base):
     id: Mapped[int] = mapped_column(Count, primary_key=True)
     name: Mapped[str] = mapped_column(Text)
     definition: Mapped[str] = mapped_column(Text)  # TOML
-    definition_hash: Mapped[str] = mapped_column(Text)
+    definition_hash: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[int] = mapped_column(Long)
     closed_at: Mapped[int | None] = mapped_column(Long)  # no answers after it
     erasing: Mapped[bool] = mapped_column(Flag, default=False)  # lets votes go, in `erase` alone
@@ -134,8 +137,8 @@ class Task(Base):
             "simulated",
             "taken",
             "order_key",
-            sqlite_where=text("kind = 'real' AND taken < target AND NOT withheld"),
-            postgresql_where=text("kind = 'real' AND taken < target AND NOT withheld"),
+            sqlite_where=text(OPEN_TASK),
+            postgresql_where=text(OPEN_TASK),
         ),
         STRICT,
     )
@@ -243,7 +246,7 @@ class Vote(Base):
     answered_at: Mapped[int] = mapped_column(Long)
     seconds: Mapped[float] = mapped_column(Number)  # from both clips ready to the answer
     loops: Mapped[int] = mapped_column(Count)  # complete ones of both clips
-    definition_hash: Mapped[str] = mapped_column(Text)
+    definition_hash: Mapped[str] = mapped_column(ForeignKey("study.definition_hash"))
 
 
 class Event(Base):

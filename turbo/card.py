@@ -20,6 +20,7 @@ class ModelCard:
 
     folder: Path  # holds vae/, text_encoder/, tokenizer/ and the folder of the UNet
     unet: str  # that folder's name
+    lora: str | None = None  # folder of the adapters that make a student of it
 
     height: int  # pixels
     width: int  # pixels
@@ -43,6 +44,11 @@ class ModelCard:
     guidance_kind: str  # one sentence for the page: what the number means here
 
     @property
+    def parts(self) -> list[str]:
+        """Return the folders whose weights make up this model."""
+        return ["text_encoder", self.unet, *([self.lora] if self.lora else []), "vae"]
+
+    @property
     def unet_calls_per_step(self) -> int:
         """Return 2 where guidance needs a second prediction, for the empty prompt."""
         return 2 if self.sampler == "ddim" else 1
@@ -50,7 +56,7 @@ class ModelCard:
     def weights_sha256(self) -> str:
         """Return the first 16 hexadecimal digits of a hash over all weights of this model."""
         digest = hashlib.sha256()
-        for part in ("text_encoder", self.unet, "vae"):
+        for part in self.parts:
             for file in sorted((self.folder / part).glob("*.safetensors")):
                 digest.update(file.read_bytes())
         return digest.hexdigest()[:16]

@@ -11,6 +11,7 @@ from torch import nn
 
 from turbo.unet import VideoUNet
 
+LORA_FILE = "lora.safetensors"  # in a folder named after the student
 # Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
 TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
 
@@ -59,16 +60,17 @@ def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = 
     return unet
 
 
-def save_lora(unet: VideoUNet, path: Path) -> None:
+def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Save the adapters and the layers trained in full, by name, as safetensors."""
     tensors = {
-        name: parameter.detach().cpu().contiguous()
+        name: parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in unet.named_parameters()
         if parameter.requires_grad
     }
     ranks = [m.r["default"] for m in unet.modules() if isinstance(m, LoraLayer)]
     if not ranks:
         raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"rank": str(max(ranks))})
 
 

@@ -15,8 +15,10 @@ from turbo import __version__
 from turbo.card import ModelCard
 from turbo.consistency import bind_consistency_function
 from turbo.ddim import ddim_timesteps, sample_ddim
+from turbo.distillation import student_of
 from turbo.guidance import bind_guided_unet
 from turbo.latents import decode_latents
+from turbo.lora import LORA_FILE, load_lora, merge_lora
 from turbo.request import Request, check_request
 from turbo.sampling import draw_noise, few_step_timesteps, sample_latents
 from turbo.schedule import NoiseSchedule
@@ -75,7 +77,7 @@ class VideoPipeline:
         another number of threads differ in their last bits, and a recipe should make the same
         frames.
         """
-        for part in ("vae", "text_encoder", "tokenizer", card.unet):
+        for part in (*card.parts, "tokenizer"):
             if not (card.folder / part).is_dir():
                 raise FileNotFoundError(
                     f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. "
@@ -84,9 +86,12 @@ class VideoPipeline:
         if card.cpu_threads and torch.device(device).type == "cpu":
             torch.set_num_threads(card.cpu_threads)
         local = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+        unet = VideoUNet.from_pretrained(card.folder / card.unet, **local)
+        if card.lora:
+            unet = merge_lora(load_lora(student_of(unet), card.folder / card.lora / LORA_FILE))
         return cls(
             card,
-            VideoUNet.from_pretrained(card.folder / card.unet, **local),
+            unet,
             AutoencoderKL.from_pretrained(card.folder / "vae", **local),
             TextEncoder.load(card.folder / "tokenizer", card.folder / "text_encoder"),
             NoiseSchedule.scaled_linear(

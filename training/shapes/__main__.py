@@ -18,12 +18,16 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from training.loop import StepReport
-from training.shapes import student, teacher, text, vae
+from training.shapes import rewards, student, teacher, text, vae
 from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.evaluate import SYSTEMS, measure_systems, write_report
 from training.shapes.export import export_module, export_tokenizer, export_world
 from training.shapes.picture import draw_picture
+from training.shapes.reward_card import write_reward_card
+from turbo.lora import LORA_FILE, save_lora
 from turbo.models import WEIGHTS
+from turbo.rewards import ImageTextReward, VideoTextReward
+from turbo.rewards.video_text import save_viclip
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
@@ -75,15 +79,60 @@ class Recipe:
         self._watch("polish", reports, teacher.POLISH_CONFIG.steps)
         self._export(unet, "teacher")
 
-    def student(self) -> None:
-        """the consistency-distilled student (VCM)"""
+    def rewards(self) -> None:
+        """the image-text and the video-text reward model, with their card"""
+        torch.manual_seed(0)
+        tokenizer = self._load_tokenizer()
+        image, video = rewards.build_image_model(tokenizer), rewards.build_video_model(tokenizer)
+        reports = rewards.train_image_reward(image, tokenizer, self.runs / "image_reward.pt")
+        self._watch("image_reward", reports, rewards.IMAGE_CONFIG.steps)
+        reports = rewards.train_video_reward(video, tokenizer, self.runs / "video_reward.pt")
+        self._watch("video_reward", reports, rewards.VIDEO_CONFIG.steps)
+        folder = self.weights / "rewards"
+        self._export(image, "rewards/image")
+        if self.process.is_main_process:
+            save_viclip(video, folder / "video")
+            write_reward_card(*self._load_rewards(), folder)
+        self.process.wait_for_everyone()
+
+    def students(self) -> None:
+        """the consistency-distilled students: without rewards, with each, with both"""
+        for name, variant in student.STUDENTS.items():
+            self._distil(name, variant)
+
+    def watch(self) -> None:
+        """the students of other reward weights, one of them far too large"""
+        for name, variant in student.WATCHED.items():
+            self._distil(name, variant)
+
+    def _distil(self, name: str, variant: student.Variant) -> None:
+        """Train one student, keep its adapters every few steps, export those of the end."""
         guide = self._load_teacher()
         network = student.build_student(guide)
+        image, video = self._load_rewards()
         reports = student.train_student(
-            guide, network, self.clips, self.captions, self.runs / "vcm.pt"
+            guide,
+            network,
+            self.clips,
+            self.captions,
+            self.runs / f"{name}.pt",
+            feedback=variant.feedback(image, video),
+            vae=self._load_vae().eval().requires_grad_(False),
         )
-        self._watch("vcm", reports, student.CONFIG.steps)
-        self._export(network, "vcm")
+        self._watch(name, self._snapshots(name, network, reports), student.CONFIG.steps)
+        folder = (self.weights if name in student.STUDENTS else self.runs) / name
+        if self.process.is_main_process:
+            save_lora(network, folder / LORA_FILE, torch.float16)
+        self.process.wait_for_everyone()
+
+    def _snapshots(
+        self, name: str, network: VideoUNet, reports: Iterator[StepReport]
+    ) -> Iterator[StepReport]:
+        for report in reports:
+            if report.step % student.SNAPSHOT_EVERY == 0 and self.process.is_main_process:
+                path = self.runs / "snapshots" / name / str(report.step) / LORA_FILE
+                save_lora(network, path, torch.float16)
+            yield report
 
     def evaluate(self, count: int = 304) -> None:
         """every system on the same held-out prompts and seeds"""
@@ -102,7 +151,8 @@ class Recipe:
             self.text,
             self.teacher,
             self.polish,
-            self.student,
+            self.rewards,
+            self.students,
             self.evaluate,
             self.picture,
         ):
@@ -112,7 +162,7 @@ class Recipe:
     def captions(self) -> Tensor:
         """Text embeddings of the empty prompt and of every caption (1 + captions, L, D)."""
         encoder = TextEncoder(
-            CLIPTokenizer.from_pretrained(self.weights / "tokenizer"),
+            self._load_tokenizer(),
             CLIPTextModel.from_pretrained(self.weights / "text_encoder", dtype=torch.float32),
         )
         captions = ["", *CAPTIONS]
@@ -128,6 +178,16 @@ class Recipe:
 
     def _load_vae(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
+
+    def _load_tokenizer(self) -> CLIPTokenizer:
+        return CLIPTokenizer.from_pretrained(self.weights / "tokenizer")
+
+    def _load_rewards(self) -> tuple[ImageTextReward, VideoTextReward]:
+        folder, tokenizer = self.weights / "rewards", self.weights / "tokenizer"
+        return (
+            ImageTextReward.load(folder / "image", tokenizer),
+            VideoTextReward.load(folder / "video", tokenizer),
+        )
 
     def _load_teacher(self) -> VideoUNet:
         return VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
@@ -152,7 +212,8 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "polish", "student", "evaluate", "picture", "all")
+    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "watch", "evaluate")
+    stages += ("picture", "all")
     listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",

@@ -1,0 +1,179 @@
+"""What a study consists of, on its way in: prompts, clips, and the pairs that they make."""
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from human_eval.clips import Clip
+from human_eval.definition import StudyDefinition
+from human_eval.errors import StudyError
+from human_eval.events import record
+from human_eval.prompts import Prompt
+from human_eval.tables import ClipRow, PromptRow, Task
+
+ORDER_BITS = 62
+
+
+def add_prompts(connection: Connection, prompts: Sequence[Prompt]) -> None:
+    """Store the prompts of a new study.
+
+    Raises:
+        StudyError: there are none.
+    """
+    if not prompts:
+        raise StudyError("Expected at least one prompt, got none. Check the file of prompts.")
+    connection.execute(
+        insert(PromptRow),
+        [
+            {
+                "prompt_index": prompt.index,
+                "text": prompt.text,
+                "display": prompt.display,
+                "category": prompt.category,
+            }
+            for prompt in prompts
+        ],
+    )
+
+
+def list_prompts(connection: Connection) -> list[Prompt]:
+    """Return the prompts in order."""
+    rows = connection.execute(select(PromptRow.__table__).order_by(PromptRow.prompt_index))
+    return [Prompt(row.prompt_index, row.text, _categories(row.category)) for row in rows]
+
+
+def _categories(category: str) -> tuple[str, ...]:
+    return () if category == Prompt(0, "").category else tuple(category.split("|"))
+
+
+def add_clip(connection: Connection, clip: Clip, *, now: int, variant: str = "") -> None:
+    """Store a clip that passed the gate; one that did not becomes an event, and can come again.
+
+    Raises:
+        StudyError: another clip of that system and prompt is stored.
+    """
+    about = {"system": clip.system, "prompt_index": clip.prompt_index, "reason": clip.reason}
+    if clip.status != "ok":
+        subject = f"clip:{clip.system}/{clip.prompt_index}"
+        record(connection, "clip_refused", actor="ingest", subject=subject, now=now, payload=about)
+        return
+    taken = select(ClipRow.id).where(
+        ClipRow.system == clip.system,
+        ClipRow.prompt_index == clip.prompt_index,
+        ClipRow.variant == variant,
+    )
+    if connection.execute(taken).first():
+        raise StudyError(
+            f"Expected one clip of {clip.system} for prompt {clip.prompt_index}, got another. "
+            "A study keeps the clips it has; start a new study for new ones."
+        )
+    columns = set(ClipRow.__table__.columns.keys()) - {"id", "variant"}
+    values = {name: getattr(clip, name) for name in columns}
+    connection.execute(insert(ClipRow), {**values, "variant": variant})
+
+
+def list_clips(connection: Connection, variant: str | None = "") -> list[Clip]:
+    """Return the stored clips; those spoiled on purpose by the name of how, or all by None."""
+    table = ClipRow.__table__
+    statement = (
+        select(table, PromptRow.text.label("prompt"))
+        .join(PromptRow, PromptRow.prompt_index == ClipRow.prompt_index)
+        .order_by(ClipRow.system, ClipRow.prompt_index)
+    )
+    if variant is not None:
+        statement = statement.where(ClipRow.variant == variant)
+    names = [*table.columns.keys(), "prompt"]
+    unneeded = {"id", "variant"}
+    return [
+        Clip(**{name: getattr(row, name) for name in names if name not in unneeded})
+        for row in connection.execute(statement)
+    ]
+
+
+def make_tasks(
+    connection: Connection,
+    definition: StudyDefinition,
+    *,
+    rng: random.Random,
+    simulated: bool = False,
+    partial: bool = False,
+) -> dict[str, int]:
+    """Pair the clips of every comparison whose clips are all there.
+
+    Args:
+        simulated: for simulated raters, who have pairs of their own.
+        partial: also pair what is there of incomplete comparisons.
+
+    Returns:
+        New pairs by comparison.
+    """
+    clips = {
+        (row.system, row.prompt_index): row.id
+        for row in connection.execute(
+            select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
+        )
+    }
+    indices = (
+        connection.execute(select(PromptRow.prompt_index).order_by(PromptRow.prompt_index))
+        .scalars()
+        .all()
+    )
+    paired = {
+        (row.comparison, row.prompt_index)
+        for row in connection.execute(
+            select(Task.comparison, Task.prompt_index).where(
+                Task.kind == "real", Task.simulated == simulated
+            )
+        )
+    }
+    made: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    for place, comparison in enumerate(definition.comparisons):
+        complete = [
+            index
+            for index in indices
+            if (comparison.a, index) in clips and (comparison.b, index) in clips
+        ]
+        if len(complete) < len(indices) and not partial:
+            continue
+        for index in complete:
+            if (comparison.key, index) in paired:
+                continue
+            made[comparison.key] = made.get(comparison.key, 0) + 1
+            listed = index * len(definition.comparisons) + place
+            rows += _task_rows(
+                definition,
+                {
+                    "comparison": comparison.key,
+                    "prompt_index": index,
+                    "simulated": simulated,
+                    "clip_a": clips[comparison.a, index],
+                    "clip_b": clips[comparison.b, index],
+                },
+                listed if definition.assignment.policy == "fixed" else rng.getrandbits(ORDER_BITS),
+            )
+    if rows:
+        connection.execute(insert(Task), rows)
+    return made
+
+
+def _task_rows(
+    definition: StudyDefinition, pair: dict[str, Any], order_key: int
+) -> Iterable[dict[str, Any]]:
+    common = {**pair, "variant": "", "taken": 0, "order_key": order_key, "withheld": False}
+    yield {**common, "kind": "real", "target": definition.raters_per_pair, "gold_answer": None}
+    if definition.checks.mirror_share:
+        yield {**common, "kind": "mirror", "target": None, "gold_answer": None}
+
+
+def count_tasks(connection: Connection, *, simulated: bool = False) -> int:
+    """Return the number of pairs to be judged, checks not among them."""
+    statement = select(func.count()).where(Task.kind == "real", Task.simulated == simulated)
+    return connection.execute(statement).scalar_one()
+
+
+def drop_untaken_tasks(connection: Connection, *, simulated: bool) -> None:
+    """Remove the pairs that nobody has been given."""
+    connection.execute(delete(Task).where(Task.simulated == simulated, Task.taken == 0))

@@ -1,0 +1,306 @@
+"""A study: one folder, one database, and what one can do with them.
+
+study.toml  the definition, as given; the database's copy is the one that counts
+study.db    SQLite, unless the study was created in PostgreSQL: then study.url names it
+secret      signs tokens and makes pseudonyms; losing it locks every rater out
+media/      the clips, under names that tell nothing
+backups/    copies of the database
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from sqlalchemy import Connection, insert, select, update
+
+from human_eval import assignment, events, intake, records, submission
+from human_eval.assignment import Lease
+from human_eval.clips import Clip
+from human_eval.database import Database, create_file, open_database
+from human_eval.definition import StudyDefinition, parse_definition
+from human_eval.errors import StudyError
+from human_eval.prompts import Prompt
+from human_eval.schema import upgrade_tables
+from human_eval.submission import Ballot, Receipt
+from human_eval.tables import Rater, Study
+from human_eval.tokens import Keys, create_secret, load_secret
+
+SIMULATED = "simulated"  # the provider of raters who are none
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class StudyStore:
+    """An open study."""
+
+    folder: Path
+    database: Database
+    definition: StudyDefinition
+    keys: Keys
+    clock: Callable[[], int] = now_ms
+    rng: random.Random = field(default_factory=random.SystemRandom)
+
+    @property
+    def media(self) -> Path:
+        """Where the clips lie."""
+        return self.folder / "media"
+
+    @property
+    def backups(self) -> Path:
+        """Where copies of the database lie."""
+        return self.folder / "backups"
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """Open a transaction that commits at the end of the block."""
+        return self.database.write()
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """Open a transaction that sees one state and changes nothing."""
+        return self.database.read()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.dispose()
+
+    # Raters and their answers
+
+    def enter(
+        self, provider: str, name: str, *, consented: bool = True, simulated: bool = False
+    ) -> int:
+        """Return the number of a rater, new or known, by the name their provider gave them."""
+        with self.write() as connection:
+            return enter(connection, self.keys, provider, name, self.clock(), simulated, consented)
+
+    def claim(self, rater_id: int, *, ahead: bool = False) -> Lease | None:
+        """Return the pair a rater is to answer; see `human_eval.assignment.claim`."""
+        with self.write() as connection:
+            return assignment.claim(
+                connection,
+                self.definition,
+                rater_id,
+                now=self.clock(),
+                rng=self.rng,
+                ahead=ahead,
+            )
+
+    def submit(self, ballot: Ballot) -> Receipt:
+        """Store the answers of a turn; see `human_eval.submission.submit`."""
+        with self.write() as connection:
+            return submission.submit(connection, self.definition, ballot, now=self.clock())
+
+    def sweep(self) -> int:
+        """Give back the leases that have expired, and return their number."""
+        with self.write() as connection:
+            return assignment.sweep(connection, self.clock())
+
+    # What is to be judged
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts in order."""
+        with self.read() as connection:
+            return intake.list_prompts(connection)
+
+    def clips(self) -> list[Clip]:
+        """Return the clips of the systems."""
+        with self.read() as connection:
+            return intake.list_clips(connection)
+
+    def add_clips(self, clips: Iterable[Clip], *, partial: bool = False) -> dict[str, int]:
+        """Store clips, each as it comes, then pair those of complete comparisons.
+
+        Returns:
+            New pairs by comparison.
+        """
+        for clip in clips:
+            with self.write() as connection:
+                intake.add_clip(connection, clip, now=self.clock())
+        return self.make_tasks(partial=partial)
+
+    def make_tasks(self, *, simulated: bool = False, partial: bool = False) -> dict[str, int]:
+        """Pair clips; see `human_eval.intake.make_tasks`."""
+        with self.write() as connection:
+            return intake.make_tasks(
+                connection, self.definition, rng=self.rng, simulated=simulated, partial=partial
+            )
+
+    # What was answered
+
+    def votes(self, as_of: datetime | None = None, *, simulated: bool = False) -> pd.DataFrame:
+        """Return one row per current answer; people's, or those of a simulation, never both."""
+        moment = None if as_of is None else int(as_of.timestamp() * 1000)
+        with self.read() as connection:
+            return records.read_votes(
+                connection, self.definition, as_of=moment, simulated=simulated
+            )
+
+    def pairs(self, *, simulated: bool = False) -> pd.DataFrame:
+        """Return one row per pair, with the names of its clips."""
+        with self.read() as connection:
+            return records.read_pairs(connection, self.definition, simulated=simulated)
+
+    def tally(self, *, simulated: bool = False) -> pd.DataFrame:
+        """Count the answers; quick at any size."""
+        with self.read() as connection:
+            return records.tally(connection, simulated=simulated)
+
+    def progress(self, *, simulated: bool = False) -> dict[str, Any]:
+        """Return how far the study is."""
+        with self.read() as connection:
+            return records.progress(connection, simulated=simulated)
+
+    def list_defects(self) -> list[str]:
+        """Check the database; an empty list is a sound one."""
+        with self.read() as connection:
+            return records.list_defects(connection)
+
+    # What was decided
+
+    def exclude(self, subject: str, *, rule: str, evidence: Mapping[str, Any], author: str) -> int:
+        """Exclude answers from analyses; see `human_eval.events.exclude`."""
+        with self.write() as connection:
+            return events.exclude(
+                connection, subject, rule=rule, evidence=evidence, author=author, now=self.clock()
+            )
+
+    def revoke(self, event_id: int, *, author: str, reason: str) -> int:
+        """Take an exclusion back; see `human_eval.events.revoke`."""
+        with self.write() as connection:
+            return events.revoke(
+                connection, event_id, author=author, reason=reason, now=self.clock()
+            )
+
+    def set_closed(self, closed: bool, *, author: str) -> None:
+        """Take no more answers, or take them again.
+
+        Raises:
+            StudyError: it is so already.
+        """
+        now = self.clock()
+        with self.write() as connection:
+            if (connection.execute(select(Study.closed_at)).scalar_one() is not None) == closed:
+                state = "a closed" if closed else "an open"
+                raise StudyError(
+                    f"Expected a study in another state, got {state} one. Nothing was changed."
+                )
+            connection.execute(update(Study).values(closed_at=now if closed else None))
+            kind = "closed" if closed else "reopened"
+            events.record(connection, kind, actor=author, subject="study", now=now)
+
+
+def enter(
+    connection: Connection,
+    keys: Keys,
+    provider: str,
+    name: str,
+    now: int,
+    simulated: bool = False,
+    consented: bool = True,
+) -> int:
+    """Return the number of a rater, new or known.
+
+    Raises:
+        StudyError: the provider is that of simulated raters, and this one is not, or vice versa.
+    """
+    if simulated != (provider == SIMULATED):
+        raise StudyError(
+            f"Expected the provider {SIMULATED!r} for simulated raters alone, got {provider!r} "
+            f"for a rater that is {'' if simulated else 'not '}simulated. Choose another name."
+        )
+    pseudonym = keys.pseudonym(provider, name)
+    known = connection.execute(
+        select(Rater.id).where(Rater.provider == provider, Rater.pseudonym == pseudonym)
+    ).scalar()
+    if known is not None:
+        return known
+    values = {
+        "provider": provider,
+        "pseudonym": pseudonym,
+        "simulated": simulated,
+        "created_at": now,
+        "consented_at": now if consented else None,
+    }
+    return connection.execute(insert(Rater).returning(Rater.id), values).scalar_one()
+
+
+def create_study(
+    folder: Path,
+    definition: StudyDefinition,
+    prompts: Sequence[Prompt],
+    *,
+    database_url: str | None = None,
+) -> StudyStore:
+    """Make the folder and the database of a new study. From here on its definition is frozen.
+
+    Raises:
+        StudyError: there is a study already, or the prompts are none.
+    """
+    if (folder / "secret").exists() or (folder / "study.db").exists():
+        raise StudyError(f"Expected no study in {folder}, got one. Choose another folder.")
+    if not prompts:
+        raise StudyError("Expected at least one prompt, got none. Check the file of prompts.")
+    for path in (folder, folder / "media", folder / "backups"):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
+    if database_url is None:
+        create_file(folder / "study.db")
+    database = open_database(database_url or folder / "study.db")
+    with database.write() as connection:
+        upgrade_tables(connection)
+        if connection.execute(select(Study.name)).first():
+            raise StudyError("Expected an empty database, got one with a study. Use another one.")
+        values = {
+            "id": 1,
+            "name": definition.name,
+            "definition": definition.source,
+            "definition_hash": definition.hash,
+            "created_at": now_ms(),
+            "erasing": False,
+        }
+        connection.execute(insert(Study), values)
+        intake.add_prompts(connection, prompts)
+    (folder / "study.toml").write_text(definition.source, encoding="utf-8")
+    if database_url is not None:
+        _write_private(folder / "study.url", database_url)
+    return StudyStore(folder, database, definition, create_secret(folder / "secret"))
+
+
+def open_study(folder: Path, *, database_url: str | None = None) -> StudyStore:
+    """Open a study, bringing its tables up to date.
+
+    Raises:
+        StudyError: there is no study, or a newer program made it.
+    """
+    url = folder / "study.url"
+    if not folder.is_dir():
+        raise StudyError(
+            f"Expected the folder of a study, got {str(folder)!r}. "
+            "Make one with `python -m human_eval create`."
+        )
+    where = database_url or (url.read_text().strip() if url.is_file() else folder / "study.db")
+    keys = load_secret(folder / "secret")
+    database = open_database(where)
+    with database.write() as connection:
+        upgrade_tables(connection)
+        row = connection.execute(select(Study.definition, Study.definition_hash)).one_or_none()
+    if row is None:
+        raise StudyError(f"Expected a study in {where}, got an empty database. Restore a backup.")
+    definition = parse_definition(row.definition, origin="the database")
+    assert definition.hash == row.definition_hash
+    return StudyStore(folder, database, definition, keys)
+
+
+def _write_private(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
