@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from training.shapes import __main__ as recipe
-from training.shapes import student, teacher, text, vae
+from training.shapes import reward_card, rewards, student, teacher, text, vae
+from training.shapes.world import HELD_OUT_SCENES
+from turbo.card import ModelCard
 from turbo.models import find_card, load_card
 
 
@@ -31,6 +33,12 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Reci
             ("teacher", brief, whole),
         ),
     )
+    for kind in ("IMAGE", "VIDEO"):
+        monkeypatch.setattr(rewards, f"{kind}_CONFIG", brief)
+        monkeypatch.setattr(rewards, f"{kind}_BATCH", 4)
+    monkeypatch.setattr(reward_card, "HELD_OUT_SCENES", HELD_OUT_SCENES[:4])
+    monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
+    monkeypatch.setattr(student, "SNAPSHOT_EVERY", 1)
     monkeypatch.setattr(recipe, "CLIPS", 4)
     return recipe.Recipe(tmp_path / "runs", tmp_path / "weights")
 
@@ -40,14 +48,22 @@ def test_the_recipe_makes_models_that_the_library_loads(short_recipe: recipe.Rec
         short_recipe.vae,
         short_recipe.text,
         short_recipe.teacher,
-        short_recipe.student,
+        short_recipe.polish,
+        short_recipe.rewards,
+        short_recipe.students,
     ):
         stage()
 
-    for name in ("shapes-teacher", "shapes-vcm"):
-        pipeline = load_card(replace(find_card(name), folder=short_recipe.weights))
+    assert (short_recipe.runs / "snapshots" / "turbo" / "1" / "lora.safetensors").exists()
+    card = replace(find_card("shapes-vcm"), folder=short_recipe.weights, unet="teacher")
+    for lora in (None, *student.STUDENTS):
+        pipeline = load_card(replace(card, lora=lora) if lora else _teacher(short_recipe))
         video = pipeline("a red star moving left on a black background", steps=2)
         assert video.frames.shape == (16, 32, 32, 3)
+
+
+def _teacher(short: recipe.Recipe) -> ModelCard:
+    return replace(find_card("shapes-teacher"), folder=short.weights)
 
 
 def test_a_finished_stage_is_not_trained_again(short_recipe: recipe.Recipe):

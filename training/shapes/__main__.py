@@ -20,7 +20,6 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from training.loop import StepReport
 from training.shapes import rewards, student, teacher, text, vae
 from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
-from training.shapes.evaluate import SYSTEMS, measure_systems, write_report
 from training.shapes.export import export_module, export_tokenizer, export_world
 from training.shapes.picture import draw_picture
 from training.shapes.reward_card import write_reward_card
@@ -134,11 +133,6 @@ class Recipe:
                 save_lora(network, path, torch.float16)
             yield report
 
-    def evaluate(self, count: int = 304) -> None:
-        """every system on the same held-out prompts and seeds"""
-        if self.process.is_main_process:
-            print(write_report(measure_systems(SYSTEMS, count), self.weights))
-
     def picture(self) -> None:
         """the README's picture, from the student's own clips"""
         if self.process.is_main_process:
@@ -153,7 +147,6 @@ class Recipe:
             self.polish,
             self.rewards,
             self.students,
-            self.evaluate,
             self.picture,
         ):
             stage()
@@ -212,7 +205,7 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "watch", "evaluate")
+    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "watch")
     stages += ("picture", "all")
     listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
     parser = argparse.ArgumentParser(
