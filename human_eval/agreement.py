@@ -1,0 +1,147 @@
+"""How far raters agree: with each other, and with themselves.
+
+Preferences are opinions: agreement well below that of factual labels (an alpha of about 0.3) is
+what to expect, and no reason to reject a study.
+"""
+
+import krippendorff
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+from statsmodels.stats.inter_rater import fleiss_kappa
+
+RESAMPLES = 200
+NO_VARIATION = "undefined: every answer is the same, so that chance would agree as well"
+NO_OVERLAP = "undefined: no pair was answered by two raters"
+
+
+def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Tabulate the agreement of raters, by comparison and question.
+
+    Returns:
+        Columns `raw`, the share of pairs of answers to one pair that are equal; `alpha`,
+        Krippendorff's for nominal answers, with its 95 % bootstrap interval over pairs; `kappa`,
+        Fleiss', where every pair has equally many answers; `note`, which says why a number is
+        missing.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for (comparison, question), cell in votes.groupby(["comparison", "question"], observed=True):
+        counts = answer_counts(cell)
+        shared = counts[counts.sum(axis=1) > 1]
+        alpha, note = krippendorff_alpha(shared)
+        low, high = alpha_interval(shared, rng) if not note else (np.nan, np.nan)
+        kappa, kappa_note = fleiss(counts)
+        rows.append(
+            {
+                "comparison": comparison,
+                "question": question,
+                "pairs": len(shared),
+                "answers": int(shared.sum()),
+                "raw": raw_agreement(shared),
+                "alpha": alpha,
+                "alpha_low": low,
+                "alpha_high": high,
+                "kappa": kappa,
+                "note": note or kappa_note,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def answer_counts(votes: pd.DataFrame) -> np.ndarray:
+    """Return how often each answer was given to each pair: one row a pair, one column an answer."""
+    table = pd.crosstab(votes["prompt_index"], votes["choice"])
+    return table.to_numpy()
+
+
+def raw_agreement(counts: np.ndarray) -> float:
+    """Return the share of pairs of answers to the same thing that are equal; NaN without any."""
+    total = counts.sum(axis=1)
+    pairs = (total * (total - 1)).sum()
+    return float((counts * (counts - 1)).sum() / pairs) if pairs else float("nan")
+
+
+def krippendorff_alpha(counts: np.ndarray) -> tuple[float, str]:
+    """Return alpha for nominal answers, or NaN and the reason why there is none.
+
+    Source: Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability".
+    """
+    if not (counts.sum(axis=1) > 1).any():
+        return float("nan"), NO_OVERLAP
+    if (counts.sum(axis=0) > 0).sum() < 2:
+        return float("nan"), NO_VARIATION
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal")), ""
+
+
+def alpha_interval(counts: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % percentile interval of alpha, resampling what was answered about."""
+
+    def resampled(rows: np.ndarray) -> float:
+        return krippendorff_alpha(counts[rows])[0]
+
+    result = bootstrap(
+        (np.arange(len(counts)),),
+        resampled,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=rng,
+    )
+    draws = result.bootstrap_distribution  # a resample without variation has no alpha
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def fleiss(counts: np.ndarray) -> tuple[float, str]:
+    """Return Fleiss' kappa, or NaN and the reason why there is none.
+
+    Source: Fleiss (1971), Psychological Bulletin 76(5), 378-382.
+    """
+    total = counts.sum(axis=1)
+    if len(np.unique(total)) > 1 or total.max(initial=0) < 2:
+        return float("nan"), "kappa undefined: the number of answers differs between pairs"
+    if (counts.sum(axis=0) > 0).sum() < 2:
+        return float("nan"), NO_VARIATION
+    return float(fleiss_kappa(counts, method="fleiss")), ""
+
+
+def tabulate_consistency(votes: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate how often raters agree with themselves, by question.
+
+    Two chances to tell: pairs shown again with their sides swapped (`mirror`), and prompts that
+    stand in the list twice (`duplicate`), whose pairs are other clips of the same text.
+
+    Args:
+        votes: all of them, checks included.
+
+    Returns:
+        Columns check, question, repeats, same (share of equal answers), and same_side (share in
+        which the same side was chosen, whichever system stood there).
+    """
+    keys = ["rater", "comparison", "question"]
+    columns = [*keys, "prompt", "prompt_index", "choice", "side_a"]
+    real = votes.loc[votes["kind"] == "real", columns]
+    mirrors = votes.loc[votes["kind"] == "mirror", columns]
+    mirrored = mirrors.merge(real, on=[*keys, "prompt", "prompt_index"], suffixes=("", "_first"))
+    texts = real.drop_duplicates(["prompt", "prompt_index"]).groupby("prompt").size()
+    twice = real[real["prompt"].isin(texts.index[texts > 1])]
+    duplicated = twice.merge(twice, on=[*keys, "prompt"], suffixes=("", "_first"))
+    duplicated = duplicated[duplicated["prompt_index"] > duplicated["prompt_index_first"]]
+    rows = []
+    for check, repeats in (("mirror", mirrored), ("duplicate", duplicated)):
+        for question, cell in repeats.groupby("question", observed=True):
+            same = cell["choice"] == cell["choice_first"]
+            decisive = cell[cell["choice"].isin(["a", "b"]) & cell["choice_first"].isin(["a", "b"])]
+            swapped = decisive["side_a"] != decisive["side_a_first"]
+            same_side = (decisive["choice"] == decisive["choice_first"]) != swapped
+            rows.append(
+                {
+                    "check": check,
+                    "question": question,
+                    "repeats": len(cell),
+                    "same": same.mean(),
+                    "same_side": same_side.mean() if len(decisive) else np.nan,
+                }
+            )
+    return pd.DataFrame(rows, columns=["check", "question", "repeats", "same", "same_side"])

@@ -1,0 +1,144 @@
+"""How sure a share of votes is: intervals and tests for votes that are independent, or are not.
+
+Answers on one prompt resemble each other, and so do answers of one rater. The intervals that treat
+votes as independent are printed for comparison with other work; claims rest on `robust_mean`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import statsmodels.api as sm
+from scipy.stats import binomtest
+from statsmodels.stats.proportion import proportion_confint
+
+from human_eval.errors import StudyError
+
+FEW_CLUSTERS = 30  # below it, Student's t is visibly wider than the normal distribution
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bounds of a share, in [0, 1]."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of votes, with an interval that knows of prompts and raters."""
+
+    mean: float
+    error: float  # standard error; 0 where all votes agree
+    low: float
+    high: float
+    p: float  # two-sided, of the null hypothesis
+    note: str = ""  # what the reader must know about the interval
+
+
+def wilson(wins: int, votes: int, *, confidence: float = 0.95) -> Interval:
+    """Return the score interval of a share of independent votes.
+
+    Source: Wilson (1927), JASA 22(158), 209-212.
+    """
+    return _interval(wins, votes, confidence, "wilson")
+
+
+def clopper_pearson(wins: int, votes: int, *, confidence: float = 0.95) -> Interval:
+    """Return the exact interval of a share of independent votes; never too narrow.
+
+    Source: Clopper and Pearson (1934), Biometrika 26(4), 404-413.
+    """
+    return _interval(wins, votes, confidence, "beta")
+
+
+def _interval(wins: int, votes: int, confidence: float, method: str) -> Interval:
+    if not 0 <= wins <= votes or votes == 0:
+        raise StudyError(
+            f"Expected between 0 and {votes} wins of at least one vote, got {wins}. "
+            "Check the filters of the report."
+        )
+    low, high = proportion_confint(wins, votes, alpha=1 - confidence, method=method)
+    return Interval(float(low), float(high))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the exact two-sided p-value of "either side wins a decisive vote equally often"."""
+    if wins + losses == 0:
+        return 1.0
+    return float(binomtest(wins, wins + losses, 0.5).pvalue)
+
+
+def robust_mean(
+    values: Sequence[float] | np.ndarray,
+    prompts: Sequence[object] | np.ndarray,
+    raters: Sequence[object] | np.ndarray,
+    *,
+    null: float = 0.5,
+    confidence: float = 0.95,
+    student: bool = True,
+) -> Mean:
+    """Average the votes, with a standard error that is clustered by prompt and by rater.
+
+    Args:
+        values: one for each vote, in [0, 1].
+        prompts, raters: to which cluster each vote belongs, in either direction.
+        student: widen by Student's t with one degree of freedom less than the smaller number of
+            clusters; False for the normal distribution, right for very many clusters only.
+
+    Source: Cameron, Gelbach and Miller (2011), JBES 29(2), 238-249.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise StudyError("Expected at least one vote, got none. Check the filters of the report.")
+    codes = np.column_stack([pd.factorize(np.asarray(key))[0] for key in (prompts, raters)])
+    clusters = codes.max(axis=0) + 1
+    if np.ptp(values) == 0:
+        return _unanimous(float(values[0]), int(clusters.min()), null, confidence)
+    fits = [
+        sm.OLS(values, np.ones(len(values))).fit(
+            cov_type="cluster", cov_kwds={"groups": groups}, use_t=student
+        )
+        for groups in _clusterings(codes, clusters)
+    ]
+    if not fits:
+        raise StudyError(
+            "Expected votes on two prompts or of two raters, got one rater's votes on one prompt. "
+            "Collect more votes."
+        )
+    fit = fits[0]
+    note = ""
+    if len(fits) == 1:
+        only = "rater" if clusters[1] == 1 else "prompt"
+        note = f"one {only} only: says nothing about others"
+    elif not fit.bse[0] > 0:
+        # The difference of variances that makes the two-way one can fall below zero.
+        fit = max(fits[1:], key=lambda one_way: float(one_way.bse[0]))
+        note = "clustered one way, the two-way variance being negative"
+    elif clusters.min() < FEW_CLUSTERS:
+        noun = "raters" if clusters[1] < clusters[0] else "prompts"
+        note = f"few {noun}: t with {clusters.min() - 1} degrees of freedom"
+    low, high = fit.conf_int(alpha=1 - confidence)[0]
+    p = float(fit.t_test(([[1.0]], [null])).pvalue)
+    bounds = np.clip([low, high], 0, 1)
+    return Mean(
+        float(fit.params[0]), float(fit.bse[0]), float(bounds[0]), float(bounds[1]), p, note
+    )
+
+
+def _clusterings(codes: np.ndarray, clusters: np.ndarray) -> list[np.ndarray]:
+    """Return two-way groups, then those one way; directions with a single cluster are no use."""
+    one_way = [codes[:, side] for side in (0, 1) if clusters[side] > 1]
+    return [codes, *one_way] if len(one_way) == 2 else one_way
+
+
+def _unanimous(value: float, clusters: int, null: float, confidence: float) -> Mean:
+    """Bound a mean without variation: each prompt, or each rater, counts as one vote."""
+    note = f"no variation: exact interval of {clusters} votes"
+    if value not in (0.0, 1.0):
+        return Mean(value, 0.0, 0.0, 1.0, 1.0, note)
+    bounds = clopper_pearson(int(value) * clusters, clusters, confidence=confidence)
+    p = float(binomtest(int(value) * clusters, clusters, null).pvalue)
+    return Mean(value, 0.0, bounds.low, bounds.high, p, note)
