@@ -1,0 +1,48 @@
+"""Pairs that a rater hands back unanswered, and pairs withheld because too many did."""
+
+from typing import Literal
+
+from sqlalchemy import Connection, func, select, update
+
+from human_eval.assignment import release
+from human_eval.errors import NotYours
+from human_eval.events import record
+from human_eval.tables import AssignmentRow as Turn
+from human_eval.tables import Event, Task
+
+Reason = Literal["broken", "skipped"]
+REPORTS_TO_WITHHOLD = 3  # by different raters
+
+
+def give_back(
+    connection: Connection, rater_id: int, assignment_id: int, reason: Reason, *, now: int
+) -> None:
+    """Hand a pair back; somebody else takes it, and this rater never sees it again.
+
+    A pair that three raters report as broken is withheld until a researcher looks at it.
+
+    Raises:
+        NotYours: it is not this rater's, or not open.
+    """
+    turn = connection.execute(
+        select(Turn.task_id, Turn.state, Turn.rater_id)
+        .where(Turn.id == assignment_id)
+        .with_for_update()
+    ).one_or_none()
+    if turn is None or turn.rater_id != rater_id or turn.state != "leased":
+        raise NotYours("Expected your own open pair, got another one. Reload the page.")
+    release(connection, assignment_id, turn.task_id, "returned")
+    subject = f"task:{turn.task_id}"
+    actor = f"rater:{rater_id}"
+    record(connection, reason, actor=actor, subject=subject, now=now)
+    if reason == "broken" and _reports(connection, subject) >= REPORTS_TO_WITHHOLD:
+        connection.execute(update(Task).where(Task.id == turn.task_id).values(withheld=True))
+        record(connection, "withheld", actor="service", subject=subject, now=now)
+
+
+def _reports(connection: Connection, subject: str) -> int:
+    return connection.execute(
+        select(func.count(Event.actor.distinct())).where(
+            Event.kind == "broken", Event.subject == subject
+        )
+    ).scalar_one()
