@@ -1,0 +1,170 @@
+"""Pairs whose better side is known, because we spoiled the other one.
+
+They look like any other pair, and they never count as evidence about a system.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Connection, insert, select
+
+from human_eval import intake
+from human_eval.clips import Clip
+from human_eval.definition import Comparison
+from human_eval.media import Footage, read_footage, store_footage
+from human_eval.store import StudyStore
+from human_eval.tables import ClipRow, Task
+
+BLOCKS = 8  # the degraded clip keeps every eighth pixel in each direction
+NOISE = 25.0  # its standard deviation, of 255 levels
+
+Progress = Callable[[int, int], None]
+
+
+def make_gold(
+    store: StudyStore, *, seed: int = 0, progress: Progress = lambda done, total: None
+) -> int:
+    """Make the definition's gold pairs for every comparison that has pairs; return their number.
+
+    Those that exist are kept, so that an interrupted run goes on where it stopped.
+    """
+    checks = store.definition.checks
+    if not checks.gold_share:
+        return 0
+    plans = []
+    for comparison in store.definition.comparisons:
+        rng = random.Random(f"{seed} {comparison.key}")
+        clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
+        indices = sorted(
+            index
+            for system, index in clips
+            if system == comparison.a and (comparison.b, index) in clips
+        )
+        chosen = rng.sample(indices, min(checks.gold_pairs, len(indices)))
+        for index, recipe in zip(chosen, cycle(checks.gold_recipes), strict=False):
+            plans.append((comparison, index, recipe, rng.choice("ab"), rng.getrandbits(32)))
+    made = 0
+    for number, (comparison, index, recipe, answer, draw) in enumerate(plans, 1):
+        made += _make_one(store, comparison, index, recipe, answer, random.Random(draw))
+        progress(number, len(plans))
+    return made
+
+
+def _make_one(
+    store: StudyStore,
+    comparison: Comparison,
+    index: int,
+    recipe: str,
+    answer: str,
+    rng: random.Random,
+) -> bool:
+    """Spoil one side of a pair; return False if that was done before."""
+    kind = "identical" if recipe == "identical" else "gold"
+    with store.read() as connection:
+        exists = connection.execute(
+            select(Task.id).where(
+                Task.comparison == comparison.key,
+                Task.prompt_index == index,
+                Task.kind == kind,
+                Task.variant == recipe,
+            )
+        ).first()
+        if exists:
+            return False
+        stored = {
+            (row.system, row.prompt_index): row.id
+            for row in connection.execute(
+                select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(
+                    ClipRow.variant == ""
+                )
+            )
+        }
+    good = comparison.a if answer == "a" else comparison.b
+    bad = comparison.b if answer == "a" else comparison.a
+    spoiled: int | Clip
+    if recipe == "identical":
+        spoiled = stored[good, index]
+    elif recipe == "wrong_prompt":
+        texts = {prompt.index: prompt.text for prompt in store.prompts()}
+        others = [at for system, at in stored if system == bad and texts[at] != texts[index]]
+        if not others:
+            return False
+        spoiled = stored[bad, rng.choice(sorted(others))]
+    else:
+        source = next(
+            clip for clip in store.clips() if (clip.system, clip.prompt_index) == (bad, index)
+        )
+        spoiled = spoil(source, recipe, store.media, rng)
+    with store.write() as connection:
+        number = spoiled if isinstance(spoiled, int) else _add(connection, store, spoiled, recipe)
+        sides = {"clip_a": stored[good, index], "clip_b": number}
+        if answer == "b":
+            sides = {"clip_a": number, "clip_b": stored[good, index]}
+        pair = {
+            "comparison": comparison.key,
+            "prompt_index": index,
+            "kind": kind,
+            "variant": recipe,
+            "gold_answer": answer if kind == "gold" else None,
+            "target": None,
+            "taken": 0,
+            "withheld": False,
+            "order_key": store.rng.getrandbits(intake.ORDER_BITS),
+            **sides,
+        }
+        rows = [{**pair, "simulated": simulated} for simulated in (False, True)]
+        connection.execute(insert(Task), rows)
+    return True
+
+
+def _add(connection: Connection, store: StudyStore, clip: Clip, recipe: str) -> int:
+    """Store a spoiled clip, unless another comparison has spoiled the same one so."""
+    mine = select(ClipRow.id).where(
+        ClipRow.system == clip.system,
+        ClipRow.prompt_index == clip.prompt_index,
+        ClipRow.variant == recipe,
+    )
+    if (known := connection.execute(mine).scalar()) is not None:
+        return known
+    intake.add_clip(connection, clip, now=store.clock(), variant=recipe)
+    return connection.execute(mine).scalar_one()
+
+
+def spoil(clip: Clip, recipe: str, media: Path, rng: random.Random) -> Clip:
+    """Write a spoiled copy of a clip, by the recipe that all clips of a study went through."""
+    footage = read_footage(media / clip.stored_name)
+    worse = Footage(SPOILERS[recipe](footage.pixels, rng), footage.fps)
+    name, digest, size = store_footage(worse, media)
+    return replace(clip, stored_name=name, sha256=digest, bytes=size)
+
+
+def _shuffle(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Put the frames in a random order."""
+    order = list(range(len(pixels)))
+    rng.shuffle(order)
+    return pixels[order]
+
+
+def _degrade(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Make big squares of one colour each, and add noise."""
+    coarse = pixels[:, ::BLOCKS, ::BLOCKS]
+    large = coarse.repeat(BLOCKS, axis=1).repeat(BLOCKS, axis=2)
+    large = large[:, : pixels.shape[1], : pixels.shape[2]]
+    noise = np.random.default_rng(rng.getrandbits(32)).normal(0, NOISE, large.shape)
+    return np.clip(large + noise, 0, 255).astype(np.uint8)
+
+
+def _freeze(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Show the first frame throughout."""
+    return pixels[:1].repeat(len(pixels), axis=0)
+
+
+SPOILERS: dict[str, Callable[[np.ndarray, random.Random], np.ndarray]] = {
+    "shuffled": _shuffle,
+    "degraded": _degrade,
+    "frozen": _freeze,
+}
