@@ -82,6 +82,22 @@ class StudyStore:
         with self.write() as connection:
             return enter(connection, self.keys, provider, name, self.clock(), simulated, consented)
 
+    def rater_number(self, pseudonym: str) -> int:
+        """Return the number of the rater of that pseudonym.
+
+        Raises:
+            StudyError: there is none.
+        """
+        with self.read() as connection:
+            number = connection.execute(
+                select(Rater.id).where(Rater.pseudonym == pseudonym)
+            ).scalar()
+        if number is None:
+            raise StudyError(
+                f"Expected a rater's pseudonym, got {pseudonym!r}. `screen` lists them."
+            )
+        return number
+
     def claim(self, rater_id: int, *, ahead: bool = False) -> Lease | None:
         """Return the pair a rater is to answer; see `human_eval.assignment.claim`."""
         with self.write() as connection:
@@ -116,16 +132,16 @@ class StudyStore:
         with self.read() as connection:
             return intake.list_clips(connection)
 
-    def add_clips(self, clips: Iterable[Clip], *, partial: bool = False) -> dict[str, int]:
-        """Store clips, each as it comes, then pair those of complete comparisons.
+    def add_clips(self, clips: Iterable[Clip], *, pair: bool = True) -> dict[str, int]:
+        """Store clips in one transaction, then pair those of complete comparisons.
 
         Returns:
             New pairs by comparison.
         """
-        for clip in clips:
-            with self.write() as connection:
+        with self.write() as connection:
+            for clip in clips:
                 intake.add_clip(connection, clip, now=self.clock())
-        return self.make_tasks(partial=partial)
+        return self.make_tasks() if pair else {}
 
     def make_tasks(self, *, simulated: bool = False, partial: bool = False) -> dict[str, int]:
         """Pair clips; see `human_eval.intake.make_tasks`."""

@@ -1,0 +1,366 @@
+"""What each command does: open the study, call one function, print what came of it.
+
+Libraries for statistics and charts are imported by the commands that need them; the others start
+at once.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from human_eval import backup as backups
+from human_eval.clips import ingest as pass_gate
+from human_eval.definition import load_definition
+from human_eval.erasure import erase_rater, erase_simulation
+from human_eval.errors import StudyError
+from human_eval.events import exclusions
+from human_eval.gold import make_gold
+from human_eval.prompts import EVALCRAFTER, load_prompts
+from human_eval.sources import find_sources, find_systems
+from human_eval.store import StudyStore, create_study, open_study
+
+Command = Callable[[Namespace], None]
+
+
+@contextmanager
+def _opened(options: Namespace) -> Iterator[StudyStore]:
+    store = open_study(options.study)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def create(options: Namespace) -> None:
+    """Make a new study."""
+    settings = dict(_split(setting, "NAME=VALUE") for setting in options.set)
+    numbers = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
+    definition = load_definition(options.definition, numbers)
+    source = options.prompts or definition.prompts
+    beside = Path(options.definition).parent / source
+    if not options.prompts and source != EVALCRAFTER and beside.exists():
+        source = str(beside)
+    prompts = load_prompts(source, column=options.column)
+    store = create_study(options.study, definition, prompts, database_url=options.database)
+    store.close()
+    systems = " ".join(f"{system.key}=FOLDER" for system in definition.systems)
+    texts = len({prompt.text for prompt in prompts})
+    print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} different.")
+    print(f"Definition {definition.hash[:16]}, frozen. It holds the secret: keep the folder safe.")
+    print(f"Next: python -m human_eval ingest {options.study} {systems}")
+
+
+def ingest(options: Namespace) -> None:
+    """Take clips in."""
+    with _opened(options) as store:
+        if store.progress()["closed_at"] is not None:
+            raise StudyError("Expected an open study, got a closed one. `close --reopen` it first.")
+        prompts = store.prompts()
+        keys = [system.key for system in store.definition.systems]
+        if len(options.clips) == 1 and "=" not in options.clips[0]:
+            folders = find_systems(Path(options.clips[0]), keys)
+        else:
+            named = [_split(entry, "SYSTEM=FOLDER") for entry in options.clips]
+            folders = {store.definition.system(key).key: Path(folder) for key, folder in named}
+        sources = find_sources(folders, prompts)
+        known = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
+        bar = tqdm(total=len(sources), unit="clip", desc="ingest")
+
+        def advance(done: int, total: int, what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        refused: list[str] = []
+        with bar:
+            for clip in pass_gate(
+                sources,
+                prompts,
+                store.definition,
+                store.media,
+                known=known,
+                partial=options.partial,
+                progress=advance,
+            ):
+                store.add_clips([clip], pair=False)
+                if clip.status != "ok":
+                    refused.append(f"{clip.system} {clip.prompt_index:04d}: {clip.reason}")
+        made = store.make_tasks(partial=options.partial)
+        golds = 0 if options.no_gold else _make_gold(store)
+        _print_ingest(store, made, golds, refused)
+
+
+def _make_gold(store: StudyStore) -> int:
+    with tqdm(unit="pair", desc="gold", leave=False, delay=1) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return make_gold(store, progress=advance)
+
+
+def _print_ingest(store: StudyStore, made: dict[str, int], golds: int, refused: list[str]) -> None:
+    pairs = store.pairs()
+    for comparison in store.definition.comparisons:
+        real = pairs[(pairs["comparison"] == comparison.key) & (pairs["kind"] == "real")]
+        new = made.get(comparison.key, 0)
+        print(f"{comparison.key}  {comparison.a} vs {comparison.b}: {len(real)} pairs, {new} new")
+    if golds:
+        print(f"gold: {golds} new pairs")
+    if refused:
+        raise StudyError(
+            f"Expected clips that can be shown side by side, got {len(refused)} that cannot:\n  "
+            + "\n  ".join(refused[:20])
+            + "\nThe others are in. Make these again, then run the same command."
+        )
+
+
+def import_votes(options: Namespace) -> None:
+    """Take answers in from a file."""
+    from human_eval import mturk
+    from human_eval.imports import import_ballots
+
+    with _opened(options) as store:
+        ballots = mturk.read_results(options.file, store)
+        done = import_ballots(store, ballots)
+        print(f"{done.added} ballots imported, {done.already_there} were there already.")
+
+
+def simulate(options: Namespace) -> None:
+    """Let simulated raters answer."""
+    from human_eval.simulation import Crowd, simulate
+
+    crowd = Crowd(
+        raters=options.raters,
+        win_rate=options.win_rate,
+        tie_share=options.ties,
+        side_bias=options.side_bias,
+        spammers=options.spammers,
+        prompt_spread=options.spread,
+        rater_spread=options.spread,
+        seed=options.seed,
+    )
+    with _opened(options) as store, tqdm(unit="pair", desc="simulate") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        done = simulate(store, crowd, max_turns=options.max_pairs, progress=advance)
+    print(f"{done} pairs answered by {options.raters} simulated raters, marked as such.")
+    print(f"Next: python -m human_eval report {options.study} --simulated")
+
+
+def serve(options: Namespace) -> None:
+    """Serve the vote path."""
+    import uvicorn
+
+    from human_eval.service import create_app
+
+    with _opened(options) as store:
+        uvicorn.run(
+            create_app(store, embedded=options.embedded),
+            host=options.host,
+            port=options.port,
+            server_header=False,
+            access_log=False,
+            timeout_keep_alive=20,
+            timeout_graceful_shutdown=10,
+        )
+
+
+def invite(options: Namespace) -> None:
+    """Print a rater's invitation."""
+    with _opened(options) as store:
+        print(store.keys.sign("invitation", [options.provider, options.rater]))
+
+
+def close(options: Namespace) -> None:
+    """Close the study, or open it again."""
+    with _opened(options) as store:
+        store.set_closed(not options.reopen, author=options.author)
+    print("The study takes answers again." if options.reopen else "The study is closed.")
+
+
+def status(options: Namespace) -> None:
+    """Print how far the study is."""
+    with _opened(options) as store:
+        progress = store.progress(simulated=options.simulated)
+        defects = store.list_defects()
+    state = "open" if progress["closed_at"] is None else "closed"
+    print(f"{progress['name']}, {state}, definition {progress['definition_hash'][:16]}")
+    if options.simulated:
+        print("SIMULATED raters and answers:")
+    print(progress["comparisons"].to_string(index=False))
+    turns = ", ".join(f"{count} {word}" for word, count in sorted(progress["turns"].items()))
+    print(f"{progress['raters']} raters; turns: {turns or 'none'}")
+    print(f"{len(progress['excluded'])} exclusions in force")
+    if defects:
+        raise StudyError(f"Expected a sound database, got: {'; '.join(defects[:5])}. Restore one.")
+    print("The database is sound.")
+
+
+def report(options: Namespace) -> None:
+    """Write a report, from a study or from an export alone."""
+    from human_eval.report import report_from_export, write_report
+
+    if not (options.study / "secret").exists() and (options.study / "votes.csv").exists():
+        written = report_from_export(options.study, options.out or Path("report"))
+    else:
+        with _opened(options) as store:
+            votes = _votes(store, options)
+            name = "report-simulated" if options.simulated else "report"
+            folder = options.out or store.folder / name
+            written = write_report(votes, store.definition, folder, clips=store.clips())
+    print("\n".join(str(path) for path in written))
+
+
+def export(options: Namespace) -> None:
+    """Write what others need."""
+    from human_eval.export import write_export
+
+    with _opened(options) as store:
+        if options.mturk:
+            from human_eval.mturk import write_batch
+
+            path = options.out or store.folder / "mturk-batch.csv"
+            written = [write_batch(store, options.mturk, path)]
+        else:
+            votes = _votes(store, options)
+            name = "export-simulated" if options.simulated else "export"
+            folder = options.out or store.folder / name
+            written = write_export(votes, store.definition, folder, clips=store.clips())
+    print("\n".join(str(path) for path in written))
+
+
+def _votes(store: StudyStore, options: Namespace) -> pd.DataFrame:
+    as_of = getattr(options, "as_of", None)
+    try:
+        moment = datetime.fromisoformat(as_of) if as_of else None
+    except ValueError as error:
+        raise StudyError(
+            f"Expected a time such as 2026-11-20T12:00, got {as_of!r}. Correct --as-of."
+        ) from error
+    if moment is not None and moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    votes = store.votes(moment, simulated=options.simulated)
+    if votes.empty:
+        kind = "simulated answer" if options.simulated else "answer"
+        raise StudyError(
+            f"Expected at least one {kind}, got none. `serve` the study, or `simulate` one and "
+            "add --simulated."
+        )
+    return votes
+
+
+def forecast(options: Namespace) -> None:
+    """Print cost and power, before and during a study."""
+    from human_eval.forecast import forecast_decisions, forecast_power, plan_study
+    from human_eval.votes import evidence
+
+    with _opened(options) as store:
+        prompts = len(store.prompts())
+        votes = store.votes(simulated=options.simulated)
+        definition = store.definition
+    plan = plan_study(definition, prompts)
+    print(f"{plan.pairs} pairs, {plan.ballots} ballots, {plan.answers} answers")
+    print(f"{plan.total:,.2f} {plan.currency} with fees, {plan.hours:,.0f} rater hours")
+    print(forecast_power(definition, prompts).to_string(index=False))
+    if len(votes):
+        print(forecast_decisions(evidence(votes), definition).to_string(index=False))
+
+
+def screen(options: Namespace) -> None:
+    """Propose raters for exclusion, exclude them, or take that back."""
+    from human_eval import quality
+
+    with _opened(options) as store:
+        if options.revoke is not None:
+            if not options.reason:
+                raise StudyError("Expected a --reason with --revoke, got none. Say why.")
+            store.revoke(options.revoke, author=options.author, reason=options.reason)
+            print(f"Exclusion {options.revoke} is revoked.")
+            return
+        votes = store.votes(simulated=options.simulated)
+        proposed = quality.screen(votes, store.definition)
+        with store.read() as connection:
+            in_force = exclusions(connection)
+        known = {(entry.subject, entry.rule) for entry in in_force}
+        for row in proposed.itertuples():
+            subject = f"rater:{store.rater_number(row.rater)}"
+            if options.apply and (subject, row.rule) not in known:
+                store.exclude(subject, rule=row.rule, evidence=row.evidence, author=options.author)
+            print(f"{row.rater}  {row.rule}  {row.evidence}")
+        print(f"{len(proposed)} proposed, {'applied' if options.apply else 'none applied'}.")
+        for entry in in_force:
+            print(f"in force: event {entry.event_id}, {entry.subject}, {entry.rule}")
+        print(quality.consistency(votes).to_string(index=False))
+
+
+def backup(options: Namespace) -> None:
+    """Copy the database."""
+    with _opened(options) as store:
+        print(backups.back_up(store))
+
+
+def restore(options: Namespace) -> None:
+    """Put a backup in place."""
+    with _opened(options) as store:
+        known = backups.list_backups(store)
+        if options.backup is None and not known:
+            raise StudyError(f"Expected a backup in {store.backups}, got none. Name a file.")
+        chosen = options.backup or known[-1]
+        missing = backups.restore(store, chosen)
+    print(f"Restored {chosen}.")
+    if missing:
+        names = ", ".join(f"{clip.system} {clip.prompt_index:04d}" for clip in missing[:20])
+        raise StudyError(
+            f"Expected every clip in the media folder, got {len(missing)} missing: {names}. "
+            "Copy the media folder of the study back."
+        )
+
+
+def erase(options: Namespace) -> None:
+    """Forget a rater, or the simulation."""
+    with _opened(options) as store:
+        if options.simulated:
+            done = erase_simulation(store)
+            print(f"{done.raters} simulated raters and {done.turns_deleted} turns are gone.")
+            return
+        if options.provider is None or options.rater is None:
+            raise StudyError("Expected PROVIDER and RATER, or --simulated, got neither.")
+        done = erase_rater(store, options.provider, options.rater)
+        fresh = backups.replace_backups(store)
+        kept = "deleted" if done.turns_deleted else "kept, belonging to nobody"
+        print(f"Erased. Their answers are {kept}. Older backups are gone; the new one is {fresh}.")
+
+
+def _split(setting: str, shape: str) -> tuple[str, str]:
+    name, separator, value = setting.partition("=")
+    if not separator or not name or not value:
+        raise StudyError(f"Expected {shape}, got {setting!r}. Write it without spaces.")
+    return name, value
+
+
+COMMANDS: dict[str, Command] = {
+    "create": create,
+    "ingest": ingest,
+    "import-votes": import_votes,
+    "simulate": simulate,
+    "serve": serve,
+    "invite": invite,
+    "close": close,
+    "status": status,
+    "report": report,
+    "export": export,
+    "forecast": forecast,
+    "screen": screen,
+    "backup": backup,
+    "restore": restore,
+    "erase": erase,
+}
