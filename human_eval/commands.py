@@ -216,7 +216,7 @@ def report(options: Namespace) -> None:
             votes = _votes(store, options)
             name = "report-simulated" if options.simulated else "report"
             folder = options.out or store.folder / name
-            written = write_report(votes, store.definition, folder, clips=store.clips())
+            written = write_report(votes, store.definition, folder)
     print("\n".join(str(path) for path in written))
 
 
