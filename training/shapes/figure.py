@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.shapes.systems import CHUNK, Prompt, Source
 
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
     "axes.spines.top": False,

@@ -165,15 +165,19 @@ def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepRepo
     yield from fit(judge, draw_loss, CONFIG, checkpoint)
 
 
+def held_out_source(vae: AutoencoderKL) -> PairSource:
+    """Draw pairs of combinations that nothing was trained on, those of "wrong" clips included."""
+    return PairSource(HELD_OUT_SCENES, draw_bank(vae, HELD_OUT_SCENES, seed=77))
+
+
 @torch.inference_mode()
 def measure_judge(
-    judge: Callable[[Frames, list[Scene]], PerVideo], vae: AutoencoderKL, count: int = 2000
+    judge: Callable[[Frames, list[Scene]], PerVideo], source: PairSource, count: int = 2000
 ) -> pd.DataFrame:
-    """Return pairs and accuracy by kind of flaw, on combinations that nothing was trained on.
+    """Return the number of pairs and the judge's accuracy, in [0, 1], by kind of flaw and of all.
 
-    A clip of a "wrong" attribute is of a held-out combination, too.
+    A kind that was not drawn has no accuracy.
     """
-    source = PairSource(HELD_OUT_SCENES, draw_bank(vae, HELD_OUT_SCENES, seed=77))
     rng = np.random.default_rng(78)
     rows = []
     for start in range(0, count, 50):
@@ -185,6 +189,7 @@ def measure_judge(
         rows += [(pair.kind, hit) for pair, hit in zip(pairs, hits, strict=True)]
     frame = pd.DataFrame(rows, columns=["flaw", "accuracy"])
     by_kind = frame.groupby("flaw")["accuracy"].agg(["size", "mean"]).reindex(KINDS)
+    by_kind["size"] = by_kind["size"].fillna(0)
     by_kind.loc["all"] = [len(frame), frame["accuracy"].mean()]
     return by_kind.rename(columns={"size": "pairs", "mean": "accuracy"})
 

@@ -73,7 +73,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
     tables = {label: _table_of(measured.rows, label) for label in labels}
     pairs = [pair for pair in COMPARISONS if set(pair) <= set(labels)]
     pairs += [(label, labels[0]) for label in labels[1:] if (label, labels[0]) not in pairs]
-    report = {
+    report: dict[str, Any] = {
         "settings": measured.settings,
         "intervals": "95 %, clustered by scene; p two-sided, not corrected for their number",
         "extractor": EXTRACTOR,
