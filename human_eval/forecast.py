@@ -15,8 +15,8 @@ from human_eval.evidence import LEVEL, e_value, evidence_path
 POWER = 0.8
 RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates that the plan is judged by
 CORRELATION = 0.2  # of two raters' answers to one pair, until votes tell
-DRAWS = 400  # simulated futures
-HORIZON = 50_000  # effective votes; what is not decided by then is "not soon"
+DRAWS = 200  # simulated futures
+HORIZON = 20_000  # effective votes; what is not decided by then is "not soon"
 
 
 @dataclass(frozen=True)

@@ -60,27 +60,25 @@ def _components(names: list[str], starts: pd.Series, ends: pd.Series, *, strong:
 
 
 def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
-    by_prompt = _count(votes)
-    tallies = _tally(by_prompt, np.ones(by_prompt["prompt"].nunique()))
+    cells, counts = _count(votes)
+    tallies = cells.assign(votes=counts.sum(axis=0))
     prior = not has_finite_strengths(tallies)
     fitted, nu = fit_strengths(tallies, prior=prior)
-    prompts = by_prompt["prompt"].nunique()
+    prompts = len(counts)
     draws = []
-    for _ in range(resamples):
-        weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts)).astype(float)
-        resampled = _tally(by_prompt, weights)
-        draws.append(
-            fit_strengths(resampled, prior=prior or not has_finite_strengths(resampled))[0]
-        )
-    bounds = pd.DataFrame(draws).quantile([0.025, 0.975]) if draws else None
-    counts = pd.concat([votes["system_a"], votes["system_b"]]).value_counts()
+    for weights in rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples):
+        resampled = cells.assign(votes=weights @ counts)
+        infinite = prior or not has_finite_strengths(resampled)
+        draws.append(fit_strengths(resampled, prior=infinite)[0].reindex(fitted.index))
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0) if draws else (np.nan, np.nan)
+    met = pd.concat([votes["system_a"], votes["system_b"]]).value_counts()
     return pd.DataFrame(
         {
             "system": fitted.index,
             "strength": fitted.to_numpy(),
-            "low": bounds.loc[0.025, fitted.index].to_numpy() if bounds is not None else np.nan,
-            "high": bounds.loc[0.975, fitted.index].to_numpy() if bounds is not None else np.nan,
-            "votes": counts.reindex(fitted.index).to_numpy(),
+            "low": low,
+            "high": high,
+            "votes": met.reindex(fitted.index).to_numpy(),
             "model": "Davidson" if nu else "Bradley-Terry",
             "tie": nu,
             "prior": f"{PRIOR_VOTES:g} wins each way" if prior else "",
@@ -88,19 +86,16 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
     ).sort_values("strength", ascending=False, kind="stable")
 
 
-def _count(votes: pd.DataFrame) -> pd.DataFrame:
-    """Count the votes of every prompt, pair and answer, so that resampling is cheap."""
+def _count(votes: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Count the votes by prompt (rows) and by pair of systems and answer (columns)."""
     answer = votes["choice"].map({"a": "a", "b": "b", "tie": "tie", "both_bad": "tie"})
-    keys = votes[["prompt", "system_a", "system_b"]].assign(answer=answer)
-    counted = keys.groupby(list(keys.columns), observed=True).size().rename("votes").reset_index()
-    return counted.assign(place=pd.factorize(counted["prompt"])[0])
-
-
-def _tally(by_prompt: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
-    """Add up the votes of each pair and answer, weighting prompts."""
-    weighted = by_prompt.assign(votes=by_prompt["votes"] * weights[by_prompt["place"]])
-    pairs = ["system_a", "system_b", "answer"]
-    return weighted.groupby(pairs, observed=True)["votes"].sum().reset_index()
+    keys = votes[["system_a", "system_b"]].astype(str).assign(answer=answer)
+    cells = keys.groupby(list(keys.columns), sort=True)
+    prompt, _ = pd.factorize(votes["prompt"])
+    shape = (int(prompt.max()) + 1, cells.ngroups)
+    place = np.ravel_multi_index((prompt, cells.ngroup().to_numpy()), shape)
+    counts = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+    return cells.size().index.to_frame(index=False), counts
 
 
 def has_finite_strengths(tallies: pd.DataFrame) -> bool:
@@ -111,7 +106,7 @@ def has_finite_strengths(tallies: pd.DataFrame) -> bool:
     Args:
         tallies: columns system_a, system_b, answer ("a", "b" or "tie") and votes.
     """
-    tallies = tallies[tallies["votes"] > 0].astype({"system_a": str, "system_b": str})
+    tallies = tallies[tallies["votes"] > 0]
     names = sorted(set(tallies["system_a"]) | set(tallies["system_b"]))
     a_beats = tallies[tallies["answer"] != "b"]
     b_beats = tallies[tallies["answer"] != "a"]
@@ -141,8 +136,8 @@ def fit_strengths(tallies: pd.DataFrame, *, prior: bool = False) -> tuple[pd.Ser
     words = {"a": evalica.Winner.X, "b": evalica.Winner.Y, "tie": evalica.Winner.Draw}
     has_ties = bool(tallies["answer"].eq("tie").any())
     fit = (evalica.newman if has_ties else evalica.bradley_terry)(
-        tallies["system_a"].astype(str).tolist(),
-        tallies["system_b"].astype(str).tolist(),
+        tallies["system_a"].tolist(),
+        tallies["system_b"].tolist(),
         [words[answer] for answer in tallies["answer"]],
         weights=tallies["votes"].astype(float).tolist(),
         tolerance=TOLERANCE,

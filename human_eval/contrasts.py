@@ -1,0 +1,84 @@
+"""Two comparisons against one opponent: which of the two systems fared better against it?
+
+That four steps and eight steps both beat the teacher does not say which of them is better. Clips of
+both met the same clips of the teacher, so that the prompts can be paired.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from human_eval.definition import StudyDefinition
+
+CAVEAT = "indirect: the two never met"
+
+
+def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate, on the primary question, each two comparisons that share their opponent.
+
+    A prompt counts as won where more raters preferred the system than its opponent; prompts whose
+    raters are split are left out.
+
+    Returns:
+        Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
+        neither (numbers of prompts won), p (McNemar, exact), p_family (Holm).
+    """
+    [primary] = [question.key for question in definition.questions if question.primary]
+    won = prompts_won(votes[votes["question"] == primary])
+    rows = []
+    for first, second in combinations(definition.comparisons, 2):
+        if first.b != second.b or not {first.key, second.key} <= set(won.columns):
+            continue
+        paired = won[[first.key, second.key]].dropna()
+        table = pd.crosstab(paired[first.key], paired[second.key])
+        table = table.reindex(index=[1.0, 0.0], columns=[1.0, 0.0], fill_value=0).to_numpy()
+        rows.append(
+            {
+                "first": first.key,
+                "second": second.key,
+                "opponent": first.b,
+                "prompts": len(paired),
+                "both": table[0, 0],
+                "only_first": table[0, 1],
+                "only_second": table[1, 0],
+                "neither": table[1, 1],
+                "p": paired_p(table),
+                "note": CAVEAT,
+            }
+        )
+    contrasts = pd.DataFrame(rows)
+    if rows:
+        contrasts["p_family"] = multipletests(contrasts["p"], method="holm")[1]
+    return contrasts
+
+
+def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
+    """Return 1, 0, or NaN for a split, for each prompt (rows) and comparison (columns)."""
+    lead = votes["choice"].map({"a": 1, "b": -1, "tie": 0, "both_bad": 0})
+    sums = lead.groupby([votes["prompt_index"], votes["comparison"]], observed=True).sum()
+    return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
+
+
+def paired_p(table: np.ndarray) -> float:
+    """Return the exact p-value of McNemar's test on a 2 x 2 table of paired outcomes.
+
+    Source: McNemar (1947), Psychometrika 12(2), 153-157.
+    """
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def difference_interval(
+    wins: int, votes: int, other_wins: int, other_votes: int
+) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two independent shares.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
+    """
+    low, high = confint_proportions_2indep(
+        wins, votes, other_wins, other_votes, method="newcomb", compare="diff"
+    )
+    return float(low), float(high)
