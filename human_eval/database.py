@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from human_eval.errors import StorageBusy, StorageFull, StudyError
@@ -135,7 +135,11 @@ def _sqlite_engine(path: Path, driver: ModuleType, begin: str) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    engine = create_engine("sqlite://", module=driver, creator=connect, pool_size=8)
+    # Named, since SQLAlchemy takes "sqlite://" for a database in memory, whose pool closes the
+    # connections of other threads while they use them.
+    engine = create_engine(
+        "sqlite://", module=driver, creator=connect, poolclass=QueuePool, pool_size=8
+    )
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 

@@ -170,15 +170,12 @@ def _is_there(connection: Connection, task_id: int, rater_id: int, ballot: Impor
     ).one_or_none()
     if turn is None:
         return False
-    stored = dict(
-        connection.execute(
-            select(Vote.question, Vote.choice)
-            .where(Vote.assignment_id == turn.id)
-            .order_by(Vote.revision)
-        )
-        .tuples()
-        .all()
+    answers = (
+        select(Vote.question, Vote.choice)
+        .where(Vote.assignment_id == turn.id)
+        .order_by(Vote.revision)
     )
+    stored = {question: choice for question, choice in connection.execute(answers)}
     if turn.state == "submitted" and (stored, turn.side_a) == (
         dict(ballot.answers),
         ballot.side_a,

@@ -46,8 +46,8 @@ def read_votes(
     frame["simulated"] = simulated
     # The database lets no other hash in: a foreign key leads to the study's own.
     frame["definition_hash"] = definition.hash
-    words = ["definition_hash", "question", "choice", "side_a", "provider"]
-    frame[words] = frame[words].astype("category")
+    words = [name for name, kind in COLUMNS.items() if kind.startswith("text")]
+    frame[words] = frame[words].astype("str")
     frame["answered_at"] = pd.to_datetime(frame["answered_at"], unit="ms", utc=True)
     return frame[list(COLUMNS)].reset_index(drop=True)
 
@@ -103,7 +103,7 @@ def progress(connection: Connection, *, simulated: bool = False) -> dict[str, An
     """Return how far the study is: pairs, turns, raters, open leases, refusals, by name."""
     values = {"simulated": simulated}
     comparisons = _frame(connection, _PROGRESS, values)
-    turns = dict(connection.execute(_TURN_STATES, values).tuples().all())
+    turns = {state: count for state, count in connection.execute(_TURN_STATES, values)}
     raters = connection.execute(
         select(func.count()).where(Rater.simulated == simulated)
     ).scalar_one()
@@ -117,7 +117,7 @@ def progress(connection: Connection, *, simulated: bool = False) -> dict[str, An
         "comparisons": comparisons,
         "turns": turns,
         "raters": raters,
-        "events": {kind: int(count) for kind, count in kinds.tuples()},
+        "events": {kind: int(count) for kind, count in kinds},
         "excluded": [entry.subject for entry in exclusions(connection)],
     }
 
