@@ -1,4 +1,4 @@
-"""How far raters agree: with each other, and with themselves.
+"""How far raters agree with each other.
 
 Preferences are opinions: agreement well below that of factual labels (an alpha of about 0.3) is
 what to expect, and no reason to reject a study.
@@ -104,44 +104,3 @@ def fleiss(counts: np.ndarray) -> tuple[float, str]:
     if (counts.sum(axis=0) > 0).sum() < 2:
         return float("nan"), NO_VARIATION
     return float(fleiss_kappa(counts, method="fleiss")), ""
-
-
-def tabulate_consistency(votes: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate how often raters agree with themselves, by question.
-
-    Two chances to tell: pairs shown again with their sides swapped (`mirror`), and prompts that
-    stand in the list twice (`duplicate`), whose pairs are other clips of the same text.
-
-    Args:
-        votes: all of them, checks included.
-
-    Returns:
-        Columns check, question, repeats, same (share of equal answers), and same_side (share in
-        which the same side was chosen, whichever system stood there).
-    """
-    keys = ["rater", "comparison", "question"]
-    columns = [*keys, "prompt", "prompt_index", "choice", "side_a"]
-    real = votes.loc[votes["kind"] == "real", columns]
-    mirrors = votes.loc[votes["kind"] == "mirror", columns]
-    mirrored = mirrors.merge(real, on=[*keys, "prompt", "prompt_index"], suffixes=("", "_first"))
-    texts = real.drop_duplicates(["prompt", "prompt_index"]).groupby("prompt").size()
-    twice = real[real["prompt"].isin(texts.index[texts > 1])]
-    duplicated = twice.merge(twice, on=[*keys, "prompt"], suffixes=("", "_first"))
-    duplicated = duplicated[duplicated["prompt_index"] > duplicated["prompt_index_first"]]
-    rows = []
-    for check, repeats in (("mirror", mirrored), ("duplicate", duplicated)):
-        for question, cell in repeats.groupby("question", observed=True):
-            same = cell["choice"] == cell["choice_first"]
-            decisive = cell[cell["choice"].isin(["a", "b"]) & cell["choice_first"].isin(["a", "b"])]
-            swapped = decisive["side_a"] != decisive["side_a_first"]
-            same_side = (decisive["choice"] == decisive["choice_first"]) != swapped
-            rows.append(
-                {
-                    "check": check,
-                    "question": question,
-                    "repeats": len(cell),
-                    "same": same.mean(),
-                    "same_side": same_side.mean() if len(decisive) else np.nan,
-                }
-            )
-    return pd.DataFrame(rows, columns=["check", "question", "repeats", "same", "same_side"])

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import confint_proportions_2indep
 
 from human_eval.definition import StudyDefinition
 
@@ -58,7 +57,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
 
 def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
     """Return 1, 0, or NaN for a split, for each prompt (rows) and comparison (columns)."""
-    lead = votes["choice"].map({"a": 1, "b": -1, "tie": 0, "both_bad": 0})
+    lead = votes["choice"].astype(str).map({"a": 1, "b": -1, "tie": 0, "both_bad": 0})
     sums = lead.groupby([votes["prompt_index"], votes["comparison"]], observed=True).sum()
     return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
 
@@ -69,16 +68,3 @@ def paired_p(table: np.ndarray) -> float:
     Source: McNemar (1947), Psychometrika 12(2), 153-157.
     """
     return float(mcnemar(table, exact=True).pvalue)
-
-
-def difference_interval(
-    wins: int, votes: int, other_wins: int, other_votes: int
-) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two independent shares.
-
-    Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
-    """
-    low, high = confint_proportions_2indep(
-        wins, votes, other_wins, other_votes, method="newcomb", compare="diff"
-    )
-    return float(low), float(high)

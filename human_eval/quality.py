@@ -89,7 +89,9 @@ def consistency(votes: pd.DataFrame) -> pd.DataFrame:
     mirror = votes[votes["kind"] == "mirror"]
     columns = [*keys, "prompt", "prompt_index", "choice", "side_a"]
     mirrored = real[columns].merge(mirror[columns], on=[*keys, "prompt", "prompt_index"])
-    twice = real[columns].merge(real[columns], on=[*keys, "prompt"])
+    texts = real.drop_duplicates(["prompt", "prompt_index"])["prompt"].value_counts()
+    repeated = real.loc[real["prompt"].isin(texts.index[texts > 1]), columns]
+    twice = repeated.merge(repeated, on=[*keys, "prompt"])
     twice = twice[twice["prompt_index_x"] < twice["prompt_index_y"]]
     rows = []
     for check, pairs in (("mirror", mirrored), ("duplicate", twice)):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from human_eval.agreement import tabulate_agreement, tabulate_consistency
+from human_eval.agreement import tabulate_agreement
 from human_eval.charts import draw_evidence, draw_win_rates, save_chart
 from human_eval.contrasts import tabulate_contrasts
 from human_eval.definition import StudyDefinition
@@ -14,6 +14,7 @@ from human_eval.errors import StudyError
 from human_eval.evidence import LEVEL, decisions, evidence_path
 from human_eval.export import read_export, write_csv
 from human_eval.forecast import forecast_decisions
+from human_eval.quality import consistency
 from human_eval.ranking import rank_systems
 from human_eval.votes import check_origin, check_votes, evidence
 from human_eval.winrates import category_rates, side_effects, win_rates
@@ -35,7 +36,7 @@ SHOWN = {  # columns of each table that the text shows; the CSV files hold all
     "sides": ["question", "votes", "left_share", "low", "high", "p"],
     "agreement": ["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
     + ["kappa", "note"],
-    "consistency": ["check", "question", "repeats", "same", "same_side"],
+    "consistency": ["check", "question", "pairs", "same", "same_side"],
     "categories": ["comparison", "category", "votes", "rate", "low", "high", "p_discovery"],
     "ranking": ["question", "group", "system", "strength", "low", "high", "model", "prior"],
     "contrasts": ["first", "second", "opponent", "prompts", "only_first", "only_second"]
@@ -114,7 +115,7 @@ def _tabulate(
         "categories": lambda: category_rates(kept, definition),
         "sides": lambda: side_effects(kept),
         "agreement": lambda: tabulate_agreement(kept),
-        "consistency": lambda: tabulate_consistency(votes[~votes["excluded"]]),
+        "consistency": lambda: consistency(votes[~votes["excluded"]]),
         "ranking": lambda: rank_systems(kept),
         "contrasts": lambda: tabulate_contrasts(kept, definition),
         "exclusions": lambda: _count_exclusions(votes),

@@ -109,7 +109,12 @@ def _mean(votes: pd.DataFrame, values: np.ndarray, confidence: float) -> Mean:
 
 def half_wins(votes: pd.DataFrame) -> np.ndarray:
     """Return 1 where system_a won, 0 where it lost, and a half where neither did."""
-    return votes["choice"].map({"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5}).to_numpy(float)
+    return (
+        votes["choice"]
+        .astype(str)
+        .map({"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5})
+        .to_numpy(float)
+    )
 
 
 def adjust_family(table: pd.DataFrame) -> np.ndarray:
