@@ -71,14 +71,17 @@ class Writer:
         while (entry := self._waiting.get()) is not None:
             entries = [entry]
             while len(entries) < self._batch and not self._waiting.empty():
-                following = self._waiting.get_nowait()
+                following = self._waiting.get_nowait()  # nobody else takes: batches mean one thread
                 if following is None:
                     self._waiting.put(None)
                     break
                 entries.append(following)
-            self._carry_out(entries)
+            # One that its sender gave up on is not begun; from here on none can be given up.
+            self._carry_out([entry for entry in entries if entry[1].set_running_or_notify_cancel()])
 
     def _carry_out(self, entries: list[_Entry]) -> None:
+        if not entries:
+            return
         outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._database.write() as connection:

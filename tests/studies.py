@@ -171,7 +171,7 @@ def _free_port() -> int:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request) -> str | None:
     """Run a test on both databases; None is SQLite."""
-    return None if request.param == "sqlite" else request.getfixturevalue("postgresql")
+    return None if request.param in ("sqlite", None) else request.getfixturevalue("postgresql")
 
 
 def fresh_schema(url: str) -> str:
