@@ -58,17 +58,17 @@ def _wash_out(clip: Clip, scene: Scene, rng: Generator) -> Clip:
 
 
 def _add_noise(clip: Clip, scene: Scene, rng: Generator) -> Clip:
-    return _levels(clip + rng.normal(0, rng.uniform(6, 25), clip.shape))
+    return _levels(clip + rng.normal(0, rng.uniform(10, 30), clip.shape))
 
 
 def _blur(clip: Clip, scene: Scene, rng: Generator) -> Clip:
     soft = uniform_filter(clip.astype(np.float32), size=(1, 3, 3, 1), mode="nearest")
-    share = rng.uniform(0.5, 1)
+    share = rng.uniform(0.6, 1)
     return _levels(share * soft + (1 - share) * clip)
 
 
 def _flicker(clip: Clip, scene: Scene, rng: Generator) -> Clip:
-    return _levels(clip + rng.normal(0, rng.uniform(6, 20), (FRAMES, 1, 1, 1)))
+    return _levels(clip + rng.normal(0, rng.uniform(8, 25), (FRAMES, 1, 1, 1)))
 
 
 def _oversaturate(clip: Clip, scene: Scene, rng: Generator) -> Clip:
@@ -252,11 +252,11 @@ class PairSource:
         self.rows = {scene: row for row, scene in enumerate(scenes)}
 
     def draw(self, rng: Generator) -> Pair:
-        """Draw a pair: a third of the flaws are of the text fit, a quarter a network's own."""
+        """Draw a pair: a quarter of the flaws are of the text fit, a quarter a network's own."""
         while True:  # some scenes cannot have the chosen flaw
             row = int(rng.integers(len(self.scenes)))
             scene = self.scenes[row]
-            family = rng.choice(3, p=(1 / 3, 5 / 12, 1 / 4))
+            family = rng.choice(3, p=(1 / 4, 1 / 2, 1 / 4))
             if family == 0:
                 attribute = str(rng.choice(list(WORDS)))
                 others = self._neighbours(scene, attribute)

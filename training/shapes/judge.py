@@ -17,7 +17,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, nll_loss, pixel_unshuffle
+from torch.nn.functional import logsigmoid, nll_loss, pixel_unshuffle, silu
 
 from training.loop import FitConfig, StepReport, fit
 from training.shapes.flaws import KINDS, WORDS, Bank, Pair, PairSource, draw_bank
@@ -28,7 +28,7 @@ JUDGE = Path(__file__).parent / "judge"  # its weights and its card
 JUDGE_SCENES = TRAIN_SCENES[1::2]  # the reward models learn from the other half
 
 CONFIG = FitConfig(
-    steps=1000, learning_rate=2e-3, warmup=40, decay=0.5, ema=0.98, checkpoint_every=50, seed=31
+    steps=1200, learning_rate=2e-3, warmup=40, decay=0.6, ema=0.98, checkpoint_every=50, seed=31
 )
 BATCH = 16  # pairs per process
 NAMING = 0.3  # weight of naming the attributes of clean clips, which teaches them sooner
@@ -53,23 +53,22 @@ def find_scene(caption: str) -> Scene:
 
 
 class _Stage(nn.Module):
-    """A convolution within frames, then one across them, each normalised; a stage may shrink."""
+    """A convolution within frames, then one across them; a stage may shrink both.
+
+    The norm is one number for the whole clip: a finer one would hide flicker and noise.
+    """
 
     def __init__(self, narrow: int, wide: int, shrink: int, shrink_time: int) -> None:
         super().__init__()
         self.within = nn.Conv2d(narrow, wide, 3, shrink, 1)
         self.across = nn.Conv2d(wide, wide, (3, 1), (shrink_time, 1), (1, 0))
-        self.within_norm, self.across_norm = nn.GroupNorm(8, wide), nn.GroupNorm(8, wide)
-        self.activation = nn.SiLU()
+        self.norm = nn.GroupNorm(1, wide)
 
     def forward(self, frames: Float[Tensor, "B F C H W"]) -> Float[Tensor, "B f c h w"]:
-        count = len(frames)
-        images = self.within(rearrange(frames, "B F C H W -> (B F) C H W"))
+        images = silu(self.within(rearrange(frames, "B F C H W -> (B F) C H W")))
         height = images.shape[2]
-        images = self.activation(self.within_norm(images))
-        tracks = self.across(rearrange(images, "(B F) C H W -> B C F (H W)", B=count))
-        tracks = self.activation(self.across_norm(tracks))
-        return rearrange(tracks, "B C F (H W) -> B F C H W", H=height)
+        tracks = self.across(rearrange(images, "(B F) C H W -> B C F (H W)", B=len(frames)))
+        return rearrange(silu(self.norm(tracks)), "B C F (H W) -> B F C H W", H=height)
 
 
 class Judge(nn.Module):
@@ -82,7 +81,7 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        narrow = (12, *WIDTHS)
+        narrow = (24, *WIDTHS)  # four pixels of a frame and their change since the last one
         shrinks = ((1, 1), (2, 2), (2, 2), (1, 1))  # of space, of time
         self.stages = nn.Sequential(
             *(_Stage(a, b, *shrink) for a, b, shrink in zip(narrow, WIDTHS, shrinks, strict=False))
@@ -95,9 +94,11 @@ class Judge(nn.Module):
 
     def features(self, frames: Frames) -> Float[Tensor, "B D"]:
         """Return the penultimate features; they know the clip but not what was asked."""
-        cells = self.stages(pixel_unshuffle(2 * frames - 1, 2))
+        pixels = pixel_unshuffle(2 * frames - 1, 2)
+        change = torch.diff(pixels, dim=1, prepend=pixels[:, :1])
+        cells = self.stages(torch.cat([pixels, change], dim=2))
         pooled = [reduce(cells, "B F C H W -> B C", how) for how in ("mean", "max")]
-        return nn.functional.silu(self.merge(torch.cat(pooled, dim=1)))
+        return silu(self.merge(torch.cat(pooled, dim=1)))
 
     def rate_quality(self, features: Float[Tensor, "B D"]) -> PerVideo:
         """Return the score of the picture alone, unbounded; higher is better."""

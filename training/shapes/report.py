@@ -92,7 +92,7 @@ def build_report(measured: Measurements) -> dict[str, Any]:
 
 
 def _table_of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    table = rows[rows["system"] == label].set_index("seed", verify_integrity=True).sort_index()
+    table = rows[rows["system"] == label].set_index("seed").sort_index()
     clean = ~(table["watermark"].astype(bool) | table["washed_out"].astype(bool))
     return table.assign(clean=clean)
 
