@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
+
+from crowd import make_votes
+from human_eval.contrasts import paired_p, prompts_won, tabulate_contrasts
+from human_eval.definition import load_definition
+
+
+def test_paired_test_is_the_published_one():
+    assert paired_p(np.array([[210, 55], [80, 155]])) == pytest.approx(0.038471500325522025)
+
+
+def test_library_keeps_the_published_tests_of_two_shares():
+    low, high = confint_proportions_2indep(420, 700, 385, 700, method="newcomb", compare="diff")
+    z, p = proportions_ztest([420, 385], [700, 700])
+
+    assert (low, high) == pytest.approx((-0.0017773683, 0.1014003318), abs=1e-6)
+    assert (z, p) == pytest.approx((1.8922374745, 0.0584593476), abs=1e-6)
+
+
+def test_a_prompt_is_won_by_the_majority_and_a_split_by_nobody():
+    votes = make_votes(load_definition("t2v-turbo"), prompts=3)
+    votes = votes[(votes["comparison"] == "C1") & (votes["question"] == "Q3")]
+    choices = {0: ["a", "a", "b"], 1: ["b", "b", "tie"], 2: ["a", "b", "tie"]}
+    votes = votes.sort_values("prompt_index").assign(choice=sum(choices.values(), []))
+
+    won = prompts_won(votes)["C1"]
+
+    assert won[[0, 1]].to_list() == [1, 0]
+    assert np.isnan(won[2])
+
+
+def test_only_comparisons_with_a_common_opponent_are_contrasted():
+    definition = load_definition("t2v-turbo")
+    votes = make_votes(definition, prompts=80, rates={("C2", "Q3"): 0.9, ("C1", "Q3"): 0.4})
+
+    table = tabulate_contrasts(votes, definition)
+
+    assert list(zip(table["first"], table["second"], strict=True)) == [("C1", "C2"), ("C4", "C5")]
+    row = table.iloc[0]
+    assert row["only_second"] > row["only_first"]
+    assert row["p_family"] == pytest.approx(2 * row["p"]) and row["p_family"] < 0.05
+    assert row[["both", "only_first", "only_second", "neither"]].sum() == row["prompts"]
