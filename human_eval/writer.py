@@ -98,12 +98,18 @@ class Writer:
 
 def _attempt(job: Job, connection: Connection) -> tuple[Any, BaseException | None]:
     """Return the job's result or its refusal; of a refused job nothing stays."""
+    # By hand: a full disk ends the whole transaction, and with it the savepoint that leaving a
+    # `with` block would try to return to.
+    savepoint = connection.begin_nested()
     try:
-        with connection.begin_nested():
-            return job(connection), None
+        result = job(connection)
+        savepoint.commit()
     except (StudyError, IntegrityError) as refusal:
+        savepoint.rollback()
         return None, refusal
     except DBAPIError:
-        raise  # the whole transaction may be gone with it
+        raise
     except Exception as error:  # a defect of one job is not the others' failure
+        savepoint.rollback()
         return None, error
+    return result, None

@@ -1,0 +1,230 @@
+"""What was acknowledged is stored: through kills, power cuts, locks and a full disk."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from human_eval.database import open_database
+from human_eval.service import create_app
+from human_eval.store import StudyStore, open_study
+from power_cut import Disk, driver
+from studies import Clock, answer
+from test_human_eval_service import claim, count_votes, enter, vote
+from vote_load import Load, lost_receipts, rate
+
+ROOT = Path(__file__).parents[1]
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def cut_power(tmp_path, make_store, synchronous, cuts, seed):
+    """Answer pairs until the power has been cut so often; return the disk."""
+    store = make_store(k=3, num_prompts=40)
+    store.close()
+    rng = random.Random(seed)
+    disk = Disk(tmp_path / "cuts", rng, chance=0.15)
+    disk.folder.mkdir()
+    with driver(disk, synchronous) as module:
+        database = open_database(store.folder / "study.db", driver=module)
+        store = StudyStore(store.folder, database, store.definition, store.keys, Clock(), rng)
+        while len(disk.cuts) < cuts:
+            rater = store.enter("lab", str(rng.randrange(30)))
+            lease = store.claim(rater)
+            if lease is None:
+                continue
+            receipt = store.submit(answer(store, lease, rng.choice(["left", "right"])))
+            disk.acknowledged.append((receipt.assignment_id, receipt.answers["Q2"]))
+        store.close()
+    return store, disk
+
+
+def inspect(store, cut):
+    """Open a database as the power cut left it; return its answers and what is wrong with it."""
+    folder, _ = cut
+    database = open_database(folder / "study.db")
+    found = StudyStore(store.folder, database, store.definition, store.keys)
+    with found.read() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT a.id, v.choice, a.side_a FROM vote v JOIN assignment a "
+            "ON a.id = v.assignment_id WHERE v.question = 'Q2'"
+        ).all()
+    defects = found.list_defects()
+    found.close()
+    shutil.rmtree(folder)
+    other = {"left": "right", "right": "left"}
+    return {(turn, side if choice == "a" else other[side]) for turn, choice, side in rows}, defects
+
+
+@sqlite_only
+def test_three_hundred_power_cuts_lose_no_receipt(tmp_path, make_store):
+    store, disk = cut_power(tmp_path, make_store, "FULL", cuts=300, seed=0)
+
+    promised = 0
+    for cut in disk.cuts:
+        stored, defects = inspect(store, cut)
+        assert set(cut[1]) <= stored
+        assert defects == []
+        promised += len(cut[1])
+    assert promised > 300
+
+
+@sqlite_only
+def test_the_power_cuts_do_bite_where_commits_are_not_synced(tmp_path, make_store):
+    store, disk = cut_power(tmp_path, make_store, "NORMAL", cuts=60, seed=1)
+
+    lost = sum(len(set(cut[1]) - inspect(store, cut)[0]) for cut in disk.cuts)
+
+    assert lost > 0
+
+
+@pytest.fixture
+def forker(make_store):
+    """A study and a process that serves it, to be killed."""
+    store = make_store(k=3, num_prompts=400)
+    for clip in store.clips():
+        (store.media / clip.stored_name).write_bytes(b"clip" * 100)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.vote_server", store.folder],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield store, process, int(process.stdout.readline())
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def start(process) -> int:
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+async def kill_repeatedly(store, process, port, kills, rng):
+    load = Load()
+    stop = []
+    server = start(process)
+    raters = [
+        asyncio.create_task(rate(port, load, rng, lambda: not stop, think=0.02, watch=False))
+        for _ in range(16)
+    ]
+    for number in range(kills):
+        seen = len(load.receipts)
+        while len(load.receipts) < seen + 3:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(rng.expovariate(20))
+        os.kill(server, signal.SIGKILL)
+        server = start(process)
+        if number % 10 == 0:
+            assert lost_receipts(store, load) == []
+    stop.append(True)
+    await asyncio.gather(*raters)
+    os.kill(server, signal.SIGKILL)
+    return load
+
+
+def check_kills(forker, kills):
+    store, process, port = forker
+    load = asyncio.run(kill_repeatedly(store, process, port, kills, random.Random(0)))
+
+    assert load.failures == []
+    assert load.retries > 0
+    assert len(load.receipts) > 3 * kills
+    assert lost_receipts(store, load) == []
+    again = open_study(store.folder)
+    assert again.list_defects() == []
+    # Leases of raters who were cut off run out, and their pairs come back.
+    store = StudyStore(again.folder, again.database, again.definition, again.keys, Clock())
+    store.clock.now = time.time_ns() // 10**6 + 1000 * 3600
+    store.sweep()
+    assert "leased" not in store.progress()["turns"]
+    assert store.list_defects() == []
+    store.close()
+
+
+@sqlite_only
+def test_kills_of_the_server_lose_no_receipt(forker):
+    check_kills(forker, kills=5)
+
+
+@pytest.mark.slow
+@sqlite_only
+def test_fifty_kills_of_the_server_lose_no_receipt(forker):
+    check_kills(forker, kills=50)
+
+
+@sqlite_only
+def test_a_locked_database_says_so_and_takes_the_answer_later(make_store, monkeypatch):
+    monkeypatch.setattr("human_eval.database.BUSY_MILLISECONDS", 200)
+    store = make_store()
+    with TestClient(create_app(store)) as client:
+        enter(client)
+        ballot = claim(client)["ballot"]
+        lock = open_database(store.folder / "study.db").writing.connect()
+        lock.begin()
+        refused = vote(client, ballot)
+        sick = client.get("/healthz")
+        lock.rollback()
+        lock.close()
+        stored = vote(client, ballot)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert "nothing was stored" in refused.json()["error"]
+    assert sick.status_code == 503
+    assert (stored.status_code, stored.json()["duplicate"]) == (200, False)
+    assert count_votes(store) == 2
+
+
+@sqlite_only
+def test_a_full_disk_says_so_and_keeps_what_was_stored(make_store):
+    store = make_store(k=9, num_prompts=40)
+    kept = Counter()
+    with TestClient(create_app(store)) as client:
+        enter(client)
+        with store.read() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        limit_pages(client, store, pages + 2)
+        for _ in range(200):
+            pair = client.post("/api/claim", json={})
+            kept[pair.status_code] += 1
+            if pair.status_code == 507:
+                break
+            reply = vote(client, pair.json()["ballot"])
+            kept[reply.status_code] += 1
+            if reply.status_code == 507:
+                break
+        answered = count_votes(store)
+        limit_pages(client, store, 10**6)
+        assert vote(client, claim(client)["ballot"]).status_code == 200
+
+    assert kept[507] == 1 and kept[200] > 1 and set(kept) == {200, 507}
+    assert count_votes(store) == answered + 2
+    assert store.list_defects() == []
+
+
+def limit_pages(client, store, pages):
+    """Let the database grow no further, on the connection that the writer uses."""
+    with store.database.writing.connect() as connection:
+        connection.connection.driver_connection.execute(f"PRAGMA max_page_count={pages}")
+
+
+@sqlite_only
+def test_a_database_that_is_gone_is_not_replaced_by_an_empty_one(make_store):
+    store = make_store()
+    store.close()
+    (store.folder / "study.db").rename(store.folder / "elsewhere.db")
+
+    with pytest.raises(Exception, match="no such file"):
+        open_study(store.folder)
+    assert not (store.folder / "study.db").exists()
