@@ -78,10 +78,16 @@ def _add_making(subparsers: _Commands) -> None:
     ingest.add_argument("--partial", action="store_true", help="pair what is there so far")
     ingest.add_argument("--no-gold", action="store_true", help="make no gold pairs yet")
 
-    imports = _command(subparsers, "import-votes", "Take answers in that were given elsewhere.")
+    imports = _command(
+        subparsers, "import-votes", "Take a crowd platform's results in, in MTurk's format; legacy."
+    )
     imports.add_argument("file", type=Path, metavar="CSV")
     imports.add_argument(
-        "--format", choices=["mturk", "export"], default="mturk", help="mturk is legacy"
+        "--answer",
+        action="append",
+        default=[],
+        metavar="QUESTION=COLUMN",
+        help="where it is not Answer.QUESTION",
     )
 
     simulate = _command(subparsers, "simulate", "Let simulated raters answer; always marked.")

@@ -75,7 +75,12 @@ def krippendorff_alpha(counts: np.ndarray) -> tuple[float, str]:
 
 
 def alpha_interval(counts: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % percentile interval of alpha, resampling what was answered about."""
+    """Return the 95 % percentile interval of alpha, resampling what was answered about.
+
+    NaN where only one thing was answered about, which leaves nothing to resample.
+    """
+    if len(counts) < 2:
+        return float("nan"), float("nan")
 
     def resampled(rows: np.ndarray) -> float:
         return krippendorff_alpha(counts[rows])[0]

@@ -126,7 +126,8 @@ def import_votes(options: Namespace) -> None:
     from human_eval.imports import import_ballots
 
     with _opened(options) as store:
-        ballots = mturk.read_results(options.file, store)
+        columns = dict(_split(entry, "QUESTION=COLUMN") for entry in options.answer)
+        ballots = mturk.read_results(options.file, store, columns=columns)
         done = import_ballots(store, ballots)
         print(f"{done.added} ballots imported, {done.already_there} were there already.")
 
@@ -209,15 +210,31 @@ def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
     from human_eval.report import report_from_export, write_report
 
-    if not (options.study / "secret").exists() and (options.study / "votes.csv").exists():
-        written = report_from_export(options.study, options.out or Path("report"))
+    if any(options.study.glob("votes.*")):  # an export, which has no database
+        with _counting("report", "table") as advance:
+            written = report_from_export(
+                options.study, options.out or Path("report"), progress=advance
+            )
     else:
         with _opened(options) as store:
             votes = _votes(store, options)
             name = "report-simulated" if options.simulated else "report"
             folder = options.out or store.folder / name
-            written = write_report(votes, store.definition, folder)
+            with _counting("report", "table") as advance:
+                written = write_report(votes, store.definition, folder, progress=advance)
     print("\n".join(str(path) for path in written))
+
+
+@contextmanager
+def _counting(what: str, unit: str) -> Iterator[Callable[[str], None]]:
+    """Show how many things are done, and which is under way."""
+    with tqdm(desc=what, unit=unit) as bar:
+
+        def advance(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        yield advance
 
 
 def export(options: Namespace) -> None:
