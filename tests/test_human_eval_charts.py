@@ -69,8 +69,8 @@ def test_marked_intervals_are_those_of_the_table(table, definition):
     _, _, rates = draw_win_rates(table, definition).axes
 
     drawn = [line.get_xdata() for line in rates.lines if len(line.get_xdata()) == 2]
-    drawn = [tuple(ends) for ends in drawn if ends[0] != ends[1]]
-    assert drawn == pytest.approx(list(zip(table["low"], table["high"], strict=True)))
+    drawn = np.array([ends for ends in drawn if ends[0] != ends[1]])
+    assert drawn == pytest.approx(table[["low", "high"]].to_numpy())
 
 
 def test_simulated_votes_are_marked_across_the_chart(table, definition):

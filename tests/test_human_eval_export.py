@@ -129,7 +129,8 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
     )
 
     align = pd.read_csv(tmp_path / "preferences.videoalign.csv", keep_default_na=False)
-    pairs = [json.loads(line) for line in (tmp_path / "preferences.dpo.jsonl").open()]
+    lines = (tmp_path / "preferences.dpo.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in lines]
 
     assert list(align.columns) == [
         *["path_A", "path_B", "prompt", "VQ", "MQ", "TA"],

@@ -15,7 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+SCRIPTS = [
+    [line for line in block.splitlines() if not line.startswith("make ")]
+    for kind, block in BLOCKS
+    if kind == "bash"
+]
 PROGRAMS = [block for kind, block in BLOCKS if kind == "python"]
 
 
@@ -28,15 +32,18 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.startswith("make ")])
-def test_command_runs(command, tmp_path):
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script], ids=lambda s: s[0])
+def test_commands_run_one_after_the_other(script, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star jumping in the desert\n")
-    assert command.startswith("python -m ")
+    for command in script:
+        assert command.startswith("python -m ")
 
-    run(["bash", "-c", command.replace("python", f'"{sys.executable}"', 1)], tmp_path)
+        run(["bash", "-c", command.replace("python", f'"{sys.executable}"', 1)], tmp_path)
 
-    for clip in re.findall(r"--out (\S+\.mp4)", command):
-        assert (tmp_path / clip).stat().st_size > 0
+        for clip in re.findall(r"--out (\S+\.mp4)", command):
+            assert (tmp_path / clip).stat().st_size > 0
+    if any("human_eval report" in command for command in script):
+        assert (tmp_path / "study/report-simulated/win_rates.png").stat().st_size > 0
 
 
 def test_the_program_makes_its_clip(tmp_path):
