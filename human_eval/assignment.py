@@ -23,7 +23,7 @@ from sqlalchemy.orm import aliased
 
 from human_eval.definition import StudyDefinition
 from human_eval.errors import NotYours, StudyClosed
-from human_eval.tables import OPEN_TASK, AnyRow, Rater, Study, Task
+from human_eval.tables import OPEN_TASK, AnyRow, Count, Rater, Study, Task
 from human_eval.tables import AssignmentRow as Turn
 
 BLOCK = 4  # turns of one rater at one comparison; within each, A is on the left in half
@@ -98,11 +98,9 @@ def check_open(connection: Connection) -> None:
 
 def release(connection: Connection, assignment_id: int, task_id: int, state: str) -> None:
     """Give a leased pair back; somebody else may have its place."""
-    done = connection.execute(
-        update(Turn).where(Turn.id == assignment_id, Turn.state == "leased").values(state=state)
-    )
+    done = connection.execute(_RELEASE, {"assignment": assignment_id, "new_state": state})
     if done.rowcount:
-        connection.execute(update(Task).where(Task.id == task_id).values(taken=Task.taken - 1))
+        connection.execute(_COUNT, {"task": task_id, "change": -1})
 
 
 def sweep(connection: Connection, now: int) -> int:
@@ -171,7 +169,7 @@ def _take(
     rng: random.Random,
 ) -> Lease:
     """Write the lease down. A pair that returned to the same rater keeps its sides."""
-    connection.execute(update(Task).where(Task.id == task.id).values(taken=Task.taken + 1))
+    connection.execute(_COUNT, {"task": task.id, "change": 1})
     again = connection.execute(_MINE, {"rater": rater.id, "task": task.id}).one_or_none()
     fresh = {"state": "leased", "slot": slot, "leased_at": now, "expires_at": expires_at}
     if again is not None:
@@ -189,7 +187,7 @@ def _take(
         "side_a": side_a,
         **fresh,
     }
-    [assignment_id] = connection.execute(insert(Turn).returning(Turn.id), values).one()
+    [assignment_id] = connection.execute(_INSERT, values).one()
     return Lease(assignment_id, 1, rater.id, task.id, side_a, expires_at)
 
 
@@ -244,6 +242,17 @@ def _next(*order: Any) -> Select[*tuple[Any, ...]]:
 
 
 _CLOSED_AT = select(Study.closed_at)
+_COUNT = (
+    update(Task)
+    .where(Task.id == bindparam("task"))
+    .values(taken=Task.taken + bindparam("change", type_=Count()))
+)
+_RELEASE = (
+    update(Turn)
+    .where(Turn.id == bindparam("assignment"), Turn.state == "leased")
+    .values(state=bindparam("new_state"))
+)
+_INSERT = insert(Turn).returning(Turn.id)
 _LOCK_RATER = (
     select(Rater.id, Rater.simulated, Rater.erased_at)
     .where(Rater.id == bindparam("rater"))

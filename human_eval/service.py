@@ -11,7 +11,6 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -54,20 +53,20 @@ class VoteService:
         self._writer: Writer | None = None
         self._refused: Counter[tuple[str, str]] = Counter()
         self._showings: dict[int, Showing] = {}
-        self._read_clip = lru_cache(CACHED_CLIPS)(Path.read_bytes)
+        self._clips: dict[Path, bytes] = {}
         for path, handler in (
             ("/api/enter", self.enter),
             ("/api/claim", self.claim),
             ("/api/submit", self.submit),
             ("/api/return", self.give_back),
         ):
-            self.router.add_api_route(path, exchange.guard(handler, self.refuse), methods=["POST"])
+            self.router.add_route(path, exchange.guard(handler, self.refuse), methods=["POST"])
         for path, handler in (
             ("/api/study", self.describe),
             ("/media/{token}", self.media),
             ("/healthz", self.health),
         ):
-            self.router.add_api_route(path, exchange.guard(handler, self.refuse), methods=["GET"])
+            self.router.add_route(path, exchange.guard(handler, self.refuse), methods=["GET"])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -206,7 +205,7 @@ class VoteService:
             raise TooLate("Expected a pair that is open, got one whose time is over. Reload.")
         path = self.store.media / (shown.left if side == "left" else shown.right)
         try:
-            content = await asyncio.to_thread(self._read_clip, path)
+            content = self._clips.get(path) or await asyncio.to_thread(self._read_clip, path)
         except FileNotFoundError:
             return reply({"error": "Expected a clip, got none. Report the pair as broken."}, 404)
         return exchange.send_clip(content, request.headers.get("range"))
@@ -279,6 +278,13 @@ class VoteService:
         if len(self._showings) >= CACHED_SHOWINGS:
             self._showings.clear()  # they are read again on demand
         self._showings[assignment_id] = shown
+
+    def _read_clip(self, path: Path) -> bytes:
+        content = path.read_bytes()
+        while len(self._clips) >= CACHED_CLIPS:
+            self._clips.pop(next(iter(self._clips)), None)
+        self._clips[path] = content
+        return content
 
     def _look_up(self, assignment_id: int) -> Showing:
         with self.store.read() as connection:

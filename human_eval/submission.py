@@ -72,9 +72,7 @@ def submit(
     check_open(connection)
     _check_viewing(definition, ballot, now - turn.leased_at)
     _store(connection, definition, ballot, choices, now)
-    connection.execute(
-        update(Turn).where(Turn.id == turn.id).values(state="submitted", submitted_at=now)
-    )
+    connection.execute(_FINISH, {"assignment": turn.id, "now": now})
     return _receipt(ballot, turn, choices, duplicate=False)
 
 
@@ -193,6 +191,11 @@ def _receipt(
 
 
 _INSERT = insert(Vote)
+_FINISH = (
+    update(Turn)
+    .where(Turn.id == bindparam("assignment"))
+    .values(state="submitted", submitted_at=bindparam("now"))
+)
 _TURN = (
     select(
         Turn.id,
