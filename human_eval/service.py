@@ -205,7 +205,9 @@ class VoteService:
             raise TooLate("Expected a pair that is open, got one whose time is over. Reload.")
         path = self.store.media / (shown.left if side == "left" else shown.right)
         try:
-            content = self._clips.get(path) or await asyncio.to_thread(self._read_clip, path)
+            content = self._clips.get(path)
+            if content is None:
+                content = await asyncio.to_thread(self._read_clip, path)
         except FileNotFoundError:
             return reply({"error": "Expected a clip, got none. Report the pair as broken."}, 404)
         return exchange.send_clip(content, request.headers.get("range"))

@@ -1,0 +1,362 @@
+"""The study as a whole: its tables, its copies, what it forgets and what it takes in."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from human_eval.backup import back_up, list_backups, replace_backups, restore
+from human_eval.database import open_database, safe_sqlite
+from human_eval.erasure import erase_rater, erase_simulation
+from human_eval.errors import StudyError
+from human_eval.imports import ImportedBallot, import_ballots
+from human_eval.prompts import Prompt
+from human_eval.quality import consistency, screen
+from human_eval.schema import downgrade_tables, list_differences, table_version, upgrade_tables
+from human_eval.simulation import Crowd, simulate
+from human_eval.store import create_study, open_study
+from human_eval.tables import Event, Study, Task
+from human_eval.votes import check_votes
+from studies import answer, define, make_clip
+from test_human_eval_assignment import enter, finish
+
+
+def ballot(**changes) -> ImportedBallot:
+    about = {
+        "provider": "mturk",
+        "rater": "A1",
+        "comparison": "C1",
+        "prompt_index": 0,
+        "side_a": "left",
+        "answers": {"Q1": "tie", "Q2": "a"},
+        "answered_at": datetime(2026, 11, 1, tzinfo=UTC),
+        "seconds": 12.0,
+        "source": "batch.csv, line 2",
+    }
+    return ImportedBallot(**{**about, **changes})
+
+
+def test_the_votes_frame_is_as_analyses_expect_it(make_store):
+    store = make_store(k=2, num_prompts=3)
+    finish(store, enter(store, 3))
+
+    votes = check_votes(store.votes())
+
+    assert len(votes) == 2 * 2 * 2 * 3
+    assert set(votes["definition_hash"]) == {store.definition.hash}
+    assert set(votes["system_a"]) == {"ours"}
+    assert not votes["simulated"].any() and not votes["excluded"].any()
+    assert len(check_votes(store.votes(datetime(2020, 1, 1, tzinfo=UTC)))) == 0
+
+
+def test_the_tally_counts_what_the_frame_holds(make_store):
+    store = make_store(k=2, num_prompts=4)
+    raters = enter(store, 3)
+    finish(store, raters)
+    store.exclude(f"rater:{raters[0]}", rule="by hand", evidence={"why": "test"}, author="me")
+    keys = ["comparison", "question", "choice", "side_a", "excluded"]
+
+    tally = store.tally().set_index(keys)["count"].sort_index()
+
+    votes = store.votes()
+    assert votes["excluded"].any()
+    counted = votes.assign(excluded=votes["excluded"].astype(int)).groupby(keys).size()
+    assert tally.to_dict() == counted.to_dict()
+
+
+def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
+    store = make_store()
+    rater, other = enter(store, 2)
+    finish(store, [rater, other])
+    subject = f"rater:{rater}"
+    number = store.exclude(subject, rule="too_fast", evidence={"fast": 9}, author="me")
+    votes = store.votes()
+    mine = votes["exclusion_rule"] == "too_fast"
+
+    assert mine.any() and (votes["excluded"] == mine).all()
+    with pytest.raises(StudyError, match="not to be excluded"):
+        store.exclude(subject, rule="too_fast", evidence={}, author="me")
+    store.revoke(number, author="me", reason="looked again")
+    assert not store.votes()["excluded"].any()
+    with pytest.raises(StudyError, match="in force"):
+        store.revoke(number, author="me", reason="twice")
+
+
+def test_the_tables_are_those_that_the_code_describes(make_store):
+    store = make_store()
+    with store.write() as connection:
+        assert list_differences(connection) == []
+        downgrade_tables(connection, "base")
+        assert table_version(connection) is None
+        upgrade_tables(connection)
+        assert list_differences(connection) == []
+
+
+def test_tables_of_a_newer_program_are_refused(make_store):
+    store = make_store()
+    with store.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+
+    with pytest.raises(StudyError, match="a newer program"):
+        open_study(store.folder)
+
+
+def test_a_definition_never_changes(make_store):
+    store = make_store()
+
+    for values in ({"definition": "x"}, {"definition_hash": "x"}, {"name": "x"}):
+        with pytest.raises(IntegrityError), store.write() as connection:
+            connection.execute(Study.__table__.update().values(**values))
+
+
+def test_a_second_study_does_not_fit_in_a_folder(make_store):
+    store = make_store()
+    with pytest.raises(StudyError, match="Expected no study"):
+        create_study(store.folder, define(), [Prompt(0, "x")])
+
+
+def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
+    store = create_study(tmp_path / "study", define(), [Prompt(0, "x"), Prompt(1, "y")])
+    store.add_clips([make_clip("ours", 0), make_clip("ours", 1), make_clip("theirs", 0)])
+    assert store.pairs().empty
+    assert store.make_tasks(partial=True) == {"C1": 1}
+    assert store.add_clips([make_clip("theirs", 1)]) == {"C1": 1}
+    assert len(store.pairs()) == 2
+    with pytest.raises(StudyError, match="one clip of ours for prompt 0"):
+        store.add_clips([make_clip("ours", 0, stored_name="again.mp4")])
+    store.close()
+
+
+def test_a_backup_holds_what_was_acknowledged_and_brings_it_back(make_store):
+    store = make_store(k=2, num_prompts=3)
+    raters = enter(store, 3)
+    store.submit(answer(store, store.claim(raters[0])))
+    before = store.votes()
+    copy = back_up(store)
+    finish(store, raters)
+    assert len(store.votes()) > len(before)
+
+    missing = restore(store, copy)
+
+    assert store.votes().equals(before)
+    assert store.list_defects() == []
+    assert len(missing) == 9  # no clip has a file here
+    finish(store, raters)
+    assert store.list_defects() == []
+
+
+def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
+    store = make_store()
+    finish(store, enter(store, 2))
+    copy = back_up(store)
+    content = bytearray(copy.read_bytes())
+    content[5000] ^= 1
+    copy.write_bytes(content)
+    before = store.votes()
+
+    with pytest.raises(StudyError, match="a changed file"):
+        restore(store, copy)
+    copy.with_suffix(".sha256").unlink()
+    copy.write_bytes(b"not a database")
+    with pytest.raises(StudyError, match="another kind of file"):
+        restore(store, copy)
+    with pytest.raises(StudyError, match="no file"):
+        restore(store, copy.with_name("none.db"))
+    assert store.votes().equals(before)
+
+
+def test_a_backup_of_another_study_is_refused(make_store):
+    store, other = make_store(k=2), make_store(k=3)
+
+    with pytest.raises(StudyError, match="one of another"):
+        restore(store, back_up(other))
+
+
+def test_an_erased_rater_is_known_to_nobody(make_store):
+    store = make_store(k=1)
+    rater = store.enter("prolific", "jane@example.org")
+    finish(store, [rater])
+    store.claim(store.enter("lab", "other"))
+    back_up(store)
+
+    erase_rater(store, "prolific", "jane@example.org")
+    fresh = replace_backups(store)
+
+    votes = store.votes()
+    assert len(votes) and votes["rater"].str.startswith("erased-").all()
+    assert list_backups(store) == [fresh]
+    with pytest.raises(StudyError, match="the study knows"):
+        erase_rater(store, "prolific", "jane@example.org")
+    assert store.enter("prolific", "jane@example.org") != rater
+    assert store.list_defects() == []
+
+
+def test_where_consent_says_so_an_erased_raters_answers_go_too(make_store):
+    store = make_store(k=1, extra='[consent]\non_erase = "delete"')
+    rater = store.enter("prolific", "jane")
+    finish(store, [rater])
+
+    done = erase_rater(store, "prolific", "jane")
+
+    assert done.turns_deleted == 6
+    assert store.votes().empty
+    assert len(finish(store, enter(store, 1))) == 6  # the pairs are free again
+    assert store.list_defects() == []
+
+
+def test_no_name_is_stored(make_store, database_url):
+    store = make_store()
+    store.enter("prolific", "jane@example.org")
+    if database_url is None:
+        files = b"".join(path.read_bytes() for path in store.folder.glob("study.db*"))
+        assert b"jane" not in files
+    assert "jane" not in json.dumps(store.progress(), default=str)
+
+
+def test_simulated_raters_leave_no_trace_among_people(make_store):
+    store = make_store(k=2, num_prompts=6)
+    done = simulate(store, Crowd(raters=6, spammers=0.3))
+
+    assert done == 2 * 2 * 6
+    assert store.votes().empty
+    simulated = check_votes(store.votes(simulated=True))
+    assert simulated["simulated"].all() and set(simulated["provider"]) == {"simulated"}
+    assert (store.pairs()["taken"] == 0).all()
+    assert (store.pairs(simulated=True)["taken"] == 2).all()
+    assert len(finish(store, enter(store, 2))) == 24
+
+    with pytest.raises(StudyError, match="got none"):
+        simulate(store, Crowd(raters=2))
+    erase_simulation(store)
+    assert store.votes(simulated=True).empty
+    assert len(store.votes()) == 48
+    assert store.list_defects() == []
+
+
+def test_a_simulated_rater_cannot_touch_a_pair_of_people(make_store):
+    store = make_store()
+    [person] = enter(store, 1)
+    lease = store.claim(person)
+    robot = store.enter("simulated", "r2", simulated=True)
+
+    with pytest.raises(IntegrityError), store.write() as connection:
+        connection.exec_driver_sql(
+            f"UPDATE assignment SET rater_id = {robot} WHERE id = {lease.assignment_id}"
+        )
+    with pytest.raises(StudyError, match="simulated raters alone"):
+        store.enter("simulated", "me")
+
+
+def test_a_simulation_shows_what_was_planted(tmp_path):
+    prompts = [Prompt(index, f"prompt {index}") for index in range(150)]
+    store = create_study(tmp_path / "study", define(k=3), prompts)
+    store.add_clips(
+        make_clip(system, index) for system in ("ours", "theirs") for index in range(150)
+    )
+
+    simulate(store, Crowd(raters=20, win_rate=0.7, abandon=0, seed=1))
+
+    votes = store.votes(simulated=True)
+    wins = (votes[votes["question"] == "Q2"]["choice"] == "a").mean()
+    assert abs(wins - 0.7) < 3 * (0.21 / 450) ** 0.5
+    store.close()
+
+
+def test_screening_finds_spammers_and_leaves_the_honest_alone(tmp_path):
+    prompts = [Prompt(index, f"prompt {index}") for index in range(100)]
+    text = "[checks]\ngold_share = 0.15\nmirror_share = 0.1"
+    store = create_study(tmp_path / "study", define(k=3, extra=text), prompts)
+    store.add_clips(
+        make_clip(system, index) for system in ("ours", "theirs") for index in range(100)
+    )
+
+    simulate(store, Crowd(raters=15, spammers=0.2, seed=2))
+
+    votes = store.votes(simulated=True)
+    proposed = screen(votes, store.definition)
+    fast = votes.groupby("rater")["seconds"].max() < 2
+    assert set(proposed["rater"]) == set(fast[fast].index)
+    assert {"too_fast"} <= set(proposed["rule"])
+    again = consistency(votes)
+    assert (again[again["check"] == "mirror"]["pairs"] > 0).all()
+    store.close()
+
+
+def test_imported_ballots_go_in_once_and_whole(make_store):
+    store = make_store(k=2)
+    several = [ballot(rater=name, prompt_index=index) for name in "AB" for index in range(3)]
+
+    assert import_ballots(store, several).added == 6
+    assert import_ballots(store, several).already_there == 6
+    votes = store.votes()
+    assert len(votes) == 12 and set(votes["provider"]) == {"mturk"}
+    assert store.list_defects() == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"comparison": "C9"}, "a comparison from"),
+        ({"prompt_index": 99}, "no pair of C1 for prompt 99"),
+        ({"side_a": "up"}, "left or right"),
+        ({"answers": {"Q1": "a"}}, "answers to"),
+        ({"answers": {"Q1": "a", "Q2": "tie"}}, r"Q2 from \['a', 'b'\]"),
+        ({"seconds": -1.0}, "0 or more"),
+        ({"answered_at": datetime(2026, 1, 1)}, "with its zone"),
+        ({"rater": "A1"}, "stored answers to the pair differ"),
+        ({"rater": "third"}, "its 2 raters already"),
+        ({"provider": "simulated"}, "simulated raters alone"),
+    ],
+)
+def test_ballots_that_do_not_fit_are_listed_and_none_goes_in(make_store, changes, message):
+    store = make_store(k=2)
+    import_ballots(store, [ballot(answers={"Q1": "a", "Q2": "b"}), ballot(rater="second")])
+    before = store.votes()
+
+    with pytest.raises(StudyError, match=message):
+        import_ballots(store, [ballot(rater="new", prompt_index=1), ballot(**changes)])
+
+    assert store.votes().equals(before)
+
+
+def test_an_unsafe_sqlite_is_refused(monkeypatch):
+    driver = safe_sqlite()
+    monkeypatch.setattr(driver, "sqlite_version_info", (3, 40, 1))
+
+    with pytest.raises(StudyError, match=r"SQLite 3\.51\.3 or newer"):
+        safe_sqlite()
+
+
+def test_commits_are_synced_to_disk(tmp_path):
+    store = create_study(tmp_path / "study", define(), [Prompt(0, "x")])
+    with store.write() as connection:
+        settings = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert settings == ["wal", 2, 1]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in store.folder.iterdir()}
+    assert modes["secret"] == modes["study.db"] == 0o600 and modes["media"] == 0o700
+    store.close()
+
+
+def test_an_unknown_kind_of_database_is_refused():
+    with pytest.raises(StudyError, match="postgresql://"):
+        open_database("mysql://somewhere")
+
+
+def test_what_happened_is_written_down(make_store):
+    store = make_store()
+    store.set_closed(True, author="jo")
+
+    with store.read() as connection:
+        rows = connection.execute(select(Event.kind, Event.actor)).all()
+        targets = connection.execute(select(Task.target).distinct()).scalars().all()
+    assert ("closed", "jo") in rows
+    assert targets == [2]
+    for statement in ("UPDATE event SET actor = 'x'", "DELETE FROM event"):
+        with pytest.raises(IntegrityError), store.write() as connection:
+            connection.exec_driver_sql(statement)
