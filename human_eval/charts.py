@@ -22,7 +22,7 @@ FORMATS = ("svg", "png", "pdf")
 # Told apart in every kind of colour blindness, and in print by their lightness.
 COLOURS = {"a": "#1f5a96", "tie": "#c9c9c9", "both_bad": "#8d8d8d", "b": "#e59a3c"}
 INK, GRID = "#1c1c1c", "#dddddd"
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with the library, so that every machine draws alike
     "font.size": 9,
     "svg.hashsalt": "human_eval",
@@ -66,7 +66,7 @@ def draw_win_rates(
             1, 3, width_ratios=[2.2, 4.2, 2.6], wspace=0.07,
             left=0.02, right=0.98, top=1 - 0.55 / height, bottom=0.8 / height,
         )  # fmt: skip
-        words, bars, rates = (figure.add_subplot(cell) for cell in grid)
+        words, bars, rates = (figure.add_subplot(grid[0, column]) for column in range(3))
         for axes in (words, bars, rates):
             axes.set_ylim(positions[-1] + 0.6, -0.4)
             axes.set_yticks([])
@@ -82,7 +82,9 @@ def draw_win_rates(
 
 def _places(table: pd.DataFrame) -> tuple[np.ndarray, dict[str, float]]:
     """Return the vertical place of each bar, and of the line above each comparison."""
-    positions, heads, place = [], {}, 0.0
+    positions: list[float] = []
+    heads: dict[str, float] = {}
+    place = 0.0
     for comparison in table["comparison"]:
         if comparison not in heads:
             place += 0.4 if heads else 0.0

@@ -7,7 +7,7 @@ metadata, sound and name.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -306,19 +306,20 @@ def _misfit(found: Shape, wanted: Shape, *, equalise: bool) -> str:
 
 def _store(candidate: _Candidate, shape: Shape | None, text: str, folder: Path) -> Clip:
     source = candidate.source
-    about = {
-        "system": source.system,
-        "prompt_index": source.prompt_index,
-        "prompt": text,
-        "seed": source.seed,
-        "source_sha256": candidate.sha256,
-    }
+    clip = Clip(
+        system=source.system,
+        prompt_index=source.prompt_index,
+        prompt=text,
+        seed=source.seed,
+        source_sha256=candidate.sha256,
+        stored_name="",
+        sha256="",
+    )
     if candidate.refusal or candidate.footage is None or shape is None:
-        reason = f"{source.path}: {candidate.refusal}"
-        return Clip(**about, stored_name="", sha256="", status="quarantined", reason=reason)
+        return replace(clip, status="quarantined", reason=f"{source.path}: {candidate.refusal}")
     name, digest, size = store_footage(candidate.footage.fit(shape), folder)
-    return Clip(
-        **about,
+    return replace(
+        clip,
         stored_name=name,
         sha256=digest,
         width=shape.width,

@@ -18,7 +18,7 @@ MIN_CLUSTERS = 5  # raters and prompts before the first bet
 
 def e_value(
     wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR
-) -> float | np.ndarray:
+) -> np.ndarray:
     """Return the evidence that one side wins more often, from independent decisive votes.
 
     Args:
@@ -27,7 +27,7 @@ def e_value(
     Source: Robbins (1970), Ann. Math. Statist. 41(5), 1397-1409; Ville (1939).
     """
     bet = betaln(prior + wins, prior + losses) - betaln(prior, prior)
-    return np.exp(bet + (wins + losses) * np.log(2.0))
+    return np.asarray(np.exp(bet + (wins + losses) * np.log(2.0)))
 
 
 def evidence_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
@@ -120,7 +120,7 @@ def decisions(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
             if cell is None:
                 continue
             path = evidence_path(cell)
-            crossed = np.flatnonzero(path["e"] >= threshold) if question.primary else []
+            crossed = np.flatnonzero(path["e"] >= threshold) if question.primary else np.array([])
             last = path.iloc[-1] if len(path) else {"e": 1.0, "e_independent": 1.0}
             rows.append(
                 {

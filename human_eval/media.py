@@ -58,7 +58,7 @@ class Footage:
 
     def fit(self, shape: Shape) -> "Footage":
         """Shrink to a size, rate and length; speed stays, frames in between are left out."""
-        times = np.arange(shape.frames) / shape.fps
+        times = [number / shape.fps for number in range(shape.frames)]
         chosen = [min(int(time * self.fps), len(self.pixels) - 1) for time in times]
         pixels = self.pixels[chosen]
         if pixels.shape[1:3] != (shape.height, shape.width):
@@ -181,5 +181,6 @@ def _encode(footage: Footage, path: Path) -> None:
             )
             for packet in stream.encode(frame):
                 container.mux(clean.filter(packet))
-        for packet in [*stream.encode(), None]:
+        for packet in stream.encode():
             container.mux(clean.filter(packet))
+        container.mux(clean.filter(None))

@@ -18,6 +18,7 @@ from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.export import write_csv
 from human_eval.imports import ImportedBallot
+from human_eval.prompts import Prompt
 from human_eval.sources import list_names
 from human_eval.store import StudyStore
 from human_eval.tokens import Keys
@@ -73,7 +74,7 @@ def write_batch(store: StudyStore, url: str, path: Path, *, seed: int = 0) -> Pa
             clips = [f"{url.rstrip('/')}/{name}" for name in (pair.clip_a, pair.clip_b)]
             left, right = clips if side == "left" else reversed(clips)
             name = _name_pair(store.keys, pair.comparison, pair.prompt_index, side)
-            rows.append([name, " ".join(pair.prompt.split()), left, right])
+            rows.append([name, Prompt(pair.prompt_index, pair.prompt).display, left, right])
     rng.shuffle(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_csv(pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"]), path)

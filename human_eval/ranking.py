@@ -117,18 +117,23 @@ def fit_strengths(tallies: Tallies, *, prior: bool = False) -> tuple[pd.Series, 
         )
     pair, answer = np.nonzero(tallies.votes)
     first, second = tallies.pairs[pair].T
-    has_ties = bool(tallies.votes[:, 2].any())
-    fit = (evalica.newman if has_ties else evalica.bradley_terry)(
+    games = (
         [tallies.names[place] for place in first],
         [tallies.names[place] for place in second],
         [WINNERS[place] for place in answer],
-        weights=tallies.votes[pair, answer].tolist(),
-        tolerance=TOLERANCE,
-        limit=LIMIT,
     )
-    strengths = np.log(fit.scores).reindex(tallies.names)
-    # The library's tie parameter is half of Davidson's.
-    return strengths - strengths.mean(), 2 * float(fit.v) if has_ties else 0.0
+    weights = tallies.votes[pair, answer].tolist()
+    if tallies.votes[:, 2].any():
+        ties = evalica.newman(*games, weights=weights, tolerance=TOLERANCE, limit=LIMIT)
+        # The library's tie parameter is half of Davidson's.
+        return _centre(ties.scores, tallies.names), 2 * float(ties.v)
+    fit = evalica.bradley_terry(*games, weights=weights, tolerance=TOLERANCE, limit=LIMIT)
+    return _centre(fit.scores, tallies.names), 0.0
+
+
+def _centre(scores: pd.Series, names: list[str]) -> pd.Series:
+    strengths = np.log(scores).reindex(names)
+    return strengths - strengths.mean()
 
 
 def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.DataFrame:
