@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, String, and_, bindparam, case, cast, func, select
+from sqlalchemy import Connection, and_, bindparam, case, func, select
 from sqlalchemy.orm import aliased
 
 from human_eval.definition import StudyDefinition
@@ -92,7 +92,12 @@ def tally(connection: Connection, *, simulated: bool = False) -> pd.DataFrame:
     raters = [_number(entry.subject) for entry in excluded if entry.subject.startswith("rater:")]
     turns = [_number(entry.subject) for entry in excluded if entry.subject.startswith("assig")]
     values = {"simulated": simulated, "raters": raters or [-1], "turns": turns or [-1]}
-    return _frame(connection, _TALLY, values)
+    keys = ["comparison", "question", "choice", "side_a", "excluded"]
+    counts = _frame(connection, _TALLY, values).set_index(keys)["count"]
+    if connection.execute(_ANY_REVISION).first():
+        revised = _frame(connection, _REVISED, values).set_index(keys)["count"]
+        counts = counts.sub(revised, fill_value=0).astype(int)
+    return counts[counts > 0].reset_index()
 
 
 def _number(subject: str) -> int:
@@ -202,37 +207,40 @@ _PAIRS = (
     .order_by(Task.id)
 )
 _Later = aliased(Vote)
-_EXCLUDED = case(
-    (
-        Turn.rater_id.in_(bindparam("raters", expanding=True))
-        | Turn.id.in_(bindparam("turns", expanding=True)),
-        1,
-    ),
-    else_=0,
-).label("excluded")
-_TALLY = (
+_SHOWN = (
     select(
+        Turn.id,
         Turn.comparison,
-        Vote.question,
-        Vote.choice,
         Turn.side_a,
-        _EXCLUDED,
-        func.count().label("count"),
+        case(
+            (
+                Turn.rater_id.in_(bindparam("raters", expanding=True))
+                | Turn.id.in_(bindparam("turns", expanding=True)),
+                1,
+            ),
+            else_=0,
+        ).label("excluded"),
     )
-    .join(Turn, Turn.id == Vote.assignment_id)
-    .join(Task, and_(Task.id == Turn.task_id, Task.kind == "real"))
-    .where(
-        Turn.simulated == bindparam("simulated"),
-        ~select(_Later.id)
-        .where(
-            _Later.assignment_id == Vote.assignment_id,
-            _Later.question == Vote.question,
-            _Later.revision > Vote.revision,
-        )
-        .exists(),
-    )
-    .group_by(Turn.comparison, Vote.question, Vote.choice, Turn.side_a, cast(_EXCLUDED, String))
+    .join(Task, Task.id == Turn.task_id)
+    .where(Task.kind == "real", Turn.simulated == bindparam("simulated"))
+    .subquery()
 )
+_GROUPS = (_SHOWN.c.comparison, Vote.question, Vote.choice, _SHOWN.c.side_a, _SHOWN.c.excluded)
+_TALLY = (
+    select(*_GROUPS, func.count().label("count"))
+    .join(_SHOWN, _SHOWN.c.id == Vote.assignment_id)
+    .group_by(*_GROUPS)
+)
+# Revisions are rare: taking them off is quicker than asking of each answer whether it is the last.
+_REVISED = _TALLY.join(
+    _Later,
+    and_(
+        _Later.assignment_id == Vote.assignment_id,
+        _Later.question == Vote.question,
+        _Later.revision == Vote.revision + 1,
+    ),
+).where(_Later.revision > 0)
+_ANY_REVISION = select(Vote.id).where(Vote.revision > 0).limit(1)
 _PROGRESS = (
     select(
         Task.comparison,

@@ -10,8 +10,8 @@ backups/    copies of the database
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -268,10 +268,27 @@ def create_study(
     for path in (folder, folder / "media", folder / "backups"):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
+    made = folder / "study.db"
     if database_url is None:
-        create_file(folder / "study.db")
-    database = open_database(database_url or folder / "study.db")
-    with database.write() as connection:
+        create_file(made)
+    try:
+        database = _fill_database(database_url or made, definition, prompts)
+    except Exception:
+        if database_url is None:
+            for leftover in folder.glob(f"{made.name}*"):
+                leftover.unlink()
+        raise
+    (folder / "study.toml").write_text(definition.source, encoding="utf-8")
+    if database_url is not None:
+        _write_private(folder / "study.url", database_url)
+    return StudyStore(folder, database, definition, create_secret(folder / "secret"))
+
+
+def _fill_database(
+    where: Path | str, definition: StudyDefinition, prompts: Sequence[Prompt]
+) -> Database:
+    database = open_database(where)
+    with _disposed_on_failure(database), database.write() as connection:
         upgrade_tables(connection)
         if connection.execute(select(Study.name)).first():
             raise StudyError("Expected an empty database, got one with a study. Use another one.")
@@ -285,10 +302,16 @@ def create_study(
         }
         connection.execute(insert(Study), values)
         intake.add_prompts(connection, prompts)
-    (folder / "study.toml").write_text(definition.source, encoding="utf-8")
-    if database_url is not None:
-        _write_private(folder / "study.url", database_url)
-    return StudyStore(folder, database, definition, create_secret(folder / "secret"))
+    return database
+
+
+@contextmanager
+def _disposed_on_failure(database: Database) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        database.dispose()
+        raise
 
 
 def open_study(folder: Path, *, database_url: str | None = None) -> StudyStore:
@@ -306,11 +329,13 @@ def open_study(folder: Path, *, database_url: str | None = None) -> StudyStore:
     where = database_url or (url.read_text().strip() if url.is_file() else folder / "study.db")
     keys = load_secret(folder / "secret")
     database = open_database(where)
-    with database.write() as connection:
+    with _disposed_on_failure(database), database.write() as connection:
         upgrade_tables(connection)
         row = connection.execute(select(Study.definition, Study.definition_hash)).one_or_none()
-    if row is None:
-        raise StudyError(f"Expected a study in {where}, got an empty database. Restore a backup.")
+        if row is None:
+            raise StudyError(
+                f"Expected a study in {where}, got an empty database. Restore a backup."
+            )
     definition = parse_definition(row.definition, origin="the database")
     assert definition.hash == row.definition_hash
     return StudyStore(folder, database, definition, keys)

@@ -116,7 +116,9 @@ def main() -> None:
         began = time.perf_counter()
         store = fill(Path(place) / "study", options.votes)
         numbers = {"votes": options.votes, "fill_s": time.perf_counter() - began}
+        work = time.process_time()
         claims, submits = time_turns(store)
+        numbers["turn_cpu_ms"] = 1000 * (time.process_time() - work) / len(claims)
         numbers["next_pair_p50_ms"] = float(np.percentile(claims, 50))
         numbers["next_pair_p95_ms"] = float(np.percentile(claims, 95))
         numbers["submit_p95_ms"] = float(np.percentile(submits, 95))
