@@ -217,16 +217,6 @@ def test_training_lowers_the_loss(tiny_unet, batch, schedule):
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize(("emphasis", "noisy_half"), [(1.0, 0.5), (2.0, 0.75)])
-def test_an_emphasis_draws_noisy_starts_more_often(emphasis, noisy_half):
-    grid = SolverGrid(20, emphasis=emphasis)
-
-    start, _ = grid.draw(20_000, torch.Generator().manual_seed(0))
-
-    assert set(start.tolist()) == set(range(49, 1000, 50))
-    assert (start > 500).float().mean().item() == pytest.approx(noisy_half, abs=0.02)
-
-
 def test_ema_moves_by_one_minus_decay():
     average, student = make_unet(seed=1), make_unet(seed=2)
     before = average.conv_in.weight.clone()

@@ -23,7 +23,6 @@ class SolverGrid:
 
     num_steps: int = 50  # T2V-Turbo; 200 in v2
     num_timesteps: int = 1000
-    emphasis: float = 1.0  # starts are drawn with density t^(emphasis - 1); published: uniformly
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= self.num_timesteps:
@@ -41,10 +40,11 @@ class SolverGrid:
         return start, (start - self.stride).clamp(min=0)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Timesteps, Timesteps]:
-        """Draw start and end from the grid; an emphasis above 1 prefers noisy starts."""
-        share = torch.rand(batch_size, generator=generator, device=generator.device)
-        index = (self.num_steps * share ** (1 / self.emphasis)).long()
-        return self.interval(index.clamp(max=self.num_steps - 1))  # a root may round up to 1
+        """Draw start and end uniformly from the grid."""
+        device = generator.device
+        return self.interval(
+            torch.randint(self.num_steps, (batch_size,), generator=generator, device=device)
+        )
 
 
 def draw_guidance(
