@@ -2,13 +2,16 @@
 
 import hashlib
 import random
+import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from human_eval.__main__ import build_parser, main
 from human_eval.commands import COMMANDS
+from human_eval.definition import load_definition
 from human_eval.media import Footage, write_footage
 
 PROMPTS = 4
@@ -22,27 +25,38 @@ def digest(folder) -> str:
     return hashlib.sha256((folder / "study.db").read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def clips(tmp_path):
-    """Two folders of tiny videos and a file of prompts."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two folders of tiny videos, a file of prompts, and a study of them."""
+    folder = tmp_path_factory.mktemp("made")
     rng = np.random.default_rng(0)
     for system in ("student", "teacher"):
-        folder = tmp_path / "clips" / system
-        folder.mkdir(parents=True)
+        (folder / "clips" / system).mkdir(parents=True)
         for index in range(PROMPTS):
             pixels = rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
-            write_footage(Footage(pixels, Fraction(8)), folder / f"{index:04d}.mp4")
+            clip = folder / "clips" / system / f"{index:04d}.mp4"
+            write_footage(Footage(pixels, Fraction(8)), clip)
     lines = [f"a red star number {index}" for index in range(PROMPTS)]
-    (tmp_path / "prompts.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path / "clips"
+    (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
+    run("create", folder / "study", "--prompts", folder / "prompts.txt")
+    run("ingest", folder / "study", folder / "clips")
+    return folder
 
 
 @pytest.fixture
-def study(tmp_path, clips):
-    folder = tmp_path / "study"
-    run("create", folder, "--prompts", tmp_path / "prompts.txt")
-    run("ingest", folder, clips)
-    return folder
+def place(made, tmp_path):
+    """A copy, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture
+def clips(place):
+    return place / "clips"
+
+
+@pytest.fixture
+def study(place):
+    return place / "study"
 
 
 def test_every_command_has_help(capsys):
@@ -67,8 +81,9 @@ def test_two_folders_of_videos_become_a_simulated_study(study, capsys):
     assert "0 raters; turns: none" in shown
 
 
-def test_gold_is_made_of_the_studys_own_clips(tmp_path, clips, capsys):
-    text = (COMMANDS["create"].__globals__["load_definition"])("shapes-demo").source
+def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
+    tmp_path = place
+    text = load_definition("shapes-demo").source
     path = tmp_path / "gold.toml"
     path.write_text(text + "\n[checks]\ngold_share = 0.3\ngold_pairs = 4\n")
     run("create", tmp_path / "gold", "--definition", path, "--prompts", tmp_path / "prompts.txt")
@@ -84,7 +99,7 @@ def test_gold_is_made_of_the_studys_own_clips(tmp_path, clips, capsys):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("create {study}", "Expected no study"),
+        ("create {study} --prompts {made}/prompts.txt", "Expected no study"),
         ("create {new} --definition nothing", "Expected a TOML file or a preset"),
         ("create {new} --prompts none.txt", "none.txt"),
         ("create {new} --set steps=4", "got 'steps'"),
@@ -106,9 +121,10 @@ def test_gold_is_made_of_the_studys_own_clips(tmp_path, clips, capsys):
         ("import-votes {study} none.csv", "none.csv"),
     ],
 )
-def test_bad_input_is_answered_and_changes_nothing(study, capsys, command, message):
+def test_bad_input_is_answered_and_changes_nothing(made, capsys, command, message):
+    study = made / "study"
     before = digest(study)
-    words = command.format(study=study, new=study.parent / "new").split()
+    words = command.format(study=study, made=made, new=made / "new").split()
 
     with pytest.raises(SystemExit) as exit:
         run(*words)
@@ -116,16 +132,16 @@ def test_bad_input_is_answered_and_changes_nothing(study, capsys, command, messa
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
     assert digest(study) == before
-    assert not (study.parent / "new").exists()
+    assert not (made / "new").exists()
 
 
-def test_half_a_video_is_refused_by_name_and_the_rest_goes_in(tmp_path, clips, capsys):
+def test_half_a_video_is_refused_by_name_and_the_rest_goes_in(place, clips, capsys):
     broken = clips / "student" / "0001.mp4"
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
-    run("create", tmp_path / "study", "--prompts", tmp_path / "prompts.txt")
+    run("create", place / "new", "--prompts", place / "prompts.txt")
 
     with pytest.raises(SystemExit):
-        run("ingest", tmp_path / "study", clips)
+        run("ingest", place / "new", clips)
 
     shown = capsys.readouterr()
     assert "student 0001" in shown.err

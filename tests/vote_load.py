@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,16 +50,18 @@ class Browser:
             headers = {line.partition(":")[0].lower(): line.partition(":")[2] for line in lines}
             received = await self.reader.readexactly(int(headers.get("content-length", "0")))
         except (asyncio.IncompleteReadError, OSError) as error:
-            self.close()
+            await self.close()
             raise ConnectionError("the server went away") from error
         if "set-cookie" in headers:
             self.cookie = headers["set-cookie"].strip().partition(";")[0]
         return int(lines[0].split()[1]), received
 
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-        self.reader = self.writer = None
+    async def close(self) -> None:
+        writer, self.reader, self.writer = self.writer, None, None
+        if writer is not None:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 async def patiently(browser: Browser, load: Load, *request: Any) -> tuple[int, bytes]:
@@ -92,6 +95,20 @@ async def rate(
         watch: load both clips of each pair.
     """
     browser = Browser(port)
+    try:
+        await _work(browser, load, rng, going, think, watch)
+    finally:
+        await browser.close()
+
+
+async def _work(
+    browser: Browser,
+    load: Load,
+    rng: random.Random,
+    going: Callable[[], bool],
+    think: float,
+    watch: bool,
+) -> None:
     status, body = await patiently(browser, load, "POST", "/api/enter", {"consent": True})
     questions = [question["key"] for question in json.loads(body)["study"]["questions"]]
     await asyncio.sleep(rng.random() * think)
@@ -123,7 +140,6 @@ async def rate(
             load.receipts[pair["ballot"]] = json.loads(body)["answers"]
         else:
             load.failures.append(f"submit: {status} {body!r}")
-    browser.close()
 
 
 def lost_receipts(store: Any, load: Load) -> list[str]:
