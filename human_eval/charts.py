@@ -31,6 +31,7 @@ STYLE: Any = {
     "text.parse_math": False,  # a dollar in a title is a dollar
     "axes.edgecolor": GRID,
     "text.color": INK,
+    "xtick.labelsize": 8,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -143,7 +144,7 @@ def _stack_bars(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
 
 
 def _mark_rates(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
-    axes.set_xlim(0, 2.05)
+    axes.set_xlim(-0.12, 2.05)  # room for the numbers, and between the ticks of both panels
     axes.set_xticks([0, 0.5, 1], ["0%", "50%", "100%"])
     axes.set_xlabel("decisive votes won by the left system", loc="left", fontsize=8)
     axes.axvline(0.5, color=GRID, linewidth=1, zorder=0)
@@ -190,9 +191,10 @@ def _write_around(
     )
     figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
     if simulated:
+        size, slope = (44, 18) if height > 5 else (26, 5)
         figure.text(
-            0.5, 0.5, "SIMULATED VOTES", fontsize=44, color="#b00020", alpha=0.22, ha="center",
-            va="center", rotation=18, weight="bold",
+            0.5, 0.5, "SIMULATED VOTES", fontsize=size, color="#b00020", alpha=0.22, ha="center",
+            va="center", rotation=slope, weight="bold",
         )  # fmt: skip
 
 

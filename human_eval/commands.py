@@ -286,7 +286,7 @@ def forecast(options: Namespace) -> None:
         definition = store.definition
     plan = plan_study(definition, prompts)
     print(f"{plan.pairs} pairs, {plan.ballots} ballots, {plan.answers} answers")
-    print(f"{plan.total:,.2f} {plan.currency} with fees, {plan.hours:,.0f} rater hours")
+    print(f"{plan.total:,.2f} {plan.currency} with fees, {plan.hours:,.1f} rater hours")
     print(forecast_power(definition, prompts).to_string(index=False))
     if len(votes):
         print(forecast_decisions(evidence(votes), definition).to_string(index=False))

@@ -152,8 +152,9 @@ def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:
     """Tabulate, for true win rates, whether the planned votes decide one comparison.
 
     Returns:
-        Columns rate, votes_needed (independent ones, one test), votes_needed_family (all
-        comparisons), power and power_family of the planned votes at the assumed correlation.
+        Columns rate, votes_needed (for one test), votes_needed_family (for the primary question
+        of all comparisons), power and power_family of the planned votes; all with two raters'
+        answers to one pair correlated by 0.2, which votes will tell better.
     """
     effect = design_effect(definition.raters_per_pair, CORRELATION)
     effective = round(prompts * definition.raters_per_pair / effect)

@@ -25,7 +25,7 @@ CHART, EVIDENCE = "win_rates", "evidence"
 
 RATES = [
     *["comparison", "question", "votes", "wins", "losses", "ties", "both_bad", "rate", "low"],
-    *["high", "wilson_low", "wilson_high", "sign_p", "p_family", "claim"],
+    *["high", "wilson_low", "wilson_high", "sign_p", "p_family", "claim", "note"],
 ]
 SHOWN = {  # columns of each table that the text shows; the CSV files hold all
     "win_rates": RATES,
@@ -47,6 +47,63 @@ EMPTY = {
     "consistency": "No pair was shown twice.",
     "contrasts": "No two comparisons share an opponent.",
 }
+
+TEXT = """# {title}
+
+{banner}![Shares of votes by comparison and question]({chart})
+
+## Who wins
+
+{sentences}
+
+{win_rates}
+
+The same with the excluded answers:
+
+{win_rates_with_excluded}
+
+{exclusions}
+
+## Is it decided?
+
+A comparison is decided once its e-value on the primary question reaches the threshold, however
+often one has looked. `more` is the median number of further votes until then.
+
+![Evidence from vote to vote]({path})
+
+{decisions}
+
+{forecast}
+
+## Can the votes be trusted?
+
+How often the left clip won, one half where the side plays no part:
+
+{sides}
+
+How far raters agree with each other (preferences are opinions: do not expect the agreement of
+factual labels), and with themselves:
+
+{agreement}
+
+{consistency}
+
+## By prompt category
+
+{categories}
+
+## One scale
+
+Groups of systems that never met have no common scale.
+
+{ranking}
+
+{contrasts}
+
+## Methods
+
+{methods}
+"""
 
 Progress = Callable[[str], None]  # is told what is being done
 
@@ -157,62 +214,15 @@ def _write(
         for name, columns in SHOWN.items()
     }
     banner = "**SIMULATED VOTES: no person took part.**\n\n" if simulated else ""
-    return f"""# {definition.title or definition.name}
-
-{banner}![Shares of votes by comparison and question]({CHART}.svg)
-
-## Who wins
-
-{_sentences(tables["win_rates"], definition)}
-
-{shown["win_rates"]}
-
-The same with the excluded answers:
-
-{shown["win_rates_with_excluded"]}
-
-{shown["exclusions"]}
-
-## Is it decided?
-
-A comparison is decided once its e-value on the primary question reaches the threshold, however
-often one has looked. `more` is the median number of further votes until then.
-
-![Evidence from vote to vote]({EVIDENCE}.svg)
-
-{shown["decisions"]}
-
-{shown["forecast"]}
-
-## Can the votes be trusted?
-
-How often the left clip won, one half where the side plays no part:
-
-{shown["sides"]}
-
-How far raters agree with each other (preferences are opinions: do not expect the agreement of
-factual labels), and with themselves:
-
-{shown["agreement"]}
-
-{shown["consistency"]}
-
-## By prompt category
-
-{shown["categories"]}
-
-## One scale
-
-Groups of systems that never met have no common scale.
-
-{shown["ranking"]}
-
-{shown["contrasts"]}
-
-## Methods
-
-{methods}
-"""
+    return TEXT.format(
+        title=definition.title or definition.name,
+        banner=banner,
+        chart=f"{CHART}.svg",
+        path=f"{EVIDENCE}.svg",
+        sentences=_sentences(tables["win_rates"], definition),
+        methods=methods,
+        **shown,
+    )
 
 
 def _sentences(table: pd.DataFrame, definition: StudyDefinition) -> str:
@@ -233,8 +243,12 @@ def _markdown(table: pd.DataFrame, columns: list[str], otherwise: str = "Nothing
     """Return the columns as a Markdown table, numbers to three digits."""
     if table.empty:
         return otherwise
-    # Titles and notes are other people's text: a bar would end the cell.
-    shown = table[columns].map(
-        lambda value: value.replace("|", "\\|") if isinstance(value, str) else value
-    )
+    shown = table[columns].astype(object).map(_cell)
     return str(shown.to_markdown(index=False, floatfmt=".3g"))
+
+
+def _cell(value: object) -> object:
+    """Return a value that cannot end its cell, and nothing where there is none."""
+    if isinstance(value, str):
+        return value.replace("|", "\\|")  # notes and rules are other people's text
+    return "" if value is None or value != value else value

@@ -82,11 +82,14 @@ def _asked(kept: pd.DataFrame, definition: StudyDefinition) -> str:
         for question in definition.questions
     )
     prompts = kept["prompt_index"].nunique()
+    met = ", ".join(
+        f"{comparison.key} ({definition.system(comparison.a).title} against "
+        f"{definition.system(comparison.b).title})"
+        for comparison in definition.comparisons
+    )
     return (
         f"Raters compared pairs of clips of {prompts:,} prompts ({kept['prompt'].nunique():,} "
-        f"different texts) in {len(definition.comparisons)} comparisons of "
-        f"{len(definition.systems)} systems, and answered {len(definition.questions)} questions "
-        f"about each: {questions}."
+        f"different texts): {met}. They were asked about each pair: {questions}."
     )
 
 
