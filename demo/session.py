@@ -15,7 +15,7 @@ MAX_PROMPT = 1000  # characters, as in turbo.pipeline
 class ModelInfo:
     """One model as the page shows it: its name, its dials and what it knows."""
 
-    name: str  # key of the model table, e.g. "shapes-vcm"
+    name: str  # key of the model table, e.g. "shapes-turbo"
     title: str  # as people read it
     min_steps: int
     max_steps: int

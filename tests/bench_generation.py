@@ -18,7 +18,7 @@ from tqdm import tqdm
 from turbo.models import load_pipeline
 from turbo.pipeline import Result, VideoPipeline
 
-SYSTEMS = (("shapes-vcm", 4), ("shapes-vcm", 8), ("shapes-teacher", 4), ("shapes-teacher", 50))
+SYSTEMS = (("shapes-turbo", 4), ("shapes-turbo", 8), ("shapes-teacher", 4), ("shapes-teacher", 50))
 STAGES = ("text", "denoise", "decode", "encode", "total")
 PROMPT = "a red star moving left on a black background"
 REPEATS = 7
@@ -56,7 +56,7 @@ def main() -> None:
     for name, row in medians.items():
         cells = "".join(f"{row[stage]:9.3f}" for stage in STAGES)
         print(f"{name:28}{cells}{row['unet_calls']:9.0f}")
-    student, teacher = medians["shapes-vcm 4 steps"], medians["shapes-teacher 50 steps"]
+    student, teacher = medians["shapes-turbo 4 steps"], medians["shapes-teacher 50 steps"]
     ratios = {key: teacher[key] / student[key] for key in ("total", "denoise", "unet_calls")}
     print(
         "teacher 50 / student 4: "

@@ -38,7 +38,6 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Reci
         monkeypatch.setattr(rewards, f"{kind}_BATCH", 4)
     monkeypatch.setattr(reward_card, "HELD_OUT_SCENES", HELD_OUT_SCENES[:4])
     monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
-    monkeypatch.setattr(student, "SNAPSHOT_EVERY", 1)
     monkeypatch.setattr(recipe, "CLIPS", 4)
     return recipe.Recipe(tmp_path / "runs", tmp_path / "weights")
 

@@ -18,11 +18,17 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from training.loop import StepReport
-from training.shapes import rewards, student, teacher, text, vae
+from training.shapes import judge, rewards, student, teacher, text, vae
 from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
+from training.shapes.evaluate import evaluate
 from training.shapes.export import export_module, export_tokenizer, export_world
+from training.shapes.figure import draw_watch
+from training.shapes.flaws import draw_bank
+from training.shapes.measurement import Reward
 from training.shapes.picture import draw_picture
+from training.shapes.report import format_report
 from training.shapes.reward_card import write_reward_card
+from training.shapes.watch import watch_runs
 from turbo.lora import LORA_FILE, save_lora
 from turbo.models import WEIGHTS
 from turbo.rewards import ImageTextReward, VideoTextReward
@@ -30,7 +36,7 @@ from turbo.rewards.video_text import save_viclip
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
-ROOT = Path(__file__).parents[2]
+MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIPS = 4000  # encoded per process
 
 
@@ -100,9 +106,18 @@ class Recipe:
             self._distil(name, variant)
 
     def watch(self) -> None:
-        """the students of other reward weights, one of them far too large"""
+        """the students of other reward weights, one far too large, judged as they train"""
         for name, variant in student.WATCHED.items():
             self._distil(name, variant)
+        if self.process.is_main_process:
+            folders = {
+                student.ALL[name].label: self.runs / "snapshots" / name
+                for name in ("vcm", "turbo", *student.WATCHED)
+            }
+            clips = self.runs / "clips"
+            table = watch_runs(folders, self.weights, clips, rewards=self._reward_table())
+            table.to_csv(self.weights / "watch.csv", index=False)
+            draw_watch(table, MEDIA / "watch")
 
     def _distil(self, name: str, variant: student.Variant) -> None:
         """Train one student, keep its adapters every few steps, export those of the end."""
@@ -118,25 +133,48 @@ class Recipe:
             feedback=variant.feedback(image, video),
             vae=self._load_vae().eval().requires_grad_(False),
         )
-        self._watch(name, self._snapshots(name, network, reports), student.CONFIG.steps)
+        self._watch(name, self._snapshots(name, guide, reports), student.CONFIG.steps)
         folder = (self.weights if name in student.STUDENTS else self.runs) / name
         if self.process.is_main_process:
             save_lora(network, folder / LORA_FILE, torch.float16)
         self.process.wait_for_everyone()
 
     def _snapshots(
-        self, name: str, network: VideoUNet, reports: Iterator[StepReport]
+        self, name: str, guide: VideoUNet, reports: Iterator[StepReport]
     ) -> Iterator[StepReport]:
+        """Keep the averaged adapters of every checkpoint, for the watch on reward hacking."""
         for report in reports:
-            if report.step % student.SNAPSHOT_EVERY == 0 and self.process.is_main_process:
+            if report.step % student.CONFIG.checkpoint_every == 0 and self.process.is_main_process:
+                averaged = student.load_average(guide, self.runs / f"{name}.pt")
                 path = self.runs / "snapshots" / name / str(report.step) / LORA_FILE
-                save_lora(network, path, torch.float16)
+                save_lora(averaged, path, torch.float16)
             yield report
+
+    def judge(self) -> None:
+        """the judge of the evaluation, which is no reward"""
+        torch.manual_seed(30)
+        vae, rank = self._load_vae().eval(), self.process.process_index
+        pairs = self.runs / f"judge{rank}.safetensors"
+        bank = draw_bank(vae, judge.JUDGE_SCENES, 300 + rank, pairs)
+        network = judge.Judge()
+        reports = judge.train_judge(network, bank, self.runs / "judge.pt")
+        self._watch("judge", reports, judge.CONFIG.steps)
+        if self.process.is_main_process:
+            judge.save_judge(network, judge.measure_judge(network, vae))
+        self.process.wait_for_everyone()
+
+    def evaluate(self) -> None:
+        """every system on the same held-out prompts and seeds"""
+        if self.process.is_main_process:
+            report = evaluate(
+                self.weights, self.runs / "clips", MEDIA, rewards=self._reward_table()
+            )
+            print(format_report(report))
 
     def picture(self) -> None:
         """the README's picture, from the student's own clips"""
         if self.process.is_main_process:
-            draw_picture(ROOT / "demo" / "media" / "shapes.gif")
+            draw_picture(MEDIA / "shapes.gif")
 
     def all(self) -> None:
         """everything above, in this order"""
@@ -147,6 +185,9 @@ class Recipe:
             self.polish,
             self.rewards,
             self.students,
+            self.judge,
+            self.watch,
+            self.evaluate,
             self.picture,
         ):
             stage()
@@ -182,6 +223,10 @@ class Recipe:
             VideoTextReward.load(folder / "video", tokenizer),
         )
 
+    def _reward_table(self) -> dict[str, Reward]:
+        image, video = self._load_rewards()
+        return {"image": image, "video": lambda frames, prompts: video(frames[:, ::2], prompts)}
+
     def _load_teacher(self) -> VideoUNet:
         return VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
 
@@ -205,8 +250,8 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "watch")
-    stages += ("picture", "all")
+    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "judge", "watch")
+    stages += ("evaluate", "picture", "all")
     listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",

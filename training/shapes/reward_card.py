@@ -66,7 +66,7 @@ def write_reward_card(image: ImageTextReward, video: VideoTextReward, folder: Pa
         {"image-text": measure_image_reward(image), "video-text": measure_video_reward(video)}
     )
     count = len(HELD_OUT_SCENES) * ROUNDS
-    shown = (100 * table).round(1).to_markdown(missingval="")
+    shown = (100 * table).round(1).astype(object).where(table.notna(), None).to_markdown()
     (folder / "README.md").write_text(_CARD.format(count=count, table=shown))
 
 

@@ -33,10 +33,10 @@ from turbo.text import tokenize
 
 SCENES = TRAIN_SCENES[::2]
 IMAGE_CONFIG = FitConfig(
-    steps=1500, learning_rate=1.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=11
+    steps=1000, learning_rate=1.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=11
 )
 VIDEO_CONFIG = FitConfig(
-    steps=1500, learning_rate=1.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=12
+    steps=1000, learning_rate=1.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=12
 )
 IMAGE_BATCH, VIDEO_BATCH = 64, 16  # per process
 WIDTH = 64
