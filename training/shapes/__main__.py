@@ -160,7 +160,8 @@ class Recipe:
         reports = judge.train_judge(network, bank, self.runs / "judge.pt")
         self._watch("judge", reports, judge.CONFIG.steps)
         if self.process.is_main_process:
-            judge.save_judge(network, judge.measure_judge(network, vae))
+            source = judge.held_out_source(vae)
+            judge.save_judge(network, judge.measure_judge(network, source))
         self.process.wait_for_everyone()
 
     def evaluate(self) -> None:
