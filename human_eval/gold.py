@@ -64,25 +64,9 @@ def _make_one(
 ) -> bool:
     """Spoil one side of a pair; return False if that was done before."""
     kind = "identical" if recipe == "identical" else "gold"
-    with store.read() as connection:
-        exists = connection.execute(
-            select(Task.id).where(
-                Task.comparison == comparison.key,
-                Task.prompt_index == index,
-                Task.kind == kind,
-                Task.variant == recipe,
-            )
-        ).first()
-        if exists:
-            return False
-        stored = {
-            (row.system, row.prompt_index): row.id
-            for row in connection.execute(
-                select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(
-                    ClipRow.variant == ""
-                )
-            )
-        }
+    stored = _stored_clips(store)
+    if _exists(store, comparison, index, kind, recipe):
+        return False
     good = comparison.a if answer == "a" else comparison.b
     bad = comparison.b if answer == "a" else comparison.a
     spoiled: int | Clip
@@ -119,6 +103,26 @@ def _make_one(
         rows = [{**pair, "simulated": simulated} for simulated in (False, True)]
         connection.execute(insert(Task), rows)
     return True
+
+
+def _exists(store: StudyStore, comparison: Comparison, index: int, kind: str, recipe: str) -> bool:
+    with store.read() as connection:
+        found = connection.execute(
+            select(Task.id).where(
+                Task.comparison == comparison.key,
+                Task.prompt_index == index,
+                Task.kind == kind,
+                Task.variant == recipe,
+            )
+        ).first()
+    return found is not None
+
+
+def _stored_clips(store: StudyStore) -> dict[tuple[str, int], int]:
+    """Return the numbers of the systems' own clips, by system and prompt."""
+    spotless = select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
+    with store.read() as connection:
+        return {(row.system, row.prompt_index): row.id for row in connection.execute(spotless)}
 
 
 def _add(connection: Connection, store: StudyStore, clip: Clip, recipe: str) -> int:

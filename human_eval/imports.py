@@ -102,13 +102,37 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedBallot) -> b
     if task.taken >= task.target:
         raise _Problem(f"the pair has its {task.target} raters already")
     connection.execute(update(Task).where(Task.id == task.id).values(taken=Task.taken + 1))
+    number = _add_turn(connection, ballot, task.id, rater_id, moment)
+    known = ballot.seconds is not None
+    about = {
+        "assignment_id": number,
+        "revision": 0,
+        "answered_at": moment,
+        "seconds": ballot.seconds if known else definition.pay.seconds_per_pair,
+        "loops": 0,
+        "definition_hash": definition.hash,
+    }
+    connection.execute(
+        insert(Vote),
+        [
+            {**about, "question": question, "choice": choice}
+            for question, choice in ballot.answers.items()
+        ],
+    )
+    return True
+
+
+def _add_turn(
+    connection: Connection, ballot: ImportedBallot, task_id: int, rater_id: int, moment: int
+) -> int:
+    """Store the turn that the ballot answers, and return its number."""
     ordinal = connection.execute(
         select(func.coalesce(func.max(Turn.ordinal) + 1, 0)).where(
             Turn.rater_id == rater_id, Turn.comparison == ballot.comparison
         )
     ).scalar_one()
     turn = {
-        "task_id": task.id,
+        "task_id": task_id,
         "rater_id": rater_id,
         "comparison": ballot.comparison,
         "simulated": False,
@@ -121,26 +145,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedBallot) -> b
         "expires_at": moment,
         "submitted_at": moment,
     }
-    number = connection.execute(insert(Turn).returning(Turn.id), turn).scalar_one()
-    known = ballot.seconds is not None
-    seconds = ballot.seconds if known else definition.pay.seconds_per_pair
-    connection.execute(
-        insert(Vote),
-        [
-            {
-                "assignment_id": number,
-                "question": question,
-                "revision": 0,
-                "choice": choice,
-                "answered_at": moment,
-                "seconds": seconds,
-                "loops": 0,
-                "definition_hash": definition.hash,
-            }
-            for question, choice in ballot.answers.items()
-        ],
-    )
-    return True
+    return connection.execute(insert(Turn).returning(Turn.id), turn).scalar_one()
 
 
 def _check(definition: StudyDefinition, ballot: ImportedBallot) -> None:

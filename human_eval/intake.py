@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from human_eval.clips import Clip
 from human_eval.definition import StudyDefinition
@@ -109,25 +109,7 @@ def make_tasks(
     Returns:
         New pairs by comparison.
     """
-    clips = {
-        (row.system, row.prompt_index): row.id
-        for row in connection.execute(
-            select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
-        )
-    }
-    indices = (
-        connection.execute(select(PromptRow.prompt_index).order_by(PromptRow.prompt_index))
-        .scalars()
-        .all()
-    )
-    paired = {
-        (row.comparison, row.prompt_index)
-        for row in connection.execute(
-            select(Task.comparison, Task.prompt_index).where(
-                Task.kind == "real", Task.simulated == simulated
-            )
-        )
-    }
+    clips, indices, paired = _pairable(connection, simulated)
     made: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     for place, comparison in enumerate(definition.comparisons):
@@ -159,6 +141,21 @@ def make_tasks(
     return made
 
 
+def _pairable(
+    connection: Connection, simulated: bool
+) -> tuple[dict[tuple[str, int], int], Sequence[int], set[tuple[str, int]]]:
+    """Return clips by system and prompt, the prompts, and the (comparison, prompt) that exist."""
+    spotless = select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
+    clips = {(row.system, row.prompt_index): row.id for row in connection.execute(spotless)}
+    ordered = select(PromptRow.prompt_index).order_by(PromptRow.prompt_index)
+    indices = connection.execute(ordered).scalars().all()
+    real = select(Task.comparison, Task.prompt_index).where(
+        Task.kind == "real", Task.simulated == simulated
+    )
+    paired = {(row.comparison, row.prompt_index) for row in connection.execute(real)}
+    return clips, indices, paired
+
+
 def _task_rows(
     definition: StudyDefinition, pair: dict[str, Any], order_key: int
 ) -> Iterable[dict[str, Any]]:
@@ -172,8 +169,3 @@ def count_tasks(connection: Connection, *, simulated: bool = False) -> int:
     """Return the number of pairs to be judged, checks not among them."""
     statement = select(func.count()).where(Task.kind == "real", Task.simulated == simulated)
     return connection.execute(statement).scalar_one()
-
-
-def drop_untaken_tasks(connection: Connection, *, simulated: bool) -> None:
-    """Remove the pairs that nobody has been given."""
-    connection.execute(delete(Task).where(Task.simulated == simulated, Task.taken == 0))
