@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 
 from human_eval.clips import Clip
 from human_eval.definition import StudyDefinition
@@ -163,9 +163,3 @@ def _task_rows(
     yield {**common, "kind": "real", "target": definition.raters_per_pair, "gold_answer": None}
     if definition.checks.mirror_share:
         yield {**common, "kind": "mirror", "target": None, "gold_answer": None}
-
-
-def count_tasks(connection: Connection, *, simulated: bool = False) -> int:
-    """Return the number of pairs to be judged, checks not among them."""
-    statement = select(func.count()).where(Task.kind == "real", Task.simulated == simulated)
-    return connection.execute(statement).scalar_one()

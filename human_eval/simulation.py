@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from human_eval import assignment, intake, submission
+from human_eval import assignment, submission
 from human_eval.assignment import Lease
 from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
@@ -207,9 +207,3 @@ def _fill(
 
 def _chance(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds))
-
-
-def count_simulated_pairs(store: StudyStore) -> int:
-    """Return the number of pairs that simulated raters have."""
-    with store.read() as connection:
-        return intake.count_tasks(connection, simulated=True)
