@@ -28,7 +28,7 @@ JUDGE = Path(__file__).parent / "judge"  # its weights and its card
 JUDGE_SCENES = TRAIN_SCENES[1::2]  # the reward models learn from the other half
 
 CONFIG = FitConfig(
-    steps=1200, learning_rate=2e-3, warmup=40, decay=0.6, ema=0.98, checkpoint_every=50, seed=31
+    steps=1500, learning_rate=2e-3, warmup=40, decay=0.6, ema=0.98, checkpoint_every=50, seed=31
 )
 BATCH = 16  # pairs per process
 NAMING = 0.3  # weight of naming the attributes of clean clips, which teaches them sooner
@@ -53,22 +53,23 @@ def find_scene(caption: str) -> Scene:
 
 
 class _Stage(nn.Module):
-    """A convolution within frames, then one across them; a stage may shrink both.
+    """A convolution within frames, then one across them, each normalised; a stage may shrink.
 
-    The norm is one number for the whole clip: a finer one would hide flicker and noise.
+    Both norms are of the whole clip: one of each frame would hide how bright a frame is.
     """
 
     def __init__(self, narrow: int, wide: int, shrink: int, shrink_time: int) -> None:
         super().__init__()
         self.within = nn.Conv2d(narrow, wide, 3, shrink, 1)
         self.across = nn.Conv2d(wide, wide, (3, 1), (shrink_time, 1), (1, 0))
-        self.norm = nn.GroupNorm(1, wide)
+        self.within_norm, self.across_norm = nn.GroupNorm(8, wide), nn.GroupNorm(8, wide)
 
     def forward(self, frames: Float[Tensor, "B F C H W"]) -> Float[Tensor, "B f c h w"]:
-        images = silu(self.within(rearrange(frames, "B F C H W -> (B F) C H W")))
+        images = self.within(rearrange(frames, "B F C H W -> (B F) C H W"))
         height = images.shape[2]
-        tracks = self.across(rearrange(images, "(B F) C H W -> B C F (H W)", B=len(frames)))
-        return rearrange(silu(self.norm(tracks)), "B C F (H W) -> B F C H W", H=height)
+        tracks = rearrange(images, "(B F) C H W -> B C F (H W)", B=len(frames))
+        tracks = self.across(silu(self.within_norm(tracks)))
+        return rearrange(silu(self.across_norm(tracks)), "B C F (H W) -> B F C H W", H=height)
 
 
 class Judge(nn.Module):
