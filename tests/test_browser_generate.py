@@ -242,7 +242,7 @@ def test_every_control_has_a_name(fake_server, open_page):
 
 
 def test_the_page_works_while_the_model_still_loads(serve, open_page):
-    server = serve("-m", "tests.serve_fake_engine", "--seconds-to-load", "4")
+    server = serve("-m", "tests.serve_fake_engine", "--seconds-to-load", "10")
     page = open_page(server)
     page.get_by_text("Loading the model. You can write your prompt meanwhile.").wait_for()
 
