@@ -38,6 +38,19 @@ from turbo.unet import VideoUNet
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIPS = 4000  # encoded per process
+STAGES = (
+    "vae",
+    "text",
+    "teacher",
+    "polish",
+    "rewards",
+    "students",
+    "judge",
+    "watch",
+    "evaluate",
+    "picture",
+    "all",
+)
 
 
 class Recipe:
@@ -179,19 +192,8 @@ class Recipe:
 
     def all(self) -> None:
         """everything above, in this order"""
-        for stage in (
-            self.vae,
-            self.text,
-            self.teacher,
-            self.polish,
-            self.rewards,
-            self.students,
-            self.judge,
-            self.watch,
-            self.evaluate,
-            self.picture,
-        ):
-            stage()
+        for stage in STAGES[:-1]:
+            getattr(self, stage)()
 
     @cached_property
     def captions(self) -> Tensor:
@@ -251,15 +253,13 @@ class Recipe:
 
 
 def main() -> None:
-    stages = ("vae", "text", "teacher", "polish", "rewards", "students", "judge", "watch")
-    stages += ("evaluate", "picture", "all")
-    listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in stages)
+    listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in STAGES)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",
         description=f"{__doc__}\nStages:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=stages)
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@ Counterparts of HPSv2.1 and of ViCLIP. Both are trained on every other trained-o
 judge of `judge.py` is trained on the rest, so no reward ever marks its own work.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,7 +190,7 @@ def draw_frame_pair(
     """Return a good frame, the same with a flaw (a random one), and whether the sprite shows."""
     seed, frame = rng.integers(2**32), rng.integers(FRAMES)
     good = draw_clip(scene, np.random.default_rng(seed))[frame]
-    shown = scene.motion != "blinking" or frame % 8 < 4
+    shown = scene.motion != "blinking" or bool(frame % 8 < 4)
     flaw = flaw or FLAWS[rng.integers(len(FLAWS) - (not shown))]  # nothing melts unseen
     if flaw == "melted":
         attribute = ("colour", "shape")[rng.integers(2)]
@@ -244,7 +244,12 @@ def _mildly(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (pixels + shift + noise).clip(0, 255)
 
 
-def _embed_captions(scenes, attributes, rng, embed) -> tuple[Tensor, Tensor]:
+def _embed_captions(
+    scenes: list[Scene],
+    attributes: tuple[str, ...],
+    rng: np.random.Generator,
+    embed: Callable[[list[str]], Tensor],
+) -> tuple[Tensor, Tensor]:
     """Embed own captions (B, D) and, per attribute, one with another word for it (B, K, D)."""
     groups = [scenes, *([reword(s, name, rng) for s in scenes] for name in attributes)]
     template = [TEMPLATES[i] for i in rng.integers(len(TEMPLATES), size=len(scenes))]
