@@ -15,7 +15,7 @@ def test_the_model_draws_in_colour(shapes_server, open_page):
 
     page.get_by_text("Done in").wait_for(timeout=60_000)
     page.wait_for_function("document.querySelector('#screen video')?.readyState >= 2")
-    red, green, blue = page.evaluate(MEAN_COLOUR)
+    red, green, blue = page.evaluate(MEAN_COLOUR_OF_BRIGHT_PIXELS)
     assert red > 1.3 * green and red > 1.3 * blue
     assert page.get_by_text("This prompt is outside the world").first.is_hidden()
 
@@ -32,11 +32,13 @@ def test_teacher_and_student_are_compared(shapes_server, open_page):
     assert calls[:3] == [100, 8, 4]
 
 
-MEAN_COLOUR = """() => {
+MEAN_COLOUR_OF_BRIGHT_PIXELS = """() => {
   const video = document.querySelector('#screen video');
   const canvas = Object.assign(document.createElement('canvas'), {width: 32, height: 32});
   const context = canvas.getContext('2d');
   context.drawImage(video, 0, 0, 32, 32);
-  const pixels = context.getImageData(0, 0, 32, 32).data;
-  return [0, 1, 2].map((k) => pixels.filter((_, i) => i % 4 === k).reduce((a, b) => a + b));
+  const data = context.getImageData(0, 0, 32, 32).data;
+  const bright = [...Array(1024).keys()].filter(
+    (i) => Math.max(...data.slice(4 * i, 4 * i + 3)) > 120);
+  return [0, 1, 2].map((k) => bright.reduce((sum, i) => sum + data[4 * i + k], 0));
 }"""

@@ -20,7 +20,7 @@ from human_eval.store import StudyStore, open_study
 from power_cut import Disk, driver
 from studies import Clock, answer
 from test_human_eval_service import claim, count_votes, enter, vote
-from vote_load import Load, lost_receipts, rate
+from vote_load import Load, lost_receipts, rate, run_apart
 
 ROOT = Path(__file__).parents[1]
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -136,7 +136,8 @@ async def kill_repeatedly(store, process, port, kills, rng):
 
 def check_kills(forker, kills):
     store, process, port = forker
-    load = asyncio.run(kill_repeatedly(store, process, port, kills, random.Random(0)))
+    kill = kill_repeatedly(store, process, port, kills, random.Random(0))
+    load = run_apart(kill)
 
     assert load.failures == []
     assert load.retries > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vote_load import Load, lost_receipts, rate
+from vote_load import Load, lost_receipts, rate, run_apart
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ def test_two_services_on_one_postgresql_lose_and_double_nothing(make_store):
         server.stdin.flush()
         children.append(int(server.stdout.readline()))
     try:
-        load = asyncio.run(share(ports))
+        load = run_apart(share(ports))
     finally:
         for server, child in zip(servers, children, strict=True):
             subprocess.run(["kill", str(child)], check=True)

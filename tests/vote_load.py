@@ -4,7 +4,8 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,3 +161,9 @@ def lost_receipts(store: Any, load: Load) -> list[str]:
         if any(stored.get((turn, question)) != shown for question, shown in answers.items()):
             lost.append(token)
     return lost
+
+
+def run_apart(work: Coroutine[Any, Any, Load]) -> Load:
+    """Run a coroutine in a thread of its own: browser tests leave a running loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
