@@ -10,6 +10,7 @@ from scipy.special import betaln
 from scipy.stats import norm, t
 
 from human_eval.definition import StudyDefinition
+from human_eval.votes import split_cells
 
 LEVEL = 0.05  # of wrong decisions in the whole family
 PRIOR = 10.0  # of the bet, Beta(10, 10): most at stake on win rates of about 40 % and 60 %
@@ -113,25 +114,20 @@ def decisions(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     """
     threshold = len(definition.comparisons) / LEVEL
     rows = []
-    groups = dict(list(votes.groupby(["comparison", "question"], observed=True)))
-    for comparison in definition.comparisons:
-        for question in definition.questions:
-            cell = groups.get((comparison.key, question.key))
-            if cell is None:
-                continue
-            path = evidence_path(cell)
-            crossed = np.flatnonzero(path["e"] >= threshold) if question.primary else np.array([])
-            last = path.iloc[-1] if len(path) else {"e": 1.0, "e_independent": 1.0}
-            rows.append(
-                {
-                    "comparison": comparison.key,
-                    "question": question.key,
-                    "e": last["e"],
-                    "e_independent": last["e_independent"],
-                    "design_effect": last.get("design_effect", 1.0),
-                    "threshold": threshold if question.primary else np.nan,
-                    "decided": len(crossed) > 0,
-                    "decided_after": int(crossed[0]) + 1 if len(crossed) else 0,
-                }
-            )
+    for comparison, question, cell in split_cells(votes, definition):
+        path = evidence_path(cell)
+        crossed = np.flatnonzero(path["e"] >= threshold) if question.primary else np.array([])
+        last = path.iloc[-1] if len(path) else {"e": 1.0, "e_independent": 1.0}
+        rows.append(
+            {
+                "comparison": comparison.key,
+                "question": question.key,
+                "e": last["e"],
+                "e_independent": last["e_independent"],
+                "design_effect": last.get("design_effect", 1.0),
+                "threshold": threshold if question.primary else np.nan,
+                "decided": len(crossed) > 0,
+                "decided_after": int(crossed[0]) + 1 if len(crossed) else 0,
+            }
+        )
     return pd.DataFrame(rows)

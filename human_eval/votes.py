@@ -3,11 +3,13 @@
 `StudyStore.votes()` makes it, a CSV export holds it, and `check_votes` refuses anything else.
 """
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import pandas as pd
 from pandas.api import types
 
+from human_eval.definition import Comparison, Question, StudyDefinition
 from human_eval.errors import StudyError
 
 Choice = Literal["a", "b", "tie", "both_bad"]
@@ -114,3 +116,15 @@ def check_origin(votes: pd.DataFrame) -> bool:
             f"{len(votes):,} are simulated). Analyse each apart."
         )
     return bool(simulated.any())
+
+
+def split_cells(
+    votes: pd.DataFrame, definition: StudyDefinition
+) -> Iterator[tuple[Comparison, Question, pd.DataFrame]]:
+    """Yield every comparison and question that has votes, in the order of the definition."""
+    groups = dict(list(votes.groupby(["comparison", "question"], observed=True)))
+    for comparison in definition.comparisons:
+        for question in definition.questions:
+            cell = groups.get((comparison.key, question.key))
+            if cell is not None:
+                yield comparison, question, cell

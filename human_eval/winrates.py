@@ -10,6 +10,7 @@ from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition import StudyDefinition
 from human_eval.intervals import Mean, robust_mean, sign_test, wilson
+from human_eval.votes import split_cells
 
 LEVEL = 0.05  # of false claims in the whole family
 
@@ -31,20 +32,15 @@ def win_rates(
         votes: that count as evidence (`human_eval.votes.evidence`).
     """
     rows = []
-    groups = dict(list(votes.groupby(["comparison", "question"], observed=True)))
-    for comparison in definition.comparisons:
-        for question in definition.questions:
-            cell = groups.get((comparison.key, question.key))
-            if cell is None:
-                continue
-            names = {
-                "comparison": comparison.key,
-                "question": question.key,
-                "primary": question.primary,
-                "system_a": comparison.a,
-                "system_b": comparison.b,
-            }
-            rows.append({**names, **count(cell), **_rates(cell, confidence)})
+    for comparison, question, cell in split_cells(votes, definition):
+        names = {
+            "comparison": comparison.key,
+            "question": question.key,
+            "primary": question.primary,
+            "system_a": comparison.a,
+            "system_b": comparison.b,
+        }
+        rows.append({**names, **count(cell), **_rates(cell, confidence)})
     table = pd.DataFrame(rows)
     if rows:
         table["p_family"] = adjust_family(table)

@@ -134,28 +134,33 @@ class Recipe:
 
     def _distil(self, name: str, variant: student.Variant) -> None:
         """Train one student, keep its adapters every few steps, export those of the end."""
+        network, reports = self.start_student(name, variant)
+        self._watch(name, self._snapshots(name, reports), student.CONFIG.steps)
+        folder = (self.weights if name in student.STUDENTS else self.runs) / name
+        if self.process.is_main_process:
+            save_lora(network, folder / LORA_FILE, torch.float16)
+        self.process.wait_for_everyone()
+
+    def start_student(
+        self, name: str, variant: student.Variant
+    ) -> tuple[VideoUNet, Iterator[StepReport]]:
+        """Return a student and the run that trains it, from its last checkpoint if it has one."""
         guide = self._load_teacher()
         network = student.build_student(guide)
-        image, video = self._load_rewards()
         reports = student.train_student(
             guide,
             network,
             self.clips,
             self.captions,
             self.runs / f"{name}.pt",
-            feedback=variant.feedback(image, video),
+            feedback=variant.feedback(*self._load_rewards()),
             vae=self._load_vae().eval().requires_grad_(False),
         )
-        self._watch(name, self._snapshots(name, guide, reports), student.CONFIG.steps)
-        folder = (self.weights if name in student.STUDENTS else self.runs) / name
-        if self.process.is_main_process:
-            save_lora(network, folder / LORA_FILE, torch.float16)
-        self.process.wait_for_everyone()
+        return network, reports
 
-    def _snapshots(
-        self, name: str, guide: VideoUNet, reports: Iterator[StepReport]
-    ) -> Iterator[StepReport]:
+    def _snapshots(self, name: str, reports: Iterator[StepReport]) -> Iterator[StepReport]:
         """Keep the averaged adapters of every checkpoint, for the watch on reward hacking."""
+        guide = self._load_teacher()
         for report in reports:
             if report.step % student.CONFIG.checkpoint_every == 0 and self.process.is_main_process:
                 averaged = student.load_average(guide, self.runs / f"{name}.pt")

@@ -67,8 +67,7 @@ def draw_frames(available: int, count: int, generator: torch.Generator) -> Int[T
     Raises:
         ValueError: more frames asked for than there are.
     """
-    if not 1 <= count <= available:
-        raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
+    _check_count(count, available)
     return torch.randperm(available, generator=generator, device=generator.device)[:count]
 
 
@@ -78,8 +77,12 @@ def stride_frames(available: int, count: int, generator: torch.Generator) -> Int
     Raises:
         ValueError: more frames asked for than there are.
     """
-    if not 1 <= count <= available:
-        raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
+    _check_count(count, available)
     stride = available // count
     phase = torch.randint(stride, (1,), generator=generator, device=generator.device)
     return phase + stride * torch.arange(count, device=generator.device)
+
+
+def _check_count(count: int, available: int) -> None:
+    if not 1 <= count <= available:
+        raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
