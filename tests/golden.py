@@ -1,9 +1,14 @@
 """Tensors and networks recorded from the published implementation."""
 
 import gzip
+import hashlib
 import json
+import zlib
+from math import prod, sqrt
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -48,6 +53,33 @@ class Golden:
 
     def weights(self) -> dict[str, Tensor]:
         return {name.removeprefix("sd/"): self[name].float() for name in self.names("sd/")}
+
+
+def recipe_weights(recorded: Golden, **constants: float) -> dict[str, Tensor]:
+    """Make the weights of a file that holds only the rule to draw them, by published name.
+
+    Args:
+        constants: tensors that the rule excepts.
+    """
+    seed, weights = recorded.metadata("seed"), {}
+    for name, shape in recorded.metadata("sd_shapes").items():
+        if name in constants:
+            weights[name] = torch.tensor(constants[name])
+            continue
+        random = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
+        draw = random.randint(-2048, 2049, size=prod(shape), dtype=np.int64)
+        values = draw.astype(np.float32) / np.float32(2048)
+        if len(shape) > 1:
+            values = values * np.float32(sqrt(3 / prod(shape[1:])))
+        else:
+            values = 1 + 0.25 * values if name.endswith(".weight") else 0.125 * values
+        weights[name] = torch.from_numpy(values.astype(np.float32).reshape(shape))
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].numpy().astype("<f4").tobytes())
+    assert digest.hexdigest() == recorded.file.metadata()["sd_sha256"]
+    return weights
 
 
 def videocrafter_unet(
