@@ -1,0 +1,199 @@
+"""Results while they come in: the tables of the Results page, as public as they may be.
+
+While a study is open, systems go by letters, whoever looks; a researcher who has signed in may see
+their names, and so may everybody once the study is closed. Raters are never named.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+from sqlalchemy import Connection, func, select
+
+from human_eval import events
+from human_eval.agreement import tabulate_agreement
+from human_eval.charts import draw_win_rates, save_chart
+from human_eval.definition import StudyDefinition
+from human_eval.evidence import decisions
+from human_eval.export import write_csv
+from human_eval.masks import mask_definition, mask_votes, number_raters
+from human_eval.store import StudyStore
+from human_eval.tables import AssignmentRow as Turn
+from human_eval.tables import Event, Study, Vote
+from human_eval.votes import evidence
+from human_eval.winrates import category_rates, win_rates
+
+PATIENCE = 5.0  # seconds that results may be old while answers come in
+SHARE = 0.05  # of one core that computing them anew may take
+COUNTED = ("exclude", "revoke", "erased", "restored")  # events that change results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a study says at one moment."""
+
+    title: str
+    closed: bool
+    simulated: bool  # no person has voted
+    named: bool  # systems go by their names, not by letters
+    definition: StudyDefinition  # as `named` says
+    answers: int  # on real pairs, of raters who are not excluded
+    raters: int
+    excluded: int  # answers left out
+    votes: pd.DataFrame  # those that count, raters being numbers
+    rates: pd.DataFrame  # as `human_eval.winrates.win_rates`
+    rates_with_excluded: pd.DataFrame
+    decisions: pd.DataFrame
+    agreement: pd.DataFrame
+    categories: pd.DataFrame
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables by the name of their file."""
+        return {
+            "win_rates": self.rates,
+            "win_rates_with_excluded": self.rates_with_excluded,
+            "decisions": self.decisions,
+            "agreement": self.agreement,
+            "categories": self.categories,
+        }
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Results and what they were made from."""
+
+    state: tuple[object, ...]
+    made_at: float  # monotonic seconds
+    cost: float  # seconds
+    results: Results
+
+
+class LiveResults:
+    """Computes results when they are asked for and have changed, one at a time."""
+
+    def __init__(self, store: StudyStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[bool, bool], _Kept] = {}
+        self._charts: dict[tuple[bool, bool, str], tuple[Results, bytes]] = {}
+
+    def read(self, *, named: bool = False, simulated: bool = False) -> Results:
+        """Return the newest results, or those of a few seconds ago while answers come in.
+
+        Args:
+            named: the reader may know the systems of an open study.
+        """
+        with self._lock:
+            return self._read(named, simulated)
+
+    def draw(self, kind: str, *, named: bool = False, simulated: bool = False) -> bytes | None:
+        """Return the chart as "svg", "png" or "pdf"; None while there is nothing to draw."""
+        with self._lock:
+            results = self._read(named, simulated)
+            if results.rates.empty:
+                return None
+            key = (named, simulated, kind)
+            drawn = self._charts.get(key)
+            if drawn is None or drawn[0] is not results:
+                drawn = self._charts[key] = (results, _draw(results, kind))
+            return drawn[1]
+
+    def _read(self, named: bool, simulated: bool) -> Results:
+        kept = self._kept.get((named, simulated))
+        with self._store.read() as connection:
+            state = _state(connection, simulated)
+            published = kept is not None and kept.state == state
+        if kept is not None:
+            age = time.monotonic() - kept.made_at
+            if published or (state[0] == kept.state[0] and age < _patience(kept.cost)):
+                return kept.results
+        began = time.monotonic()
+        results = compute_results(self._store, named=named, simulated=simulated)
+        cost = time.monotonic() - began
+        self._kept[named, simulated] = _Kept(state, time.monotonic(), cost, results)
+        return results
+
+
+def _patience(cost: float) -> float:
+    return max(PATIENCE, cost / SHARE)
+
+
+def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
+    """Return what changes whenever results do: closed or not, last answer, last exclusion."""
+    closed_at = connection.execute(select(Study.closed_at)).scalar_one()
+    last_vote = connection.execute(
+        select(func.max(Vote.id))
+        .join(Turn, Turn.id == Vote.assignment_id)
+        .where(Turn.simulated == simulated)
+    ).scalar()
+    last_event = connection.execute(
+        select(func.max(Event.id)).where(Event.kind.in_(COUNTED))
+    ).scalar()
+    return closed_at, last_vote, last_event
+
+
+def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Results:
+    """Tabulate what has been answered so far."""
+    definition = store.definition
+    votes = store.votes(simulated=simulated)
+    with store.read() as connection:
+        closed = connection.execute(select(Study.closed_at)).scalar_one() is not None
+    named = named or closed
+    if named:
+        votes = number_raters(votes)
+    else:
+        votes = mask_votes(votes, definition, store.keys)
+        definition = mask_definition(definition, store.keys)
+    kept, everything = evidence(votes), evidence(votes, with_excluded=True)
+    return Results(
+        title=definition.title or definition.name,
+        closed=closed,
+        simulated=simulated,
+        named=named,
+        definition=definition,
+        answers=len(kept),
+        raters=kept["rater"].nunique(),
+        excluded=len(everything) - len(kept),
+        votes=kept,
+        rates=win_rates(kept, definition),
+        rates_with_excluded=win_rates(everything, definition),
+        decisions=decisions(kept, definition),
+        agreement=tabulate_agreement(kept),
+        categories=category_rates(kept, definition),
+    )
+
+
+def _draw(results: Results, kind: str) -> bytes:
+    figure = draw_win_rates(results.rates, results.definition, simulated=results.simulated)
+    with TemporaryDirectory() as folder:
+        [path] = save_chart(figure, Path(folder), "chart", formats=[kind])
+        return path.read_bytes()
+
+
+def table_as_csv(table: pd.DataFrame) -> bytes:
+    """Return a table as CSV that a spreadsheet runs no formula of."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        write_csv(table, path)
+        return path.read_bytes()
+
+
+def is_published(connection: Connection) -> bool:
+    """Tell whether everybody may read the results, as a researcher last said."""
+    newest = (
+        select(Event.kind)
+        .where(Event.kind.in_(["published", "withdrawn"]))
+        .order_by(Event.id.desc())
+        .limit(1)
+    )
+    return connection.execute(newest).scalar() == "published"
+
+
+def set_published(store: StudyStore, published: bool, *, author: str) -> None:
+    """Let everybody read the results, or researchers alone."""
+    with store.write() as connection:
+        kind = "published" if published else "withdrawn"
+        events.record(connection, kind, actor=author, subject="study", now=store.clock())
