@@ -22,8 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from human_eval.definition import StudyDefinition
-from human_eval.errors import NotYours, StudyClosed
-from human_eval.tables import OPEN_TASK, AnyRow, Count, Rater, Study, Task
+from human_eval.errors import NotYours, StudyClosed, StudyPaused
+from human_eval.tables import OPEN_TASK, AnyRow, Count, Event, Rater, Study, Task
 from human_eval.tables import AssignmentRow as Turn
 
 BLOCK = 4  # turns of one rater at one comparison; within each, A is on the left in half
@@ -62,6 +62,7 @@ def claim(
 
     Raises:
         StudyClosed: the study takes no more answers.
+        StudyPaused: it hands out no new pairs for now.
         NotYours: there is no such rater, or they were erased.
     """
     rater = connection.execute(_LOCK_RATER, {"rater": rater_id}).one_or_none()
@@ -75,6 +76,7 @@ def claim(
             release(connection, lease.id, lease.task_id, "expired")
     if len(live) > ahead:
         return _lease(live[ahead], rater_id)
+    check_running(connection)
     task = _draw(connection, definition, rater, now, rng)
     if task is None:
         return None
@@ -94,6 +96,24 @@ def check_open(connection: Connection) -> None:
             "Expected an open study, got one that is closed. "
             "Its answers are kept; `close --reopen` opens it again."
         )
+
+
+def check_running(connection: Connection) -> None:
+    """Refuse to hand out new pairs while a researcher has paused the study.
+
+    Raises:
+        StudyPaused: as said.
+    """
+    if is_paused(connection):
+        raise StudyPaused(
+            "Expected a study that hands out pairs, got one that is paused. Come back later; "
+            "what you have answered is stored."
+        )
+
+
+def is_paused(connection: Connection) -> bool:
+    """Tell whether a researcher has paused the study and nobody has resumed it."""
+    return connection.execute(_PAUSED).scalar() == "paused"
 
 
 def release(connection: Connection, assignment_id: int, task_id: int, state: str) -> None:
@@ -242,6 +262,12 @@ def _next(*order: Any) -> Select[*tuple[Any, ...]]:
 
 
 _CLOSED_AT = select(Study.closed_at)
+_PAUSED = (
+    select(Event.kind)
+    .where(Event.kind.in_(["paused", "resumed"]))
+    .order_by(Event.id.desc())
+    .limit(1)
+)
 _COUNT = (
     update(Task)
     .where(Task.id == bindparam("task"))

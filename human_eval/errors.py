@@ -5,6 +5,7 @@ StudyError
   NotAcceptable   an answer that the study does not take: a question, choice or loop count
   TooLate         the lease has ended, or the answer was already given and differs
   StudyClosed     the study takes no more answers
+    StudyPaused   it hands out no pairs for a while; those handed out can still be answered
   StorageBusy     the database is locked or away; nothing was stored, try again
   StorageFull     the disk is full; nothing was stored
 """
@@ -28,6 +29,10 @@ class TooLate(StudyError):
 
 class StudyClosed(StudyError):
     """The study takes no more answers."""
+
+
+class StudyPaused(StudyClosed):
+    """The study hands out no pairs for now."""
 
 
 class StorageBusy(StudyError):

@@ -25,18 +25,14 @@ def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
     for number, comparison in enumerate(definition.comparisons, 1):
         first, second = sorted((letters[comparison.a], letters[comparison.b]))
         comparisons.append(Comparison(key=f"C{number}", a=first, b=second))
-    return replace(
-        definition, systems=tuple(systems), comparisons=tuple(comparisons), source=""
-    )
+    return replace(definition, systems=tuple(systems), comparisons=tuple(comparisons), source="")
 
 
 def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> pd.DataFrame:
     """Return the votes frame in terms of `mask_definition`; raters become numbers."""
     letters = _letters(definition, keys)
     numbers = {entry.key: f"C{place}" for place, entry in enumerate(definition.comparisons, 1)}
-    turned = {
-        entry.key for entry in definition.comparisons if letters[entry.a] > letters[entry.b]
-    }
+    turned = {entry.key for entry in definition.comparisons if letters[entry.a] > letters[entry.b]}
     flip = votes["comparison"].isin(turned)
     masked = votes.assign(definition_hash="")
     for column, other in (

@@ -213,6 +213,21 @@ class StudyStore:
             kind = "closed" if closed else "reopened"
             events.record(connection, kind, actor=author, subject="study", now=now)
 
+    def set_paused(self, paused: bool, *, author: str) -> None:
+        """Hand out no new pairs, or hand them out again; open pairs can still be answered.
+
+        Raises:
+            StudyError: it is so already.
+        """
+        with self.write() as connection:
+            if assignment.is_paused(connection) == paused:
+                state = "a paused" if paused else "a running"
+                raise StudyError(
+                    f"Expected a study in another state, got {state} one. Nothing was changed."
+                )
+            kind = "paused" if paused else "resumed"
+            events.record(connection, kind, actor=author, subject="study", now=self.clock())
+
 
 def enter(
     connection: Connection,
