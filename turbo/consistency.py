@@ -1,6 +1,7 @@
 """The consistency function: from any point of a trajectory to its clean end, in one jump."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from einops import rearrange
 from jaxtyping import Int
@@ -9,7 +10,7 @@ from torch import Tensor
 from turbo.guidance import embed_guidance_scale
 from turbo.schedule import Level, NoiseSchedule
 from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
-from turbo.unet import Conditioning, VideoUNet
+from turbo.unet import MOTION_EMBEDDING_SIZE, Conditioning, VideoUNet
 
 SIGMA_DATA = 0.5  # standard deviation the boundary is scaled to; Karras et al., arXiv:2206.00364
 TIMESTEP_SCALING = 10.0  # sharpens the boundary; Latent Consistency Models, arXiv:2310.04378
@@ -33,9 +34,15 @@ class ConsistencyFunction:
     schedule: NoiseSchedule
     prompt_embeds: PromptEmbeds
     conditioning: Conditioning
+    # The motion strength m by timestep, in place of the conditioning's; only for v2.
+    motion_at: Callable[[Timesteps], PerVideo] | None = None
 
     def __call__(self, noisy: Latents, timesteps: Timesteps) -> Latents:
-        output = self.unet(noisy, timesteps, self.prompt_embeds, self.conditioning)
+        conditioning = self.conditioning
+        if self.motion_at is not None:
+            motion = embed_guidance_scale(self.motion_at(timesteps), MOTION_EMBEDDING_SIZE)
+            conditioning = replace(conditioning, motion=motion)
+        output = self.unet(noisy, timesteps, self.prompt_embeds, conditioning)
         clean, _ = self.schedule.split(noisy, output, timesteps)
         c_skip, c_out = boundary_scalings(timesteps)
         return c_skip * noisy + c_out * clean
@@ -47,13 +54,17 @@ def bind_consistency_function(
     prompt_embeds: PromptEmbeds,
     guidance_scale: PerVideo,
     fps: Int[Tensor, " B"] | None = None,
+    *,
+    motion_at: Callable[[Timesteps], PerVideo] | None = None,
 ) -> ConsistencyFunction:
     """Bind a student to its prompts.
 
     Args:
         guidance_scale: w in the LCM convention; embedded, so that no second call is needed.
         fps: frames per second the network was trained at, where it takes them.
+        motion_at: the motion strength m by timestep, for a network with motion_conditioning. Where
+            it is 0 it is told all the same: to such a network, being told nothing is another thing.
     """
     guidance = embed_guidance_scale(guidance_scale, unet.config.time_cond_proj_dim)
     conditioning = Conditioning(guidance=guidance, fps=fps)
-    return ConsistencyFunction(unet, schedule, prompt_embeds, conditioning)
+    return ConsistencyFunction(unet, schedule, prompt_embeds, conditioning, motion_at)

@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from turbo.guidance import Denoiser
@@ -41,6 +41,19 @@ def ddim_timesteps(
     return ends.round().long() - 1
 
 
+def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
+    """Return by how much VideoCrafter2 shrank its training latents before noising them.
+
+    That teacher learned from `alpha * scale * clean + sigma * noise`, so that its estimate of the
+    clean latents is `scale` times too small: 1 at timestep 0, falling to 0.7 at 399, then constant.
+    Its own sampler undoes this; no student does, which were distilled without.
+
+    Source: the released VideoCrafter2 sampler (`use_scale`).
+    """
+    falling = torch.linspace(1.0, 0.7, 400)
+    return torch.cat([falling, torch.full((num_timesteps,), 0.7)])[:num_timesteps]
+
+
 @torch.inference_mode()
 def sample_ddim(
     denoiser: Denoiser,
@@ -50,6 +63,7 @@ def sample_ddim(
     *,
     eta: float = 0.0,
     generators: Sequence[torch.Generator] = (),
+    scales: Float[Tensor, " T"] | None = None,
 ) -> Iterator[Latents]:
     """Yield the latents after every step; the last ones, at timestep 0, are the sample.
 
@@ -57,6 +71,7 @@ def sample_ddim(
         denoiser: usually `guidance.bind_guided_unet(...)`.
         eta: 0 follows the ODE; 1 adds as much noise as DDPM would (VideoCrafter2's own setting).
         generators: one per video, needed when eta > 0.
+        scales: `signal_scales` for a teacher that was trained on scaled latents.
 
     Source: DDIM, arXiv:2010.02502, Eq. 12 and 16.
     """
@@ -64,6 +79,10 @@ def sample_ddim(
     for t, t_next in zip_longest(timesteps, timesteps[1:], fillvalue=torch.tensor(0)):
         start, end = (step.to(noise.device).expand(len(noise)) for step in (t, t_next))
         clean, direction = schedule.split(noisy, denoiser(noisy, start), start)
+        if scales is not None:
+            # Estimated at the scale of `start`, wanted at that of `end`.
+            before, after = (rearrange(scales[step], "B -> B 1 1 1 1") for step in (start, end))
+            clean = clean / before * after
         if eta == 0:
             noisy = schedule.ddim_step(clean, direction, end)
         else:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import TransformerTemporalModel, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import TemporalConvLayer
@@ -102,14 +103,41 @@ class TemporalConv(nn.Conv3d):
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
 
 
+class FilmConv(TemporalConvLayer):
+    """A `TemporalConvLayer` that leaves a film of one frame as it is."""
+
+    def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
+        return hidden_states if num_frames == 1 else super().forward(hidden_states, num_frames)
+
+
+class FilmTransformer(TransformerTemporalModel):
+    """A `TransformerTemporalModel` that leaves a film of one frame as it is."""
+
+    def forward(self, hidden_states: Tensor, *, num_frames: int = 1, **rest: Any) -> Any:
+        if num_frames == 1:
+            return (hidden_states,)
+        return super().forward(hidden_states, num_frames=num_frames, **rest)
+
+
 class VideoUNet(UNet3DConditionModel):
     """diffusers' `UNet3DConditionModel` plus the conditioning of VideoCrafter2 and of T2V-Turbo-v2.
 
     With `fps_conditioning` and `motion_conditioning` off it is the ModelScope network, and with a
     tiny configuration the shapes network; with both on it is T2V-Turbo-v2's. `patch_size` folds
     squares of latents into channels before the network, as DiT does (arXiv:2212.09748): shapes
-    only, where it makes a step four times cheaper.
+    only, where it makes a step four times cheaper. `skip_temporal_for_one_frame` is ModelScope's:
+    its published network draws one frame without temporal layers, VideoCrafter2's with them.
+
+    Latents come and go in their own precision, whatever that of the weights.
     """
+
+    # What `compile_repeated_blocks` compiles.
+    _repeated_blocks = [
+        "BasicTransformerBlock",
+        "ResnetBlock2D",
+        "TemporalConvLayer",
+        "FilmConv",
+    ]
 
     # Arguments of the parent that no network here changes; else its config would list them, and
     # loading would warn of attributes that our `__init__` does not take.
@@ -139,6 +167,7 @@ class VideoUNet(UNet3DConditionModel):
         motion_conditioning: bool = False,
         temporal_dropout: float = 0.1,
         patch_size: int = 1,
+        skip_temporal_for_one_frame: bool = False,
     ) -> None:
         super().__init__(
             sample_size=sample_size,
@@ -167,6 +196,16 @@ class VideoUNet(UNet3DConditionModel):
             if isinstance(module, TemporalConvLayer):
                 for stage in (module.conv1, module.conv2, module.conv3, module.conv4):
                     stage[-1].__class__ = TemporalConv  # same parameters, quicker forward
+        if skip_temporal_for_one_frame:
+            self._spare_single_frames()
+
+    def _spare_single_frames(self) -> None:
+        """Let one frame pass the temporal layers, all but the published network's one oversight."""
+        for name, module in self.named_modules():
+            if isinstance(module, TransformerTemporalModel):
+                module.__class__ = FilmTransformer
+            elif isinstance(module, TemporalConvLayer) and name != "mid_block.temp_convs.0":
+                module.__class__ = FilmConv
 
     def forward(
         self,
@@ -179,7 +218,15 @@ class VideoUNet(UNet3DConditionModel):
         p = self.config.patch_size
         patches = rearrange(noisy, "B C F (h p) (w q) -> B (C p q) F h w", p=p, q=p)
         # The parent hands `timestep_cond` to `time_embedding` untouched, so it may be our object.
-        output = super().forward(
-            patches, timesteps, prompt_embeds, timestep_cond=conditioning, return_dict=False
-        )[0]
+        output = (
+            super()
+            .forward(
+                patches.to(self.dtype),
+                timesteps,
+                prompt_embeds.to(self.dtype),
+                timestep_cond=conditioning,
+                return_dict=False,
+            )[0]
+            .to(noisy.dtype)
+        )
         return rearrange(output, "B (C p q) F h w -> B C F (h p) (w q)", p=p, q=p)
