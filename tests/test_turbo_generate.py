@@ -130,7 +130,7 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
     [
         ([], "Expected a PROMPT or --prompts FILE, got both or neither."),
         (["a cat", "--prompts", "x"], "Expected a PROMPT or --prompts FILE, got both or neither."),
-        (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/models.py."),
+        (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/cards.py."),
         (["a cat", "--steps", "0"], "Expected a whole number of steps between 1 and"),
         ([""], "Expected a prompt, got ''."),
         (["--prompts", "no such file"], "No such file"),

@@ -1,15 +1,34 @@
 """A model card: what to load, how to sample it, and what may be asked of it."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbo.options import PredictionType, Role, Sampler, Spacing
+from turbo.options import MotionLayers, PredictionType, Role, Sampler, Spacing
+
+CONVERSION = "conversion.json"  # beside converted weights: their SHA-256, and what they came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A published file on the Hugging Face Hub, and which of our folders is made from it."""
+
+    repository: str
+    path: str  # inside the repository
+    size: int  # bytes; to three digits where the Hub shows no more
+    gives: tuple[str, ...]  # folders of a model, as in `ModelCard.folders`
+    sha256: str | None = None  # as the Hub lists it; None where it was not to be seen
+
+    @property
+    def address(self) -> str:
+        """Return where people can look at it."""
+        return f"https://huggingface.co/{self.repository}/blob/main/{self.path}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """One line of the table in `turbo/models.py`; a model is this and its weights."""
+    """One line of the table in `turbo/cards.py`; a model is this and its weights."""
 
     name: str  # what commands, manifests and recipes call it
     title: str  # what people read
@@ -21,18 +40,26 @@ class ModelCard:
     folder: Path  # holds vae/, text_encoder/, tokenizer/ and the folder of the UNet
     unet: str  # that folder's name
     lora: str | None = None  # folder of the adapters that make a student of it
+    sources: tuple[HubFile, ...] = ()  # the published files; none for what is trained here
+    memory_gb: float = 0.5  # of an accelerator, everything on it in half precision; an estimate
 
     height: int  # pixels
     width: int  # pixels
     num_frames: int
-    fps: int  # of the clip, and told to networks that take it
+    fps: int  # of the clip
+    conditioning_fps: int | None = None  # told to networks that take it; None tells them `fps`
     enlarge: int = 1  # each pixel becomes a square of this side in the mp4
 
+    half: bool = False  # in half precision on an accelerator; a CPU always computes in float32
     prediction_type: PredictionType = "epsilon"
     beta_end: float = 0.012  # of the noise schedule
     spacing: Spacing = "leading"  # of DDIM timesteps
     eta: float = 0.0  # share of fresh noise in a DDIM step; 1 is VideoCrafter2's own setting
+    clean_rescale: bool = False  # VideoCrafter2's teacher was trained on weakened latents
     origin_steps: int = 50  # size of the grid a student was distilled on
+    motion_layers: MotionLayers = "never"  # whether the network has v2's motion projections
+    motion_strength: float | None = None  # v2's m; None tells the network nothing, not even 0
+    motion_share: float = 0.5  # the noisiest share of timesteps where m is told, elsewhere 0
     cpu_threads: int | None = None  # a tiny network is quickest on one; None leaves torch's choice
 
     default_steps: int
@@ -49,14 +76,52 @@ class ModelCard:
         return ["text_encoder", self.unet, *([self.lora] if self.lora else []), "vae"]
 
     @property
+    def told_fps(self) -> int:
+        """Return the frame rate a network that takes one is told; the clip may play at another."""
+        return self.fps if self.conditioning_fps is None else self.conditioning_fps
+
+    @property
     def unet_calls_per_step(self) -> int:
         """Return 2 where guidance needs a second prediction, for the empty prompt."""
         return 2 if self.sampler == "ddim" else 1
 
+    @property
+    def missing(self) -> list[str]:
+        """Return the folders that are not on this disk; none means ready to load."""
+        absent = [part for part in self.parts if not self._files(part)]
+        if not (self.folder / "tokenizer").is_dir():
+            absent.append("tokenizer")
+        return absent
+
+    def is_ready(self) -> bool:
+        """Return whether it can be loaded without a download; looks at the disk, not at torch."""
+        return not self.missing
+
+    @property
+    def needed(self) -> list[HubFile]:
+        """Return the published files to fetch before this model can be loaded."""
+        missing = set(self.missing)
+        return [source for source in self.sources if missing & set(source.gives)]
+
+    @property
+    def download_bytes(self) -> int:
+        """Return how much there is to fetch; 0 where nothing is missing, or nothing published."""
+        return sum(source.size for source in self.needed)
+
     def weights_sha256(self) -> str:
-        """Return the first 16 hexadecimal digits of a hash over all weights of this model."""
+        """Return the first 16 hexadecimal digits of a hash over all weights of this model.
+
+        Gigabytes are not read again: a conversion has noted their hash.
+        """
         digest = hashlib.sha256()
         for part in self.parts:
-            for file in sorted((self.folder / part).glob("*.safetensors")):
-                digest.update(file.read_bytes())
+            for file in self._files(part):
+                record = file.with_name(CONVERSION)
+                if record.exists():
+                    digest.update(json.loads(record.read_text())["sha256"].encode())
+                else:
+                    digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
+
+    def _files(self, part: str) -> list[Path]:
+        return sorted((self.folder / part).glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+MotionLayers = Literal["never", "maybe", "always"]  # "maybe": both kinds of file are published
 PredictionType = Literal["epsilon", "v_prediction"]  # what a network outputs; turbo/schedule.py
 Role = Literal["teacher", "student"]
 Sampler = Literal["ddim", "consistency"]  # turbo/ddim.py, turbo/sampling.py
