@@ -18,6 +18,7 @@ from human_eval.clips import Clip
 from human_eval.database import Database, create_file, open_database
 from human_eval.errors import StudyError
 from human_eval.intake import list_clips
+from human_eval.presence import alone
 from human_eval.records import list_defects
 from human_eval.schema import downgrade_tables, latest_version, table_version, upgrade_tables
 from human_eval.store import StudyStore
@@ -75,13 +76,18 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
         The clips whose files are missing from the media folder.
 
     Raises:
-        StudyError: the backup is damaged, of another study, or made by a newer program.
+        StudyError: the backup is damaged, of another study, or made by a newer program; or a
+            service runs, whose answers would be lost.
     """
     _check_digest(backup)
     _check_copy(backup)
     source = open_database(backup)
     try:
-        with source.read() as copy, _guarded(store) as connection:
+        with (
+            alone(store.database, store.folder),
+            source.read() as copy,
+            _guarded(store) as connection,
+        ):
             theirs = table_version(copy)
             if theirs != latest_version():
                 raise StudyError(

@@ -23,6 +23,7 @@ MUXER_OPTIONS = {"movflags": "faststart", "fflags": "+bitexact"}
 WITHOUT_COMMENTS = "filter_units=remove_types=6"
 BT709 = 1  # the colour standard browsers assume of H.264; the same number in all three fields
 
+PADDING = 8  # bytes that an empty box takes
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 2**31  # height times width times frames: half a minute of 1920 x 1080
 
@@ -184,3 +185,17 @@ def _encode(footage: Footage, path: Path) -> None:
         for packet in stream.encode():
             container.mux(clean.filter(packet))
         container.mux(clean.filter(None))
+
+
+def pad_clip(content: bytes, size: int) -> bytes:
+    """Return the file at a given size, by a box of nothing that players skip.
+
+    Args:
+        size: in bytes; at least the file's own and `PADDING`, or the file is returned as it is.
+
+    Source: ISO/IEC 14496-12, section 8.1.2, Free Space Box.
+    """
+    length = size - len(content)
+    if length < PADDING:
+        return content
+    return content + length.to_bytes(4, "big") + b"free" + bytes(length - PADDING)

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.orm import aliased
 
 from human_eval.errors import NotYours
+from human_eval.media import PADDING
 from human_eval.tables import AssignmentRow as Turn
 from human_eval.tables import ClipRow, PromptRow, Task
 
@@ -21,7 +22,13 @@ class Showing:
     height: int
     fps: float
     frames: int
+    bytes: int  # that either side weighs on its way to the rater, so that no weight tells a system
     until: int  # Unix time in milliseconds; the clips are served no longer
+
+    @property
+    def seconds(self) -> float:
+        """How long the clips last."""
+        return self.frames / self.fps
 
 
 def show(connection: Connection, assignment_id: int) -> Showing:
@@ -34,9 +41,9 @@ def show(connection: Connection, assignment_id: int) -> Showing:
     if row is None:
         raise NotYours("Expected a pair of this study, got another one. Reload the page.")
     left, right = (row.a, row.b) if row.side_a == "left" else (row.b, row.a)
-    return Showing(
-        row.display, left, right, row.width, row.height, row.fps, row.frames, row.expires_at
-    )
+    weight = max(row.bytes_a, row.bytes_b) + PADDING
+    shape = (row.width, row.height, row.fps, row.frames)
+    return Showing(row.display, left, right, *shape, weight, row.expires_at)
 
 
 _ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
@@ -49,6 +56,8 @@ _SHOWN = (
         _ClipA.height,
         _ClipA.fps,
         _ClipA.frames,
+        _ClipA.bytes.label("bytes_a"),
+        _ClipB.bytes.label("bytes_b"),
         Turn.side_a,
         Turn.expires_at,
     )

@@ -1,0 +1,77 @@
+"""A restore and a running service keep out of each other's way."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from human_eval.backup import back_up, restore
+from human_eval.errors import StudyError
+from human_eval.presence import alone
+from human_eval.service import create_app
+from studies import answer
+from test_human_eval_service import claim, count_votes, enter, vote
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_restore_waits_until_the_service_has_stopped(make_store):
+    store = make_store()
+    copy = back_up(store)
+    with TestClient(create_app(store)) as client:
+        enter(client)
+        receipt = vote(client, claim(client)["ballot"])
+        with pytest.raises(StudyError, match="one that takes answers"):
+            restore(store, copy)
+        assert receipt.status_code == 200
+        assert count_votes(store) == 2
+
+    restore(store, copy)
+
+    assert count_votes(store) == 0
+
+
+def test_no_service_starts_while_a_backup_is_being_restored(make_store):
+    store = make_store()
+    with (
+        alone(store.database, store.folder),
+        pytest.raises(StudyError, match=r"Expected (no other service|a study that is not being)"),
+        TestClient(create_app(store)),
+    ):
+        pass
+    with TestClient(create_app(store)) as client:
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_service_that_was_killed_leaves_no_lock_behind(make_store):
+    store = make_store()
+    copy = back_up(store)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.vote_server", store.folder],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    port = int(server.stdout.readline())
+    server.stdin.write("\n")
+    server.stdin.flush()
+    child = int(server.stdout.readline())
+    # The socket listens before the server has started: the answer comes when it has.
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as reply:
+        assert reply.status == 200
+    with pytest.raises(StudyError, match="one that takes answers"):
+        restore(store, copy)
+    os.kill(child, signal.SIGKILL)
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
+
+    restore(store, copy)
+
+    assert store.submit(answer(store, store.claim(store.enter("lab", "x")))).duplicate is False
