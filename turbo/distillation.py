@@ -2,19 +2,22 @@
 
 Pure functions of one batch, for noise- and velocity-predicting networks alike. With rewards, reuse
 `ConsistencyLoss.clean`: it is the student's video, with its graph.
+
+T2V-Turbo asks its teacher in every step (`consistency_loss`). T2V-Turbo-v2 asks it once for all and
+trains on what was recorded (`turbo/record.py`, then `hop_loss`).
 """
 
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from turbo.consistency import bind_consistency_function
-from turbo.guidance import bind_guided_unet
+from turbo.consistency import ConsistencyFunction
+from turbo.guidance import bind_guided_unet, embed_guidance_scale
 from turbo.schedule import NoiseSchedule
 from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
-from turbo.unet import VideoUNet
+from turbo.unet import MOTION_EMBEDDING_SIZE, Conditioning, VideoUNet
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class SolverGrid:
     @property
     def stride(self) -> int:
         return self.num_timesteps // self.num_steps
+
+    @property
+    def timesteps(self) -> Int[Tensor, " steps"]:
+        """All of them, rising."""
+        return torch.arange(1, self.num_steps + 1) * self.stride - 1
 
     def interval(self, index: Int[Tensor, " B"]) -> tuple[Timesteps, Timesteps]:
         """Return start and end of the grid's steps; the first step ends at timestep 0."""
@@ -131,6 +139,47 @@ class ConsistencyLoss:
     target: Latents  # what it should have been, without
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hop:
+    """A step of the guided teacher, with all that both sides of the loss are told about it."""
+
+    noisy: Latents  # at `start`
+    landed: Latents  # at `end`
+    start: Timesteps
+    end: Timesteps
+    guidance_scale: PerVideo  # w in the LCM convention
+    prompt_embeds: PromptEmbeds
+    fps: Int[Tensor, " B"] | None = None
+    motion_strength: PerVideo | None = None  # m; None for networks that are not told it
+
+
+def hop_loss(
+    student: VideoUNet,
+    target: VideoUNet,
+    hop: Hop,
+    schedule: NoiseSchedule,
+    *,
+    kappa: float = 1e-3,
+) -> ConsistencyLoss:
+    """Compare the student's jump from where the teacher started with the target's from its landing.
+
+    Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
+    """
+    clean = _bind(student, hop, schedule)(hop.noisy, hop.start)
+    with torch.no_grad():
+        goal = _bind(target, hop, schedule)(hop.landed, hop.end)
+    return ConsistencyLoss(pseudo_huber(clean - goal, kappa).mean(), clean, goal)
+
+
+def _bind(network: VideoUNet, hop: Hop, schedule: NoiseSchedule) -> ConsistencyFunction:
+    guidance = embed_guidance_scale(hop.guidance_scale, network.config.time_cond_proj_dim)
+    motion = None
+    if hop.motion_strength is not None:
+        motion = embed_guidance_scale(hop.motion_strength, MOTION_EMBEDDING_SIZE)
+    told = Conditioning(guidance=guidance, motion=motion, fps=hop.fps)
+    return ConsistencyFunction(network, schedule, hop.prompt_embeds, told)
+
+
 def consistency_loss(
     student: VideoUNet,
     target: VideoUNet,
@@ -140,7 +189,7 @@ def consistency_loss(
     *,
     kappa: float = 1e-3,
 ) -> ConsistencyLoss:
-    """Compare the student's jump from `start` with the target's jump from the teacher's landing.
+    """Let the teacher take its step, then compare the two jumps: T2V-Turbo's training step.
 
     Args:
         target: the student itself (its weights without gradient, as in the published code) or an
@@ -149,17 +198,17 @@ def consistency_loss(
 
     Source: T2V-Turbo, arXiv:2405.18750, Eq. 5; Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
-    prompt_embeds, scale, fps = batch.prompt_embeds, batch.guidance_scale, batch.fps
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    clean = bind_consistency_function(student, schedule, prompt_embeds, scale, fps)(
-        noisy, batch.start
+    hop = Hop(
+        noisy=noisy,
+        landed=teacher_step(teacher, schedule, noisy, batch),
+        start=batch.start,
+        end=batch.end,
+        guidance_scale=batch.guidance_scale,
+        prompt_embeds=batch.prompt_embeds,
+        fps=batch.fps,
     )
-    landed = teacher_step(teacher, schedule, noisy, batch)
-    with torch.no_grad():
-        goal = bind_consistency_function(target, schedule, prompt_embeds, scale, fps)(
-            landed, batch.end
-        )
-    return ConsistencyLoss(pseudo_huber(clean - goal, kappa).mean(), clean, goal)
+    return hop_loss(student, target, hop, schedule, kappa=kappa)
 
 
 def student_of(teacher: VideoUNet, guidance_size: int = 256) -> VideoUNet:
@@ -176,7 +225,7 @@ def student_of(teacher: VideoUNet, guidance_size: int = 256) -> VideoUNet:
 
 
 @torch.no_grad()
-def update_ema(average: VideoUNet, student: VideoUNet, decay: float) -> None:
+def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
     """Move `average` towards `student` in place: decay of the old, 1 - decay of the new."""
     for kept, new in zip(average.parameters(), student.parameters(), strict=True):
         kept.lerp_(new.to(kept), 1 - decay)

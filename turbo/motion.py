@@ -90,6 +90,30 @@ def invert_latents(
         yield noisy
 
 
+def own_example(
+    teacher: VideoUNet,
+    schedule: NoiseSchedule,
+    clean: Latents,
+    start: Timesteps,
+    timesteps: Int[Tensor, " steps"],
+    prompt_embeds: PromptEmbeds,
+    fps: Int[Tensor, " B"] | None = None,
+) -> Latents:
+    """Return each video where the teacher's own path to noise has it at `start`.
+
+    Args:
+        start: where each video is wanted; of `timesteps`.
+        timesteps: as for `invert_latents`, which is walked only as far as needed.
+    """
+    example = clean
+    walked = timesteps[timesteps <= start.max().item()]
+    walk = invert_latents(teacher, schedule, clean, walked, prompt_embeds, fps)
+    for timestep, latents in zip(walked.tolist(), walk, strict=True):
+        there = rearrange(start == timestep, "B -> B 1 1 1 1")
+        example = torch.where(there, latents, example)
+    return example
+
+
 def watch_attention(
     unet: VideoUNet,
     noisy: Latents,
