@@ -1,0 +1,194 @@
+"""InternVideo2: a vision transformer over all patches of all frames, beside the first half of BERT.
+
+Parameters bear the names of the published checkpoint. Only what a reward needs is here: neither
+the fusion layers of the text tower nor the heads that the vision tower was pre-trained with.
+
+Source: InternVideo2, arXiv:2403.15377.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
+from transformers import BertConfig, BertModel
+
+from turbo.types import Embedding
+
+Tokens = Float[Tensor, "B N D"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InternVideo2Config:
+    """Sizes; the defaults are stage 2, 1B, as published for four frames of 224 x 224."""
+
+    size: int = 224  # pixels, each side
+    patch: int = 14
+    num_frames: int = 4
+    width: int = 1408
+    layers: int = 40
+    heads: int = 16
+    hidden: int = 6144  # of every MLP
+    pool_heads: int = 16
+    pooled: int = 768
+    # The published runs used a fused kernel, whose GELU is the tanh approximation.
+    gelu: Literal["tanh", "none"] = "tanh"
+    vocabulary: int = 30522
+    positions: int = 512
+    length: int = 40  # tokens
+    text_width: int = 1024
+    text_layers: int = 19  # of 24: the rest fuses text with video
+    text_heads: int = 16
+    text_hidden: int = 4096
+    embed: int = 512  # features both towers end in
+
+
+class _Attention(nn.Module):
+    """Self-attention whose queries and keys are normalised over all heads together."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        queries, keys, values = self.qkv(tokens).chunk(3, dim=-1)
+        return self.proj(_attend(self.q_norm(queries), self.k_norm(keys), values, self.heads))
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        return self.gamma * tokens
+
+
+class _Block(nn.Module):
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+        self.attn = _Attention(width, config.heads)
+        self.ls1, self.ls2 = _LayerScale(width), _LayerScale(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("fc1", nn.Linear(width, config.hidden))
+        self.mlp.add_module("gelu", nn.GELU(config.gelu))
+        self.mlp.add_module("fc2", nn.Linear(config.hidden, width))
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, width: int, heads: int, out: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.q_bias, self.k_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(3))
+        self.proj = nn.Linear(width, out)
+
+    def forward(self, queries: Tokens, keys: Tokens, values: Tokens) -> Tokens:
+        queries = linear(queries, self.q.weight, self.q_bias)
+        keys = linear(keys, self.k.weight, self.k_bias)
+        values = linear(values, self.v.weight, self.v_bias)
+        return self.proj(_attend(queries, keys, values, self.heads))
+
+
+class AttentionPool(nn.Module):
+    """All tokens to one vector: their mean asks, they answer."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1_q, self.norm1_k, self.norm1_v = (nn.LayerNorm(width) for _ in range(3))
+        self.cross_attn = _CrossAttention(width, config.pool_heads, config.pooled)
+
+    def forward(self, tokens: Tokens) -> Embedding:
+        mean = tokens.mean(dim=1, keepdim=True)
+        pooled = self.cross_attn(self.norm1_q(mean), self.norm1_k(tokens), self.norm1_v(tokens))
+        return pooled[:, 0]
+
+
+def _attend(queries: Tokens, keys: Tokens, values: Tokens, heads: int) -> Tokens:
+    split = (
+        rearrange(t, "B N (heads D) -> B heads N D", heads=heads) for t in (queries, keys, values)
+    )
+    return rearrange(scaled_dot_product_attention(*split), "B heads N D -> B N (heads D)")
+
+
+class VisionTower(nn.Module):
+    """Normalised frames to one vector; every patch attends to every patch of every frame."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        width, patch = config.width, (1, config.patch, config.patch)
+        patches = config.num_frames * (config.size // config.patch) ** 2
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, patch, stride=patch)})
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, width))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.clip_projector = AttentionPool(config)
+
+    def embed_patches(self, frames: Float[Tensor, "B F 3 H W"]) -> Tokens:
+        """Return the class token and every patch of every frame, after all blocks."""
+        patches = self.patch_embed["proj"](rearrange(frames, "B F C H W -> B C F H W"))
+        patches = rearrange(patches, "B D F h w -> B (F h w) D")
+        first = self.cls_token.expand(len(frames), -1, -1)
+        tokens = torch.cat([first, patches], dim=1) + self.pos_embed
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
+        return self.clip_projector(self.embed_patches(frames))
+
+
+class InternVideo2(nn.Module):
+    """Both towers and their projections into one space."""
+
+    def __init__(self, config: InternVideo2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = VisionTower(config)
+        self.text_encoder = BertModel(
+            BertConfig(
+                vocab_size=config.vocabulary,
+                hidden_size=config.text_width,
+                num_hidden_layers=config.text_layers,
+                num_attention_heads=config.text_heads,
+                intermediate_size=config.text_hidden,
+                max_position_embeddings=config.positions,
+            ),
+            add_pooling_layer=False,
+        )
+        self.vision_proj = nn.Linear(config.pooled, config.embed)
+        self.text_proj = nn.Linear(config.text_width, config.embed)
+
+    def embed_frames(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
+        """Embed normalised frames; the vector itself is not normalised."""
+        return self.vision_proj(self.vision_encoder(frames))
+
+    def embed_tokens(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Embedding:
+        """Embed token ids, of which `mask` marks the padding with 0; not normalised."""
+        tokens = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self.text_proj(tokens[:, 0])
+
+
+def stretch_positions(positions: Tokens, places: int, num_frames: int) -> Tokens:
+    """Interpolate position embeddings over time, for another number of frames.
+
+    Args:
+        positions: one row for the class token, then `places` rows for every frame.
+    """
+    first, rest = positions[:, :1], positions[:, 1:]
+    over_time = rearrange(rest, "1 (F P) D -> P D F", P=places)
+    stretched = interpolate(over_time, num_frames, mode="linear", align_corners=False)
+    return torch.cat([first, rearrange(stretched, "P D F -> 1 (F P) D")], dim=1)
