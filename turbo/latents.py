@@ -35,10 +35,11 @@ def encode_frames(
 def decode_latents(vae: AutoencoderKL, latents: Latents, *, chunk: int = 8) -> Frames:
     """Decode latents to frames in [0, 1], `chunk` frames at a time; differentiable.
 
-    The clamp is hard: a saturated pixel passes no gradient.
+    The clamp is hard: a saturated pixel passes no gradient. Frames are in the latents' precision,
+    whatever that of the VAE.
     """
     shift, scale = _scaling(vae)
-    images = rearrange(latents / scale + shift, "B C F h w -> (B F) C h w")
+    images = rearrange(latents / scale + shift, "B C F h w -> (B F) C h w").to(vae.dtype)
     decoded = torch.cat([vae.decode(part).sample for part in images.split(chunk)])
-    frames = rearrange(decoded, "(B F) C H W -> B F C H W", B=len(latents))
+    frames = rearrange(decoded, "(B F) C H W -> B F C H W", B=len(latents)).to(latents.dtype)
     return (frames / 2 + 0.5).clamp(0, 1)

@@ -22,6 +22,20 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", fixed).strip()
 
 
+def clip_tokenizer() -> CLIPTokenizer:
+    """Return CLIP's tokenizer, made from the vocabulary that OpenCLIP brings: no download.
+
+    For checkpoints that come without one, as VideoCrafter2's does.
+    """
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds, and only a conversion needs it
+
+    published = SimpleTokenizer()
+    names = {published.sot_token_id: "<|startoftext|>", published.eot_token_id: "<|endoftext|>"}
+    vocab = {names.get(index, token): index for token, index in published.encoder.items()}
+    merges = sorted(published.bpe_ranks, key=published.bpe_ranks.__getitem__)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=published.context_length)
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]:
     """Return token ids, cut to the model's length and padded with id 0 after the end token.
 
@@ -48,11 +62,13 @@ class TextEncoder:
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, tokenizer: Path, model: Path) -> "TextEncoder":
-        """Load from two folders written by `save_pretrained`, in float32."""
+    def load(
+        cls, tokenizer: Path, model: Path, dtype: torch.dtype = torch.float32
+    ) -> "TextEncoder":
+        """Load from two folders written by `save_pretrained`."""
         return cls(
             CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
-            CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=torch.float32),
+            CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype),
         )
 
     def to(self, device: torch.device | str) -> "TextEncoder":
