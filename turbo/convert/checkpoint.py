@@ -1,0 +1,203 @@
+"""Foreign files of weights: pickles and safetensors, read lazily, and never run."""
+
+import json
+import mmap
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FETCH_AGAIN = "Download it again."
+NESTS = ("state_dict", "module", "model")  # keys under which trainers keep the weights
+
+
+class Checkpoint:
+    """The tensors of one file, by name; their bytes are read when asked for.
+
+    A list of tensors without names, as T2V-Turbo's adapters are published, has "0", "1", ... as
+    names and is `positional`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        *,
+        positional: bool = False,
+        checksums: frozenset[int] = frozenset(),
+    ) -> None:
+        self.path = path
+        self.tensors = tensors
+        self.positional = positional
+        self.checksums = checksums  # CRC-32 of the archive's records; empty where it has none
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def __repr__(self) -> str:
+        return f"{self.path} ({len(self.tensors)} tensors)"
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor, whose bytes are those that were saved.
+
+        Raises:
+            ValueError: they are not, or not all of them are numbers.
+        """
+        tensor = self.tensors[name]
+        if self.checksums and zlib.crc32(_bytes_of(tensor)) not in self.checksums:
+            raise ValueError(
+                f"Expected the bytes that were saved under {name!r} in {self.path}, "
+                f"got others: the file is damaged. {FETCH_AGAIN}"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"Expected finite numbers under {name!r} in {self.path}, got NaN or infinity: "
+                f"the file is damaged. {FETCH_AGAIN}"
+            )
+        return tensor
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a `.ckpt`, `.pt`, `.bin` or `.safetensors` file. Nothing in it is ever executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, cut short, damaged, or holds code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file of weights at {path}, got none. Check the path.")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK"):
+        return _open_archive(path)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path, head)
+    if head.startswith(b"\x80"):  # written by torch before 1.6, hence not mappable
+        return _from_object(path, _unpickle(path, mmap=False))
+    raise ValueError(
+        f"Expected weights in {path}, got a file that begins with {head[:24]!r}{_likely(head)} "
+        f"{FETCH_AGAIN}"
+    )
+
+
+def _likely(head: bytes) -> str:
+    if head.startswith(b"version https://git-lfs"):
+        return ": the pointer that git-lfs leaves in place of a large file."
+    if head.lstrip()[:1] == b"<":
+        return ": a web page, perhaps one that asks to log in."
+    return "."
+
+
+def _open_archive(path: Path) -> Checkpoint:
+    checksums = _read_checksums(path)
+    return _from_object(path, _unpickle(path, mmap=True), checksums)
+
+
+def _read_checksums(path: Path) -> frozenset[int]:
+    """Return the CRC-32 of every record, or none for a file that was saved without them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            checksums = frozenset(record.CRC for record in records)
+            if checksums == {0}:
+                return frozenset()
+            for record in records:
+                if record.filename.endswith("/data.pkl"):  # names, shapes; the rest is read later
+                    archive.read(record)
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"Expected a whole archive in {path}, got one that is damaged or cut short after "
+            f"{path.stat().st_size} bytes, in {_last_record(path)!r} ({error}). {FETCH_AGAIN}"
+        ) from error
+    return checksums
+
+
+def _last_record(path: Path) -> str:
+    """Return the name of the last record that begins in an archive without its table."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.rfind(b"PK\x03\x04")
+        length = int.from_bytes(content[start + 26 : start + 28], "little")
+        return content[start + 30 : start + 30 + length].decode(errors="replace")
+
+
+def _unpickle(path: Path, *, mmap: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"Expected only tensors in {path}, got pickled code ({named[1] if named else error}), "
+            "which was not run. Use a file that holds weights alone, from its publisher."
+        ) from error
+    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected tensors in {path}, got what torch cannot read: the file is damaged "
+            f"({str(error).splitlines()[0]}). {FETCH_AGAIN}"
+        ) from error
+
+
+def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset()) -> Checkpoint:
+    if isinstance(content, list):
+        named = {str(index): tensor for index, tensor in enumerate(content)}
+        return Checkpoint(path, _only_tensors(path, named), positional=True, checksums=checksums)
+    while isinstance(content, Mapping):
+        nests = [key for key in NESTS if isinstance(content.get(key), Mapping)]
+        if not nests:
+            return Checkpoint(path, _only_tensors(path, content), checksums=checksums)
+        content = content[nests[0]]
+    raise ValueError(
+        f"Expected tensors by name, or a list of them, in {path}, got {type(content).__name__}. "
+        "Choose a file that holds a network's weights."
+    )
+
+
+def _only_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"Expected a tensor under {name!r} in {path}, got {type(value).__name__}. "
+                "Choose a file that holds a network's weights alone."
+            )
+    if not content:
+        raise ValueError(f"Expected tensors in {path}, got none. {FETCH_AGAIN}")
+    return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _open_safetensors(path: Path, head: bytes) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Checkpoint(path, {name: file.get_tensor(name) for name in file.keys()})
+    except SafetensorError as error:
+        raise ValueError(
+            f"Expected a whole safetensors file in {path}, got one of {path.stat().st_size} bytes "
+            f"that is damaged or cut short, {_first_lost(path, head)} ({error}). {FETCH_AGAIN}"
+        ) from error
+
+
+def _first_lost(path: Path, head: bytes) -> str:
+    """Name the first tensor of a safetensors file whose bytes are not all there."""
+    length = int.from_bytes(head[:8], "little")
+    size = path.stat().st_size
+    if length > size - 8:
+        return "in its header"
+    try:
+        header = json.loads(path.open("rb").read(8 + length)[8:])
+    except ValueError:
+        return "in its header"
+    ends = {
+        entry["data_offsets"][1]: name for name, entry in header.items() if name != "__metadata__"
+    }
+    lost = [name for end, name in sorted(ends.items()) if 8 + length + end > size]
+    return f"in {lost[0]!r}" if lost else "in its header"
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of the record a tensor was saved in, of which it may be a view."""
+    storage = tensor.untyped_storage()
+    whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return memoryview(whole.numpy())

@@ -1,0 +1,124 @@
+"""The text tower of OpenCLIP ViT-H/14, which both teachers use: OpenCLIP's names, and ours.
+
+The last block does not count: the prompt is embedded by the last but one, then normalised.
+"""
+
+import re
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from turbo.convert.part import Origin, Part, Shapes
+
+HEAD_WIDTH = 64  # of every published CLIP
+END_TOKEN = 49407
+
+OPEN_CLIP_LEAVES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+_AROUND = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_NO_PART_OF_IT = ("text_projection", "logit_scale", "attn_mask")
+
+
+def open_clip_text(shapes: Shapes, prefix: str = "", *, heads: int | None = None) -> Part:
+    """Return the text tower whose tensors have these shapes, under OpenCLIP's names.
+
+    Args:
+        heads: of its attention, which no shape tells; None takes heads 64 wide, as published.
+
+    Raises:
+        KeyError: a tensor that tells the configuration is missing; by its name.
+    """
+    own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
+    blocks = _count(r"transformer\.resblocks\.(\d+)\.ln_1\.weight", own)
+    tower = _on_meta(
+        own["token_embedding.weight"],
+        positions=own["positional_embedding"][0],
+        hidden=own["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        blocks=blocks - 1,
+        heads=heads,
+    )
+    origins = {}
+    for name, tensor in tower.state_dict().items():
+        theirs, third = open_clip_name(name)
+        rows, *columns = tensor.shape
+        shape = (rows, *columns) if third is None else (3 * rows, *columns)
+        origins[name] = Origin(prefix + theirs, shape, third)
+    last = f"transformer.resblocks.{blocks - 1}."
+    unused = [name for name in own if name.startswith(last) or name in _NO_PART_OF_IT]
+    return Part(tower, origins, frozenset(prefix + name for name in unused))
+
+
+def transformers_text(shapes: Shapes, *, heads: int | None = None) -> Part:
+    """Return the text tower whose tensors have these shapes, under transformers' names.
+
+    Up to its version 4, and so in ModelScope's file, they begin with `text_model.`.
+
+    Raises:
+        KeyError: a tensor that tells the configuration is missing; by its name.
+    """
+    prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
+    tower = _on_meta(
+        shapes[f"{prefix}embeddings.token_embedding.weight"],
+        positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
+        hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
+        blocks=_count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.layer_norm1\.weight", shapes),
+        heads=heads,
+    )
+    origins = {
+        name: Origin(prefix + name, tuple(tensor.shape))
+        for name, tensor in tower.state_dict().items()
+    }
+    return Part(tower, origins, frozenset({f"{prefix}embeddings.position_ids"}))
+
+
+def open_clip_name(name: str) -> tuple[str, int | None]:
+    """Return OpenCLIP's name of a tensor of ours, and which third of it is ours, if not all."""
+    if name in _AROUND:
+        return _AROUND[name], None
+    _, _, block, *middle, end = name.split(".")
+    leaf = ".".join(middle)
+    prefix = f"transformer.resblocks.{block}"
+    if leaf in OPEN_CLIP_LEAVES:
+        return f"{prefix}.{OPEN_CLIP_LEAVES[leaf]}.{end}", None
+    third = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].index(leaf)
+    return f"{prefix}.attn.in_proj_{end}", third
+
+
+def _count(pattern: str, shapes: Shapes) -> int:
+    count = sum(bool(re.fullmatch(pattern, name)) for name in shapes)
+    if not count:
+        raise KeyError(pattern.replace("\\", "").replace("(d+)", "0"))
+    return count
+
+
+def _on_meta(
+    embedding: tuple[int, ...], *, positions: int, hidden: int, blocks: int, heads: int | None
+) -> CLIPTextModel:
+    words, width = embedding
+    configuration = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads or max(1, width // HEAD_WIDTH),
+        max_position_embeddings=positions,
+        hidden_act="gelu",
+        bos_token_id=END_TOKEN - 1,
+        eos_token_id=END_TOKEN,
+        pad_token_id=0,
+    )
+    with torch.device("meta"):
+        tower = CLIPTextModel(configuration)
+    # The one tensor that no file holds.
+    tower.embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    return tower
