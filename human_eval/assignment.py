@@ -123,6 +123,12 @@ def release(connection: Connection, assignment_id: int, task_id: int, state: str
         connection.execute(_COUNT, {"task": task_id, "change": -1})
 
 
+def release_all(connection: Connection, rater_id: int) -> None:
+    """Give back what a rater who leaves has not answered; it is theirs again if they return."""
+    for lease in connection.execute(_OPEN, {"rater": rater_id}).all():
+        release(connection, lease.id, lease.task_id, "expired")
+
+
 def sweep(connection: Connection, now: int) -> int:
     """Give back every lease that has expired, and return their number."""
     rows = connection.execute(_EXPIRED, {"now": now}).all()

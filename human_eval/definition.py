@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from human_eval.errors import StudyError
+from human_eval.providers import Provider, settle
 
 TiePolicy = Literal["forced", "tie", "tie_and_both_bad"]
 Policy = Literal["balanced", "fixed"]
@@ -150,7 +151,9 @@ class StudyDefinition:
     quotas: Quotas = field(default_factory=Quotas)
     checks: Checks = field(default_factory=Checks)
     viewing: Viewing = field(default_factory=Viewing)
+    instructions: str = ""  # to raters, beside what the page says anyway; names no system
     consent: Consent = field(default_factory=Consent)
+    providers: tuple[Provider, ...] = ()  # crowd platforms whose raters come in by a link
     codes: Codes = field(default_factory=Codes)
     pay: Pay = field(default_factory=Pay)
     source: str = field(default="", repr=False, compare=False)  # the TOML itself
@@ -180,6 +183,10 @@ class StudyDefinition:
     def question(self, key: str) -> Question:
         """Return the question of that key, or raise as `system` does."""
         return _find(self.questions, key, "question")
+
+    def provider(self, key: str) -> Provider:
+        """Return the crowd platform of that key, or raise as `system` does."""
+        return settle(_find(self.providers, key, "provider"))
 
 
 def load_definition(
@@ -311,8 +318,13 @@ def _check_keys(definition: StudyDefinition) -> None:
                     f"Expected a key of letters, digits, '.', '_' and '-', got {key!r} in {noun}. "
                     "Rename it; titles may hold anything."
                 )
-        if len({key.casefold() for key in keys}) < len(keys):
-            raise StudyError(f"Expected each key of {noun} once, got {keys}. Rename one.")
+        _check_once(noun, keys)
+    _check_once("providers", [settle(provider).key for provider in definition.providers])
+
+
+def _check_once(noun: str, keys: Sequence[str]) -> None:
+    if len({key.casefold() for key in keys}) < len(keys):
+        raise StudyError(f"Expected each key of {noun} once, got {keys}. Rename one.")
 
 
 def _check_comparisons(definition: StudyDefinition) -> None:

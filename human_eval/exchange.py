@@ -15,15 +15,17 @@ from human_eval.errors import (
     StorageFull,
     StudyClosed,
     StudyError,
+    StudyPaused,
     TooLate,
 )
-from human_eval.returns import Reason
+from human_eval.returns import Detail, Reason
 
 STATUS: dict[type[StudyError], int] = {
     NotYours: 403,
     NotAcceptable: 422,
     TooLate: 409,
     StudyClosed: 410,
+    StudyPaused: 423,
     StorageBusy: 503,
     StorageFull: 507,
 }
@@ -40,10 +42,14 @@ class _Body(BaseModel):
 
 
 class EnterBody(_Body):
-    """How a rater comes in."""
+    """How a rater comes in: invited by name, by a link, as staff, or just so."""
 
     consent: bool
     invitation: str | None = Field(None, max_length=2000)
+    link: str | None = Field(None, max_length=500)
+    parameters: dict[str, str] = Field({}, max_length=20)  # what a platform wrote into the link
+    name: str | None = Field(None, max_length=64)
+    password: str | None = Field(None, max_length=200)
 
 
 class ClaimBody(_Body):
@@ -73,6 +79,13 @@ class ReturnBody(_Body):
 
     ballot: str = Field(max_length=500)
     reason: Reason
+    detail: Detail = ""
+
+
+class StopBody(_Body):
+    """A rater who stops although pairs are left."""
+
+    technical: bool = False  # because something does not work
 
 
 async def read_body(request: Request, shape: type[Checked]) -> Checked:

@@ -11,11 +11,18 @@ from human_eval.tables import AssignmentRow as Turn
 from human_eval.tables import Event, Task
 
 Reason = Literal["broken", "skipped"]
+Detail = Literal["", "not_playing", "damaged", "prompt_unclear", "disturbing", "other"]
 REPORTS_TO_WITHHOLD = 3  # by different raters
 
 
 def give_back(
-    connection: Connection, rater_id: int, assignment_id: int, reason: Reason, *, now: int
+    connection: Connection,
+    rater_id: int,
+    assignment_id: int,
+    reason: Reason,
+    *,
+    now: int,
+    detail: Detail = "",
 ) -> None:
     """Hand a pair back; somebody else takes it, and this rater never sees it again.
 
@@ -34,15 +41,22 @@ def give_back(
     release(connection, assignment_id, turn.task_id, "returned")
     subject = f"task:{turn.task_id}"
     actor = f"rater:{rater_id}"
-    record(connection, reason, actor=actor, subject=subject, now=now)
+    payload = {"detail": detail} if detail else {}
+    record(connection, reason, actor=actor, subject=subject, now=now, payload=payload)
     if reason == "broken" and _reports(connection, subject) >= REPORTS_TO_WITHHOLD:
         connection.execute(update(Task).where(Task.id == turn.task_id).values(withheld=True))
         record(connection, "withheld", actor="service", subject=subject, now=now)
 
 
 def _reports(connection: Connection, subject: str) -> int:
+    """Count who reported a pair since a researcher last looked at it and let it go on."""
+    released = select(func.coalesce(func.max(Event.id), 0)).where(
+        Event.kind == "released", Event.subject == subject
+    )
     return connection.execute(
         select(func.count(Event.actor.distinct())).where(
-            Event.kind == "broken", Event.subject == subject
+            Event.kind == "broken",
+            Event.subject == subject,
+            Event.id > released.scalar_subquery(),
         )
     ).scalar_one()

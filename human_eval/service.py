@@ -6,36 +6,37 @@ acknowledged only after it is safely on disk.
 """
 
 import asyncio
-import fcntl
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 
-from human_eval import assignment, events, exchange, returns, showing, submission
+from human_eval import assignment, entrance, events, exchange, outcome, returns, showing, submission
+from human_eval.clip_server import ClipServer
+from human_eval.entrance import Pass, read_pass
 from human_eval.errors import (
     NotAcceptable,
     NotYours,
     StorageBusy,
     StorageFull,
+    StudyClosed,
     StudyError,
-    TooLate,
+    StudyPaused,
 )
 from human_eval.exchange import read_body, reply
+from human_eval.outcome import Outcome, Progress
+from human_eval.presence import serving
+from human_eval.rate_page import RatePage
 from human_eval.showing import Showing
-from human_eval.store import StudyStore, enter
+from human_eval.staff import Door
+from human_eval.store import StudyStore
 from human_eval.submission import Answer, Ballot, shown_choices
-from human_eval.tables import AssignmentRow
 from human_eval.writer import Writer
 
-COOKIE = "human_eval_rater"
-CACHED_CLIPS = 256  # some 50 MB
-CACHED_SHOWINGS = 20_000
 MIN_FREE = 256 * 2**20  # bytes on disk, below which the service says that it is unwell
 
 
@@ -50,34 +51,39 @@ class VoteService:
         self.store = store
         self.router = APIRouter()
         self._embedded = embedded
+        self._door = Door(store.folder)
+        self._clips = ClipServer(store)
         self._writer: Writer | None = None
         self._refused: Counter[tuple[str, str]] = Counter()
-        self._showings: dict[int, Showing] = {}
-        self._clips: dict[Path, bytes] = {}
-        for path, handler in (
-            ("/api/enter", self.enter),
-            ("/api/claim", self.claim),
-            ("/api/submit", self.submit),
-            ("/api/return", self.give_back),
+        page = RatePage(embedded=embedded)
+        for method, path, handler in (
+            ("POST", "/api/enter", self.enter),
+            ("POST", "/api/claim", self.claim),
+            ("POST", "/api/submit", self.submit),
+            ("POST", "/api/return", self.give_back),
+            ("POST", "/api/stop", self.stop),
+            ("GET", "/api/study", self.describe),
+            ("GET", "/media/{token}", self._clips.send),
+            ("GET", "/rate", page.send),
+            ("GET", "/rate/", page.without_slash),
+            ("GET", "/rate/{name}", page.send),
+            ("GET", "/healthz", self.health),
         ):
-            self.router.add_route(path, exchange.guard(handler, self.refuse), methods=["POST"])
-        for path, handler in (
-            ("/api/study", self.describe),
-            ("/media/{token}", self.media),
-            ("/healthz", self.health),
-        ):
-            self.router.add_route(path, exchange.guard(handler, self.refuse), methods=["GET"])
+            self.router.add_route(path, exchange.guard(handler, self.refuse), methods=[method])
+
+    @property
+    def waiting(self) -> int:
+        """How many writes wait for their turn."""
+        return 0 if self._writer is None else self._writer.waiting
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Carry out writes; every second, return expired leases and write refusals down.
 
         Raises:
-            StudyError: another service already runs on this SQLite study.
+            StudyError: another service already runs on this SQLite study, or it is being restored.
         """
-        with open(self.store.folder / "service.lock", "w") as lock:
-            if self.store.database.is_sqlite:
-                _lock(lock, self.store.folder)
+        with serving(self.store.database, self.store.folder):
             self._writer = Writer(self.store.database)
             chores = asyncio.create_task(self._do_chores())
             try:
@@ -94,82 +100,67 @@ class VoteService:
     async def enter(self, request: Request) -> Response:
         """Let a rater in, and give them the cookie by which they are known from here on."""
         body = await read_body(request, exchange.EnterBody)
-        definition, keys = self.store.definition, self.store.keys
         if not body.consent:
             raise NotAcceptable("Expected consent, got none. Nothing was stored.")
-        if body.invitation is not None:
-            provider, name = (str(part) for part in keys.read("invitation", body.invitation))
-        elif definition.anonymous:
-            provider, name = "anonymous", keys.sign("rater", [self.store.rng.getrandbits(128)])
-        else:
-            raise NotYours("Expected an invitation, got none. Use the link that you were given.")
-        now = self.store.clock()
-        rater_id = await self._write(
-            lambda connection: enter(connection, keys, provider, name, now)
+        arrival = await entrance.recognise(self.store, self._door, body)
+        before, now = self._pass(request), self.store.clock()
+        mine: Pass = await self._write(
+            lambda connection: entrance.admit(connection, self.store, arrival, before, now)
         )
-        response = reply({"study": self._description()})
-        response.set_cookie(
-            COOKIE,
-            keys.sign("rater", [rater_id]),
-            max_age=30 * 86_400,
-            httponly=True,
-            secure=self._embedded,
-            samesite="none" if self._embedded else "lax",
-        )
+        response = reply({"study": self._description(entered=True)})
+        entrance.set_cookie(response, self.store.keys, mine, embedded=self._embedded)
         return response
 
     async def describe(self, request: Request) -> Response:
         """Say what is asked, of whom, under which conditions."""
-        return reply(self._description())
+        return reply(self._description(entered=self._pass(request) is not None))
 
     async def claim(self, request: Request) -> Response:
-        """Hand out a pair."""
-        rater_id = self._rater(request)
+        """Hand out a pair, or say how it ends."""
+        mine = read_pass(self.store.keys, request)
         body = await read_body(request, exchange.ClaimBody)
-        lease, shown, answered = await self._write(
-            lambda connection: self._claim(connection, rater_id, body.ahead)
+        claimed = await self._write(
+            lambda connection: self._claim(connection, mine.rater_id, body.ahead)
         )
-        codes = self.store.definition.codes
-        if lease is None:
-            outcome = "done" if answered else "no_work_left"
-            return reply({"ballot": None, "outcome": outcome, "code": getattr(codes, outcome)})
-        keys = self.store.keys
-        self._remember(lease.assignment_id, shown)
-        media = {
-            side: "media/" + keys.sign("media", [lease.assignment_id, side])
-            for side in ("left", "right")
-        }
+        lease, shown, progress, end = claimed
+        if lease is None or shown is None:
+            return reply({"ballot": None, **self._ending(mine, end, progress)})
+        self._clips.remember(lease.assignment_id, shown)
         return reply(
             {
-                "ballot": keys.sign("ballot", [lease.assignment_id, lease.attempt]),
+                "ballot": self.store.keys.sign("ballot", [lease.assignment_id, lease.attempt]),
                 "prompt": shown.prompt,
-                **media,
+                **self._clips.addresses(lease.assignment_id),
                 "width": shown.width,
                 "height": shown.height,
                 "fps": shown.fps,
                 "frames": shown.frames,
                 "seconds_left": max(0, lease.expires_at - self.store.clock()) / 1000,
+                "progress": {"answered": progress.answered, "wanted": progress.wanted},
             }
         )
 
     async def submit(self, request: Request) -> Response:
         """Store the answers to a pair; the receipt means that they are on disk."""
-        rater_id = self._rater(request)
+        mine = read_pass(self.store.keys, request)
         body = await read_body(request, exchange.SubmitBody)
         assignment_id, attempt = self.store.keys.read("ballot", body.ballot)
         ballot = Ballot(
             assignment_id=assignment_id,
             attempt=attempt,
-            rater_id=rater_id,
+            rater_id=mine.rater_id,
             answers={
                 key: Answer(given.choice, given.seconds) for key, given in body.answers.items()
             },
             loops=body.loops,
             revision=body.revision,
         )
+        shown = await self._clips.find(assignment_id)
         now = self.store.clock()
         receipt = await self._write(
-            lambda connection: submission.submit(connection, self.store.definition, ballot, now=now)
+            lambda connection: submission.submit(
+                connection, self.store.definition, ballot, now=now, clip_seconds=shown.seconds
+            )
         )
         return reply(
             {
@@ -182,38 +173,33 @@ class VoteService:
 
     async def give_back(self, request: Request) -> Response:
         """Take a pair back unanswered."""
-        rater_id = self._rater(request)
+        mine = read_pass(self.store.keys, request)
         body = await read_body(request, exchange.ReturnBody)
         assignment_id, _ = self.store.keys.read("ballot", body.ballot)
         now = self.store.clock()
         await self._write(
             lambda connection: returns.give_back(
-                connection, rater_id, assignment_id, body.reason, now=now
+                connection, mine.rater_id, assignment_id, body.reason, now=now, detail=body.detail
             )
         )
         return reply({"returned": True})
 
-    async def media(self, request: Request) -> Response:
-        """Send a clip, or the range of it that is asked for, under a name that says nothing."""
-        assignment_id, side = self.store.keys.read("media", request.path_params["token"])
-        shown = self._showings.get(assignment_id)
-        if shown is None:
-            shown = await asyncio.to_thread(self._look_up, assignment_id)
-            self._remember(assignment_id, shown)
-        grace = 1000 * self.store.definition.assignment.undo_seconds
-        if self.store.clock() > shown.until + grace:
-            raise TooLate("Expected a pair that is open, got one whose time is over. Reload.")
-        path = self.store.media / (shown.left if side == "left" else shown.right)
-        try:
-            content = self._clips.get(path)
-            if content is None:
-                content = await asyncio.to_thread(self._read_clip, path)
-        except FileNotFoundError:
-            return reply({"error": "Expected a clip, got none. Report the pair as broken."}, 404)
-        return exchange.send_clip(content, request.headers.get("range"))
+    async def stop(self, request: Request) -> Response:
+        """Let a rater go although pairs are left; others may have theirs."""
+        mine = read_pass(self.store.keys, request)
+        body = await read_body(request, exchange.StopBody)
+        progress, end = await self._write(
+            lambda connection: self._stop(connection, mine.rater_id, body.technical)
+        )
+        return reply(self._ending(mine, end, progress))
 
     async def health(self, request: Request) -> Response:
         """Say whether answers can be stored: 200, or 503 and why not."""
+        problems = await self.problems()
+        return reply({"problems": problems}, 503 if problems else 200)
+
+    async def problems(self) -> list[str]:
+        """Return why answers cannot be stored, or soon cannot; an empty list is good health."""
         problems = []
         if self._writer is None or not self._writer.alive:
             problems.append("the writer has stopped")
@@ -223,49 +209,78 @@ class VoteService:
             await self._write(lambda connection: connection.execute(text("SELECT 1")).all())
         except StudyError as error:
             problems.append(str(error))
-        return reply({"problems": problems}, 503 if problems else 200)
+        return problems
 
     def refuse(self, kind: str, request: Request) -> None:
         """Count a refused request; the event is written within a second."""
+        mine = self._pass(request)
+        self._refused[kind, "unknown" if mine is None else f"rater:{mine.rater_id}"] += 1
+
+    def _pass(self, request: Request) -> Pass | None:
         try:
-            actor = f"rater:{self._rater(request)}"
+            return read_pass(self.store.keys, request)
         except NotYours:
-            actor = "unknown"
-        self._refused[kind, actor] += 1
+            return None
 
     def _claim(
         self, connection: Connection, rater_id: int, ahead: bool
-    ) -> tuple[assignment.Lease | None, Showing, bool]:
+    ) -> tuple[assignment.Lease | None, Showing | None, Progress, Outcome | None]:
         store = self.store
-        lease = assignment.claim(
+        progress = outcome.read_progress(connection, store.definition, rater_id)
+        if outcome.is_screened_out(connection, rater_id):
+            return None, None, progress, "screened_out"
+        try:
+            lease = assignment.claim(
+                connection,
+                store.definition,
+                rater_id,
+                now=store.clock(),
+                rng=store.rng,
+                ahead=ahead,
+            )
+        except StudyPaused:
+            return None, None, progress, "paused"
+        except StudyClosed:
+            return None, None, progress, outcome.ending(progress, closed=True)
+        if lease is None:
+            return None, None, progress, outcome.ending(progress)
+        return lease, showing.show(connection, lease.assignment_id), progress, None
+
+    def _stop(
+        self, connection: Connection, rater_id: int, technical: bool
+    ) -> tuple[Progress, Outcome]:
+        progress = outcome.read_progress(connection, self.store.definition, rater_id)
+        assignment.release_all(connection, rater_id)
+        end = outcome.stopping(progress, technical=technical)
+        events.record(
             connection,
-            store.definition,
-            rater_id,
-            now=store.clock(),
-            rng=store.rng,
-            ahead=ahead,
+            "stopped",
+            actor=f"rater:{rater_id}",
+            subject="study",
+            now=self.store.clock(),
+            payload={"outcome": end},
         )
-        if lease is not None:
-            return lease, showing.show(connection, lease.assignment_id), True
-        mine = select(AssignmentRow.id).where(
-            AssignmentRow.rater_id == rater_id, AssignmentRow.state == "submitted"
-        )
-        return None, _NOTHING, connection.execute(mine.limit(1)).first() is not None
+        return progress, end
 
-    def _rater(self, request: Request) -> int:
-        token = request.cookies.get(COOKIE)
-        if token is None:
-            raise NotYours("Expected a rater's cookie, got none. Enter the study first.")
-        [rater_id] = self.store.keys.read("rater", token)
-        return int(rater_id)
+    def _ending(self, mine: Pass, end: Outcome | None, progress: Progress) -> dict[str, Any]:
+        code = getattr(self.store.definition.codes, end or "", "")
+        return {
+            "outcome": end,
+            "code": code,
+            "finish": entrance.way_back(self.store, mine, code),
+            "progress": {"answered": progress.answered, "wanted": progress.wanted},
+        }
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, *, entered: bool) -> dict[str, Any]:
+        """Say what raters may know; not the title, which may name what is compared."""
         definition = self.store.definition
         return {
-            "title": definition.title or definition.name,
             "consent": definition.consent.text.strip(),
-            "needs_invitation": not definition.anonymous,
+            "instructions": definition.instructions.strip(),
+            "ways_in": entrance.describe_ways_in(self.store),
+            "entered": entered,
             "min_loops": definition.viewing.min_loops,
+            "wanted": definition.quotas.per_study or None,
             "questions": [
                 {
                     "key": question.key,
@@ -275,22 +290,6 @@ class VoteService:
                 for question in definition.questions
             ],
         }
-
-    def _remember(self, assignment_id: int, shown: Showing) -> None:
-        if len(self._showings) >= CACHED_SHOWINGS:
-            self._showings.clear()  # they are read again on demand
-        self._showings[assignment_id] = shown
-
-    def _read_clip(self, path: Path) -> bytes:
-        content = path.read_bytes()
-        while len(self._clips) >= CACHED_CLIPS:
-            self._clips.pop(next(iter(self._clips)), None)
-        self._clips[path] = content
-        return content
-
-    def _look_up(self, assignment_id: int) -> Showing:
-        with self.store.read() as connection:
-            return showing.show(connection, assignment_id)
 
     async def _write(self, job: Callable[[Connection], Any]) -> Any:
         if self._writer is None:
@@ -330,18 +329,6 @@ def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
     app.include_router(service.router)
     return app
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StudyError(
-            f"Expected no other service on {folder}, got one. SQLite takes one; use PostgreSQL "
-            "for several."
-        ) from error
-
-
-_NOTHING = Showing("", "", "", 0, 0, 0.0, 0, 0)

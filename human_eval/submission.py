@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from human_eval.assignment import check_open
 from human_eval.definition import Question, StudyDefinition
@@ -48,9 +48,18 @@ class Receipt:
 
 
 def submit(
-    connection: Connection, definition: StudyDefinition, ballot: Ballot, *, now: int
+    connection: Connection,
+    definition: StudyDefinition,
+    ballot: Ballot,
+    *,
+    now: int,
+    clip_seconds: float = 0.0,
 ) -> Receipt:
     """Store the answers of a turn, or find them stored.
+
+    Args:
+        clip_seconds: how long the clips last, if that is known; answers that came too soon to have
+            seen the loops the study wants are refused.
 
     Raises:
         NotYours: the turn is another rater's or another attempt's.
@@ -70,7 +79,7 @@ def submit(
     if ballot.revision != 0:
         raise NotAcceptable("Expected a first answer, got a revision. Reload the page.")
     check_open(connection)
-    _check_viewing(definition, ballot, now - turn.leased_at)
+    _check_viewing(connection, definition, ballot, turn, now, clip_seconds)
     _store(connection, definition, ballot, choices, now)
     connection.execute(_FINISH, {"assignment": turn.id, "now": now})
     return _receipt(ballot, turn, choices, duplicate=False)
@@ -156,13 +165,25 @@ def shown_choices(question: Question) -> tuple[str, ...]:
     return SHOWN[: len(question.choices)]
 
 
-def _check_viewing(definition: StudyDefinition, ballot: Ballot, elapsed: int) -> None:
+def _check_viewing(
+    connection: Connection,
+    definition: StudyDefinition,
+    ballot: Ballot,
+    turn: AnyRow,
+    now: int,
+    clip_seconds: float,
+) -> None:
+    """Refuse an answer sooner than the clips can have been seen: one watches one pair at a time."""
     viewing = definition.viewing
-    needed = viewing.min_loops * viewing.clip_seconds
-    if ballot.loops < viewing.min_loops or elapsed < 1000 * needed:
+    needed = viewing.min_loops * max(viewing.clip_seconds, clip_seconds)
+    since = turn.leased_at
+    if needed:
+        previous = connection.execute(_PREVIOUS, {"rater": turn.rater_id}).scalar()
+        since = max(since, previous or 0)
+    if ballot.loops < viewing.min_loops or now - since < 1000 * needed:
         raise NotAcceptable(
             f"Expected {viewing.min_loops} complete loops of both clips, got {ballot.loops} in "
-            f"{elapsed / 1000:.1f} seconds. Watch them first."
+            f"{(now - since) / 1000:.1f} seconds. Watch them first."
         )
 
 
@@ -209,6 +230,9 @@ _TURN = (
     )
     .where(Turn.id == bindparam("assignment"))
     .with_for_update()
+)
+_PREVIOUS = select(func.max(Turn.submitted_at)).where(
+    Turn.rater_id == bindparam("rater"), Turn.state == "submitted"
 )
 _STORED = (
     select(Vote.question, Vote.choice, Vote.revision)

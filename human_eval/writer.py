@@ -44,6 +44,11 @@ class Writer:
         """Whether writes are being carried out."""
         return all(thread.is_alive() for thread in self._threads)
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs have not been taken up."""
+        return self._waiting.qsize()
+
     def submit(self, job: Job) -> Future[Any]:
         """Queue a job.
 

@@ -58,7 +58,7 @@ wording = "Which do you prefer?"
 primary = true
 
 [viewing]
-min_loops = 1
+min_loops = {loops}
 """
 
 
@@ -75,8 +75,8 @@ class Clock:
         self.now += round(1000 * seconds)
 
 
-def define(k: int = 2, extra: str = "") -> StudyDefinition:
-    return parse_definition(DEFINITION.format(k=k) + extra)
+def define(k: int = 2, extra: str = "", loops: int = 1) -> StudyDefinition:
+    return parse_definition(DEFINITION.format(k=k, loops=loops) + extra)
 
 
 def make_clip(system: str, prompt_index: int, text: str = "", **changes) -> Clip:
@@ -184,14 +184,16 @@ def fresh_schema(url: str) -> str:
 
 @pytest.fixture
 def make_store(tmp_path, database_url):
-    """Create studies: `make_store(k=2, num_prompts=3, extra="...")`."""
+    """Create studies: `make_store(k=2, num_prompts=3, extra="...")`; over HTTP loops take time."""
     opened = []
 
-    def make(k: int = 2, num_prompts: int = 3, extra: str = "", seed: int = 0) -> StudyStore:
+    def make(
+        k: int = 2, num_prompts: int = 3, extra: str = "", seed: int = 0, loops: int = 1
+    ) -> StudyStore:
         prompts = [Prompt(index, f"prompt {index}") for index in range(num_prompts)]
         url = database_url and fresh_schema(database_url)
         folder = tmp_path / f"study{len(opened)}"
-        made = create_study(folder, define(k, extra), prompts, database_url=url)
+        made = create_study(folder, define(k, extra, loops), prompts, database_url=url)
         store = StudyStore(
             folder, made.database, made.definition, made.keys, Clock(), random.Random(seed)
         )

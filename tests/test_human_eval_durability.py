@@ -89,7 +89,7 @@ def test_the_power_cuts_do_bite_where_commits_are_not_synced(tmp_path, make_stor
 @pytest.fixture
 def forker(make_store):
     """A study and a process that serves it, to be killed."""
-    store = make_store(k=3, num_prompts=400)
+    store = make_store(k=3, num_prompts=400, loops=0)
     for clip in store.clips():
         (store.media / clip.stored_name).write_bytes(b"clip" * 100)
     process = subprocess.Popen(
@@ -168,7 +168,7 @@ def test_fifty_kills_of_the_server_lose_no_receipt(forker):
 @sqlite_only
 def test_a_locked_database_says_so_and_takes_the_answer_later(make_store, monkeypatch):
     monkeypatch.setattr("human_eval.database.BUSY_MILLISECONDS", 200)
-    store = make_store()
+    store = make_store(loops=0)
     with TestClient(create_app(store)) as client:
         enter(client)
         ballot = claim(client)["ballot"]
@@ -189,7 +189,7 @@ def test_a_locked_database_says_so_and_takes_the_answer_later(make_store, monkey
 
 @sqlite_only
 def test_a_full_disk_says_so_and_keeps_what_was_stored(make_store):
-    store = make_store(k=9, num_prompts=40)
+    store = make_store(k=9, num_prompts=40, loops=0)
     kept = Counter()
     with TestClient(create_app(store)) as client:
         enter(client)
@@ -222,7 +222,7 @@ def limit_pages(client, store, pages):
 
 @sqlite_only
 def test_a_database_that_is_gone_is_not_replaced_by_an_empty_one(make_store):
-    store = make_store()
+    store = make_store(loops=0)
     store.close()
     (store.folder / "study.db").rename(store.folder / "elsewhere.db")
 

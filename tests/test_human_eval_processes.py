@@ -26,7 +26,7 @@ async def share(ports):
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_services_on_one_postgresql_lose_and_double_nothing(make_store):
-    store = make_store(k=3, num_prompts=10)
+    store = make_store(k=3, num_prompts=10, loops=0)
     servers = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.vote_server", store.folder],

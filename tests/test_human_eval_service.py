@@ -10,8 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
+from human_eval.entrance import COOKIE
 from human_eval.events import Event
-from human_eval.service import COOKIE, create_app
+from human_eval.service import create_app
 from human_eval.tables import AssignmentRow, Vote
 
 CLIP = bytes(range(256)) * 40
@@ -27,7 +28,7 @@ def serve(store):
 
 @pytest.fixture
 def store(make_store):
-    return make_store(k=2, num_prompts=4)
+    return make_store(k=2, num_prompts=4, loops=0)
 
 
 @pytest.fixture
@@ -239,7 +240,6 @@ def test_no_rater_answers_for_another(store, client):
         ({"answers": {key: {"choice": "left", "seconds": -1} for key in ("Q1", "Q2")}}, 422),
         ({"answers": {key: {"choice": "left", "seconds": 1e99} for key in ("Q1", "Q2")}}, 422),
         ({"answers": {"Q1": "left", "Q2": "left"}}, 422),
-        ({"loops": 0}, 422),
         ({"loops": -1}, 422),
         ({"loops": 10**30}, 422),
         ({"loops": "2"}, 422),
@@ -297,6 +297,28 @@ def test_no_body_makes_the_service_stumble(store, client):
     assert (wrong.status_code, foreign.status_code) == (422, 403)
 
 
+def test_an_answer_sooner_than_the_loops_last_is_refused(make_store):
+    store = make_store(num_prompts=4, loops=2)  # of clips of two seconds
+    with serve(store) as client:
+        enter(client)
+        ballot = claim(client)["ballot"]
+        ahead = claim(client, ahead=True)["ballot"]
+        store.clock.pass_seconds(3.9)
+        early = vote(client, ballot)
+        store.clock.pass_seconds(0.1)
+        unseen = vote(client, ballot, loops=1)
+        seen = vote(client, ballot)
+        store.clock.pass_seconds(3.9)
+        early_again = vote(client, ahead)
+        store.clock.pass_seconds(0.1)
+        seen_again = vote(client, ahead)
+
+    refused = (early, unseen, early_again)
+    assert [reply.status_code for reply in refused] == [422] * 3
+    assert "Expected 2 complete loops" in early.json()["error"]
+    assert (seen.status_code, seen_again.status_code) == (200, 200)
+
+
 def test_an_expired_pair_is_refused_and_its_clips_are_not_served(store, client):
     enter(client)
     pair = claim(client)
@@ -336,7 +358,8 @@ def test_a_returned_pair_is_free_for_others(store, client):
 
 
 def test_without_work_left_the_completion_code_is_given(make_store):
-    store = make_store(k=1, num_prompts=1, extra='[codes]\ndone = "D1"\nno_work_left = "N1"')
+    extra = '[codes]\ndone = "D1"\nno_work_left = "N1"'
+    store = make_store(k=1, num_prompts=1, extra=extra, loops=0)
     with serve(store) as client:
         enter(client)
         while (pair := claim(client))["ballot"]:

@@ -1,0 +1,122 @@
+// The questions about a pair: answered one after the other, with pointer, touch or keys.
+
+const NAMES = { left: "Video 1", right: "Video 2", tie: "No difference", both_bad: "Both are bad" };
+
+export class Questions {
+  /**
+   * @param {HTMLElement} root where the questions go
+   * @param {{key: string, wording: string, choices: string[]}[]} asked
+   * @param {() => void} onChange told when an answer or the marked question changes
+   */
+  constructor(root, asked, onChange) {
+    this.asked = asked;
+    this.onChange = onChange;
+    this.answers = {};
+    this.open = false;
+    this.marked = 0;
+    this.since = 0;
+    root.replaceChildren(...asked.map((question, place) => this.#build(question, place)));
+    this.groups = [...root.children];
+    root.addEventListener("change", ({ target }) => {
+      // Arrow keys try answers out: then the keyboard moves on by Tab, else the mark by itself.
+      this.#take(target, target.matches(":focus-visible") ? 0 : 1);
+    });
+    root.addEventListener("focusin", (event) => {
+      const place = this.groups.findIndex((group) => group.contains(event.target));
+      if (place >= 0 && place !== this.marked) this.#mark(place);
+    });
+  }
+
+  /** Begin with a new pair, or go back to one that has answers. */
+  reset(answers = {}) {
+    this.answers = structuredClone(answers);
+    this.open = false;
+    this.since = performance.now();
+    for (const group of this.groups) {
+      for (const input of group.querySelectorAll("input")) {
+        input.checked = this.answers[group.dataset.key]?.choice === input.value;
+      }
+    }
+    this.#mark(this.#firstOpen());
+  }
+
+  /** Let the rater answer. */
+  unlock() {
+    this.open = true;
+    this.#mark(this.marked);
+  }
+
+  get complete() {
+    return this.asked.every(({ key }) => key in this.answers);
+  }
+
+  /** Answer the marked question with its n-th choice, from 0. */
+  pick(number) {
+    const input = this.groups[this.marked].querySelectorAll("input")[number];
+    if (!this.open || !input || input.matches(":disabled")) return;
+    input.checked = true;
+    const keyboardHere = this.groups[this.marked].contains(document.activeElement);
+    this.#take(input, 1);
+    if (keyboardHere) this.focus();
+  }
+
+  /** Go back to the question before. */
+  back() {
+    if (this.marked > 0) this.#mark(this.marked - 1);
+  }
+
+  /** Bring the keyboard to the marked question. */
+  focus() {
+    const inputs = [...this.groups[this.marked].querySelectorAll("input")];
+    (inputs.find((input) => input.checked) ?? inputs[0]).focus({ preventScroll: true });
+  }
+
+  #build({ key, wording, choices }, place) {
+    const group = document.createElement("fieldset");
+    group.dataset.key = key;
+    const legend = document.createElement("legend");
+    legend.textContent = wording;
+    const row = document.createElement("div");
+    row.className = "choices";
+    row.append(...choices.map((choice, number) => this.#button(choice, number, place)));
+    group.append(legend, row);
+    return group;
+  }
+
+  #button(choice, number, place) {
+    const label = document.createElement("label");
+    label.className = "choice";
+    const input = document.createElement("input");
+    Object.assign(input, { type: "radio", name: `question-${place}`, value: choice });
+    const name = document.createElement("span");
+    name.textContent = NAMES[choice];
+    const key = document.createElement("kbd");
+    key.textContent = number + 1;
+    key.setAttribute("aria-hidden", "true");
+    label.append(input, name, key);
+    return label;
+  }
+
+  #take(input, onward) {
+    const place = this.groups.findIndex((group) => group.contains(input));
+    const seconds = (performance.now() - this.since) / 1000;
+    this.answers[this.asked[place].key] = { choice: input.value, seconds };
+    this.#mark(Math.min(place + onward, this.groups.length - 1));
+  }
+
+  #firstOpen() {
+    const place = this.asked.findIndex(({ key }) => !(key in this.answers));
+    return place < 0 ? this.asked.length - 1 : place;
+  }
+
+  #mark(place) {
+    this.marked = place;
+    const reached = this.#firstOpen();
+    this.groups.forEach((group, number) => {
+      group.disabled = !this.open || number > reached;
+      group.classList.toggle("marked", number === place);
+      group.classList.toggle("answered", this.asked[number].key in this.answers);
+    });
+    this.onChange();
+  }
+}
