@@ -1,6 +1,5 @@
 """Tensors and networks recorded from the published implementation."""
 
-import gzip
 import hashlib
 import json
 import zlib
@@ -12,26 +11,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from turbo.convert.part import Shapes
+from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
 from turbo.unet import VideoUNet
 
-TINY_VC2 = {
-    "block_out_channels": (32, 32, 32, 64),
-    "cross_attention_dim": 64,
-    "attention_head_dim": 8,
-    "fps_conditioning": True,
-}
-TINY_MS = {
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-    "layers_per_block": 1,
-    "cross_attention_dim": 64,
-    "attention_head_dim": 8,
-}
-VARIANTS = {
-    "teacher": {},
-    "v1": {"time_cond_proj_dim": 256},
-    "v2": {"time_cond_proj_dim": 256, "motion_conditioning": True},
+# What a variant lacks of the recorded networks, which are T2V-Turbo-v2's and a student's of MS.
+LACKING = {
+    "teacher": (
+        "time_cond_proj.",
+        "motion_cond_proj.",
+        "combine_proj.",
+        "time_embedding.cond_proj.",
+    ),
+    "v1": ("motion_cond_proj.", "combine_proj."),
+    "v2": (),
 }
 
 
@@ -52,6 +45,9 @@ class Golden:
         return json.loads(self.file.metadata()[name])
 
     def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their published names, stored or made by the file's recipe."""
+        if "recipe" in self.file.metadata():
+            return recipe_weights(self)
         return {name.removeprefix("sd/"): self[name].float() for name in self.names("sd/")}
 
 
@@ -82,28 +78,30 @@ def recipe_weights(recorded: Golden, **constants: float) -> dict[str, Tensor]:
     return weights
 
 
+def shapes_of(weights: dict[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def variant_of(weights: dict[str, Tensor], variant: str) -> dict[str, Tensor]:
+    """Return a copy of the tensors that a variant has."""
+    lacking = LACKING[variant]
+    return {name: t.clone() for name, t in weights.items() if not name.startswith(lacking)}
+
+
 def videocrafter_unet(
     recorded: Golden, variant: str, weights: dict[str, Tensor] | None = None
 ) -> VideoUNet:
-    """Build the tiny VideoCrafter2 network from weights under their published names."""
-    file = recorded.folder / "inventory" / "vc2_unet_v2_key_map_to_diffusers.json.gz"
-    names = json.loads(gzip.decompress(file.read_bytes()))
-    own = {"fps_embedding", "motion_cond_proj", "combine_proj"}
-    weights = weights or recorded.weights()
-    ours = {}
-    for theirs, tensor in weights.items():
-        # The full-size network, whose names these are, has no shortcut at its deepest level.
-        twin = theirs.replace("skip_connection", "in_layers.2")
-        name = names[twin].replace("conv1", "conv_shortcut") if twin != theirs else names[theirs]
-        name = f"time_embedding.{name}" if name.partition(".")[0] in own else name
-        # The published input transformer projects by a Conv1d.
-        ours[name] = tensor.squeeze(-1) if name.startswith("transformer_in.proj") else tensor
-    return _load(VideoUNet(**TINY_VC2, **VARIANTS[variant]), ours)
+    """Convert a VideoCrafter2 network from weights under their published names."""
+    weights = variant_of(weights or recorded.weights(), variant)
+    return map_videocrafter_unet(shapes_of(weights)).filled(weights)
 
 
-def modelscope_unet(recorded: Golden, variant: str) -> VideoUNet:
-    """Build the tiny ModelScope network, whose published names are diffusers' own."""
-    return _load(VideoUNet(**TINY_MS, **VARIANTS[variant]), recorded.weights())
+def modelscope_unet(
+    recorded: Golden, variant: str, weights: dict[str, Tensor] | None = None
+) -> VideoUNet:
+    """Convert a ModelScope network, whose published names are diffusers' own."""
+    weights = variant_of(weights or recorded.weights(), variant)
+    return map_modelscope_unet(shapes_of(weights)).filled(weights)
 
 
 def merged_lora(recorded: Golden, base: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,9 +113,3 @@ def merged_lora(recorded: Golden, base: dict[str, Tensor]) -> dict[str, Tensor]:
         change = up.flatten(1) @ down.flatten(1)
         merged[name] = base[name] + change.reshape(base[name].shape)
     return merged
-
-
-def _load(unet: VideoUNet, weights: dict[str, Tensor]) -> VideoUNet:
-    missing, _ = unet.load_state_dict(weights, strict=False)
-    assert not missing
-    return unet.eval().requires_grad_(False)

@@ -29,7 +29,7 @@ _AROUND = {
 _NO_PART_OF_IT = ("text_projection", "logit_scale", "attn_mask")
 
 
-def open_clip_text(shapes: Shapes, prefix: str = "", *, heads: int | None = None) -> Part:
+def map_open_clip_text(shapes: Shapes, prefix: str = "", *, heads: int | None = None) -> Part:
     """Return the text tower whose tensors have these shapes, under OpenCLIP's names.
 
     Args:
@@ -58,7 +58,7 @@ def open_clip_text(shapes: Shapes, prefix: str = "", *, heads: int | None = None
     return Part(tower, origins, frozenset(prefix + name for name in unused))
 
 
-def transformers_text(shapes: Shapes, *, heads: int | None = None) -> Part:
+def map_transformers_text(shapes: Shapes, *, heads: int | None = None) -> Part:
     """Return the text tower whose tensors have these shapes, under transformers' names.
 
     Up to its version 4, and so in ModelScope's file, they begin with `text_model.`.

@@ -38,7 +38,7 @@ _AROUND = {
 _CHILD = {"resnets": 0, "temp_convs": 0, "attentions": 1, "temp_attentions": 2}
 
 
-def videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
+def map_videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
     """Return the VideoCrafter2 network whose tensors have these shapes.
 
     Covers the teacher, T2V-Turbo and T2V-Turbo-v2, which differ in their conditioning.
@@ -61,7 +61,7 @@ def videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
     return Part(unet, origins)
 
 
-def modelscope_unet(shapes: Shapes) -> Part:
+def map_modelscope_unet(shapes: Shapes) -> Part:
     """Return the ModelScope network whose tensors have these shapes, under diffusers' names.
 
     Raises:

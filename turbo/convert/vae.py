@@ -23,7 +23,7 @@ _LEAVES = {
 _FORMER_LEAVES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
+def map_latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
     """Return the VAE whose tensors have these shapes, under LDM's names.
 
     Raises:
@@ -45,7 +45,7 @@ def latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
     return Part(vae, origins)
 
 
-def diffusers_vae(shapes: Shapes) -> Part:
+def map_diffusers_vae(shapes: Shapes) -> Part:
     """Return the VAE whose tensors have these shapes, under diffusers' names, former or present.
 
     Raises:
