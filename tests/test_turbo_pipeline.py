@@ -101,6 +101,9 @@ def test_video_carries_its_recipe(tiny_pipeline):
         "seed": 7,
         "steps": 2,
         "guidance": 5.0,
+        "dtype": "float32",
+        "device": "cpu",
+        "compiled": False,
         "versions": None,
     }
     assert set(recipe["versions"]) == {"torch", "diffusers", "turbo"}

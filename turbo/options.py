@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]  # turbo/placement.py
+Memory = Literal["full", "sliced", "offload"]  # from largest to smallest; turbo/footprint.py
 MotionLayers = Literal["never", "maybe", "always"]  # "maybe": both kinds of file are published
 PredictionType = Literal["epsilon", "v_prediction"]  # what a network outputs; turbo/schedule.py
 Role = Literal["teacher", "student"]

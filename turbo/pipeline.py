@@ -1,29 +1,36 @@
 """From a prompt to a video: encode the text, draw noise, sample, decode."""
 
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Literal
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor, nn
 
 from turbo import __version__
 from turbo.card import ModelCard
+from turbo.compilation import compile_blocks
 from turbo.consistency import bind_consistency_function
-from turbo.ddim import ddim_timesteps, sample_ddim
+from turbo.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.distillation import student_of
+from turbo.footprint import DECODE_CHUNK
 from turbo.guidance import bind_guided_unet
 from turbo.latents import decode_latents
 from turbo.lora import LORA_FILE, load_lora, merge_lora
+from turbo.motion import motion_strength
+from turbo.options import Dtype, Memory
+from turbo.placement import Placement, explain_shortage, is_shortage, place
 from turbo.request import Request, check_request
 from turbo.sampling import draw_noise, few_step_timesteps, sample_latents
 from turbo.schedule import NoiseSchedule
 from turbo.text import TextEncoder
-from turbo.types import Latents
+from turbo.types import Latents, PerVideo, Timesteps
 from turbo.unet import VideoUNet
 from turbo.video import Video
 
@@ -61,50 +68,78 @@ class VideoPipeline:
         schedule: NoiseSchedule,
         *,
         weights_sha256: str = "",
+        placement: Placement | None = None,
     ) -> None:
+        """Put the parts in their place; None leaves them where they are."""
         self.card = card
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
         self.text_encoder = text_encoder
-        self.schedule = schedule
         self.weights_sha256 = weights_sha256
+        self.placement = placement or Placement(unet.device, unet.dtype)
+        self.schedule = schedule.to(self.placement.device)
+        home = "cpu" if self.placement.memory == "offload" else self.placement.device
+        for network in (self.unet, self.vae, self.text_encoder.model):
+            network.to(home)
+        self.compiled = False
 
     @classmethod
-    def load(cls, card: ModelCard, device: torch.device | str = "cpu") -> "VideoPipeline":
-        """Load the model a card describes, in float32, from local files only.
+    def load(
+        cls,
+        card: ModelCard,
+        device: torch.device | str = "auto",
+        *,
+        dtype: Dtype = "auto",
+        memory: Memory | None = None,
+        compiled: bool = False,
+    ) -> "VideoPipeline":
+        """Load the model a card describes, from local files only; see `placement.place`.
 
         On a CPU this also fixes torch's number of threads where the card gives one: sums split over
         another number of threads differ in their last bits, and a recipe should make the same
         frames.
+
+        Args:
+            compiled: compile the repeated blocks. The first video then takes minutes, later ones
+                less time than without; frames differ in their last bits.
+
+        Raises:
+            FileNotFoundError: a part of the weights is not on this disk.
+            MemoryError: the model does not fit into the free memory of the device.
         """
-        for part in (*card.parts, "tokenizer"):
-            if not (card.folder / part).is_dir():
-                raise FileNotFoundError(
-                    f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. "
-                    "Train them, or check out the repository with its weights."
-                )
-        if card.cpu_threads and torch.device(device).type == "cpu":
+        _check_folders(card)
+        placement = place(card, device=device, dtype=dtype, memory=memory)
+        if card.cpu_threads and placement.device.type == "cpu":
             torch.set_num_threads(card.cpu_threads)
-        local = {"torch_dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-        unet = VideoUNet.from_pretrained(card.folder / card.unet, **local)
+        local = {"local_files_only": True, "use_safetensors": True}
+        # Adapters are merged in full precision; what needs no merging is read in the final one.
+        exact = torch.float32 if card.lora else placement.dtype
+        unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
         if card.lora:
             unet = merge_lora(load_lora(student_of(unet), card.folder / card.lora / LORA_FILE))
-        return cls(
+            nn.Module.to(unet, placement.dtype)  # diffusers' own `to` warns of what is not there
+        pipeline = cls(
             card,
             unet,
-            AutoencoderKL.from_pretrained(card.folder / "vae", **local),
-            TextEncoder.load(card.folder / "tokenizer", card.folder / "text_encoder"),
+            AutoencoderKL.from_pretrained(
+                card.folder / "vae", torch_dtype=placement.dtype, **local
+            ),
+            TextEncoder.load(
+                card.folder / "tokenizer", card.folder / "text_encoder", placement.dtype
+            ),
             NoiseSchedule.scaled_linear(
                 beta_end=card.beta_end, prediction_type=card.prediction_type
             ),
             weights_sha256=card.weights_sha256(),
-        ).to(device)
+            placement=placement,
+        )
+        return pipeline.compile() if compiled else pipeline
 
-    def to(self, device: torch.device | str) -> "VideoPipeline":
-        self.unet.to(device)
-        self.vae.to(device)
-        self.text_encoder.to(device)
-        self.schedule = self.schedule.to(device)
+    def compile(self) -> "VideoPipeline":
+        """Compile the repeated blocks, in place, at the first video."""
+        compile_blocks(self.unet)
+        compile_blocks(self.vae)
+        self.compiled = True
         return self
 
     def __call__(
@@ -147,41 +182,60 @@ class VideoPipeline:
 
     @torch.inference_mode()
     def _run(self, requests: list[Request]) -> Iterator[Progress | Result]:
-        clock = _Clock(self.unet.device)
+        clock = _Clock(self.placement.device)
         videos = []
-        for index, request in enumerate(requests):
-            video = yield from self._make(request, index, clock)
-            videos.append(video)
+        try:
+            for index, request in enumerate(requests):
+                video = yield from self._make(request, index, clock)
+                videos.append(video)
+        except RuntimeError as failure:
+            if not is_shortage(failure):
+                raise
+            raise MemoryError(explain_shortage(self.placement)) from failure
         yield Result(videos, {**clock.timings, "total": clock.elapsed})
 
     def _make(
         self, request: Request, index: int, clock: "_Clock"
     ) -> Generator[Progress, None, Video]:
         yield Progress("text", 0, request.steps, clock.elapsed, index)
-        with clock.measure("text"):
+        with clock.measure("text"), self._on_device(self.text_encoder.model):
             states = self._sample(request)
         yield Progress("denoise", 0, request.steps, clock.elapsed, index)
-        for step in range(1, request.steps + 1):
-            with clock.measure("denoise"):
-                latents = next(states)
-            clock.timings["unet_calls"] += self.card.unet_calls_per_step
-            yield Progress("denoise", step, request.steps, clock.elapsed, index)
+        with self._on_device(self.unet):
+            for step in range(1, request.steps + 1):
+                with clock.measure("denoise"):
+                    latents = next(states)
+                clock.timings["unet_calls"] += self.card.unet_calls_per_step
+                yield Progress("denoise", step, request.steps, clock.elapsed, index)
         yield Progress("decode", request.steps, request.steps, clock.elapsed, index)
-        with clock.measure("decode"):
-            frames = decode_latents(self.vae, latents)
+        with clock.measure("decode"), self._on_device(self.vae):
+            chunk = DECODE_CHUNK[self.placement.memory]
+            frames = decode_latents(self.vae, latents, chunk=chunk)
             return Video.from_frames(frames, self.card.fps, self._recipe(request))
+
+    @contextmanager
+    def _on_device(self, network: nn.Module) -> Iterator[None]:
+        """Have a network on the device; when offloading, only for as long as it works."""
+        if self.placement.memory != "offload":
+            yield
+            return
+        network.to(self.placement.device)
+        try:
+            yield
+        finally:
+            network.to("cpu")
 
     def _sample(self, request: Request) -> Iterator[Latents]:
         """Encode the prompt now; sample when iterated."""
-        device, card = self.unet.device, self.card
+        device, card = self.placement.device, self.card
         generator = torch.Generator().manual_seed(request.seed)
         noise = draw_noise(self._empty_latents(), [generator])
         scale = torch.tensor([request.guidance], device=device)
-        fps = torch.tensor([card.fps], device=device) if self.unet.config.fps_conditioning else None
+        fps = self._told_fps()
         if card.sampler == "consistency":
             prompt_embeds = self.text_encoder.encode([request.prompt])
             consistency_fn = bind_consistency_function(
-                self.unet, self.schedule, prompt_embeds, scale, fps
+                self.unet, self.schedule, prompt_embeds, scale, fps, motion_at=self._motion_at()
             )
             timesteps = few_step_timesteps(request.steps, card.origin_steps).to(device)
             return sample_latents(consistency_fn, self.schedule, noise, timesteps, [generator])
@@ -189,7 +243,27 @@ class VideoPipeline:
         denoiser = bind_guided_unet(self.unet, prompt_embeds, uncond_embeds, scale, fps)
         timesteps = ddim_timesteps(request.steps, spacing=card.spacing).to(device)
         return sample_ddim(
-            denoiser, self.schedule, noise, timesteps, eta=card.eta, generators=[generator]
+            denoiser,
+            self.schedule,
+            noise,
+            timesteps,
+            eta=card.eta,
+            generators=[generator],
+            scales=signal_scales().to(device) if card.clean_rescale else None,
+        )
+
+    def _told_fps(self) -> Tensor | None:
+        if not self.unet.config.fps_conditioning:
+            return None
+        return torch.tensor([self.card.told_fps], device=self.placement.device)
+
+    def _motion_at(self) -> Callable[[Timesteps], PerVideo] | None:
+        if self.card.motion_strength is None:
+            return None
+        return partial(
+            motion_strength,
+            strength=self.card.motion_strength,
+            percentage=self.card.motion_share,
         )
 
     def _empty_latents(self) -> Latents:
@@ -198,7 +272,7 @@ class VideoPipeline:
         height, width = self.card.height // shrink, self.card.width // shrink
         return torch.empty(
             (1, config.latent_channels, self.card.num_frames, height, width),
-            device=self.unet.device,
+            device=self.placement.device,
         )
 
     def _recipe(self, request: Request) -> dict[str, Any]:
@@ -211,8 +285,25 @@ class VideoPipeline:
             "model": self.card.name,
             "weights_sha256": self.weights_sha256,
             **asdict(request),
+            "dtype": str(self.placement.dtype).removeprefix("torch."),
+            "device": self.placement.device.type,
+            "compiled": self.compiled,
             "versions": versions,
         }
+
+
+def _check_folders(card: ModelCard) -> None:
+    """Refuse a model that is not on this disk, naming what is missing."""
+    for part in (*card.parts, "tokenizer"):
+        if not (card.folder / part).is_dir():
+            remedy = (
+                f"Fetch them: python -m turbo.models fetch {card.name}."
+                if card.sources
+                else "Train them, or check out the repository with its weights."
+            )
+            raise FileNotFoundError(
+                f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. {remedy}"
+            )
 
 
 class _Clock:
@@ -231,6 +322,6 @@ class _Clock:
     def measure(self, stage: Stage) -> Iterator[None]:
         begin = perf_counter()
         yield
-        if self.device.type == "cuda":  # its work is queued, not done
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":  # its work is queued, not done
+            torch.accelerator.synchronize(self.device)
         self.timings[stage] += perf_counter() - begin

@@ -131,14 +131,6 @@ class VideoUNet(UNet3DConditionModel):
     Latents come and go in their own precision, whatever that of the weights.
     """
 
-    # What `compile_repeated_blocks` compiles.
-    _repeated_blocks = [
-        "BasicTransformerBlock",
-        "ResnetBlock2D",
-        "TemporalConvLayer",
-        "FilmConv",
-    ]
-
     # Arguments of the parent that no network here changes; else its config would list them, and
     # loading would warn of attributes that our `__init__` does not take.
     ignore_for_config = [

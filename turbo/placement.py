@@ -1,0 +1,152 @@
+"""Where a model runs, in which precision, and how much of it lies on the device at once."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+import psutil
+import torch
+
+from turbo.card import ModelCard
+from turbo.footprint import Footprint, measure_footprint
+from turbo.options import Dtype, Memory
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, a precision, and a way to share the memory."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory: Memory = "full"
+    peak: int = 0  # bytes foretold for the worst moment
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device} in {_name(self.dtype)}, memory {self.memory}, "
+            f"about {_gigabytes(self.peak)} at the worst moment"
+        )
+
+
+def place(
+    card: ModelCard,
+    *,
+    device: torch.device | str = "auto",
+    dtype: Dtype = "auto",
+    memory: Memory | None = None,
+) -> Placement:
+    """Choose for a model on this disk: the largest use of memory that fits what is free.
+
+    Args:
+        device: "auto" is the first of CUDA, XPU, MPS and the CPU that is there.
+        dtype: "auto" is float32 on a CPU, and else the half precision of the device for the models
+            that were published in it.
+        memory: None chooses; a name insists, and nothing is checked.
+
+    Raises:
+        MemoryError: nothing fits; the message says what would.
+    """
+    device = find_device() if device == "auto" else torch.device(device)
+    precision = _auto_dtype(card, device) if dtype == "auto" else DTYPES[dtype]
+    footprint, options = measure_footprint(card), memory_options(device)
+    chosen = memory or fit(footprint, free_memory(device), precision.itemsize, options)
+    if chosen is None:
+        raise MemoryError(_nothing_fits(card, footprint, device, precision))
+    return Placement(device, precision, chosen, footprint.peak(chosen, precision.itemsize))
+
+
+def memory_options(device: torch.device) -> tuple[Memory, ...]:
+    """Return the uses of memory that make sense on a device, the largest first.
+
+    Offloading needs another memory to put things: not on a CPU, nor where the two share one.
+    """
+    every = get_args(Memory)
+    return every if device.type in ("cuda", "xpu") else every[:-1]
+
+
+def fit(
+    footprint: Footprint, free: int, itemsize: int, options: tuple[Memory, ...]
+) -> Memory | None:
+    """Return the largest use of memory whose peak fits into the free bytes, or None."""
+    fitting = (option for option in options if footprint.peak(option, itemsize) <= free)
+    return next(fitting, None)
+
+
+def next_smaller(placement: Placement) -> Memory | None:
+    """Return the use of memory to try where this one ran out, or None."""
+    options = memory_options(placement.device)
+    following = options.index(placement.memory) + 1
+    return options[following] if following < len(options) else None
+
+
+def explain_shortage(placement: Placement) -> str:
+    """Say, when the memory ran out all the same, what to do about it."""
+    smaller = next_smaller(placement)
+    advice = (
+        f"The next smaller option is memory {smaller!r}: load the model with it (--memory "
+        f"{smaller})."
+        if smaller
+        else "There is no smaller option: free memory, or choose another device (--device cpu)."
+    )
+    return (
+        f"Expected about {_gigabytes(placement.peak)} to be enough on {placement.device} with "
+        f"memory {placement.memory!r}, got out of memory. {advice}"
+    )
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Return whether torch ran out of memory; only CUDA and XPU have an exception of their own."""
+    phrases = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        phrase in str(error) for phrase in phrases
+    )
+
+
+def find_device() -> torch.device:
+    """Return the accelerator of this machine, or its CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a model may take on a device now."""
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return psutil.virtual_memory().available
+
+
+def _auto_dtype(card: ModelCard, device: torch.device) -> torch.dtype:
+    if device.type == "cpu" or not card.half:
+        return torch.float32
+    if device.type == "xpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(False)):
+        return torch.bfloat16
+    return torch.float16
+
+
+def _nothing_fits(
+    card: ModelCard, footprint: Footprint, device: torch.device, dtype: torch.dtype
+) -> str:
+    smallest = memory_options(device)[-1]
+    needs = _gigabytes(footprint.peak(smallest, dtype.itemsize))
+    advice = "Close other programs, or choose another device."
+    if dtype.itemsize > 2:
+        half = _gigabytes(footprint.peak(smallest, 2))
+        advice = f"With --dtype bfloat16 it needs about {half}."
+    return (
+        f"Expected about {needs} of free memory on {device} for {card.name} in {_name(dtype)}, "
+        f"memory {smallest!r}, got {_gigabytes(free_memory(device))}. {advice}"
+    )
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:.1f} GB"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
