@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, and_, bindparam, case, func, select
+from sqlalchemy import Connection, aggregate_order_by, bindparam, case, func, select
 from sqlalchemy.orm import aliased
 
 from human_eval.definition import StudyDefinition
-from human_eval.events import exclusions
+from human_eval.events import Exclusion, exclusions
 from human_eval.tables import AssignmentRow as Turn
 from human_eval.tables import ClipRow, Event, PromptRow, Rater, Study, Task, Vote
 from human_eval.votes import COLUMNS
@@ -54,21 +54,27 @@ def read_votes(
 
 def _frame(connection: Connection, statement: Any, values: Mapping[str, Any]) -> pd.DataFrame:
     result = connection.execute(statement, values)
-    return pd.DataFrame(map(tuple, result.all()), columns=list(result.keys()))
+    # The driver's own rows: SQLAlchemy's take as long again to make as all of them to fetch.
+    assert result.cursor is not None
+    return pd.DataFrame(result.cursor.fetchall(), columns=list(result.keys()))
 
 
-def _mark_excluded(turns: pd.DataFrame, in_force: list[Any]) -> None:
+def _mark_excluded(turns: pd.DataFrame, in_force: list[Exclusion]) -> None:
     """Say of every turn whether it is excluded, and by which rules."""
     rules: dict[str, list[str]] = {}
     for exclusion in in_force:
         rules.setdefault(exclusion.subject, []).append(exclusion.rule)
-    of_rater = turns["rater_id"].map(lambda number: rules.get(f"rater:{number}", []))
-    of_turn = turns.index.map(lambda number: rules.get(f"assignment:{number}", []))
-    both = [[*first, *second] for first, second in zip(of_rater, of_turn, strict=True)]
-    turns["excluded"] = pd.Series([bool(found) for found in both], index=turns.index, dtype=bool)
-    turns["exclusion_rule"] = pd.Series(
-        [";".join(found) or None for found in both], index=turns.index, dtype="category"
-    )
+    places = {
+        **{f"rater:{number}": rows for number, rows in turns.groupby("rater_id").groups.items()},
+        **{subject: [_number(subject)] for subject in rules if subject.startswith("assignment:")},
+    }
+    found: dict[int, list[str]] = {}
+    for subject, applied in rules.items():
+        for turn in places.get(subject, []):
+            found.setdefault(turn, []).extend(applied)
+    joined = {turn: ";".join(applied) for turn, applied in found.items()}
+    turns["exclusion_rule"] = turns.index.map(joined.get).astype("object")
+    turns["excluded"] = turns["exclusion_rule"].notna()
 
 
 def read_pairs(
@@ -92,12 +98,14 @@ def tally(connection: Connection, *, simulated: bool = False) -> pd.DataFrame:
     raters = [_number(entry.subject) for entry in excluded if entry.subject.startswith("rater:")]
     turns = [_number(entry.subject) for entry in excluded if entry.subject.startswith("assig")]
     values = {"simulated": simulated, "raters": raters or [-1], "turns": turns or [-1]}
+    patterns = _frame(connection, _PATTERNS, values)
+    # Of two answers to one question the later one stands.
+    answers = [dict(answer.split(":") for answer in told.split(";")) for told in patterns["told"]]
+    rows = patterns.assign(answer=[list(given.items()) for given in answers]).explode("answer")
+    rows["question"] = rows["answer"].str[0]
+    rows["choice"] = rows["answer"].str[1]
     keys = ["comparison", "question", "choice", "side_a", "excluded"]
-    counts = _frame(connection, _TALLY, values).set_index(keys)["count"]
-    if connection.execute(_ANY_REVISION).first():
-        revised = _frame(connection, _REVISED, values).set_index(keys)["count"]
-        counts = counts.sub(revised, fill_value=0).astype(int)
-    return counts[counts > 0].reset_index()
+    return rows.groupby(keys)["count"].sum().reset_index()
 
 
 def _number(subject: str) -> int:
@@ -206,7 +214,6 @@ _PAIRS = (
     .where(Task.simulated == bindparam("simulated"))
     .order_by(Task.id)
 )
-_Later = aliased(Vote)
 _SHOWN = (
     select(
         Turn.id,
@@ -225,22 +232,24 @@ _SHOWN = (
     .where(Task.kind == "real", Turn.simulated == bindparam("simulated"))
     .subquery()
 )
-_GROUPS = (_SHOWN.c.comparison, Vote.question, Vote.choice, _SHOWN.c.side_a, _SHOWN.c.excluded)
-_TALLY = (
+# One text for all answers of a turn, such as "Q1:a;Q2:b", in the order of revisions: the answers of
+# a million votes are few different texts, and counting those needs no sorting of votes.
+_TOLD = (
+    select(
+        Vote.assignment_id,
+        aggregate_order_by(
+            func.aggregate_strings(Vote.question + ":" + Vote.choice, ";"), Vote.revision
+        ).label("told"),
+    )
+    .group_by(Vote.assignment_id)
+    .subquery()
+)
+_GROUPS = (_SHOWN.c.comparison, _SHOWN.c.side_a, _SHOWN.c.excluded, _TOLD.c.told)
+_PATTERNS = (
     select(*_GROUPS, func.count().label("count"))
-    .join(_SHOWN, _SHOWN.c.id == Vote.assignment_id)
+    .join(_SHOWN, _SHOWN.c.id == _TOLD.c.assignment_id)
     .group_by(*_GROUPS)
 )
-# Revisions are rare: taking them off is quicker than asking of each answer whether it is the last.
-_REVISED = _TALLY.join(
-    _Later,
-    and_(
-        _Later.assignment_id == Vote.assignment_id,
-        _Later.question == Vote.question,
-        _Later.revision == Vote.revision + 1,
-    ),
-).where(_Later.revision > 0)
-_ANY_REVISION = select(Vote.id).where(Vote.revision > 0).limit(1)
 _PROGRESS = (
     select(
         Task.comparison,

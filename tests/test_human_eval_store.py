@@ -54,8 +54,12 @@ def test_the_votes_frame_is_as_analyses_expect_it(make_store):
 def test_the_tally_counts_what_the_frame_holds(make_store):
     store = make_store(k=2, num_prompts=4)
     raters = enter(store, 3)
+    first = store.claim(raters[1])
+    store.submit(answer(store, first, "left"))
+    store.submit(answer(store, first, "right", revision=1))
     finish(store, raters)
     store.exclude(f"rater:{raters[0]}", rule="by hand", evidence={"why": "test"}, author="me")
+    store.exclude(f"assignment:{first.assignment_id}", rule="b", evidence={}, author="me")
     keys = ["comparison", "question", "choice", "side_a", "excluded"]
 
     tally = store.tally().set_index(keys)["count"].sort_index()
