@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from turbo.consistency import ConsistencyFunction
-from turbo.guidance import bind_guided_unet, embed_guidance_scale
+from turbo.consistency import ConsistencyFunction, bind_consistency_function
+from turbo.guidance import bind_guided_unet
 from turbo.schedule import NoiseSchedule
 from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
-from turbo.unet import MOTION_EMBEDDING_SIZE, Conditioning, VideoUNet
+from turbo.unet import VideoUNet
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,16 @@ def hop_loss(
 
 
 def _bind(network: VideoUNet, hop: Hop, schedule: NoiseSchedule) -> ConsistencyFunction:
-    guidance = embed_guidance_scale(hop.guidance_scale, network.config.time_cond_proj_dim)
-    motion = None
-    if hop.motion_strength is not None:
-        motion = embed_guidance_scale(hop.motion_strength, MOTION_EMBEDDING_SIZE)
-    told = Conditioning(guidance=guidance, motion=motion, fps=hop.fps)
-    return ConsistencyFunction(network, schedule, hop.prompt_embeds, told)
+    """Bind a network to what it is told; at both ends of the hop that is the same."""
+    strength = hop.motion_strength
+    return bind_consistency_function(
+        network,
+        schedule,
+        hop.prompt_embeds,
+        hop.guidance_scale,
+        hop.fps,
+        motion_at=None if strength is None else lambda timesteps: strength,
+    )
 
 
 def consistency_loss(

@@ -25,8 +25,8 @@ STRENGTH = 0.05  # m, of the released model
 PERCENTAGE = 0.5  # the noisiest share of the timesteps, in which motion is guided
 ENERGY_SCALE = 100.0 * 100.0  # of a layer's error, times that of their mean
 
-# How much every frame (rows) attends to every frame, at every place and in every head.
-AttentionMap = Float[Tensor, "B N F F"]
+# How much every frame (rows) attends to every frame, at each place and in each head of a layer.
+AttentionMap = Float[Tensor, "B _ F F"]
 
 
 def motion_strength(
@@ -86,8 +86,15 @@ def invert_latents(
         start, end = (torch.full_like(clean[:, 0, 0, 0, 0], t).long() for t in (near, far))
         output = teacher(noisy, end, prompt_embeds, conditioning)
         _, noise = schedule.split(noisy, output, end)
-        noisy = schedule.ddim_step(schedule.remove_noise(noisy, noise, start), noise, end)
+        noisy = invert_step(schedule, noisy, noise, start, end)
         yield noisy
+
+
+def invert_step(
+    schedule: NoiseSchedule, noisy: Latents, noise: Latents, start: Timesteps, end: Timesteps
+) -> Latents:
+    """Take a DDIM step towards noise; the step back, with the same noise, undoes it."""
+    return schedule.ddim_step(schedule.remove_noise(noisy, noise, start), noise, end)
 
 
 def own_example(
