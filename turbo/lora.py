@@ -1,5 +1,7 @@
 """LoRA on a video UNet: add, save, load, merge."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,11 +9,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from turbo.unet import VideoUNet
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
+DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
 # Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
 TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
 
@@ -40,24 +43,30 @@ def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = 
     if rank < 1:
         raise ValueError(f"Expected rank of at least 1, got {rank}.")
     widths = _adapted_layers(unet)
-    narrow = {f"^{name}$": width for name, width in widths.items() if width < rank}
+    _inject(unet, {name: min(rank, width) for name, width in widths.items()})
+    for module in unet.modules():
+        if isinstance(module, LoraLayer):
+            down = module.lora_A["default"].weight
+            nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
+    return unet
+
+
+def _inject(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
+    """Give the named layers adapters of these ranks and scale 1, and freeze the rest."""
+    rank = max(ranks.values())
+    narrow = {f"^{re.escape(name)}$": width for name, width in ranks.items() if width < rank}
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         rank_pattern=narrow,
         alpha_pattern=narrow,
-        target_modules=list(widths),
+        target_modules=list(ranks),
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, unet)
-    for module in unet.modules():
-        if isinstance(module, LoraLayer):
-            down = module.lora_A["default"].weight
-            nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
     for name, parameter in unet.named_parameters():
         if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:
             parameter.requires_grad_(True)
-    return unet
 
 
 def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -75,18 +84,37 @@ def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -
 
 
 def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
-    """Add the adapters saved in `path` to a network without any, in place."""
+    """Add the adapters saved in `path` to a network without any, in place.
+
+    The file tells which layers they adapt, and their ranks.
+
+    Raises:
+        ValueError: the network has no such layer, or one of another size.
+    """
     with safe_open(path, framework="pt") as file:
-        rank = int(file.metadata()["rank"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    add_lora(unet, rank)
-    _, unexpected = unet.load_state_dict(tensors, strict=False)
-    if unexpected:
+    weights = dict(unet.named_parameters())
+    strangers = [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
+    ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
+    if strangers or not ranks:
         raise ValueError(
-            f"Expected adapters of this network, got {unexpected[0]!r} in {path}. "
+            f"Expected adapters of this network, got {[*strangers, 'none'][0]!r} in {path}. "
             "They belong to another configuration."
         )
+    _inject(unet, ranks)
+    unet.load_state_dict(tensors, strict=False)
     return unet
+
+
+def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
+    """Return whether a saved tensor is an adapter of a layer of this network, or the layer."""
+    layer = re.sub(rf"({DOWN}|{UP}|\.weight)$", "", name)
+    weight = weights.get(f"{layer}.weight")
+    if weight is None:
+        return False
+    if name.endswith(DOWN):
+        return tensor.shape[1:] == weight.shape[1:]
+    return tensor.shape[0] == weight.shape[0]
 
 
 def merge_lora(unet: VideoUNet) -> VideoUNet:

@@ -50,7 +50,20 @@ def map_videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
         KeyError: a tensor that tells the configuration is missing; by its name.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
-    unet = _on_meta(_videocrafter_configuration(own))
+    return videocrafter_part(on_meta(_videocrafter_configuration(own)), prefix)
+
+
+def map_modelscope_unet(shapes: Shapes) -> Part:
+    """Return the ModelScope network whose tensors have these shapes, under diffusers' names.
+
+    Raises:
+        KeyError: a tensor that tells the configuration is missing; by its name.
+    """
+    return modelscope_part(on_meta(_modelscope_configuration(shapes)))
+
+
+def videocrafter_part(unet: VideoUNet, prefix: str = "") -> Part:
+    """Return a network with the places of its tensors under VideoCrafter2's names."""
     names = videocrafter_names(unet)
     origins = {}
     for name, tensor in unet.state_dict().items():
@@ -61,17 +74,10 @@ def map_videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
     return Part(unet, origins)
 
 
-def map_modelscope_unet(shapes: Shapes) -> Part:
-    """Return the ModelScope network whose tensors have these shapes, under diffusers' names.
-
-    Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
-    """
-    unet = _on_meta(_modelscope_configuration(shapes))
-    origins = {
-        name: Origin(name, tuple(tensor.shape)) for name, tensor in unet.state_dict().items()
-    }
-    return Part(unet, origins)
+def modelscope_part(unet: VideoUNet) -> Part:
+    """Return a network with the places of its tensors under diffusers' names, which are ours."""
+    tensors = unet.state_dict()
+    return Part(unet, {name: Origin(name, tuple(t.shape)) for name, t in tensors.items()})
 
 
 def videocrafter_names(unet: VideoUNet) -> dict[str, str]:
@@ -130,7 +136,8 @@ def _inside(kind: str, rest: str) -> str:
     return rest
 
 
-def _on_meta(configuration: dict[str, Any]) -> VideoUNet:
+def on_meta(configuration: dict[str, Any]) -> VideoUNet:
+    """Return a network of names and shapes that takes no memory."""
     with torch.device("meta"):
         return VideoUNet(**configuration)
 
@@ -174,6 +181,7 @@ def _modelscope_configuration(shapes: Shapes) -> dict[str, Any]:
         "cross_attention_dim": to_k[1],
         "attention_head_dim": shapes["transformer_in.proj_in.weight"][0] // INPUT_HEADS,
         "time_cond_proj_dim": shapes.get("time_embedding.cond_proj.weight", (None, None))[1],
+        "skip_temporal_for_one_frame": True,  # as its published code does
     }
 
 
