@@ -187,7 +187,7 @@ export class Rating {
     this.sent = receipt.undo_seconds ? { turn, until } : null;
     // Stored before: another window of this rater was here, and may have gone on.
     await this.#advance(receipt.duplicate);
-    announce(`Stored. ${$("progress-text").textContent}. ${this.turn.prompt}`);
+    if (this.turn) announce(`Stored. ${$("progress-text").textContent}. ${this.turn.prompt}`);
   }
 
   /** Go back to the turn that was put aside. */
@@ -271,8 +271,9 @@ export class Rating {
     if (left <= 0) return;
     $("undo").hidden = this.waiting !== null;
     $("undo-text").textContent = this.waiting
-      ? `You are changing your previous answers: ${left} s left.`
-      : `Your answers are stored. You can change them for ${left} s.`;
+      ? "You are changing your previous answers."
+      : "Your answers are stored.";
+    $("undo-left").textContent = `${left} s`;
   }
 
   #watchClock(turn) {
