@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch import Tensor
 
 from turbo.convert.part import Shapes
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
+from turbo.convert.vae import map_latent_diffusion_vae
 from turbo.unet import VideoUNet
 
 # What a variant lacks of the recorded networks, which are T2V-Turbo-v2's and a student's of MS.
@@ -113,3 +115,9 @@ def merged_lora(recorded: Golden, base: dict[str, Tensor]) -> dict[str, Tensor]:
         change = up.flatten(1) @ down.flatten(1)
         merged[name] = base[name] + change.reshape(base[name].shape)
     return merged
+
+
+def latent_diffusion_vae(recorded: Golden) -> AutoencoderKL:
+    """Convert a VAE from weights under their published names."""
+    weights = recorded.weights()
+    return map_latent_diffusion_vae(shapes_of(weights)).filled(weights)
