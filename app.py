@@ -1,6 +1,6 @@
-"""The demo: reads its flags, hands the models to the page, and serves it.
+"""The demo: reads its flags, hands models and study to the page, and serves it.
 
-The page opens at once; torch, diffusers and the weights load behind it.
+The page opens at once; torch, diffusers, the weights and the study load behind it.
 """
 
 import argparse
@@ -12,12 +12,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from demo.desk import Desk
 from demo.engine import Engine
-from demo.page import build_page, serve_page
+from demo.house import build_house, serve_house
+from demo.page import build_page
 from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
 from demo.shelf import Shelf
+from demo.starter import PRESET, open_or_start
 from demo.studio import Studio
 from demo.world import World
+from human_eval.store import StudyStore, open_study
 from turbo.card import ModelCard
 from turbo.models import DEFAULT_MODEL, MODELS
 
@@ -37,7 +41,9 @@ def main() -> None:
     # The default model first.
     engine = Engine(load_model, sorted(MODELS, key=lambda name: name != args.model))
     studio = open_studio(engine, args.model, args.data_dir)
-    serve_page(build_page(studio), studio, engine.start, host=args.host, port=args.port)
+    desk = open_desk(args.study, args.data_dir)
+    house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
+    serve_house(house, host=args.host, port=args.port)
 
 
 def read_flags() -> argparse.Namespace:
@@ -48,6 +54,12 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=environment("T2V_PORT"), help="else from 7860")
     parser.add_argument("--model", default=environment("T2V_MODEL", DEFAULT_MODEL))
     parser.add_argument("--data-dir", type=Path, default=environment("T2V_DATA_DIR", "data"))
+    parser.add_argument(
+        "--study",
+        type=Path,
+        default=environment("T2V_STUDY"),
+        help="folder of a study; else the starter study in the data folder",
+    )
     args = parser.parse_args()
     if args.model not in MODELS:
         parser.error(f"Expected a model from {list(MODELS)}, got {args.model!r}.")
@@ -64,6 +76,17 @@ def open_studio(engine: Engine, default_model: str, data_dir: Path) -> Studio:
         readiness=engine.readiness,
         shelf=Shelf(data_dir / "clips"),
     )
+
+
+def open_desk(study: Path | None, data_dir: Path) -> Desk:
+    """Offer the study in a folder, or the starter study, which the first start makes."""
+
+    def open_store() -> StudyStore:
+        if study is not None:
+            return open_study(study)
+        return open_or_start(data_dir / "studies" / PRESET)
+
+    return Desk(open_store, embedded="SPACE_ID" in os.environ)
 
 
 def describe_model(card: ModelCard) -> ModelInfo:

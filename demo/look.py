@@ -198,7 +198,69 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .transport button:hover { border-color: var(--accent); }
 .counter { color: var(--quiet); min-width: 7.5em; font-variant-numeric: tabular-nums; }
 
+.rate-frame { display: block; width: 100%; min-height: 30rem; border: 1px solid var(--line);
+  border-radius: 4px; background: var(--panel); }
+.rate .quiet { padding-bottom: .5rem; }
+.results-dials { align-items: end; }
+.empty { padding: 2.5rem 1rem; text-align: center; color: var(--quiet) !important;
+  border: 1px dashed var(--line); border-radius: 4px; }
+.facts { margin: 0 0 .3rem; }
+.figure3 { --a: #1f5a96; --b: #e59a3c; --tie: #c9c9c9; --both-bad: #8d8d8d; --range: #2b2620;
+  position: relative; padding: .9rem 1rem; border: 1px solid var(--line); border-radius: 4px;
+  background: var(--panel); }
+.dark .figure3 { --range: #efe7d9; }
+.figure3 table { width: 100%; border-collapse: collapse; margin: 0 0 1.1rem; table-layout: fixed; }
+.figure3 table, .figure3 tr, .figure3 th, .figure3 td { border: 0 !important; }
+.figure3 th, .figure3 td { padding: .35rem 0; text-align: left; vertical-align: top;
+  font-weight: 400; color: var(--ink); background: transparent; }
+.figure3 tbody th { width: 30%; padding-right: 1rem; font-size: .9rem; line-height: 1.35; }
+.figure3 .numbers { width: 26%; padding-left: 1rem; font-size: .88rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; }
+.figure3 .numbers span { color: var(--quiet); white-space: nowrap; }
+.figure3 .numbers b { font-size: 1.05rem; }
+.figure3 .numbers p { margin: 0; color: var(--quiet); }
+.figure3 .primary th, .figure3 .primary th b { font-weight: 700; }
+.figure3 .names th { display: flex; justify-content: space-between; gap: 1rem; font-weight: 700; }
+.names .a { color: #1f5a96; } .names .b { color: #8f5206; text-align: right; }
+.dark .names .a { color: #86b8ea; } .dark .names .b { color: #f0b163; }
+.stack { display: flex; height: 1.7rem; border-radius: 3px; overflow: hidden; }
+.stack i { display: grid; place-items: center; font: 600 .82rem/1 ui-sans-serif, system-ui;
+  color: #1c1c1c; min-width: 0; }
+.stack .a { background: var(--a); color: #fff; } .stack .b { background: var(--b); }
+.stack .tie, .legend .tie { background: var(--tie); }
+.stack .both_bad, .legend .both_bad { background: var(--both-bad); }
+.scale { position: relative; display: block; height: .9rem; }
+.scale i { position: absolute; top: .45rem; }
+.scale .half { left: 50%; top: 0; height: 100%; border-left: 1px dashed var(--quiet); }
+.scale .range { height: 2px; background: var(--range); }
+.scale .dot { width: .5rem; height: .5rem; margin: -.2rem 0 0 -.25rem; border-radius: 50%;
+  background: var(--range); }
+.verdict { display: inline-block; padding: 0 .45rem; border: 1px solid var(--quiet);
+  border-radius: 99px; font: 600 .76rem/1.5 ui-sans-serif, system-ui; color: var(--ink); }
+.verdict.decided { background: #1f6b3a; border-color: #1f6b3a; color: #fff; }
+.stamp { margin: 0 0 .6rem; padding: .3rem .6rem; border: 2px solid #b3261e; border-radius: 4px;
+  color: #b3261e !important; font-weight: 700; letter-spacing: .04em; text-transform: uppercase;
+  font-size: .85rem; width: fit-content; }
+.dark .stamp { color: #ff9c8f !important; border-color: #ff9c8f; }
+.legend { display: flex; gap: 1rem; margin: 0 0 .5rem; font-size: .85rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
+.aloud { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+  white-space: nowrap; }
+.wide { overflow-x: auto; }
+.plain { width: 100%; border-collapse: collapse; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+.plain th, .plain td { padding: .3rem .8rem .3rem 0; text-align: left; color: var(--ink);
+  border-bottom: 1px solid var(--line); white-space: nowrap; }
+.plain thead th { color: var(--quiet); font-weight: 600; }
+.tiles.two { max-width: 720px; }
+#results-place { max-width: 12rem; }
+
 @media (max-width: 640px) {
+  .figure3 { padding: .7rem .6rem; }
+  .figure3 table, .figure3 tbody, .figure3 tr, .figure3 th, .figure3 td,
+  .figure3 .numbers, .figure3 tbody th { display: block; width: 100%; padding: .1rem 0; }
+  .figure3 thead, .figure3 .names { display: block; }
+  .figure3 tbody tr { padding-bottom: .6rem; }
   .gradio-container { padding: 0 .5rem !important; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
   .tile figcaption { font-size: .85rem; }

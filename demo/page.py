@@ -1,6 +1,5 @@
-"""The page: title, usage guidelines and the tabs; and how it is served."""
+"""The page: title, usage guidelines and the tabs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -8,15 +7,18 @@ from gradio.blocks import BlockFunction
 
 from demo import look
 from demo.compare_tab import build_compare_tab
+from demo.desk import Desk
 from demo.generate_tab import build_generate_tab
+from demo.rate_tab import build_rate_tab
 from demo.requests import RequestError
+from demo.results_tab import build_results_tab
 from demo.studio import QUIET, Studio, toast
 
 WAITING_LINE = 20  # computations; further visitors are told that the page is busy
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """Lay out the whole page; `serve_page` serves it."""
+def build_page(studio: Studio, desk: Desk) -> gr.Blocks:
+    """Lay out the whole page; `demo.house` serves it."""
     # Clips copied by Gradio go after an hour; ours are kept by the shelf.
     with _DiscreetBlocks(
         title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)
@@ -24,13 +26,18 @@ def build_page(studio: Studio) -> gr.Blocks:
         gr.HTML(look.HEADER, elem_id="masthead")
         _add_readiness(studio)
         _add_guidelines(page)
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
                 build_generate_tab(studio)
             with gr.Tab("Compare", id="compare"):
                 build_compare_tab(studio)
+            with gr.Tab("Rate", id="rate"):
+                build_rate_tab()
+            with gr.Tab("Results", id="results") as results:
+                build_results_tab(desk, results, tabs)
         gr.HTML(look.FOOTER, elem_id="colophon")
-    page.queue(max_size=WAITING_LINE, default_concurrency_limit=1)
+    # Closed to direct calls: whatever computes goes through the line.
+    page.queue(max_size=WAITING_LINE, default_concurrency_limit=1, api_open=False)
     return page
 
 
@@ -41,42 +48,6 @@ class _DiscreetBlocks(gr.Blocks):
         if (wanted := len(block_fn.inputs)) > len(inputs):
             problem = RequestError(f"Expected {wanted} fields, got {len(inputs)}. Send them all.")
             raise toast(problem, "Not started")
-
-
-def serve_page(
-    page: gr.Blocks,
-    studio: Studio,
-    when_open: Callable[[], None],
-    *,
-    host: str | None = None,
-    port: int | None = None,
-) -> None:
-    """Serve the page until it is interrupted.
-
-    Args:
-        when_open: called once, as soon as the page can be reached.
-        host, port: None leaves them to Gradio: this machine only, the first free port from 7860.
-    """
-    page.launch(
-        server_name=host, server_port=port, prevent_thread_lock=True, **launch_options(studio)
-    )
-    when_open()
-    page.block_thread()
-
-
-def launch_options(studio: Studio) -> dict[str, Any]:
-    """Return the keyword arguments of `launch` that keep this page looking well and closed."""
-    return {
-        "theme": look.build_theme(),
-        "css": look.CSS,
-        "allowed_paths": [str(studio.shelf.folder)],
-        "show_error": False,  # unexpected messages hold paths; ours are `gr.Error`
-        "footer_links": ["api"],
-        "run_history": False,
-        "max_file_size": "1kb",  # nothing here takes a file
-        "enable_monitoring": False,
-        "ssr_mode": False,
-    }
 
 
 def _add_readiness(studio: Studio) -> None:

@@ -73,7 +73,7 @@ def show_screen(clip: Clip) -> str:
 def build_synced_player() -> gr.HTML:
     """Lay out the player of the Compare tab; its value comes from `show_tiles`."""
     return gr.HTML(
-        show_tiles([]), js_on_load=_ONE_CLOCK, elem_id="synced-player", elem_classes="player"
+        show_tiles([]), js_on_load=ONE_CLOCK, elem_id="synced-player", elem_classes="player"
     )
 
 
@@ -120,7 +120,7 @@ def _data_url(text: str) -> str:
 # One clock for every video: they stay paused and are sent to the middle of the same frame, so
 # they cannot drift, however slow a decoder is. The page may replace the videos at any time,
 # therefore they are looked up at every tick.
-_ONE_CLOCK = """
+ONE_CLOCK = """
 const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const clock = {frame: 0, playing: !still, since: 0};
 const find = (name) => element.querySelector(name);

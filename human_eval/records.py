@@ -98,13 +98,15 @@ def tally(connection: Connection, *, simulated: bool = False) -> pd.DataFrame:
     raters = [_number(entry.subject) for entry in excluded if entry.subject.startswith("rater:")]
     turns = [_number(entry.subject) for entry in excluded if entry.subject.startswith("assig")]
     values = {"simulated": simulated, "raters": raters or [-1], "turns": turns or [-1]}
+    keys = ["comparison", "question", "choice", "side_a", "excluded"]
     patterns = _frame(connection, _PATTERNS, values)
+    if patterns.empty:
+        return pd.DataFrame(columns=[*keys, "count"])
     # Of two answers to one question the later one stands.
     answers = [dict(answer.split(":") for answer in told.split(";")) for told in patterns["told"]]
     rows = patterns.assign(answer=[list(given.items()) for given in answers]).explode("answer")
     rows["question"] = rows["answer"].str[0]
     rows["choice"] = rows["answer"].str[1]
-    keys = ["comparison", "question", "choice", "side_a", "excluded"]
     return rows.groupby(keys)["count"].sum().reset_index()
 
 

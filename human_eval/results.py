@@ -14,20 +14,16 @@ import pandas as pd
 from sqlalchemy import Connection, func, select
 
 from human_eval import events
-from human_eval.agreement import tabulate_agreement
-from human_eval.charts import draw_win_rates, save_chart
 from human_eval.definition import StudyDefinition
-from human_eval.evidence import decisions
-from human_eval.export import write_csv
 from human_eval.masks import mask_definition, mask_votes, number_raters
 from human_eval.store import StudyStore
 from human_eval.tables import AssignmentRow as Turn
 from human_eval.tables import Event, Study, Vote
 from human_eval.votes import evidence
-from human_eval.winrates import category_rates, win_rates
 
 PATIENCE = 5.0  # seconds that results may be old while answers come in
 SHARE = 0.05  # of one core that computing them anew may take
+QUICK = 0.5  # seconds of computing that a reader may wait for
 COUNTED = ("exclude", "revoke", "erased", "restored")  # events that change results
 
 
@@ -72,53 +68,64 @@ class _Kept:
 
 
 class LiveResults:
-    """Computes results when they are asked for and have changed, one at a time."""
+    """Computes results when they have changed; readers of a large study never wait for that."""
 
     def __init__(self, store: StudyStore) -> None:
         self._store = store
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one computation at a time
         self._kept: dict[tuple[bool, bool], _Kept] = {}
         self._charts: dict[tuple[bool, bool, str], tuple[Results, bytes]] = {}
+        self._refreshing: threading.Thread | None = None
 
     def read(self, *, named: bool = False, simulated: bool = False) -> Results:
-        """Return the newest results, or those of a few seconds ago while answers come in.
+        """Return the results, computed now, or some seconds ago while answers come in.
+
+        Where computing takes long it happens behind: the next reader gets what comes of it.
 
         Args:
             named: the reader may know the systems of an open study.
         """
-        with self._lock:
-            return self._read(named, simulated)
+        kept = self._kept.get((named, simulated))
+        with self._store.read() as connection:
+            state = _state(connection, simulated)
+        if kept is None or kept.state[0] != state[0]:  # closed or opened again: names change
+            return self._renew(named, simulated)
+        fresh = time.monotonic() - kept.made_at < max(PATIENCE, kept.cost / SHARE)
+        if kept.state == state or fresh:
+            return kept.results
+        if kept.cost < QUICK:
+            return self._renew(named, simulated)
+        if self._refreshing is None or not self._refreshing.is_alive():
+            self._refreshing = threading.Thread(
+                target=self._renew, args=(named, simulated), name="results", daemon=True
+            )
+            self._refreshing.start()
+        return kept.results
 
     def draw(self, kind: str, *, named: bool = False, simulated: bool = False) -> bytes | None:
         """Return the chart as "svg", "png" or "pdf"; None while there is nothing to draw."""
+        results = self.read(named=named, simulated=simulated)
+        if results.rates.empty:
+            return None
+        key = (named, simulated, kind)
         with self._lock:
-            results = self._read(named, simulated)
-            if results.rates.empty:
-                return None
-            key = (named, simulated, kind)
             drawn = self._charts.get(key)
             if drawn is None or drawn[0] is not results:
                 drawn = self._charts[key] = (results, _draw(results, kind))
             return drawn[1]
 
-    def _read(self, named: bool, simulated: bool) -> Results:
-        kept = self._kept.get((named, simulated))
-        with self._store.read() as connection:
-            state = _state(connection, simulated)
-            published = kept is not None and kept.state == state
-        if kept is not None:
-            age = time.monotonic() - kept.made_at
-            if published or (state[0] == kept.state[0] and age < _patience(kept.cost)):
-                return kept.results
-        began = time.monotonic()
-        results = compute_results(self._store, named=named, simulated=simulated)
-        cost = time.monotonic() - began
-        self._kept[named, simulated] = _Kept(state, time.monotonic(), cost, results)
-        return results
-
-
-def _patience(cost: float) -> float:
-    return max(PATIENCE, cost / SHARE)
+    def _renew(self, named: bool, simulated: bool) -> Results:
+        with self._lock:
+            with self._store.read() as connection:
+                state = _state(connection, simulated)
+            kept = self._kept.get((named, simulated))
+            if kept is not None and kept.state == state:
+                return kept.results  # somebody else has just done it
+            began = time.monotonic()
+            results = compute_results(self._store, named=named, simulated=simulated)
+            now = time.monotonic()
+            self._kept[named, simulated] = _Kept(state, now, now - began, results)
+            return results
 
 
 def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
@@ -137,6 +144,11 @@ def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
 
 def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Results:
     """Tabulate what has been answered so far."""
+    # The libraries of statistics take seconds to import, which a page that opens need not wait for.
+    from human_eval.agreement import tabulate_agreement
+    from human_eval.evidence import decisions
+    from human_eval.winrates import category_rates, win_rates
+
     definition = store.definition
     votes = store.votes(simulated=simulated)
     with store.read() as connection:
@@ -167,6 +179,8 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
 
 
 def _draw(results: Results, kind: str) -> bytes:
+    from human_eval.charts import draw_win_rates, save_chart
+
     figure = draw_win_rates(results.rates, results.definition, simulated=results.simulated)
     with TemporaryDirectory() as folder:
         [path] = save_chart(figure, Path(folder), "chart", formats=[kind])
@@ -175,6 +189,8 @@ def _draw(results: Results, kind: str) -> bytes:
 
 def table_as_csv(table: pd.DataFrame) -> bytes:
     """Return a table as CSV that a spreadsheet runs no formula of."""
+    from human_eval.export import write_csv
+
     with TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
         write_csv(table, path)

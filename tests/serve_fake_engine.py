@@ -4,10 +4,13 @@ import argparse
 import time
 from pathlib import Path
 
+from demo.desk import Desk
 from demo.engine import Engine
-from demo.page import build_page, serve_page
+from demo.house import build_house, serve_house
+from demo.page import build_page
 from demo.session import Generate
 from demo.shelf import Shelf
+from demo.starter import open_or_start
 from demo.studio import Studio
 from tests.fake_engine import CONTENDERS, MODELS, FakeEngine
 
@@ -36,7 +39,9 @@ def main() -> None:
         readiness=engine.readiness,
         shelf=Shelf(args.data_dir / "clips"),
     )
-    serve_page(build_page(studio), studio, engine.start, port=args.port)
+    desk = Desk(lambda: open_or_start(args.data_dir / "studies" / "shapes-demo"))
+    house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
+    serve_house(house, port=args.port)
 
 
 if __name__ == "__main__":
