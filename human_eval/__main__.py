@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from human_eval import commands
+from human_eval import commands, serving
 from human_eval.definition import PRESETS
 from human_eval.errors import StudyError
 
@@ -51,7 +51,7 @@ _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _command(subparsers: _Commands, name: str, summary: str) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(name, help=summary, description=summary)
     parser.add_argument("study", type=Path, metavar="STUDY", help="folder of the study")
-    parser.set_defaults(run=commands.COMMANDS[name])
+    parser.set_defaults(run=(commands.COMMANDS | serving.COMMANDS)[name])
     return parser
 
 
@@ -102,7 +102,7 @@ def _add_making(subparsers: _Commands) -> None:
 
 
 def _add_running(subparsers: _Commands) -> None:
-    serve = _command(subparsers, "serve", "Serve the vote path over HTTP.")
+    serve = _command(subparsers, "serve", "Serve the page for raters and its routes.")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--embedded", action="store_true", help="inside another site's frame")
@@ -110,6 +110,14 @@ def _add_running(subparsers: _Commands) -> None:
     invite = _command(subparsers, "invite", "Print a rater's invitation.")
     invite.add_argument("provider", help="such as prolific")
     invite.add_argument("rater", help="as the provider knows them; stored as a keyed hash")
+    invite.add_argument("--page", default="", help="address of the page: print the whole link")
+
+    links = _command(subparsers, "links", "Print the addresses to hand out, by whom they are for.")
+    links.add_argument("page", metavar="ADDRESS", help="of the page, such as https://.../rate")
+
+    staff = _command(subparsers, "staff", "Add an account; asks for its password.")
+    staff.add_argument("name")
+    staff.add_argument("--role", choices=["rater", "admin"], default="rater")
 
     close = _command(subparsers, "close", "Take no more answers.")
     close.add_argument("--reopen", action="store_true", help="take them again")

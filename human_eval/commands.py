@@ -157,30 +157,6 @@ def simulate(options: Namespace) -> None:
     print(f"Next: python -m human_eval report {options.study} --simulated")
 
 
-def serve(options: Namespace) -> None:
-    """Serve the vote path."""
-    import uvicorn
-
-    from human_eval.service import create_app
-
-    with _opened(options) as store:
-        uvicorn.run(
-            create_app(store, embedded=options.embedded),
-            host=options.host,
-            port=options.port,
-            server_header=False,
-            access_log=False,
-            timeout_keep_alive=20,
-            timeout_graceful_shutdown=10,
-        )
-
-
-def invite(options: Namespace) -> None:
-    """Print a rater's invitation."""
-    with _opened(options) as store:
-        print(store.keys.sign("invitation", [options.provider, options.rater]))
-
-
 def close(options: Namespace) -> None:
     """Close the study, or open it again."""
     with _opened(options) as store:
@@ -369,8 +345,6 @@ COMMANDS: dict[str, Command] = {
     "ingest": ingest,
     "import-votes": import_votes,
     "simulate": simulate,
-    "serve": serve,
-    "invite": invite,
     "close": close,
     "status": status,
     "report": report,
