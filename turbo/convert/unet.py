@@ -138,8 +138,9 @@ def _inside(kind: str, rest: str) -> str:
 
 def on_meta(configuration: dict[str, Any]) -> VideoUNet:
     """Return a network of names and shapes that takes no memory."""
+    arguments = {name: value for name, value in configuration.items() if name[0] != "_"}
     with torch.device("meta"):
-        return VideoUNet(**configuration)
+        return VideoUNet(**arguments)
 
 
 def _videocrafter_configuration(shapes: Shapes) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Convert the published files of one model into its folders."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from turbo.card import CONVERSION, ModelCard
+from turbo.convert.checkpoint import open_checkpoint
+from turbo.convert.plan import Job, plan_jobs
+from turbo.convert.stream import write_tensors
+from turbo.text import clip_tokenizer
+
+DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of a published diffusers layout
+
+
+def convert_model(
+    card: ModelCard,
+    paths: list[Path],
+    *,
+    projection: str | None = None,
+    replace: bool = False,
+) -> Iterator[tuple[int, int]]:
+    """Write the folders of a model, one tensor at a time; yield bytes written, and those in all.
+
+    Each folder appears whole or not at all. Those that are there already are kept.
+
+    Args:
+        paths: published files, or folders in diffusers' layout.
+        projection: which guidance projection the published adapters get; see `adapters.THE_TRAP`.
+        replace: write also what is there already.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere.
+        ValueError: a file is damaged, holds code, or does not suit the model.
+        OSError: the disk is full.
+    """
+    checkpoints = [open_checkpoint(file) for path in paths for file in _files_at(path)]
+    jobs = plan_jobs(card, checkpoints, projection)
+    missing = set(card.missing)
+    wanted = [job for job in jobs if replace or job.folder in missing]
+    if not wanted:
+        raise ValueError(
+            f"Expected something to convert for {card.name}, got only what is in {card.folder} "
+            "already. Convert again with --replace."
+        )
+    total, done = sum(job.size for job in wanted), 0
+    card.folder.mkdir(parents=True, exist_ok=True)
+    _check_space(card.folder, total)
+    for job in wanted:
+        for written in _write(job, card.folder):
+            done += written
+            yield done, total
+        if job.folder == "text_encoder" or "tokenizer" in missing:
+            clip_tokenizer().save_pretrained(card.folder / "tokenizer")
+
+
+def _write(job: Job, folder: Path) -> Iterator[int]:
+    """Write one folder under another name, and rename it when it is whole."""
+    partial = Path(tempfile.mkdtemp(prefix=f".{job.folder}-", dir=folder))
+    try:
+        partial.chmod(0o755)
+        for written in write_tensors(partial / job.file, job.slots, job.read):
+            if isinstance(written, int):
+                yield written
+            else:
+                note = {"sha256": written.sha256, **job.origin}
+                (partial / CONVERSION).write_text(json.dumps(note, indent=2) + "\n")
+        if job.network is not None:
+            _save_configuration(job, partial)
+        if (folder / job.folder).exists():
+            (folder / job.folder).rename(partial / "former")
+        partial.rename(folder / job.folder)
+        shutil.rmtree(folder / job.folder / "former", ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_configuration(job: Job, folder: Path) -> None:
+    if job.folder == "text_encoder":
+        job.network.config.save_pretrained(folder)  # type: ignore[union-attr]
+    else:
+        job.network.save_config(folder)  # type: ignore[union-attr]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """Return the weights in a folder of diffusers' layout, or the path of a file itself."""
+    if not path.is_dir():
+        return [path]
+    found = []
+    for part in DIFFUSERS_PARTS:
+        whole = [
+            file
+            for file in sorted((path / part).glob("*"))
+            if file.suffix in (".safetensors", ".bin") and ".fp16." not in file.name
+        ]
+        safe = [file for file in whole if file.suffix == ".safetensors"]
+        if not whole:
+            raise FileNotFoundError(
+                f"Expected weights in {path / part}, got none. "
+                "Give the folder that holds unet/, vae/ and text_encoder/."
+            )
+        found += (safe or whole)[:1]
+    return found
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"Expected {needed / 1e9:.1f} GB free for {folder}, got {free / 1e9:.1f} GB. "
+            "Make room, or set T2V_WEIGHTS_DIR to another disk."
+        )

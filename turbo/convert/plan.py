@@ -1,0 +1,256 @@
+"""What a published file is, whether it suits a model, and which folders come of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from turbo.card import ModelCard
+from turbo.convert.adapters import PROJECTION, change_of, pair_up, read_merged, read_projection
+from turbo.convert.checkpoint import Checkpoint, open_checkpoint
+from turbo.convert.difference import refuse_differences
+from turbo.convert.part import Part, Shapes
+from turbo.convert.stream import Slot
+from turbo.convert.text import map_open_clip_text, map_transformers_text
+from turbo.convert.unet import (
+    map_modelscope_unet,
+    map_videocrafter_unet,
+    modelscope_part,
+    on_meta,
+    videocrafter_part,
+)
+from turbo.convert.vae import map_diffusers_vae, map_latent_diffusion_vae
+from turbo.lora import DOWN, LORA_FILE, UP
+from turbo.unet import VideoUNet
+
+Kind = Literal["checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters"]
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+GUIDANCE_SIZE = 256  # of the embedding of w; T2V-Turbo's published code
+DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+
+_DESCRIPTIONS: dict[Kind, str] = {
+    "checkpoint": "a VideoCrafter2 checkpoint (UNet, VAE and text tower)",
+    "videocrafter-unet": "a UNet of VideoCrafter2's kind",
+    "modelscope-unet": "a UNet of ModelScope's kind",
+    "vae": "a VAE in diffusers' layout",
+    "text": "a text tower in transformers' layout",
+    "adapters": "a list of adapters",
+}
+_FITTING: dict[str, tuple[Kind, ...]] = {  # by family
+    "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters"),
+    "modelscope": ("modelscope-unet", "vae", "text", "adapters"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One folder to write: a file of tensors, and the configuration of their network."""
+
+    folder: str
+    file: str
+    slots: Mapping[str, Slot]
+    read: Callable[[str], Tensor]
+    network: nn.Module | None  # none for adapters, which go onto another's
+    origin: dict[str, str] = field(default_factory=dict)  # noted beside the result
+
+    @property
+    def size(self) -> int:
+        """Return the bytes to be written."""
+        return sum(slot.size for slot in self.slots.values())
+
+
+def recognise(checkpoint: Checkpoint) -> Kind:
+    """Return what a file is, by the names in it.
+
+    Raises:
+        ValueError: nothing that is known here.
+    """
+    names = checkpoint.shapes
+    marks: dict[Kind, bool] = {
+        "adapters": checkpoint.positional,
+        "checkpoint": f"{UNET}input_blocks.0.0.weight" in names,
+        "videocrafter-unet": "input_blocks.0.0.weight" in names,
+        "modelscope-unet": "conv_in.weight" in names and "transformer_in.norm.weight" in names,
+        "vae": "encoder.conv_in.weight" in names,
+        "text": any(name.endswith("embeddings.token_embedding.weight") for name in names),
+    }
+    for kind, marked in marks.items():
+        if marked:
+            return kind
+    raise ValueError(
+        f"Expected weights of VideoCrafter2, ModelScope or T2V-Turbo in {checkpoint.path}, "
+        f"got {len(names)} tensors that begin with {[*names][:3]}. "
+        "`python -m turbo.models show NAME` tells which files make up a model."
+    )
+
+
+def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
+    """Return the networks of a file by "unet", "vae", "text_encoder"; adapters have none.
+
+    Raises:
+        ValueError: a tensor that tells their sizes is missing, or of an impossible shape.
+    """
+    shapes = checkpoint.shapes
+    maps: dict[Kind, Callable[[Shapes], dict[str, Part]]] = {
+        "checkpoint": lambda shapes: {
+            "unet": map_videocrafter_unet(shapes, UNET),
+            "vae": map_latent_diffusion_vae(shapes, VAE),
+            "text_encoder": map_open_clip_text(shapes, TEXT),
+        },
+        "videocrafter-unet": lambda shapes: {"unet": map_videocrafter_unet(shapes)},
+        "modelscope-unet": lambda shapes: {"unet": map_modelscope_unet(shapes)},
+        "vae": lambda shapes: {"vae": map_diffusers_vae(shapes)},
+        "text": lambda shapes: {"text_encoder": map_transformers_text(shapes)},
+        "adapters": lambda shapes: {},
+    }
+    try:
+        return maps[kind](shapes)
+    except KeyError as error:
+        raise ValueError(
+            f"Expected the tensor {error} in {checkpoint.path}, {_DESCRIPTIONS[kind]}, got none. "
+            "Download it again, or choose the file this model was published as."
+        ) from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"Expected shapes of {_DESCRIPTIONS[kind]} in {checkpoint.path}, got others "
+            f"({error}). Choose the file this model was published as."
+        ) from error
+
+
+def plan_jobs(
+    card: ModelCard, checkpoints: list[Checkpoint], projection: str | None = None
+) -> list[Job]:
+    """Return the folders that come of published files, for one model.
+
+    Args:
+        projection: the choice of `adapters.read_projection`; only a list of adapters needs one.
+
+    Raises:
+        ValueError: a file does not suit the model; says which, why, and what to do.
+    """
+    jobs: list[Job] = []
+    lists = []
+    for checkpoint in checkpoints:
+        kind = recognise(checkpoint)
+        if kind not in _FITTING.get(card.family, ()):
+            raise ValueError(
+                f"Expected a file of {card.name}, got {checkpoint.path}: {_DESCRIPTIONS[kind]}. "
+                f"`python -m turbo.models show {card.name}` lists its files."
+            )
+        if kind == "adapters":
+            lists.append(checkpoint)
+            continue
+        parts = parts_of(checkpoint, kind)
+        refuse_differences(checkpoint, *parts.values())
+        for name, part in parts.items():
+            folder = _folder_of_unet(card, part, checkpoint, kind) if name == "unet" else name
+            if folder:
+                jobs.append(_plan_part(folder, part, checkpoint))
+    return [*jobs, *(_plan_adapters(card, found, jobs, projection) for found in lists)]
+
+
+def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
+    """Return where a UNet goes; nowhere, if only what stands beside it is wanted of its file."""
+    config, path = part.network.config, checkpoint.path
+    is_student = config.time_cond_proj_dim is not None
+    if card.unet == "teacher":
+        if is_student:
+            raise ValueError(
+                f"Expected the teacher of {card.name} in {path}, got a student: it holds the "
+                "guidance projection. Convert it as a model whose weights are merged."
+            )
+        return card.unet
+    if not is_student:
+        if kind == "checkpoint" and any("teacher" in source.gives for source in card.sources):
+            return None
+        raise ValueError(
+            f"Expected the student {card.name} in {path}, got a teacher: it lacks the guidance "
+            "projection time_cond_proj.weight. `python -m turbo.models show "
+            f"{card.name}` lists its files."
+        )
+    if config.motion_conditioning and card.motion_layers == "never":
+        raise ValueError(
+            f"Expected {card.name} in {path}, got T2V-Turbo-v2: it holds motion_cond_proj.weight. "
+            "Convert it as t2v-turbo-v2 or t2v-turbo-v2-no-mg."
+        )
+    if not config.motion_conditioning and card.motion_layers == "always":
+        raise ValueError(
+            f"Expected {card.name} in {path}, got a student without motion_cond_proj.weight. "
+            "Convert it as t2v-turbo-v2-no-mg or t2v-turbo-vc2."
+        )
+    return card.unet
+
+
+def _plan_part(folder: str, part: Part, checkpoint: Checkpoint) -> Job:
+    slots = {
+        name: Slot(checkpoint.tensors[origin.name].dtype, part.shapes[name])
+        for name, origin in part.origins.items()
+    }
+
+    def read(name: str) -> Tensor:
+        return part.ours(name, checkpoint.read(part.origins[name].name))
+
+    file = TRANSFORMERS_FILE if folder == "text_encoder" else DIFFUSERS_FILE
+    return Job(folder, file, slots, read, part.network, {"file": checkpoint.path.name})
+
+
+def _plan_adapters(
+    card: ModelCard, checkpoint: Checkpoint, jobs: list[Job], projection: str | None
+) -> Job:
+    """Return the adapters by name, or, for a model published as merged, the merged UNet."""
+    if card.role == "teacher":
+        raise ValueError(
+            f"Expected the weights of the teacher {card.name}, got {checkpoint.path}: "
+            f"{_DESCRIPTIONS['adapters']}. Convert it as a student."
+        )
+    base = _base_of_adapters(card, checkpoint, jobs)
+    assert isinstance(base.network, VideoUNet)
+    student = on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
+    fps = student.config.fps_conditioning
+    part = videocrafter_part(student) if fps else modelscope_part(student)
+    pairs = pair_up(checkpoint, part)
+    weight = f"{PROJECTION}.weight"
+    chosen = read_projection(projection, part.shapes[weight], checkpoint.path)
+    origin = {"file": checkpoint.path.name, "projection": str(projection)}
+    if card.lora is None:
+        slots = {**base.slots, weight: Slot(torch.float32, part.shapes[weight])}
+
+        def read_base(name: str) -> Tensor:
+            return chosen if name == weight else base.read(name)
+
+        read = read_merged(read_base, checkpoint, pairs, part.shapes)
+        return Job(card.unet, DIFFUSERS_FILE, slots, read, student, origin)
+
+    changed = chosen + change_of(checkpoint, pairs.pop(PROJECTION), part.shapes[weight])
+    places = {f"{layer}{DOWN}": pair.down for layer, pair in pairs.items()}
+    places |= {f"{layer}{UP}": pair.up for layer, pair in pairs.items()}
+    slots = {
+        name: Slot(checkpoint.tensors[place].dtype, checkpoint.shapes[place])
+        for name, place in places.items()
+    }
+    slots[weight] = Slot(torch.float32, part.shapes[weight])
+
+    def read_named(name: str) -> Tensor:
+        return changed if name == weight else checkpoint.read(places[name])
+
+    return Job(card.lora, LORA_FILE, slots, read_named, None, origin)
+
+
+def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
+    """Return the teacher a list of adapters belongs to: among these files, or converted before."""
+    for job in jobs:
+        if job.folder == "teacher":
+            return job
+    folder = card.folder / "teacher"
+    if not (folder / DIFFUSERS_FILE).exists():
+        raise ValueError(
+            f"Expected the teacher's weights in {folder} for the adapters {checkpoint.path}, "
+            f"got none. First run `python -m turbo.models fetch {card.family}`."
+        )
+    teacher = open_checkpoint(folder / DIFFUSERS_FILE)
+    slots = {name: Slot(t.dtype, tuple(t.shape)) for name, t in teacher.tensors.items()}
+    network = on_meta(VideoUNet.load_config(folder))
+    return Job("teacher", DIFFUSERS_FILE, slots, teacher.read, network)
