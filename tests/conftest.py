@@ -17,7 +17,7 @@ from turbo.schedule import NoiseSchedule
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
-pytest_plugins = ["browser", "studies"]
+pytest_plugins = ["browser", "rated_study", "studies"]
 
 TINY_UNET = {
     "block_out_channels": (16, 32),
