@@ -117,7 +117,7 @@ def merged_lora(recorded: Golden, base: dict[str, Tensor]) -> dict[str, Tensor]:
     return merged
 
 
-def latent_diffusion_vae(recorded: Golden) -> AutoencoderKL:
+def latent_diffusion_vae(recorded: Golden, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Convert a VAE from weights under their published names."""
-    weights = recorded.weights()
+    weights = {name: tensor.to(dtype) for name, tensor in recorded.weights().items()}
     return map_latent_diffusion_vae(shapes_of(weights)).filled(weights)
