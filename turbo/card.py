@@ -104,6 +104,12 @@ class ModelCard:
         return [source for source in self.sources if missing & set(source.gives)]
 
     @property
+    def unpublished(self) -> list[str]:
+        """Return the missing folders that no published file gives: they are to be trained."""
+        published = {folder for source in self.sources for folder in source.gives}
+        return [folder for folder in self.missing if folder not in published]
+
+    @property
     def download_bytes(self) -> int:
         """Return how much there is to fetch; 0 where nothing is missing, or nothing published."""
         return sum(source.size for source in self.needed)

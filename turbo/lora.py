@@ -93,8 +93,7 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    weights = dict(unet.named_parameters())
-    strangers = [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
+    strangers = find_strangers(unet, tensors)
     ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
     if strangers or not ranks:
         raise ValueError(
@@ -104,6 +103,12 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     _inject(unet, ranks)
     unet.load_state_dict(tensors, strict=False)
     return unet
+
+
+def find_strangers(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the saved adapters that are of no layer of this network."""
+    weights = dict(unet.named_parameters())
+    return [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
 
 
 def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:

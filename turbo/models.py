@@ -1,8 +1,15 @@
-"""The models that can be loaded: a table of cards, and the function that loads one.
+"""The models that can be loaded, and the command that gets, converts and checks their weights.
+
+python -m turbo.models list
+python -m turbo.models fetch t2v-turbo-v2
 
 Reading the table takes no time: torch and diffusers are imported by the first load.
 """
 
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbo.card import ModelCard
@@ -44,3 +51,160 @@ def load_card(
     from turbo.pipeline import VideoPipeline  # brings torch and diffusers: seconds
 
     return VideoPipeline.load(card, device, **options)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as refusal:  # ConnectionError and FileNotFoundError are OSErrors
+        sys.exit(f"{parser.prog}: {refusal}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command again to go on.")
+
+
+def describe_state(card: ModelCard) -> str:
+    """Return in a few words what a model still needs."""
+    if card.is_ready():
+        return "ready"
+    if card.unpublished:
+        return "to be trained by you"
+    return f"needs {card.download_bytes / 1e9:.1f} GB download"
+
+
+def _list(options: argparse.Namespace) -> None:
+    width = max(map(len, MODELS))
+    for card in MODELS.values():
+        size = f"{card.num_frames} x {card.height} x {card.width}"
+        print(
+            f"{card.name:{width}}  {describe_state(card):23}  {size:14}  {card.default_steps:2} steps"
+            f"  {card.memory_gb:3.1f} GB  {card.licence}"
+        )
+
+
+def _show(options: argparse.Namespace) -> None:
+    card = find_card(options.name)
+    steps = f"{card.default_steps} steps of {card.sampler}"
+    if card.sampler == "consistency":
+        steps += f" on a grid of {card.origin_steps}"
+    else:
+        steps += f", eta {card.eta:g}"
+    motion = "" if card.motion_strength is None else f", motion guidance {card.motion_strength:g}"
+    lines = {
+        "model": f"{card.title} ({card.role}), {card.licence}",
+        "state": describe_state(card),
+        "folder": f"{card.folder}: {', '.join(card.parts)}, tokenizer",
+        "clips": f"{card.num_frames} frames of {card.width} x {card.height}, {card.fps} per second",
+        "sampling": f"{steps}{motion}; told {card.told_fps} frames per second",
+        "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
+        f"{card.guidance_kind}",
+        "memory": f"{card.memory_gb:g} GB of an accelerator (estimate)",
+    }
+    for source in card.sources:
+        lines[source.path] = f"{source.size / 1e9:.2f} GB, {source.address}"
+        if source.sha256:
+            lines[source.path] += f" SHA-256 {source.sha256}"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:{width}}  {text}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from turbo.fetch import check_request, fetch_model, find_cached
+
+    card = find_card(options.name)
+    check_request(card, options.projection)
+    absent = [source for source in card.needed if find_cached(source) is None]
+    size = sum(source.size for source in absent)
+    for source in absent:
+        print(f"{source.size / 1e9:5.2f} GB  {source.address}")
+    if size and not options.yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"Expected --yes to download {size / 1e9:.1f} GB unasked, got none.")
+        if input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ").lower() != "y":
+            raise ValueError("Nothing was downloaded.")
+    steps = fetch_model(card, projection=options.projection)
+    _show_progress((step.stage, step.done, step.total) for step in steps)
+    print(f"{card.name} is ready in {card.folder}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from turbo.convert.model import convert_model
+
+    card = find_card(options.name)
+    written = convert_model(
+        card, options.files, projection=options.projection, replace=options.replace
+    )
+    _show_progress(("convert", done, total) for done, total in written)
+    if card.missing:
+        print(f"Converted. {card.name} still lacks {', '.join(card.missing)} in {card.folder}")
+    else:
+        print(f"{card.name} is ready in {card.folder}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from turbo.verify import verify_file, verify_model
+
+    card = find_card(options.name)
+    if options.files:
+        findings = [verify_file(card, file) for file in options.files]
+    else:
+        findings = list(verify_model(card))
+    for finding in findings:
+        print(finding)
+    if any(finding.problems for finding in findings):
+        sys.exit(1)
+
+
+def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
+    """Draw one bar after another, in bytes."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+    for stage, done, total in steps:
+        if bar is None or (bar.desc, bar.total) != (f"{stage}: ", total):
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=stage, total=total, unit="B", unit_scale=True)
+        bar.update(done - bar.n)
+    if bar is not None:
+        bar.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m turbo.models",
+        description="List the models; get, convert and check their weights.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    add("list", _list, "every model, and whether it can be loaded")
+    show = add("show", _show, "one model: how it samples, and what it is made of")
+    fetch = add("fetch", _fetch, "download a model's published files and convert them")
+    convert = add("convert", _convert, "turn published files into the weights that are loaded here")
+    verify = add("verify", _verify, "check a model's weights, or published files before converting")
+    for command in (show, fetch, convert, verify):
+        command.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    fetch.add_argument("--yes", action="store_true", help="do not ask before downloading gigabytes")
+    convert.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="or a folder in diffusers' layout"
+    )
+    convert.add_argument("--replace", action="store_true", help="write also what is there already")
+    verify.add_argument("files", type=Path, nargs="*", metavar="FILE")
+    for command in (fetch, convert):
+        command.add_argument(
+            "--projection", metavar="zeros|random:SEED|FILE",
+            help="the guidance projection that published adapters lack",
+        )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    main()

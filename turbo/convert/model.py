@@ -10,6 +10,7 @@ from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import Job, plan_jobs
 from turbo.convert.stream import write_tensors
+from turbo.space import check_space
 from turbo.text import clip_tokenizer
 
 DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of a published diffusers layout
@@ -47,7 +48,7 @@ def convert_model(
         )
     total, done = sum(job.size for job in wanted), 0
     card.folder.mkdir(parents=True, exist_ok=True)
-    _check_space(card.folder, total)
+    check_space(card.folder, total)
     for job in wanted:
         for written in _write(job, card.folder):
             done += written
@@ -103,12 +104,3 @@ def _files_at(path: Path) -> list[Path]:
             )
         found += (safe or whole)[:1]
     return found
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            f"Expected {needed / 1e9:.1f} GB free for {folder}, got {free / 1e9:.1f} GB. "
-            "Make room, or set T2V_WEIGHTS_DIR to another disk."
-        )

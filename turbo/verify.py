@@ -1,0 +1,141 @@
+"""Check weights: a published file before it is converted, or a model's folders after."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from turbo.card import CONVERSION, ModelCard
+from turbo.convert.checkpoint import Checkpoint, open_checkpoint
+from turbo.convert.difference import find_differences
+from turbo.convert.part import Origin, Part
+from turbo.convert.plan import GUIDANCE_SIZE, parts_of, plan_jobs, recognise
+from turbo.convert.unet import on_meta
+from turbo.lora import find_strangers
+from turbo.unet import VideoUNet
+
+PUBLISHED_PARAMETERS = {
+    1_413_284_420: "VideoCrafter2",
+    1_413_366_340: "T2V-Turbo (VC2)",
+    1_413_653_060: "T2V-Turbo-v2",
+    1_411_233_860: "ModelScope",
+    1_411_315_780: "T2V-Turbo (MS)",
+    83_653_863: "the VAE of both teachers",
+    340_387_840: "the text tower of both teachers",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one file or folder."""
+
+    place: Path
+    parameters: int  # 0 where there is no network
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        published = PUBLISHED_PARAMETERS.get(self.parameters)
+        size = f"{self.parameters:,} parameters" + (f", as {published}" if published else "")
+        state = "good" if not self.problems else f"{len(self.problems)} problems"
+        lines = [f"{self.place}: {state}" + (f"; {size}" if self.parameters else "")]
+        return "\n".join(lines + [f"  {problem}" for problem in self.problems])
+
+
+def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -> Finding:
+    """Compare a published file with what its model needs; every difference is a problem."""
+    try:
+        checkpoint = open_checkpoint(path)
+        parts = parts_of(checkpoint, recognise(checkpoint))
+        problems = []
+        if parts:  # a list of adapters has no names to compare
+            problems = [str(d) for d in find_differences(parts.values(), checkpoint.shapes)]
+        if not problems:
+            plan_jobs(card, [checkpoint], projection)
+            problems = _damages(checkpoint)
+    except (ValueError, FileNotFoundError) as error:
+        return Finding(path, 0, [str(error)])
+    return Finding(path, sum(part.parameters for part in parts.values()), problems)
+
+
+def verify_model(card: ModelCard) -> Iterator[Finding]:
+    """Compare every folder of a model with its configuration, and with the hash it was noted."""
+    for folder in card.parts:
+        if folder in card.missing:
+            yield Finding(card.folder / folder, 0, [f"missing: `... fetch {card.name}` gets it"])
+        elif folder == card.lora:
+            yield _verify_adapters(card)
+        else:
+            yield _verify_network(card.folder / folder)
+    if "tokenizer" in card.missing:
+        yield Finding(card.folder / "tokenizer", 0, ["missing: convert the text encoder again"])
+
+
+def _verify_network(folder: Path) -> Finding:
+    [file] = sorted(folder.glob("*.safetensors"))
+    try:
+        checkpoint = open_checkpoint(file)
+    except ValueError as error:
+        return Finding(folder, 0, [str(error)])
+    network = _network_of(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    part = Part(network, {name: Origin(name, shape) for name, shape in shapes.items()})
+    problems = [str(d) for d in find_differences([part], checkpoint.shapes)]
+    return Finding(folder, part.parameters, problems + _damages(checkpoint) + _changes(file))
+
+
+def _verify_adapters(card: ModelCard) -> Finding:
+    [file] = sorted((card.folder / str(card.lora)).glob("*.safetensors"))
+    try:
+        checkpoint = open_checkpoint(file)
+    except ValueError as error:
+        return Finding(file.parent, 0, [str(error)])
+    configuration = VideoUNet.load_config(card.folder / card.unet)
+    student = on_meta({**configuration, "time_cond_proj_dim": GUIDANCE_SIZE})
+    problems = [
+        f"unexpected {name}: no layer of {card.unet} has this adapter"
+        for name in find_strangers(student, checkpoint.tensors)
+    ]
+    parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    return Finding(file.parent, parameters, problems + _damages(checkpoint) + _changes(file))
+
+
+def _network_of(folder: Path) -> nn.Module:
+    """Return the network a folder's configuration describes, without memory."""
+    configuration: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    if configuration.get("_class_name") == "VideoUNet":
+        return on_meta(VideoUNet.load_config(folder))
+    with torch.device("meta"):
+        if configuration.get("_class_name") == "AutoencoderKL":
+            return AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+
+
+def _damages(checkpoint: Checkpoint) -> list[str]:
+    """Read every tensor, and return what is wrong with its bytes."""
+    problems = []
+    for name in checkpoint.shapes:
+        try:
+            checkpoint.read(name)
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _changes(file: Path) -> list[str]:
+    """Compare a converted file with the hash that was noted when it was written."""
+    record = file.with_name(CONVERSION)
+    if not record.exists():
+        return []
+    noted = json.loads(record.read_text())["sha256"]
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found == noted:
+        return []
+    return [f"changed since it was converted: expected SHA-256 {noted}, got {found}; convert again"]
