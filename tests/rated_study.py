@@ -91,6 +91,8 @@ def make_study(
     loops: int = 1,
     anonymous: bool = True,
     frames: int = 16,
+    width: int = 256,
+    height: int = 160,
 ) -> StudyStore:
     """Create a study of so many pairs, with clips of one second for sixteen frames."""
     text = DEFINITION.format(loops=loops, anonymous=str(anonymous).lower()) + extra
@@ -100,7 +102,7 @@ def make_study(
     store = create_study(folder, parse_definition(text), prompts)
     clips = []
     for number, system in enumerate(store.definition.systems):
-        footage = make_footage(number, frames=frames)
+        footage = make_footage(number, frames=frames, width=width, height=height)
         pattern = store.media / f"pattern{number}.mp4"
         digest = write_footage(footage, pattern)
         for index in range(pairs):
