@@ -77,10 +77,10 @@ def describe_state(card: ModelCard) -> str:
 def _list(options: argparse.Namespace) -> None:
     width = max(map(len, MODELS))
     for card in MODELS.values():
-        size = f"{card.num_frames} x {card.height} x {card.width}"
+        clip = f"{card.num_frames} x {card.height} x {card.width}, {card.default_steps} steps"
+        state = describe_state(card)
         print(
-            f"{card.name:{width}}  {describe_state(card):23}  {size:14}  {card.default_steps:2} steps"
-            f"  {card.memory_gb:3.1f} GB  {card.licence}"
+            f"{card.name:{width}}  {state:23}  {clip:24}  {card.memory_gb:3.1f} GB  {card.licence}"
         )
 
 
