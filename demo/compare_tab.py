@@ -146,7 +146,7 @@ def _connect_comparison(studio: Studio, parts: _Parts) -> None:
         show_progress_on=parts.status,
         api_visibility="private",
     )
-    connect_stop(comparing, parts.run, parts.stop, parts.status)
+    connect_stop([comparing], parts.run, parts.stop, parts.status)
 
 
 def _verdict(contenders: Sequence[Contender], clips: Sequence[Clip]) -> str:

@@ -29,11 +29,11 @@ OURS = re.compile(r"/(study|results|admin)(/[\w.~=+-]*)*")
 OPEN = re.compile(
     r"/|/healthz|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
     r"|/(assets|static|svelte)/[\w./@~+-]+"
-    r"|/gradio_api/(info|heartbeat/[A-Za-z0-9]+|queue/data|startup-events|app_id)/?"
+    r"|/gradio_api/(info|heartbeat/[A-Za-z0-9-]+|queue/data|startup-events|app_id)/?"
 )
 CALLS = re.compile(r"/gradio_api/(queue/join|run/\w+|cancel|reset)/?")
 FILE = "/gradio_api/file="
-SESSION = re.compile(r"[A-Za-z0-9]{1,64}")
+SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Gradio's file route repeats these from the request in its response.
 REPEATED = ("cookie", "authorization", "host", "user-agent", "range", "accept", "referer")
 HEADERS = {
@@ -97,7 +97,7 @@ class Guard:
             await _refuse(refusal)(scope, receive, send)
             return
         except (CallError, TooMany) as error:
-            status = 429 if isinstance(error, TooMany) else 422
+            status = 429 if isinstance(error, TooMany) else 400
             await _refuse(Refusal(status, str(error), 2 * (status == 429)))(scope, receive, send)
             return
         await self._pass_on(scope, _replay(body, receive), send, client, session)
@@ -150,7 +150,7 @@ class Guard:
         else:
             return None
         if session is not None and not SESSION.fullmatch(session):
-            raise Refusal(422, "Expected a session of letters and digits, got another one.")
+            raise Refusal(400, "Expected a session of letters, digits and dashes, got another one.")
         return session
 
     def _with_headers(self, send: Send, path: str) -> Send:
@@ -185,7 +185,7 @@ def _read_json(body: bytes) -> Any:
         text = body.decode("utf-8")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refusal(422, "Expected JSON in UTF-8, got something else.") from error
+        raise Refusal(400, "Expected JSON in UTF-8, got something else.") from error
 
 
 async def _read_body(receive: Receive) -> bytes:

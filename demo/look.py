@@ -198,7 +198,7 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .transport button:hover { border-color: var(--accent); }
 .counter { color: var(--quiet); min-width: 7.5em; font-variant-numeric: tabular-nums; }
 
-.rate-frame { display: block; width: 100%; min-height: 30rem; border: 1px solid var(--line);
+.rate-frame { display: block; width: 100%; height: 860px; border: 1px solid var(--line);
   border-radius: 4px; background: var(--panel); }
 .rate .quiet { padding-bottom: .5rem; }
 .results-dials { align-items: end; }
@@ -256,6 +256,8 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 #results-place { max-width: 12rem; }
 
 @media (max-width: 640px) {
+  .tab-container button { padding-inline: .55rem !important; }  /* four fit on a phone */
+  .rate-frame { height: 100svh; }
   .figure3 { padding: .7rem .6rem; }
   .figure3 table, .figure3 tbody, .figure3 tr, .figure3 th, .figure3 td,
   .figure3 .numbers, .figure3 tbody th { display: block; width: 100%; padding: .1rem 0; }

@@ -22,18 +22,10 @@ allow="fullscreen; autoplay"></iframe>
 </div>
 """
 
-# The frame loads when the tab is first seen, and is as high as what is in it.
+# The frame loads when the tab is first seen.
 _LOAD_WHEN_SEEN = """
 const frame = element.querySelector('iframe');
 const theme = document.body.classList.contains('dark') ? 'dark' : 'light';
-const follow = () => {
-  const inside = frame.contentDocument && frame.contentDocument.body;
-  if (!inside) return;
-  const fit = () => { frame.style.height = `${Math.max(480, inside.scrollHeight + 8)}px`; };
-  new ResizeObserver(fit).observe(inside);
-  fit();
-};
-frame.addEventListener('load', follow);
 new IntersectionObserver((entries, observer) => {
   if (!entries.some((entry) => entry.isIntersecting)) return;
   observer.disconnect();

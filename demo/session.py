@@ -52,17 +52,20 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """Where a computation stands; the last one carries the clip."""
+    """Where a computation stands, the last one with the clip; or where a download stands."""
 
-    stage: str  # "load", "text", "denoise", "decode", "encode" or "done"
-    step: int = 0
-    steps: int = 0
+    # "load", "text", "denoise", "decode", "encode", "done"; or "download", "check", "convert"
+    stage: str
+    step: int = 0  # of a download: bytes done
+    steps: int = 0  # of a download: bytes in all
     seconds: float = 0.0  # since the computation began
     clip: Clip | None = None
 
 
 # The Path is where the mp4 goes; closing the generator ends the computation.
 Generate = Callable[[Request, Path], Generator[Update, None, None]]
+# Brings the weights of a model by that name; closing the generator ends it, and it can go on later.
+Fetch = Callable[[str], Generator[Update, None, None]]
 
 
 @dataclass(frozen=True, kw_only=True)

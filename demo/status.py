@@ -12,7 +12,11 @@ _STAGES = {
     "denoise": "Denoising",
     "decode": "Decoding the frames",
     "encode": "Writing the video",
+    "download": "Downloading",
+    "check": "Checking what came",
+    "convert": "Converting",
 }
+_BYTES = ("download", "check", "convert")  # stages that count bytes
 
 
 class StepClock:
@@ -49,6 +53,8 @@ def show_update(update: Update, remaining: float | None, prefix: str = "") -> st
     label = prefix + _STAGES.get(update.stage, update.stage)
     if update.stage == "denoise":
         label += f": step {update.step} of {update.steps}"
+    if update.stage in _BYTES:
+        label += f": {update.step / 1e9:.2f} of {update.steps / 1e9:.2f} GB"
     clock = f"{update.seconds:.1f} s"
     if remaining is not None:
         clock += f" · about {remaining:.1f} s of steps left"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
+from demo.session import Clip, Contender, Fetch, Generate, ModelInfo, Request, Update
 from demo.shelf import Shelf
 from demo.status import show_idle
 
@@ -27,8 +27,11 @@ class Studio:
     default_model: str
     contenders: Sequence[Contender]  # rows of the Compare tab
     generate: Generate
-    readiness: Callable[[str], str]  # of a model: "loading", "ready" or "failed"
+    readiness: Callable[[str], str]  # of the default model: "loading", "ready" or "failed"
     shelf: Shelf
+    # What a model needs before it can run here, such as "needs 5.6 GB download", or "ready".
+    need: Callable[[str], str] = lambda name: "ready"
+    fetch: Fetch | None = None  # None where the operator does not allow downloads
 
     def run(
         self, request: Request, show: Callable[[Update], Shown]
@@ -50,10 +53,12 @@ def at_rest(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
     return {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
 
 
-def connect_stop(computing: Dependency, run: gr.Button, stop: gr.Button, status: gr.HTML) -> None:
+def connect_stop(
+    computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
+) -> None:
     """Let the button end the computation, and say so once it has ended."""
     # Saying so in the same event would lose the race against the last update under way.
-    stopping = stop.click(None, cancels=[computing], **QUIET)
+    stopping = stop.click(None, cancels=computing, **QUIET)
     stopping.then(
         lambda: {status: show_idle("Stopped."), **at_rest(run, stop)},
         None,
