@@ -25,11 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StudyError as refusal:
         print(f"human_eval {options.command}: {refusal}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)  # what a shell reports for `... | head`
+        print(
+            f"human_eval {options.command}: Expected files that can be read and written, got: "
+            f"{error}. Check the path, its permissions and the free space.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("Stopped. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)  # what a shell reports for `... | head`
 
 
 def build_parser() -> argparse.ArgumentParser:

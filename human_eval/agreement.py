@@ -50,8 +50,11 @@ def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
 def answer_counts(votes: pd.DataFrame) -> np.ndarray:
     """Return how often each answer was given to each pair: one row a pair, one column an answer."""
-    table = pd.crosstab(votes["prompt_index"], votes["choice"])
-    return table.to_numpy()
+    pair, pairs = pd.factorize(votes["prompt_index"], sort=True)
+    answer, answers = pd.factorize(votes["choice"], sort=True)
+    shape = (len(pairs), len(answers))
+    counted = np.bincount(pair * shape[1] + answer, minlength=shape[0] * shape[1])
+    return np.asarray(counted.reshape(shape))
 
 
 def raw_agreement(counts: np.ndarray) -> float:

@@ -16,13 +16,15 @@ from sqlalchemy import Connection, insert, select, text
 from human_eval import events
 from human_eval.clips import Clip
 from human_eval.database import Database, create_file, open_database
+from human_eval.definition import parse_definition
 from human_eval.errors import StudyError
 from human_eval.intake import list_clips
 from human_eval.presence import alone
 from human_eval.records import list_defects
 from human_eval.schema import downgrade_tables, latest_version, table_version, upgrade_tables
-from human_eval.store import StudyStore
-from human_eval.tables import Base
+from human_eval.store import StudyStore, open_study
+from human_eval.tables import Base, Study
+from human_eval.tokens import load_secret
 
 KEEP = 48  # backups; older ones go
 ROWS = 10_000  # copied at once
@@ -67,6 +69,63 @@ def replace_backups(store: StudyStore) -> Path:
     for path in old:
         _remove(path)
     return fresh
+
+
+def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStore, Path]:
+    """Open a study so that a backup can be restored, and return it with the backup's path.
+
+    An SQLite database that is missing or damaged gives way to an empty one; what is left of it
+    stays beside, as `study.db.damaged-TIME`.
+
+    Args:
+        backup: by default the newest.
+
+    Raises:
+        StudyError: there is no study, or no backup.
+    """
+    known = sorted((folder / "backups").glob("study-*.db"))
+    if backup is None and not known:
+        open_study(folder).close()  # says what is wrong with the study, if anything is
+        raise StudyError(f"Expected a backup in {folder / 'backups'}, got none. Name a file.")
+    chosen = backup or known[-1]
+    keys = load_secret(folder / "secret") if folder.is_dir() else None
+    path = folder / "study.db"
+    if keys is None or (folder / "study.url").is_file() or _is_sound(path):
+        return open_study(folder), chosen
+    _check_digest(chosen)
+    _check_copy(chosen)
+    source = open_database(chosen)
+    try:
+        with source.read() as connection:
+            definition = connection.execute(select(Study.definition)).scalar_one()
+    finally:
+        source.dispose()
+    kept = folder / "study.toml"
+    if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
+        raise StudyError(
+            f"Expected a backup of this study, got one of another ({chosen.name}). "
+            "Restore it into the folder of its own study."
+        )
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    for ending in ("", "-wal", "-shm"):
+        left = folder / f"study.db{ending}"
+        if left.exists():
+            left.rename(folder / f"study.db.damaged-{stamp}{ending}")
+    create_file(path)
+    database = open_database(path)
+    with database.write() as connection:
+        upgrade_tables(connection)
+    return StudyStore(
+        folder, database, parse_definition(definition, origin=str(chosen)), keys
+    ), chosen
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        _check_copy(path)
+    except StudyError:
+        return False
+    return True
 
 
 def restore(store: StudyStore, backup: Path) -> list[Clip]:
@@ -188,7 +247,9 @@ def _copy_into_file(database: Database, path: Path) -> None:
 def _check_copy(path: Path) -> None:
     if not path.is_file():
         raise StudyError(f"Expected a backup, got no file {path}. `backups/` lists them.")
-    if path.read_bytes()[:15] != b"SQLite format 3":
+    with path.open("rb") as file:
+        head = file.read(15)
+    if head != b"SQLite format 3":
         raise StudyError(f"Expected a backup, got another kind of file: {path}.")
     database = open_database(path)
     try:

@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from human_eval import backup as backups
+from human_eval.assignment import check_open
 from human_eval.clips import ingest as pass_gate
 from human_eval.definition import load_definition
 from human_eval.erasure import erase_rater, erase_simulation
@@ -34,6 +35,11 @@ def _opened(options: Namespace) -> Iterator[StudyStore]:
         yield store
     finally:
         store.close()
+
+
+def _check_open(store: StudyStore) -> None:
+    with store.read() as connection:
+        check_open(connection)
 
 
 def create(options: Namespace) -> None:
@@ -58,8 +64,7 @@ def create(options: Namespace) -> None:
 def ingest(options: Namespace) -> None:
     """Take clips in."""
     with _opened(options) as store:
-        if store.progress()["closed_at"] is not None:
-            raise StudyError("Expected an open study, got a closed one. `close --reopen` it first.")
+        _check_open(store)
         prompts = store.prompts()
         keys = [system.key for system in store.definition.systems]
         if len(options.clips) == 1 and "=" not in options.clips[0]:
@@ -126,6 +131,7 @@ def import_votes(options: Namespace) -> None:
     from human_eval.imports import import_ballots
 
     with _opened(options) as store:
+        _check_open(store)
         columns = dict(_split(entry, "QUESTION=COLUMN") for entry in options.answer)
         ballots = mturk.read_results(options.file, store, columns=columns)
         done = import_ballots(store, ballots)
@@ -303,12 +309,11 @@ def backup(options: Namespace) -> None:
 
 def restore(options: Namespace) -> None:
     """Put a backup in place."""
-    with _opened(options) as store:
-        known = backups.list_backups(store)
-        if options.backup is None and not known:
-            raise StudyError(f"Expected a backup in {store.backups}, got none. Name a file.")
-        chosen = options.backup or known[-1]
+    store, chosen = backups.open_to_restore(options.study, options.backup)
+    try:
         missing = backups.restore(store, chosen)
+    finally:
+        store.close()
     print(f"Restored {chosen}.")
     if missing:
         names = ", ".join(f"{clip.system} {clip.prompt_index:04d}" for clip in missing[:20])

@@ -57,7 +57,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
 
 def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
     """Return 1, 0, or NaN for a split, for each prompt (rows) and comparison (columns)."""
-    lead = votes["choice"].astype(str).map({"a": 1, "b": -1, "tie": 0, "both_bad": 0})
+    lead = votes["choice"].eq("a").astype(int) - votes["choice"].eq("b").astype(int)
     sums = lead.groupby([votes["prompt_index"], votes["comparison"]], observed=True).sum()
     return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
 

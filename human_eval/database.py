@@ -23,6 +23,7 @@ WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
 FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
 FULL_TEXTS = ("database or disk is full", "No space left on device")
+DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,10 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
         return _open_postgresql(where)
     path = Path(where)
     if not path.is_file():
-        raise StudyError(f"Expected a database at {path}, got no such file. Restore a backup.")
+        raise StudyError(
+            f"Expected a database at {path}, got no such file. Bring a backup back: "
+            "`python -m human_eval restore`."
+        )
     driver = driver or safe_sqlite()
     return Database(
         writing=_sqlite_engine(path, driver, "BEGIN IMMEDIATE"),
@@ -181,6 +185,11 @@ def translate(error: DBAPIError) -> Exception:
         return StorageFull(
             f"Expected room to store the answer, got {message.strip()!r}; nothing was stored. "
             "Free disk space, then send it again."
+        )
+    if any(text in message for text in DAMAGED_TEXTS):
+        return StudyError(
+            f"Expected a sound database, got: {message.strip()}. Bring a backup back: "
+            "`python -m human_eval restore`."
         )
     passing = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
     locked = "locked" in message or "connection failed" in message or "disk I/O" in message

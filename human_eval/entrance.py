@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, select
 
 from human_eval.errors import NotYours
 from human_eval.events import record
@@ -24,6 +24,7 @@ from human_eval.exchange import EnterBody
 from human_eval.providers import finish_address, read_parameters, study_address
 from human_eval.staff import Door, read_accounts
 from human_eval.store import StudyStore, enter
+from human_eval.tables import Rater
 from human_eval.tokens import Keys
 
 COOKIE = "human_eval_rater"
@@ -106,7 +107,8 @@ def admit(
     keys, name = store.keys, arrival.name
     if not name:
         if before is not None and before.provider == arrival.provider:
-            return before
+            if connection.execute(_KNOWN, {"rater": before.rater_id}).first():
+                return before
         name = f"{store.rng.getrandbits(128):032x}"
     rater_id = enter(connection, keys, arrival.provider, name, now)
     consent = store.definition.consent.text
@@ -167,3 +169,6 @@ def describe_ways_in(store: StudyStore) -> dict[str, Any]:
         "anonymous": store.definition.anonymous,
         "staff": bool(read_accounts(store.folder)),
     }
+
+
+_KNOWN = select(Rater.id).where(Rater.id == bindparam("rater"), Rater.erased_at.is_(None))

@@ -16,6 +16,8 @@ LEVEL = 0.05  # of wrong decisions in the whole family
 PRIOR = 10.0  # of the bet, Beta(10, 10): most at stake on win rates of about 40 % and 60 %
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
 
+Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question
+
 
 def e_value(
     wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR
@@ -36,8 +38,9 @@ def evidence_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
 
     Votes on one prompt, or of one rater, resemble each other, so that they weigh less than
     independent ones. `e` counts each as 1 / `design_effect`, estimated anew at every vote by the
-    cluster-robust variance, widened as Student's t is for few clusters; `e_independent` counts
-    each in full.
+    cluster-robust variance, widened as Student's t is for few clusters. While all votes agree there
+    is no variance to estimate it by; then each rater, or each prompt if they are fewer, counts as
+    one vote. `e_independent` counts every vote in full.
 
     Returns:
         One row for each decisive vote: wins, losses, design_effect, e, e_independent.
@@ -81,7 +84,9 @@ def _design_effects(
     clusters = np.minimum(prompts_seen, raters_seen)
     quantile = 1 - LEVEL / 2
     widening = (t.ppf(quantile, np.maximum(clusters - 1, 1)) / norm.ppf(quantile)) ** 2
-    ratio = np.divide(squares, independent, out=np.ones_like(squares), where=independent > 0)
+    # Up to rounding: a mean of one has no variance.
+    varied = (mean > 0) & (mean < 1)
+    ratio = np.divide(squares, independent, out=count / clusters, where=varied)
     return np.maximum(ratio * widening, 1.0), clusters
 
 
@@ -105,22 +110,36 @@ def _squares(
     return np.maximum(squares, 0.0) * correction, seen
 
 
-def decisions(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def trace_evidence(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:
+    """Follow the evidence of every comparison and question that has votes."""
+    return {
+        (comparison.key, question.key): evidence_path(cell)
+        for comparison, question, cell in split_cells(votes, definition)
+    }
+
+
+def decisions(
+    votes: pd.DataFrame, definition: StudyDefinition, *, paths: Paths | None = None
+) -> pd.DataFrame:
     """Tabulate the evidence of every comparison and question, and mark what is decided.
 
     The primary question of a comparison is `decided` once its e-value has reached the number of
     comparisons divided by the level, and stays so: more votes are not needed. The others are
     never marked.
+
+    Args:
+        paths: those of `trace_evidence`, where they are at hand.
     """
+    paths = trace_evidence(votes, definition) if paths is None else paths
     threshold = len(definition.comparisons) / LEVEL
     rows = []
-    for comparison, question, cell in split_cells(votes, definition):
-        path = evidence_path(cell)
+    for (comparison, key), path in paths.items():
+        question = definition.question(key)
         crossed = np.flatnonzero(path["e"] >= threshold) if question.primary else np.array([])
         last = path.iloc[-1] if len(path) else {"e": 1.0, "e_independent": 1.0}
         rows.append(
             {
-                "comparison": comparison.key,
+                "comparison": comparison,
                 "question": question.key,
                 "e": last["e"],
                 "e_independent": last["e_independent"],

@@ -10,7 +10,7 @@ from statsmodels.stats.power import normal_sample_size_one_tail
 
 from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.evidence import LEVEL, e_value, evidence_path
+from human_eval.evidence import LEVEL, Paths, e_value, evidence_path, trace_evidence
 
 POWER = 0.8
 RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates that the plan is judged by
@@ -174,7 +174,11 @@ def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:
 
 
 def forecast_decisions(
-    votes: pd.DataFrame, definition: StudyDefinition, *, seed: int = 0
+    votes: pd.DataFrame,
+    definition: StudyDefinition,
+    *,
+    seed: int = 0,
+    paths: Paths | None = None,
 ) -> pd.DataFrame:
     """Tabulate how many more votes the primary question of each comparison takes.
 
@@ -183,6 +187,7 @@ def forecast_decisions(
 
     Args:
         votes: that count as evidence.
+        paths: those of `human_eval.evidence.trace_evidence`, where they are at hand.
 
     Returns:
         Columns comparison, votes, rate, design_effect, e, decided, and of the votes still to
@@ -192,10 +197,13 @@ def forecast_decisions(
     threshold = len(definition.comparisons) / LEVEL
     price = definition.pay.per_pair * (1 + definition.pay.platform_fee)
     [primary] = [question.key for question in definition.questions if question.primary]
+    paths = (
+        trace_evidence(votes[votes["question"] == primary], definition) if paths is None else paths
+    )
     rows = []
     for comparison in definition.comparisons:
         here = (votes["comparison"] == comparison.key) & (votes["question"] == primary)
-        path = evidence_path(votes[here])
+        path = paths.get((comparison.key, primary), evidence_path(votes[:0]))
         last = path.iloc[-1] if len(path) else None
         wins, losses = (last["wins"], last["losses"]) if last is not None else (0.0, 0.0)
         effect = last["design_effect"] if last is not None else 1.0

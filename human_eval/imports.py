@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, select, update
 
 from human_eval import events
+from human_eval.assignment import check_open
 from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.store import StudyStore, enter
@@ -49,10 +50,12 @@ def import_ballots(store: StudyStore, ballots: Sequence[ImportedBallot]) -> Impo
     Raises:
         StudyError: ballots that the study does not take or that contradict stored ones; the
             message lists the first of them, and the database is as it was.
+        StudyClosed: the study takes no more answers.
     """
     problems: list[str] = []
     added = 0
     with store.write() as connection:
+        check_open(connection)
         for ballot in ballots:
             try:
                 added += _add(connection, store, ballot)

@@ -6,6 +6,7 @@ votes as independent are printed for comparison with other work; claims rest on 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ class Mean:
     error: float  # standard error; 0 where all votes agree
     low: float
     high: float
-    p: float  # two-sided, of the null hypothesis
+    p: float  # two-sided, of the null hypothesis; 1 where nothing can be said about others
     note: str = ""  # what the reader must know about the interval
 
 
@@ -93,35 +94,35 @@ def robust_mean(
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise StudyError("Expected at least one vote, got none. Check the filters of the report.")
-    codes = np.column_stack([pd.factorize(np.asarray(key))[0] for key in (prompts, raters)])
+    codes = np.column_stack([pd.factorize(pd.Series(key))[0] for key in (prompts, raters)])
     clusters = codes.max(axis=0) + 1
     if np.ptp(values) == 0:
         return _unanimous(float(values[0]), int(clusters.min()), null, confidence)
-    fits = [
-        sm.OLS(values, np.ones(len(values))).fit(
-            cov_type="cluster", cov_kwds={"groups": groups}, use_t=student
-        )
-        for groups in _clusterings(codes, clusters)
-    ]
-    if not fits:
+    groups = _clusterings(codes, clusters)
+    if not groups:
         raise StudyError(
             "Expected votes on two prompts or of two raters, got one rater's votes on one prompt. "
             "Collect more votes."
         )
-    fit = fits[0]
+
+    def fit_clustered(group: np.ndarray) -> Any:
+        kinds = {"cov_type": "cluster", "cov_kwds": {"groups": group}}
+        return sm.OLS(values, np.ones(len(values))).fit(use_t=student, **kinds)
+
+    fit = fit_clustered(groups[0])
     note = ""
-    if len(fits) == 1:
+    if len(groups) == 1:
         only = "rater" if clusters[1] == 1 else "prompt"
         note = f"one {only} only: says nothing about others"
     elif not fit.bse[0] > 0:
         # The difference of variances that makes the two-way one can fall below zero.
-        fit = max(fits[1:], key=lambda one_way: float(one_way.bse[0]))
+        fit = max(map(fit_clustered, groups[1:]), key=lambda one_way: float(one_way.bse[0]))
         note = "clustered one way, the two-way variance being negative"
     elif clusters.min() < FEW_CLUSTERS:
         noun = "raters" if clusters[1] < clusters[0] else "prompts"
         note = f"few {noun}: t with {clusters.min() - 1} degrees of freedom"
     low, high = fit.conf_int(alpha=1 - confidence)[0]
-    p = float(fit.t_test(([[1.0]], [null])).pvalue)
+    p = float(fit.t_test(([[1.0]], [null])).pvalue) if len(groups) == 3 else 1.0
     bounds = np.clip([low, high], 0, 1)
     return Mean(
         float(fit.params[0]), float(fit.bse[0]), float(bounds[0]), float(bounds[1]), p, note

@@ -148,14 +148,17 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
         infinite = prior or not has_finite_strengths(drawn)
         draws.append(fit_strengths(drawn, prior=infinite)[0].to_numpy())
     low, high = np.quantile(draws, [0.025, 0.975], axis=0) if draws else (np.nan, np.nan)
-    met = pd.concat([votes["system_a"], votes["system_b"]]).value_counts()
+    first, second = (
+        votes[side].value_counts().rename(index=str) for side in ("system_a", "system_b")
+    )
+    met = first.add(second, fill_value=0)
     return pd.DataFrame(
         {
             "system": strengths.index,
             "strength": strengths.to_numpy(),
             "low": low,
             "high": high,
-            "votes": met.reindex(strengths.index).to_numpy(),
+            "votes": met.reindex(strengths.index).to_numpy(int),
             "model": "Davidson" if nu else "Bradley-Terry",
             "tie": nu,
             "prior": f"{PRIOR_VOTES:g} wins each way" if prior else "",
@@ -165,12 +168,10 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
 
 def _count(votes: pd.DataFrame) -> tuple[Tallies, np.ndarray]:
     """Count the votes in all, and by prompt, pair and answer, so that resampling is cheap."""
-    met = votes[["system_a", "system_b"]].astype(str)
-    rows = met.drop_duplicates().sort_values(["system_a", "system_b"])
-    empty = Tallies.count((a, b, "tie", 0.0) for a, b in rows.itertuples(index=False))
-    pair = met.groupby(["system_a", "system_b"], sort=True).ngroup().to_numpy()
-    places = {"a": 0, "b": 1, "tie": 2, "both_bad": 2}
-    answer = votes["choice"].astype(str).map(places).to_numpy()
+    met = votes.groupby(["system_a", "system_b"], sort=True, observed=True)
+    empty = Tallies.count((str(a), str(b), "tie", 0.0) for a, b in met.groups)
+    pair = met.ngroup().to_numpy()
+    answer = np.select([votes["choice"].eq("a"), votes["choice"].eq("b")], [0, 1], default=2)
     prompt, texts = pd.factorize(votes["prompt"])
     shape = (len(texts), *empty.votes.shape)
     counted = np.bincount(

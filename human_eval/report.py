@@ -8,16 +8,18 @@ from matplotlib.figure import Figure
 
 from human_eval.agreement import tabulate_agreement
 from human_eval.charts import draw_evidence, draw_win_rates, save_chart
+from human_eval.consensus import tabulate_consensus
 from human_eval.contrasts import tabulate_contrasts
 from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.evidence import LEVEL, decisions, evidence_path
+from human_eval.evidence import LEVEL, Paths, decisions, trace_evidence
 from human_eval.export import read_export, write_csv
 from human_eval.forecast import forecast_decisions
 from human_eval.quality import consistency
 from human_eval.ranking import rank_systems
-from human_eval.votes import check_origin, check_votes, evidence
-from human_eval.winrates import category_rates, side_effects, win_rates
+from human_eval.sides import side_effects, tabulate_adjusted
+from human_eval.votes import COLUMNS, check_origin, check_votes, evidence
+from human_eval.winrates import category_rates, win_rates
 from human_eval.writing import methods_paragraph
 
 REPORT, METHODS = "report.md", "methods.md"
@@ -34,9 +36,13 @@ SHOWN = {  # columns of each table that the text shows; the CSV files hold all
     "decisions": ["comparison", "question", "e", "threshold", "decided", "design_effect"],
     "forecast": ["comparison", "votes", "decided", "more_low", "more", "more_high", "cost"],
     "sides": ["question", "votes", "left_share", "low", "high", "p"],
+    "sides_adjusted": ["comparison", "votes", "rate", "low", "high", "side", "side_error"]
+    + ["correlation", "note"],
     "agreement": ["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
     + ["kappa", "note"],
     "consistency": ["check", "question", "pairs", "same", "same_side"],
+    "consensus": ["comparison", "pairs", "majority_a", "majority_b", "majority_none"]
+    + ["weighted_a", "weighted_b", "weighted_none", "differ", "note"],
     "categories": ["comparison", "category", "votes", "rate", "low", "high", "p_discovery"],
     "ranking": ["question", "group", "system", "strength", "low", "high", "model", "prior"],
     "contrasts": ["first", "second", "opponent", "prompts", "only_first", "only_second"]
@@ -54,7 +60,7 @@ TEXT = """# {title}
 
 ## Who wins
 
-{sentences}
+{interim}{sentences}
 
 {win_rates}
 
@@ -81,12 +87,23 @@ How often the left clip won, one half where the side plays no part:
 
 {sides}
 
+Who would win the primary question if both sides were alike: the win rate adjusted for the side, in
+a model whose intervals know of prompts but not of raters; `side` is what standing on the left adds
+to the log-odds.
+
+{sides_adjusted}
+
 How far raters agree with each other (preferences are opinions: do not expect the agreement of
 factual labels), and with themselves:
 
 {agreement}
 
 {consistency}
+
+Who won how many pairs on the primary question, by the majority of their raters and by Dawid and
+Skene's vote, which trusts those more who agree with others:
+
+{consensus}
 
 ## By prompt category
 
@@ -126,6 +143,8 @@ def write_report(
     check_votes(votes)
     simulated = check_origin(votes)
     votes = votes.sort_values(["answered_at", "vote_id"], ignore_index=True)
+    words = [name for name, kind in COLUMNS.items() if kind == "text"]
+    votes[words] = votes[words].astype("category")  # grouped by a thousand times from here on
     kept, everything = evidence(votes), evidence(votes, with_excluded=True)
     if kept.empty:
         raise StudyError(
@@ -133,7 +152,9 @@ def write_report(
             "or look at the exclusions with `python -m human_eval status`."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    tables = _tabulate(votes, kept, everything, definition, progress)
+    progress("evidence")
+    paths_of = trace_evidence(kept, definition)
+    tables = _tabulate(votes, kept, everything, definition, paths_of, progress)
     paths = []
     for name, table in tables.items():
         write_csv(table, folder / f"{name}.csv")
@@ -141,10 +162,11 @@ def write_report(
     progress("charts")
     figure = draw_win_rates(tables["win_rates"], definition, simulated=simulated)
     paths += save_chart(figure, folder, CHART)
-    paths += save_chart(_evidence_chart(kept, definition, simulated), folder, EVIDENCE)
+    paths += save_chart(_evidence_chart(paths_of, definition, simulated), folder, EVIDENCE)
     methods = methods_paragraph(votes, definition)
     (folder / METHODS).write_text(methods + "\n", encoding="utf-8")
-    text = _write(tables, methods, definition, simulated=simulated)
+    interim = _tell_interim(everything, definition)
+    text = _write(tables, methods, definition, interim, simulated=simulated)
     (folder / REPORT).write_text(text, encoding="utf-8")
     return [*paths, folder / METHODS, folder / REPORT]
 
@@ -162,22 +184,29 @@ def _tabulate(
     kept: pd.DataFrame,
     everything: pd.DataFrame,
     definition: StudyDefinition,
+    paths: Paths,
     progress: Progress,
 ) -> dict[str, pd.DataFrame]:
     makers: dict[str, Callable[[], pd.DataFrame]] = {
         "win_rates": lambda: win_rates(kept, definition),
-        "win_rates_with_excluded": lambda: win_rates(everything, definition),
-        "decisions": lambda: decisions(kept, definition),
-        "forecast": lambda: forecast_decisions(kept, definition),
+        "win_rates_with_excluded": lambda: (
+            win_rates(everything, definition)
+            if len(everything) > len(kept)
+            else tables["win_rates"]
+        ),
+        "decisions": lambda: decisions(kept, definition, paths=paths),
+        "forecast": lambda: forecast_decisions(kept, definition, paths=paths),
         "categories": lambda: category_rates(kept, definition),
         "sides": lambda: side_effects(kept),
+        "sides_adjusted": lambda: tabulate_adjusted(kept, definition),
         "agreement": lambda: tabulate_agreement(kept),
         "consistency": lambda: consistency(votes[~votes["excluded"]]),
+        "consensus": lambda: tabulate_consensus(kept, definition),
         "ranking": lambda: rank_systems(kept),
         "contrasts": lambda: tabulate_contrasts(kept, definition),
         "exclusions": lambda: _count_exclusions(votes),
     }
-    tables = {}
+    tables: dict[str, pd.DataFrame] = {}
     for name, make in makers.items():
         progress(name.replace("_", " "))
         tables[name] = make()
@@ -190,21 +219,32 @@ def _count_exclusions(votes: pd.DataFrame) -> pd.DataFrame:
     return counted.rename(columns={"nunique": "raters", "size": "answers"}).reset_index()
 
 
-def _evidence_chart(kept: pd.DataFrame, definition: StudyDefinition, simulated: bool) -> Figure:
+def _evidence_chart(paths: Paths, definition: StudyDefinition, simulated: bool) -> Figure:
     [primary] = [question.key for question in definition.questions if question.primary]
-    asked = kept[kept["question"] == primary]
-    paths = {
-        comparison.key: evidence_path(asked[asked["comparison"] == comparison.key])
-        for comparison in definition.comparisons
-    }
-    threshold = len(definition.comparisons) / LEVEL
-    return draw_evidence(paths, threshold, simulated=simulated)
+    shown = {comparison: path for (comparison, key), path in paths.items() if key == primary}
+    return draw_evidence(shown, len(definition.comparisons) / LEVEL, simulated=simulated)
+
+
+def _tell_interim(everything: pd.DataFrame, definition: StudyDefinition) -> str:
+    """Return a warning while pairs wait for raters: a p-value is for one look, at the end."""
+    [primary] = [question.key for question in definition.questions if question.primary]
+    answers = everything[everything["question"] == primary]
+    pairs = answers.groupby("comparison", observed=True)["prompt_index"].nunique().sum()
+    planned = pairs * definition.raters_per_pair
+    if len(answers) >= planned:
+        return ""
+    return (
+        f"**Interim:** the {pairs:,} pairs answered so far have {len(answers):,} of their "
+        f"{planned:,} planned answers. The claims below are for one look, at the end; until then "
+        'go by "Is it decided?".\n\n'
+    )
 
 
 def _write(
     tables: dict[str, pd.DataFrame],
     methods: str,
     definition: StudyDefinition,
+    interim: str,
     *,
     simulated: bool,
 ) -> str:
@@ -219,6 +259,7 @@ def _write(
         banner=banner,
         chart=f"{CHART}.svg",
         path=f"{EVIDENCE}.svg",
+        interim=interim,
         sentences=_sentences(tables["win_rates"], definition),
         methods=methods,
         **shown,
@@ -228,6 +269,9 @@ def _write(
 def _sentences(table: pd.DataFrame, definition: StudyDefinition) -> str:
     lines = []
     for row in table[table["primary"]].to_dict("records"):
+        if not row["wins"] + row["losses"]:
+            lines.append(f"- {row['comparison']}: {row['votes']:,} votes, none of them decisive.")
+            continue
         first, second = (definition.system(row[name]).title for name in ("system_a", "system_b"))
         share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         if row["claim"]:

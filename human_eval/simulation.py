@@ -78,8 +78,13 @@ def simulate(
         The number of pairs answered.
 
     Raises:
-        StudyError: there is no pair left for simulated raters.
+        StudyError: there is no pair left for simulated raters, or the study takes no answers.
     """
+    if max_turns is not None and max_turns < 1:
+        raise StudyError(f"Expected at least one pair to answer, got {max_turns}. Ask for more.")
+    with store.read() as connection:
+        assignment.check_open(connection)
+        assignment.check_running(connection)
     rng = random.Random(crowd.seed)
     store.make_tasks(simulated=True, partial=True)
     wanted = _wanted(store)

@@ -1,11 +1,9 @@
 """Who wins: one row for each comparison and question, with what may be claimed of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition import StudyDefinition
@@ -43,7 +41,7 @@ def win_rates(
         rows.append({**names, **count(cell), **_rates(cell, confidence)})
     table = pd.DataFrame(rows)
     if rows:
-        table["p_family"] = adjust_family(table)
+        table["p_family"] = adjust_family(table, comparisons=len(definition.comparisons))
         winners = np.where(table["rate"] > 0.5, table["system_a"], table["system_b"])
         table["claim"] = np.where(table["p_family"] <= LEVEL, winners, "")
     return table
@@ -67,7 +65,7 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
     counts = count(votes)
     wins, losses = counts["wins"], counts["losses"]
     undecided = (counts["ties"] + counts["both_bad"]) / counts["votes"]
-    half = _mean(votes, half_wins(votes), confidence)
+    half = mean_of(votes, half_wins(votes), confidence)
     shares = {
         "tie_share": undecided,
         "half_tie_rate": half.mean,
@@ -79,8 +77,10 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
         unknown = {"rate": np.nan, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
         tests = {"sign_p": 1.0, "robust_p": 1.0, "p": 1.0}
         return {**unknown, "note": "ties only", **shares, **tests}
-    decisive = votes[votes["choice"].isin(["a", "b"])]
-    robust = _mean(decisive, decisive["choice"].eq("a").to_numpy(float), confidence)
+    robust = half
+    if undecided:
+        decisive = votes[votes["choice"].isin(["a", "b"])]
+        robust = mean_of(decisive, decisive["choice"].eq("a").to_numpy(float), confidence)
     independent = wilson(wins, wins + losses, confidence=confidence)
     sign_p = sign_test(wins, losses)
     return {
@@ -97,7 +97,8 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
     }
 
 
-def _mean(votes: pd.DataFrame, values: np.ndarray, confidence: float) -> Mean:
+def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -> Mean:
+    """Average one value for each vote; where nothing can be said of others, the interval is all."""
     if votes["prompt"].nunique() == votes["rater"].nunique() == 1:
         return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, "one rater's votes on one prompt")
     return robust_mean(values, votes["prompt"], votes["rater"], confidence=confidence)
@@ -105,15 +106,11 @@ def _mean(votes: pd.DataFrame, values: np.ndarray, confidence: float) -> Mean:
 
 def half_wins(votes: pd.DataFrame) -> np.ndarray:
     """Return 1 where system_a won, 0 where it lost, and a half where neither did."""
-    return (
-        votes["choice"]
-        .astype(str)
-        .map({"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": 0.5})
-        .to_numpy(float)
-    )
+    won, lost = (votes["choice"].eq(side).to_numpy(float) for side in ("a", "b"))
+    return np.asarray((1 + won - lost) / 2)
 
 
-def adjust_family(table: pd.DataFrame) -> np.ndarray:
+def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.ndarray:
     """Adjust the p-values so that false claims anywhere in the family stay below their level.
 
     Holm over the comparisons; within a comparison the primary question comes first, and the
@@ -123,6 +120,7 @@ def adjust_family(table: pd.DataFrame) -> np.ndarray:
 
     Args:
         table: columns comparison, primary and p.
+        comparisons: how many were declared; those without votes yet count as well.
 
     Source: Holm (1979), Scand. J. Statist. 6, 65-70; Marcus, Peritz and Gabriel (1976),
     Biometrika 63, 655-660.
@@ -141,14 +139,14 @@ def adjust_family(table: pd.DataFrame) -> np.ndarray:
     # claimed.
     order = sorted(places.values(), key=lambda rows: gated[rows].max())
     adjusted = np.ones(len(table))
-    left, reached = len(order), 0.0
-    for rows in order:
-        waiting = np.concatenate(order[len(order) - left :])
+    reached = 0.0
+    for place, rows in enumerate(order):
+        left = (comparisons or len(order)) - place
+        waiting = np.concatenate(order[place:])
         adjusted[waiting] = np.minimum(
             adjusted[waiting], np.maximum(reached, gated[waiting] * left)
         )
         reached = max(reached, gated[rows].max() * left)
-        left -= 1
     return np.minimum(adjusted, 1.0)
 
 
@@ -172,42 +170,3 @@ def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataF
     columns = ["comparison", "category", "question", "system_a", "system_b"]
     rest = ["votes", "wins", "losses", "ties", "both_bad", "prompts", "raters", "rate", "low"]
     return table[[*columns, *rest, "high", "tie_share", "p", "p_discovery", "note"]]
-
-
-def side_effects(votes: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate how often the left clip wins, by question; a half where the side plays no part."""
-    rows = []
-    for question, cell in votes[votes["choice"].isin(["a", "b"])].groupby("question"):
-        left = (cell["choice"].eq("a") == cell["side_a"].eq("left")).to_numpy(float)
-        mean = _mean(cell, left, 0.95)
-        row = {"question": question, "votes": len(cell), "left_share": mean.mean}
-        rows.append({**row, "low": mean.low, "high": mean.high, "p": mean.p, "note": mean.note})
-    return pd.DataFrame(rows)
-
-
-def side_adjusted(votes: pd.DataFrame, sides: Sequence[float] | None = None) -> pd.DataFrame:
-    """Fit the log-odds that system_a wins, exchangeable within prompts, adjusted for its side.
-
-    Returns:
-        One row: `log_odds` with its `error`; `side`, the log-odds that standing on the left adds
-        on either side of them (absent without sides); `correlation` of two votes on one prompt.
-
-    Source: Liang and Zeger (1986), Biometrika 73(1), 13-22.
-    """
-    decisive = votes[votes["choice"].isin(["a", "b"])]
-    wins = decisive["choice"].eq("a").to_numpy(float)
-    design = np.ones((len(decisive), 1))
-    if sides is not None:
-        design = np.column_stack([design, np.asarray(sides, float)])
-    model = sm.GEE(
-        wins,
-        design,
-        groups=pd.factorize(decisive["prompt"])[0],
-        family=sm.families.Binomial(),
-        cov_struct=sm.cov_struct.Exchangeable(),
-    )
-    fit = model.fit()
-    row = {"log_odds": fit.params[0], "error": fit.bse[0]}
-    if sides is not None:
-        row |= {"side": fit.params[1], "side_error": fit.bse[1]}
-    return pd.DataFrame([{**row, "correlation": model.cov_struct.dep_params}])

@@ -5,10 +5,14 @@ import pwd
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -118,40 +122,82 @@ def answer(store: StudyStore, lease, shown: str = "left", **changes) -> Ballot:
     return Ballot(**{**about, **changes})
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """Start a throw-away server and return its URL, or that of one that is running already."""
-    if url := os.environ.get("TEST_POSTGRESQL"):
-        yield url
-        return
+@dataclass(frozen=True)
+class Postgresql:
+    """A server of our own, which may be killed."""
+
+    url: str
+    folder: Path
+    command: Sequence[str]  # pg_ctl and its settings, but what to do
+
+    def start(self) -> None:
+        """Start it, after a kill too; return once it answers."""
+        with open(self.folder / "output", "w") as output:
+            subprocess.run(
+                [*self.command, "-w", "start"],
+                check=True, cwd=self.folder, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        """End every one of its processes at once, as a crash of the machine would."""
+        head = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        with open(f"/proc/{head}/task/{head}/children") as file:
+            children = [int(number) for number in file.read().split()]
+        for number in (head, *children):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while any(Path(f"/proc/{number}").exists() for number in (head, *children)):
+            assert time.monotonic() < deadline, "processes that do not end"
+            time.sleep(0.01)
+
+
+@contextmanager
+def run_postgresql(*settings: str) -> Iterator[Postgresql]:
+    """Make an empty server and run it until the end of the block.
+
+    Raises:
+        FileNotFoundError: this machine has no PostgreSQL.
+    """
     found = shutil.which("initdb")
     folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *([Path(found).parent] if found else [])]
     folder = next((found for found in folders if (found / "initdb").exists()), None)
     if folder is None:
-        message = "no PostgreSQL on this machine; on Debian: apt-get install postgresql"
-        assert "CI" not in os.environ, message
-        pytest.skip(message)
+        raise FileNotFoundError("no PostgreSQL here; on Debian: apt-get install postgresql")
     with tempfile.TemporaryDirectory(prefix="pg") as place:
         user, port = _unprivileged_user(), _free_port()
         if user:
             shutil.chown(place, user)
         become = ["setpriv", f"--reuid={user}", "--clear-groups", "--"] if user else []
         data = ["-D", f"{place}/data"]
-
-        def run(program: str, *arguments: str) -> None:
-            command = [*become, folder / program, *data, *arguments]
-            with open(f"{place}/output", "w") as output:
-                subprocess.run(command, check=True, cwd=place, stdout=output, stderr=output)
-
-        run("initdb", "-U", "study", "-A", "trust", "--no-sync")
-        # Whether the server keeps its word to the disk is not ours to test.
-        settings = ["listen_addresses=127.0.0.1", "max_connections=200", "fsync=off"]
-        options = f"-p {port} -k {place} " + " ".join(f"-c {setting}" for setting in settings)
-        run("pg_ctl", "-w", "-o", options, "-l", f"{place}/log", "start")
+        subprocess.run(
+            [*become, folder / "initdb", *data, "-U", "study", "-A", "trust", "--no-sync"],
+            check=True, cwd=place, capture_output=True,
+        )  # fmt: skip
+        all_settings = ["listen_addresses=127.0.0.1", "max_connections=200", *settings]
+        options = f"-p {port} -k {place} " + " ".join(f"-c {setting}" for setting in all_settings)
+        control = [*become, str(folder / "pg_ctl"), *data, "-o", options, "-l", f"{place}/log"]
+        server = Postgresql(f"postgresql://study@127.0.0.1:{port}/postgres", Path(place), control)
+        server.start()
         try:
-            yield f"postgresql://study@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            run("pg_ctl", "-m", "immediate", "stop")
+            subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """Start a throw-away server and return its URL, or that of one that is running already."""
+    if url := os.environ.get("TEST_POSTGRESQL"):
+        yield url
+        return
+    try:
+        # Whether the server keeps its word to the disk is not ours to test.
+        with run_postgresql("fsync=off") as server:
+            yield server.url
+    except FileNotFoundError as error:
+        assert "CI" not in os.environ, error
+        pytest.skip(str(error))
 
 
 def _unprivileged_user() -> str | None:

@@ -1,5 +1,6 @@
 """The command line: from folders of videos to a backup, and plain words where input is wrong."""
 
+import contextlib
 import hashlib
 import random
 import shutil
@@ -38,6 +39,13 @@ def made(tmp_path_factory):
             write_footage(Footage(pixels, Fraction(8)), clip)
     lines = [f"a red star number {index}" for index in range(PROMPTS)]
     (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
+    (folder / "table.csv").write_text("text\na red star\n")
+    (folder / "results.csv").write_text("HITId,WorkerId\nH1,W1\n")
+    (folder / "export").mkdir()
+    (folder / "export" / "votes.csv").write_text("vote_id,choice\n1,a\n")
+    source = load_definition("shapes-demo").source
+    (folder / "export" / "study.toml").write_text(source)
+    (folder / "unknown.toml").write_text(source.replace('b = "teacher"', 'b = "nobody"'))
     run("create", folder / "study", "--prompts", folder / "prompts.txt")
     run("ingest", folder / "study", folder / "clips")
     return folder
@@ -102,6 +110,9 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
         ("create {study} --prompts {made}/prompts.txt", "Expected no study"),
         ("create {new} --definition nothing", "Expected a TOML file or a preset"),
         ("create {new} --prompts none.txt", "none.txt"),
+        ("create {new} --definition {made}/unknown.toml", "a system from"),
+        ("create {new} --prompts {made}/table.csv", "prompt"),
+        ("create {new} --prompts {made}/table.csv --column words", "words"),
         ("create {new} --set steps=4", "got 'steps'"),
         ("create {new} --set steps", "Expected NAME=VALUE"),
         ("ingest {new} clips", "Expected the folder of a study"),
@@ -109,6 +120,12 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
         ("ingest {study} other={study}", "a system from"),
         ("ingest {study} {study}", "Expected folders named"),
         ("simulate {study} --win-rate 2", "win_rate between"),
+        ("simulate {study} --raters 0", "raters between"),
+        ("simulate {study} --max-pairs 0", "at least one pair"),
+        ("report {made}/export", "Expected the columns"),
+        ("report {study} --simulated", "at least one simulated answer"),
+        ("export {study}", "at least one answer"),
+        ("import-votes {study} {made}/results.csv", "column"),
         ("report {study}", "at least one answer"),
         ("report {study} --as-of noon", "Expected a time"),
         ("screen {study} --revoke 5 --reason x", "an exclusion in force"),
@@ -148,13 +165,73 @@ def test_half_a_video_is_refused_by_name_and_the_rest_goes_in(place, clips, caps
     assert "0 pairs" in shown.out  # not complete, and --partial was not said
 
 
-def test_a_closed_study_takes_no_clips(study, clips, capsys):
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_command_on_no_study_says_so_and_makes_none(tmp_path, capsys, command):
+    more = {"ingest": ["clips"], "import-votes": ["x.csv"], "erase": ["lab", "x"]}
+    words = [command, tmp_path / "none", *more.get(command, [])]
+    if command == "create":
+        words += ["--prompts", tmp_path / "none.txt"]
+
+    with pytest.raises(SystemExit) as exit:
+        run(*words)
+
+    assert exit.value.code == 2
+    assert "Expected" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["ingest {study} {clips}", "simulate {study}", "import-votes {study} {file}"]
+)
+def test_a_closed_study_takes_nothing_in(place, study, capsys, command):
     run("close", study)
-    with pytest.raises(SystemExit):
-        run("ingest", study, clips)
+    before = digest(study)
+
+    with pytest.raises(SystemExit) as exit:
+        run(*command.format(study=study, clips=place / "clips", file=place / "results.csv").split())
+
+    assert exit.value.code == 2
     assert "Expected an open study" in capsys.readouterr().err
+    assert digest(study) == before
     run("close", study, "--reopen")
-    run("ingest", study, clips)
+    run("ingest", study, place / "clips")
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "torn", "other"])
+def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, damage):
+    run("simulate", study, "--raters", 4)
+    run("backup", study)
+    path = study / "study.db"
+    whole = path.read_bytes()
+    for ending in ("-wal", "-shm"):
+        path.with_name(f"study.db{ending}").unlink(missing_ok=True)
+    path.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2]}.get(damage, b"x" * 9000))
+    if damage == "gone":
+        path.unlink()
+
+    with pytest.raises(SystemExit) as exit:
+        run("status", study, "--simulated")
+    refusal = capsys.readouterr().err
+    with contextlib.suppress(SystemExit):  # of clips, none is missing
+        run("restore", study)
+    run("status", study, "--simulated")
+
+    assert exit.value.code == 2 and "backup" in refusal
+    shown = capsys.readouterr().out
+    assert "The database is sound." in shown
+    assert f"{3 * PROMPTS} submitted" in shown
+    kept = list(study.glob("study.db.damaged-*"))
+    assert len(kept) == (damage != "gone")
+
+
+def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):
+    run("simulate", study, "--raters", 4)
+
+    with pytest.raises(SystemExit) as exit:
+        run("export", study, "--simulated", "--out", place / "prompts.txt")
+
+    assert exit.value.code == 2
+    assert "Check the path" in capsys.readouterr().err
 
 
 def test_an_invitation_is_signed(study, capsys):

@@ -1,12 +1,8 @@
 """What was acknowledged is stored: through kills, power cuts, locks and a full disk."""
 
 import asyncio
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,12 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from human_eval.database import open_database
+from human_eval.prompts import Prompt
 from human_eval.service import create_app
-from human_eval.store import StudyStore, open_study
+from human_eval.store import StudyStore, create_study, open_study
 from power_cut import Disk, driver
-from studies import Clock, answer
+from studies import Clock, answer, define, fill, run_postgresql
 from test_human_eval_service import claim, count_votes, enter, vote
-from vote_load import Load, lost_receipts, rate, run_apart
+from vote_load import Load, VoteServer, lost_receipts, rate, run_apart
 
 ROOT = Path(__file__).parents[1]
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -92,31 +89,17 @@ def forker(make_store):
     store = make_store(k=3, num_prompts=400, loops=0)
     for clip in store.clips():
         (store.media / clip.stored_name).write_bytes(b"clip" * 100)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.vote_server", store.folder],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield store, process, int(process.stdout.readline())
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+    server = VoteServer(store.folder)
+    yield store, server
+    server.close()
 
 
-def start(process) -> int:
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return int(process.stdout.readline())
-
-
-async def kill_repeatedly(store, process, port, kills, rng):
+async def kill_repeatedly(store, server, kills, rng):
     load = Load()
     stop = []
-    server = start(process)
+    server.start()
     raters = [
-        asyncio.create_task(rate(port, load, rng, lambda: not stop, think=0.02, watch=False))
+        asyncio.create_task(rate(server.port, load, rng, lambda: not stop, think=0.02, watch=False))
         for _ in range(16)
     ]
     for number in range(kills):
@@ -124,19 +107,19 @@ async def kill_repeatedly(store, process, port, kills, rng):
         while len(load.receipts) < seen + 3:
             await asyncio.sleep(0.01)
         await asyncio.sleep(rng.expovariate(20))
-        os.kill(server, signal.SIGKILL)
-        server = start(process)
+        server.kill()
+        server.start()
         if number % 10 == 0:
             assert lost_receipts(store, load) == []
     stop.append(True)
     await asyncio.gather(*raters)
-    os.kill(server, signal.SIGKILL)
+    server.kill()
     return load
 
 
 def check_kills(forker, kills):
-    store, process, port = forker
-    kill = kill_repeatedly(store, process, port, kills, random.Random(0))
+    store, server = forker
+    kill = kill_repeatedly(store, server, kills, random.Random(0))
     load = run_apart(kill)
 
     assert load.failures == []
@@ -154,15 +137,64 @@ def check_kills(forker, kills):
     store.close()
 
 
-@sqlite_only
 def test_kills_of_the_server_lose_no_receipt(forker):
     check_kills(forker, kills=5)
 
 
 @pytest.mark.slow
-@sqlite_only
 def test_fifty_kills_of_the_server_lose_no_receipt(forker):
     check_kills(forker, kills=50)
+
+
+async def kill_database_repeatedly(database, server, kills, rng):
+    load = Load()
+    stop = []
+    raters = [
+        asyncio.create_task(rate(server.port, load, rng, lambda: not stop, think=0.02, watch=False))
+        for _ in range(16)
+    ]
+    for _ in range(kills):
+        seen = len(load.receipts)
+        while len(load.receipts) < seen + 3:
+            assert not load.failures, load.failures
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(rng.expovariate(20))
+        await asyncio.to_thread(database.kill)
+        await asyncio.to_thread(database.start)
+    stop.append(True)
+    await asyncio.gather(*raters)
+    return load
+
+
+def check_database_kills(tmp_path, kills):
+    """Kill PostgreSQL, all its processes at once, below a service that goes on."""
+    prompts = [Prompt(index, f"prompt {index}") for index in range(400)]
+    with run_postgresql() as database:
+        folder = tmp_path / "study"
+        store = create_study(folder, define(3, loops=0), prompts, database_url=database.url)
+        fill(store, len(prompts))
+        server = VoteServer(folder)
+        server.start()
+        load = run_apart(kill_database_repeatedly(database, server, kills, random.Random(0)))
+        server.kill()
+        server.close()
+        lost, defects = lost_receipts(store, load), store.list_defects()
+        store.close()
+
+    assert load.failures == []
+    assert load.retries > 0 and len(load.receipts) > 3 * kills
+    assert lost == [] and defects == []
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_kills_of_postgresql_lose_no_receipt(tmp_path):
+    check_database_kills(tmp_path, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgresql")
+def test_fifty_kills_of_postgresql_lose_no_receipt(tmp_path):
+    check_database_kills(tmp_path, kills=50)
 
 
 @sqlite_only

@@ -92,3 +92,14 @@ def test_nothing_is_bet_before_there_are_five_raters():
     votes = make_votes(define_pair(), prompts=40, raters=4, rates={("C1", "Q1"): 0.99})
 
     assert (evidence_path(votes)["e"] == 1).all()
+
+
+def test_raters_who_all_agree_weigh_one_vote_each():
+    votes = make_votes(define_pair(), prompts=200, raters=6).assign(choice="a")
+
+    last = evidence_path(votes).iloc[-1]
+
+    assert last["wins"] == 600
+    # 2.571 is the 97.5 % point of Student's t with 5 degrees of freedom, from its table.
+    assert last["design_effect"] == pytest.approx(100 * (2.571 / 1.96) ** 2, rel=1e-3)
+    assert last["e"] < 2

@@ -1,11 +1,6 @@
 """A restore and a running service keep out of each other's way."""
 
-import os
-import signal
-import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,8 +11,7 @@ from human_eval.presence import alone
 from human_eval.service import create_app
 from studies import answer
 from test_human_eval_service import claim, count_votes, enter, vote
-
-ROOT = Path(__file__).parents[1]
+from vote_load import VoteServer
 
 
 def test_a_restore_waits_until_the_service_has_stopped(make_store):
@@ -51,26 +45,15 @@ def test_no_service_starts_while_a_backup_is_being_restored(make_store):
 def test_a_service_that_was_killed_leaves_no_lock_behind(make_store):
     store = make_store()
     copy = back_up(store)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.vote_server", store.folder],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    port = int(server.stdout.readline())
-    server.stdin.write("\n")
-    server.stdin.flush()
-    child = int(server.stdout.readline())
+    server = VoteServer(store.folder)
+    server.start()
     # The socket listens before the server has started: the answer comes when it has.
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=60) as reply:
         assert reply.status == 200
     with pytest.raises(StudyError, match="one that takes answers"):
         restore(store, copy)
-    os.kill(child, signal.SIGKILL)
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+    server.kill()
+    server.close()
 
     restore(store, copy)
 

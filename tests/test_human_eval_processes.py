@@ -2,15 +2,11 @@
 
 import asyncio
 import random
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 
-from vote_load import Load, lost_receipts, rate, run_apart
-
-ROOT = Path(__file__).parents[1]
+from vote_load import Load, VoteServer, lost_receipts, rate, run_apart
 
 
 async def share(ports):
@@ -27,30 +23,15 @@ async def share(ports):
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_services_on_one_postgresql_lose_and_double_nothing(make_store):
     store = make_store(k=3, num_prompts=10, loops=0)
-    servers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.vote_server", store.folder],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    ports, children = [], []
+    servers = [VoteServer(store.folder) for _ in range(2)]
     for server in servers:
-        ports.append(int(server.stdout.readline()))
-        server.stdin.write("\n")
-        server.stdin.flush()
-        children.append(int(server.stdout.readline()))
+        server.start()
     try:
-        load = run_apart(share(ports))
+        load = run_apart(share([server.port for server in servers]))
     finally:
-        for server, child in zip(servers, children, strict=True):
-            subprocess.run(["kill", str(child)], check=True)
-            server.stdin.close()
-            server.wait()
-            server.stdout.close()
+        for server in servers:
+            server.kill(signal.SIGTERM)
+            server.close()
 
     assert load.failures == []
     assert len(load.receipts) == 3 * 2 * 10

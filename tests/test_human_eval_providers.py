@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from human_eval.__main__ import main
 from human_eval.definition import parse_definition
@@ -231,6 +231,20 @@ def test_a_second_window_is_not_a_second_person(store, client):
         assert come_in(client, PAGE).status_code == 200
 
     assert count_raters(store) == 1
+
+
+def test_who_was_erased_comes_in_as_somebody_new(store, client):
+    come_in(client, PAGE)
+    work(client, pairs=1)
+    with store.write() as connection:
+        connection.execute(update(RaterRow).values(erased_at=1))
+    refused = client.post("/api/claim", json={})
+
+    come_in(client, PAGE)
+
+    assert refused.status_code == 403
+    assert client.post("/api/claim", json={}).json()["ballot"]
+    assert count_raters(store) == 2
 
 
 def test_staff_log_in_with_their_password(store, client):

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from crowd import make_votes
+from crowd import define_pair, make_votes
 from human_eval.definition import load_definition
 from human_eval.errors import StudyError
 from human_eval.export import write_export
@@ -103,3 +103,30 @@ def test_text_of_others_cannot_break_a_table(votes, definition, tmp_path):
     write_report(votes, definition, tmp_path)
 
     assert "fast \\| and" in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_before_the_end_warns_of_its_claims(votes, definition, folder, tmp_path):
+    assert "Interim" not in (folder / "report.md").read_text()
+
+    write_report(votes[votes["vote_id"] % 3 > 0], definition, tmp_path)
+
+    assert "**Interim:** the 60 pairs" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rater": "me", "prompt": "one", "prompt_index": 0},
+        {"choice": "a"},
+        {"choice": "tie"},
+    ],
+)
+def test_a_poor_study_gets_a_report_that_claims_nothing(tmp_path, change):
+    definition = define_pair()
+    poor = make_votes(definition, prompts=2).assign(**change)
+
+    write_report(poor, definition, tmp_path)
+
+    text = (tmp_path / "report.md").read_text()
+    assert "is preferred to" not in text
+    assert "nan" not in text

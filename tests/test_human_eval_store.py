@@ -70,6 +70,23 @@ def test_the_tally_counts_what_the_frame_holds(make_store):
     assert tally.to_dict() == counted.to_dict()
 
 
+def test_a_study_without_answers_has_an_empty_tally(make_store):
+    assert make_store().tally().empty
+    assert make_store().votes().empty
+
+
+def test_a_closed_study_takes_no_ballots(make_store):
+    store = make_store()
+    store.set_closed(True, author="jo")
+
+    with pytest.raises(StudyError, match="an open study"):
+        import_ballots(store, [ballot()])
+    with pytest.raises(StudyError, match="an open study"):
+        simulate(store, Crowd(raters=2))
+
+    assert store.votes().empty and store.pairs(simulated=True).empty
+
+
 def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
     store = make_store()
     rater, other = enter(store, 2)

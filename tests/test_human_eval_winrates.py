@@ -11,11 +11,8 @@ from human_eval.winrates import (
     adjust_family,
     category_rates,
     half_wins,
-    side_adjusted,
-    side_effects,
     win_rates,
 )
-from test_human_eval_intervals import PROMPTS, RATERS, WINS
 
 P = [0.001, 0.008, 0.012, 0.021, 0.039, 0.041, 0.060, 0.074, 0.205, 0.5]
 HOLM = [0.01, 0.072, 0.096, 0.147, 0.234, 0.234, 0.24, 0.24, 0.41, 0.5]
@@ -55,6 +52,25 @@ def test_one_question_is_adjusted_by_holm():
     table = pd.DataFrame({"comparison": list("abcdefghij"), "primary": True, "p": P})
 
     assert adjust_family(table) == pytest.approx(HOLM, abs=1e-6)
+
+
+def test_comparisons_without_votes_yet_count_in_the_family():
+    definition = load_definition("t2v-turbo")
+    votes = make_votes(definition, prompts=40, rates={("C1", "Q3"): 0.7})
+    alone = votes[votes["comparison"] == "C1"]
+
+    row = win_rates(alone, definition).set_index("question").loc["Q3"]
+
+    assert row["p_family"] == pytest.approx(6 * row["p"])
+
+
+def test_one_rater_alone_claims_nothing():
+    votes = make_votes(define_pair(), prompts=80, rates={("C1", "Q1"): 0.9}).assign(rater="me")
+
+    [row] = win_rates(votes, define_pair()).to_dict("records")
+
+    assert row["sign_p"] < 1e-6
+    assert row["claim"] == "" and "one rater only" in row["note"]
 
 
 def test_categories_are_adjusted_for_discoveries():
@@ -143,35 +159,6 @@ def test_a_prompt_in_two_categories_counts_in_both():
 
     votes = dict(zip(table["category"], table["votes"], strict=True))
     assert votes == {"action": 30, "count": 30, "face": 30, "none": 30}
-
-
-def test_a_preference_for_the_left_is_found():
-    biased = side_effects(make_votes(define_pair(), prompts=150, left=0.8))
-    fair = side_effects(make_votes(define_pair(), prompts=150))
-
-    assert biased["low"].item() > 0.6
-    assert fair["low"].item() < 0.5 < fair["high"].item()
-
-
-def test_log_odds_within_prompts_are_the_published_ones():
-    votes = pd.DataFrame(
-        {"prompt": PROMPTS, "rater": RATERS, "choice": np.where(np.array(WINS) == 1, "a", "b")}
-    )
-
-    [row] = side_adjusted(votes).to_dict("records")
-
-    assert row["log_odds"] == pytest.approx(0.5108256237659908, abs=1e-6)
-    assert row["error"] == pytest.approx(0.46613726585340076, abs=1e-6)
-    assert row["correlation"] == pytest.approx(0.11111111111111117, abs=1e-6)
-
-
-def test_sides_do_not_sway_the_adjusted_log_odds():
-    votes = make_votes(define_pair(), prompts=200, left=1.0, prompt_spread=0, rater_spread=0)
-
-    [row] = side_adjusted(votes, votes["side_a"].map({"left": 1, "right": -1})).to_dict("records")
-
-    assert abs(row["log_odds"]) < 2.5 * row["error"]
-    assert row["side"] > 10 * row["side_error"]
 
 
 def test_half_wins_count_neither_as_a_half():

@@ -2,13 +2,20 @@
 
 import asyncio
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -21,6 +28,43 @@ class Load:
     receipts: dict[str, dict[str, str]] = field(default_factory=dict)  # by ballot token
     failures: list[str] = field(default_factory=list)
     retries: int = 0
+
+
+class VoteServer:
+    """A process that serves a study (`tests.vote_server`), to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.vote_server", folder],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.port = self._read()
+        self.child = 0
+
+    def _read(self) -> int:
+        assert self._process.stdout is not None
+        return int(self._process.stdout.readline())
+
+    def start(self) -> None:
+        """Start a service; requests wait in the socket until it has."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.child = self._read()
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """End the service."""
+        os.kill(self.child, how)
+
+    def close(self) -> None:
+        """End the process that starts services."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
 
 
 class Browser:

@@ -95,6 +95,10 @@ function connectButtons() {
   $("stop-now").addEventListener("click", () => stop(false));
   $("stop-technical").addEventListener("click", () => stop(true));
   $("go-on").addEventListener("click", () => rate());
+  $("undo-last").addEventListener("click", () => {
+    show("rating");
+    rating.undo();
+  });
   $("copy").addEventListener("click", copyCode);
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   addEventListener("keydown", (event) => {
@@ -209,7 +213,7 @@ function end({ outcome, code, finish, progress }) {
   $("finish").hidden = !finish;
   if (finish) $("finish").href = finish;
   $("go-on").hidden = outcome !== "stopped" && outcome !== "paused";
-  rating?.halt();
+  rating?.halt(outcome === "done");
   show("end");
   if (outcome === "paused") setTimeout(() => $("end").hidden || rate(), PAUSED_POLL);
 }

@@ -6,6 +6,7 @@ import { Refused } from "./service.js";
 import { Turn } from "./turn.js";
 
 const STALL = 8_000; // milliseconds without a picture, after which the page offers to report it
+const ENDED = Symbol("ended"); // no turn was put aside: there was none left
 const MARGIN = 500; // milliseconds that an undo may take on its way
 
 const $ = (id) => document.getElementById(id);
@@ -22,7 +23,7 @@ export class Rating {
     this.onEnd = onEnd;
     this.turn = null; // on the screen
     this.next = null; // promise of the following turn, or of how it ends
-    this.waiting = null; // the turn put aside while an earlier one is changed
+    this.waiting = null; // the turn put aside while an earlier one is changed, or ENDED
     this.sent = null; // {turn, until} that can still be changed
     this.answered = 0;
     this.busy = false;
@@ -44,7 +45,7 @@ export class Rating {
     this.next = null;
     const turn = await this.#prepare(false);
     if (!(turn instanceof Turn)) {
-      this.#end(turn);
+      this.onEnd(turn);
       return;
     }
     this.answered = turn.progress.answered;
@@ -88,21 +89,24 @@ export class Rating {
   /** Bring the answers just sent back, to change them. */
   async undo() {
     if (this.busy || this.waiting || !this.sent || Date.now() >= this.sent.until) return;
-    this.waiting = this.turn;
-    this.waiting.answers = structuredClone(this.questions.answers);
+    this.waiting = this.turn ?? ENDED;
+    if (this.turn) this.turn.answers = structuredClone(this.questions.answers);
     const { turn } = this.sent;
     turn.revision += 1;
     await this.#work(() => this.#show(turn));
     announce("Your previous answers are back. Change them and send them again.");
   }
 
-  /** Leave the pair alone: another part of the page has taken over. */
-  halt() {
+  /**
+   * Leave the pair alone: another part of the page has taken over.
+   * @param {boolean} changeable the answers just sent can still be changed
+   */
+  halt(changeable) {
     this.player.pause();
-    this.turn?.clips.discard();
+    if (!changeable) this.sent = null;
+    if (this.turn !== this.sent?.turn) this.turn?.clips.discard();
     this.turn = null;
     this.waiting = null;
-    this.sent = null;
     clearTimeout(this.clock);
     Turn.forget();
   }
@@ -132,7 +136,7 @@ export class Rating {
     const usable = prepared instanceof Turn && !prepared.expired;
     const turn = usable ? prepared : await this.#prepare(false);
     if (turn instanceof Turn) await this.#show(turn);
-    else this.#end(turn);
+    else this.onEnd(turn);
   }
 
   async #show(turn) {
@@ -194,7 +198,7 @@ export class Rating {
   async #resume() {
     const turn = this.waiting;
     this.waiting = null;
-    if (turn.expired) await this.#advance(true);
+    if (turn === ENDED || turn.expired) await this.#advance(true);
     else await this.#show(turn);
   }
 
@@ -268,6 +272,7 @@ export class Rating {
       this.#work(() => this.#resume());
     }
     $("undo-bar").hidden = left <= 0;
+    $("undo-last").hidden = left <= 0;
     if (left <= 0) return;
     $("undo").hidden = this.waiting !== null;
     $("undo-text").textContent = this.waiting
@@ -295,11 +300,6 @@ export class Rating {
 
   #complain(text) {
     $("ballot-problem").textContent = text;
-  }
-
-  #end(ending) {
-    this.halt();
-    this.onEnd(ending);
   }
 
   async #discard(promised) {
