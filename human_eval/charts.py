@@ -64,7 +64,7 @@ def draw_win_rates(
         height = (positions[-1] + 1.0) * ROW + 1.35
         figure = Figure(figsize=(10.5, height))
         grid = figure.add_gridspec(
-            1, 3, width_ratios=[2.2, 4.2, 2.6], wspace=0.07,
+            1, 3, width_ratios=[2.1, 3.7, 3.5], wspace=0.06,
             left=0.02, right=0.98, top=1 - 0.55 / height, bottom=0.8 / height,
         )  # fmt: skip
         words, bars, rates = (figure.add_subplot(grid[0, column]) for column in range(3))
@@ -103,10 +103,12 @@ def _write_questions(
     axes.axis("off")
     for place, key in zip(positions, table["question"], strict=True):
         question = definition.question(key)
-        wording = textwrap.shorten(f"{key}  {question.wording}", 96, placeholder=" ...")
+        wording = textwrap.shorten(question.wording, 76, placeholder=" ...")
+        weight = "bold" if question.primary else "normal"
+        axes.text(0, place, key, ha="left", va="center", fontsize=8, weight=weight)
         axes.text(
-            1, place, textwrap.fill(wording, 42), ha="right", va="center", fontsize=6.5,
-            weight="bold" if question.primary else "normal", linespacing=1.05,
+            1, place, textwrap.fill(wording, 32), ha="right", va="center", fontsize=7,
+            weight=weight, linespacing=1.05,
         )  # fmt: skip
 
 
@@ -116,12 +118,19 @@ def _write_comparisons(
     first = table.drop_duplicates("comparison").set_index("comparison")
     for key, place in heads.items():
         titles = [
-            textwrap.shorten(definition.system(system).title, 44, placeholder="...")
+            textwrap.shorten(definition.system(system).title, 36, placeholder="...")
             for system in first.loc[key, ["system_a", "system_b"]]
         ]
         line = place + 0.1
-        axes.text(0, line, titles[0], ha="left", va="center", weight="bold", color=COLOURS["a"])
-        axes.text(1, line, titles[1], ha="right", va="center", weight="bold", color="#9a5a08")
+        size = min(9.0, 400 / sum(map(len, titles)))  # points; both stand on one line
+        axes.text(
+            0, line, titles[0], ha="left", va="center", weight="bold", color=COLOURS["a"],
+            fontsize=size,
+        )  # fmt: skip
+        axes.text(
+            1, line, titles[1], ha="right", va="center", weight="bold", color="#9a5a08",
+            fontsize=size,
+        )  # fmt: skip
 
 
 def _stack_bars(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
@@ -144,15 +153,27 @@ def _stack_bars(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
 
 
 def _mark_rates(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
-    axes.set_xlim(-0.12, 2.05)  # room for the numbers, and between the ticks of both panels
-    axes.set_xticks([0, 0.5, 1], ["0%", "50%", "100%"])
+    shown = table[table["wins"] + table["losses"] > 0]
+    # To tenths, and never so near that a hair's breadth looks like a landslide.
+    left = np.floor(10 * min(shown["low"].min(), 0.4)) / 10 if len(shown) else 0.0
+    right = np.ceil(10 * max(shown["high"].max(), 0.6)) / 10 if len(shown) else 1.0
+    end = left + 2.1 * (right - left)  # room for the numbers
+    axes.set_xlim(left - 0.14 * (right - left), end)
+    ticks = np.arange(round(10 * left), round(10 * right) + 1) / 10
+    ticks = ticks if len(ticks) <= 6 else ticks[np.round(10 * ticks) % 5 == 0]
+    axes.set_xticks(ticks, [f"{share:.0%}" for share in ticks])
     axes.set_xlabel("decisive votes won by the left system", loc="left", fontsize=8)
-    axes.axvline(0.5, color=GRID, linewidth=1, zorder=0)
+    axes.vlines(
+        ticks, 0, 1, color=GRID, linewidth=0.5, zorder=0, transform=axes.get_xaxis_transform()
+    )
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
     for place, row in zip(positions, table.to_dict("records"), strict=True):
         if row["wins"] + row["losses"]:
-            axes.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.2)
-            axes.plot(row["rate"], place, "o", color=INK, markersize=4)
-        axes.text(2.05, place, _numbers(row), ha="right", va="center", fontsize=7)
+            winner = COLOURS["a" if row["rate"] > 0.5 else "b"] if row["claim"] else INK
+            axes.plot([row["low"], row["high"]], [place, place], color=winner, linewidth=1.6)
+            axes.plot(row["rate"], place, "o", color=winner, markersize=4.5)
+        weight = "bold" if row["primary"] else "normal"
+        axes.text(end, place, _numbers(row), ha="right", va="center", fontsize=7.5, weight=weight)
 
 
 def _numbers(row: dict[str, Any]) -> str:
@@ -186,8 +207,8 @@ def _write_around(
     raters = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     note = (
         "Lines and brackets: 95 % intervals, clustered by prompt and rater "
-        f"({raters} raters a row).  * claimed, at most 5 % false claims in the whole chart.  "
-        "Bold: primary question."
+        f"({raters} raters a row).  * and colour: claimed, at most 5 % false claims in the whole "
+        "chart.  Bold: primary question."
     )
     figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
     if simulated:
@@ -216,6 +237,10 @@ def draw_evidence(
             exponent = np.log10(np.maximum(shown["e"], 1e-3))
             axes.plot(shown.index + 1, exponent, label=key, linewidth=1.2)
         axes.axhline(np.log10(threshold), color=INK, linestyle="--", linewidth=1)
+        axes.text(
+            1, np.log10(threshold), "decided above ", ha="right", va="bottom", fontsize=8,
+            transform=axes.get_yaxis_transform(),
+        )  # fmt: skip
         axes.set_xlabel("decisive votes on the primary question")
         axes.set_ylabel("evidence against an even match, log10 e")
         axes.set_title("SIMULATED VOTES" if simulated else "Evidence from vote to vote")

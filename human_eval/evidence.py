@@ -14,6 +14,7 @@ from human_eval.votes import split_cells
 
 LEVEL = 0.05  # of wrong decisions in the whole family
 PRIOR = 10.0  # of the bet, Beta(10, 10): most at stake on win rates of about 40 % and 60 %
+MAX_LOG = 700.0  # natural, of an e-value
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
 
 Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question
@@ -27,10 +28,13 @@ def e_value(
     Args:
         prior: a of the mixture Beta(a, a) of win rates that is bet on.
 
+    Returns:
+        In (0, 1e304]; more evidence than that is cut off, since no float can hold it.
+
     Source: Robbins (1970), Ann. Math. Statist. 41(5), 1397-1409; Ville (1939).
     """
     bet = betaln(prior + wins, prior + losses) - betaln(prior, prior)
-    return np.asarray(np.exp(bet + (wins + losses) * np.log(2.0)))
+    return np.asarray(np.exp(np.minimum(bet + (wins + losses) * np.log(2.0), MAX_LOG)))
 
 
 def evidence_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:

@@ -103,3 +103,7 @@ def test_raters_who_all_agree_weigh_one_vote_each():
     # 2.571 is the 97.5 % point of Student's t with 5 degrees of freedom, from its table.
     assert last["design_effect"] == pytest.approx(100 * (2.571 / 1.96) ** 2, rel=1e-3)
     assert last["e"] < 2
+
+
+def test_overwhelming_evidence_stays_a_number():
+    assert 1e300 < e_value(60_000, 20_000) < np.inf
