@@ -22,8 +22,8 @@ from human_eval.prompts import Prompt
 from human_eval.sources import list_names
 from human_eval.store import StudyStore
 from human_eval.tokens import Keys
+from human_eval.votes import MTURK
 
-PROVIDER = "mturk"
 RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
     *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],
     *["MaxAssignments", "RequesterAnnotation", "AssignmentDurationInSeconds"],
@@ -193,7 +193,7 @@ def _read_ballot(
     if not row["WorkerId"].strip():
         raise ValueError("no WorkerId")
     return ImportedBallot(
-        provider=PROVIDER,
+        provider=MTURK,
         rater=row["WorkerId"].strip(),
         comparison=comparison,
         prompt_index=index,

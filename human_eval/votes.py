@@ -40,6 +40,7 @@ COLUMNS = {  # name -> kind of value; a "?" may be missing
     "exclusion_rule": "text?",
     "definition_hash": "text",
 }
+MTURK = "mturk"  # the provider of answers that came in as a file, from a page not our own
 WORDS = {"choice": get_args(Choice), "side_a": get_args(Side), "kind": get_args(Kind)}
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from human_eval.definition import StudyDefinition
-from human_eval.votes import COLUMNS, evidence
+from human_eval.evidence import LEVEL
+from human_eval.votes import COLUMNS, MTURK, evidence
 
 TIES = {
     "forced": "forced choice",
@@ -57,22 +58,49 @@ def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
         f"{simulated}{_asked(kept, definition)} Each pair was meant for "
         f"{definition.raters_per_pair} raters. Which system stood on the left was randomised "
         "within raters and comparisons. Clips were muted, looped and played in step, at equal "
-        "size, rate and length, re-encoded alike, under names that tell nothing. We analysed "
+        "size, rate and length, re-encoded alike, under names that tell nothing."
+        f"{_watched(definition)}{_elsewhere(real)} We analysed "
         f"{len(kept):,} answers of {kept['rater'].nunique():,} raters ({_providers(kept)}) to "
         f"{kept.groupby('comparison', observed=True)['prompt_index'].nunique().sum():,} pairs. "
         f"{len(real) - len(kept):,} answers were excluded{rules}; all results are also given with "
         f"them. Answers to checks, which never count as evidence: {checked}. "
+        f"{_analysed(definition)} Definition {definition.name}, version {definition.version}, "
+        f"SHA-256 {definition.hash}."
+    )
+
+
+def _analysed(definition: StudyDefinition) -> str:
+    comparisons = len(definition.comparisons)
+    return (
         "Win rates are shares of decisive votes. Intervals are at 95 % and clustered by prompt "
         "text and rater (Cameron, Gelbach and Miller, 2011), with Student's t and one degree of "
         "freedom less than the smaller number of clusters; Wilson intervals, which take votes as "
         "independent, are given for comparison. A difference is claimed where the larger of the "
         "p-values of the exact sign test and of the clustered test, adjusted over all "
-        f"{len(definition.comparisons) * len(definition.questions)} comparisons and questions, is "
-        f"at most 0.05: Holm over comparisons, the primary question "
-        f"({_primary(definition)}) first within each. Evidence that may be looked at "
-        "after every vote is a beta-binomial mixture e-value, each vote weighing one over the "
-        f"design effect. Definition {definition.name}, version {definition.version}, SHA-256 "
-        f"{definition.hash}."
+        f"{comparisons * len(definition.questions)} comparisons and questions, is at most {LEVEL}: "
+        f"Holm over comparisons, the primary question ({_primary(definition)}) first within each; "
+        "votes of one rater, or on one prompt, claim nothing. Evidence that may be looked at after "
+        "every vote is a beta-binomial mixture e-value, each vote weighing one over the design "
+        f"effect; a comparison is decided once it reaches {comparisons / LEVEL:,.0f}. The majority "
+        "of each pair, Dawid and Skene's weighted vote, and win rates adjusted for the side (a "
+        "generalised estimating equation, exchangeable within prompts) are given as a second look."
+    )
+
+
+def _watched(definition: StudyDefinition) -> str:
+    loops = definition.viewing.min_loops
+    many = "once" if loops == 1 else f"{loops} times"
+    return f" Answers were taken after both clips had played {many} to the end." if loops else ""
+
+
+def _elsewhere(votes: pd.DataFrame) -> str:
+    """Say what is not known of answers that another page has collected."""
+    imported = int(votes["provider"].eq(MTURK).sum())
+    if not imported:
+        return ""
+    return (
+        f" This does not hold for the {imported:,} answers from {MTURK}, whose own page showed the "
+        "clips: there the sides were balanced within comparisons, and how clips played is unknown."
     )
 
 

@@ -1,6 +1,6 @@
 """Whether the statistics of a study keep their promises, on simulated studies.
 
-    python -m tests.bench_study_coverage            # 200 studies of each kind, about ten minutes
+    python -m tests.bench_study_coverage            # 200 studies of each kind, some minutes
     python -m tests.bench_study_coverage --studies 20
 
 Votes resemble each other within prompts and within raters. Three promises are put to the test:

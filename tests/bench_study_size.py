@@ -1,4 +1,4 @@
-"""Fill a study with a million votes; time the next pair, the tally, the frame and the report.
+"""Fill a study with a million votes; time the next pair, the results, all votes and the report.
 
     python -m tests.bench_study_size [--votes 1000000] [--report]
 
@@ -21,6 +21,7 @@ from sqlalchemy import insert, select, update
 from human_eval.clips import Clip
 from human_eval.definition import load_definition
 from human_eval.prompts import Prompt
+from human_eval.results import LiveResults
 from human_eval.store import StudyStore, create_study
 from human_eval.submission import Answer, Ballot
 from human_eval.tables import AssignmentRow, Rater, Task, Vote
@@ -82,22 +83,22 @@ def fill(folder: Path, votes: int) -> StudyStore:
     return store
 
 
-def time_turns(store: StudyStore) -> tuple[list[float], list[float]]:
+def time_turns(store: StudyStore, claims: int = CLAIMS) -> tuple[list[float], list[float]]:
     """Return milliseconds of claims and of submits by raters who have answered thousands."""
-    claims, submits = [], []
+    claimed, submits = [], []
     with store.read() as connection:
         raters = connection.execute(select(Rater.id)).scalars().all()
-    for rater in raters[:CLAIMS]:
+    for rater in raters[:claims]:
         began = time.perf_counter()
         lease = store.claim(rater)
-        claims.append(1000 * (time.perf_counter() - began))
+        claimed.append(1000 * (time.perf_counter() - began))
         assert lease is not None
         answers = {question.key: Answer("left", 1.0) for question in store.definition.questions}
         ballot = Ballot(lease.assignment_id, lease.attempt, rater, answers, loops=2)
         began = time.perf_counter()
         store.submit(ballot)
         submits.append(1000 * (time.perf_counter() - began))
-    return claims, submits
+    return claimed, submits
 
 
 def clock(action, *arguments, **options) -> tuple[float, float]:  # type: ignore[no-untyped-def]
@@ -123,6 +124,11 @@ def main() -> None:
         numbers["next_pair_p95_ms"] = float(np.percentile(claims, 95))
         numbers["submit_p95_ms"] = float(np.percentile(submits, 95))
         numbers["tally_s"], numbers["tally_cpu_s"] = clock(store.tally)
+        live = LiveResults(store)
+        numbers["results_first_s"], numbers["results_first_cpu_s"] = clock(live.read)
+        numbers["results_again_s"], numbers["results_again_cpu_s"] = clock(live.read)
+        time_turns(store, claims=1)  # an answer comes in
+        numbers["results_changed_s"], _ = clock(live.read)
         numbers["progress_s"], numbers["progress_cpu_s"] = clock(store.progress)
         numbers["frame_s"], numbers["frame_cpu_s"] = clock(store.votes)
         if options.report:

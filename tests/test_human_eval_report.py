@@ -6,6 +6,7 @@ from human_eval.definition import load_definition
 from human_eval.errors import StudyError
 from human_eval.export import write_export
 from human_eval.report import SHOWN, report_from_export, write_report
+from human_eval.writing import methods_paragraph
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,13 @@ def test_methods_tell_numbers_rules_and_the_definition(folder, votes, definition
     assert definition.hash in methods
     for question in definition.questions:
         assert question.wording in methods
+
+
+def test_methods_promise_nothing_of_answers_from_elsewhere(votes, definition):
+    elsewhere = votes.assign(provider=votes["provider"].where(votes["vote_id"] > 50, "mturk"))
+
+    assert "mturk" not in methods_paragraph(votes, definition)
+    assert "the 50 answers from mturk, whose own page" in methods_paragraph(elsewhere, definition)
 
 
 def test_report_of_an_export_alone_is_the_same_byte_for_byte(folder, votes, definition, tmp_path):
