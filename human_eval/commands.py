@@ -16,6 +16,7 @@ from tqdm import tqdm
 from human_eval import backup as backups
 from human_eval.assignment import check_open
 from human_eval.clips import ingest as pass_gate
+from human_eval.clips import tabulate_clips
 from human_eval.definition import load_definition
 from human_eval.erasure import erase_rater, erase_simulation
 from human_eval.errors import StudyError
@@ -115,6 +116,9 @@ def _print_ingest(store: StudyStore, made: dict[str, int], golds: int, refused: 
         real = pairs[(pairs["comparison"] == comparison.key) & (pairs["kind"] == "real")]
         new = made.get(comparison.key, 0)
         print(f"{comparison.key}  {comparison.a} vs {comparison.b}: {len(real)} pairs, {new} new")
+    table = tabulate_clips(store.clips()).round({"mean_bytes": 0})
+    print(table.to_string(index=False, float_format="{:g}".format))
+    print("Both clips of a pair are sent at one size, so that no weight tells a system.")
     if golds:
         print(f"gold: {golds} new pairs")
     if refused:

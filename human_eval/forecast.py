@@ -204,9 +204,7 @@ def forecast_decisions(
     for comparison in definition.comparisons:
         here = (votes["comparison"] == comparison.key) & (votes["question"] == primary)
         path = paths.get((comparison.key, primary), evidence_path(votes[:0]))
-        last = path.iloc[-1] if len(path) else None
-        wins, losses = (last["wins"], last["losses"]) if last is not None else (0.0, 0.0)
-        effect = last["design_effect"] if last is not None else 1.0
+        wins, losses, effect, e = _standing(path)
         decided = bool((path["e"] >= threshold).any())
         decisive = (wins + losses) / here.sum() if wins + losses else 1.0
         rates = rng.beta(1 + wins / effect, 1 + losses / effect, DRAWS)
@@ -224,7 +222,7 @@ def forecast_decisions(
                 "votes": int(here.sum()),
                 "rate": wins / (wins + losses) if wins + losses else np.nan,
                 "design_effect": effect,
-                "e": last["e"] if last is not None else 1.0,
+                "e": e,
                 "decided": decided,
                 "more_low": low,
                 "more": median,
@@ -234,3 +232,11 @@ def forecast_decisions(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _standing(path: pd.DataFrame) -> tuple[float, float, float, float]:
+    """Return wins, losses, design effect and e-value after the last vote, or before the first."""
+    if path.empty:
+        return 0.0, 0.0, 1.0, 1.0
+    last = path.iloc[-1]
+    return last["wins"], last["losses"], last["design_effect"], last["e"]

@@ -75,6 +75,15 @@ def test_every_command_has_help(capsys):
         assert "STUDY" in capsys.readouterr().out
 
 
+def test_ingest_tells_what_every_system_weighs(study, clips, capsys):
+    run("ingest", study, clips)
+
+    shown = capsys.readouterr().out
+    assert "mean_bytes" in shown
+    assert all(any(line.split()[:2] == [system, "4"] for line in shown.splitlines())
+               for system in ("student", "teacher"))  # fmt: skip
+
+
 def test_two_folders_of_videos_become_a_simulated_study(study, capsys):
     run("simulate", study, "--raters", 5)
     run("status", study, "--simulated")
@@ -220,7 +229,9 @@ def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, dama
     shown = capsys.readouterr().out
     assert "The database is sound." in shown
     assert f"{3 * PROMPTS} submitted" in shown
-    kept = list(study.glob("study.db.damaged-*"))
+    kept = {
+        path.name.removesuffix("-wal").removesuffix("-shm") for path in study.glob("*.damaged-*")
+    }
     assert len(kept) == (damage != "gone")
 
 
