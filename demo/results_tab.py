@@ -101,12 +101,14 @@ def _keep_fresh(event: gr.SelectData) -> gr.Timer:
 
 def _lay_out() -> _Parts:
     with gr.Row(elem_classes="results-dials"):
-        votes = gr.Radio([PEOPLE, SIMULATED], label="Votes of", scale=2, elem_id="results-votes")
+        votes = gr.Radio(
+            [PEOPLE, SIMULATED], label="Votes of", min_width=260, elem_id="results-votes"
+        )
         excluded = gr.Checkbox(
             False,
             label="Count excluded raters too",
             info="Results stand with and without them",
-            scale=2,
+            min_width=260,
             elem_id="results-excluded",
         )
     summary = gr.HTML(elem_id="results-summary")

@@ -53,8 +53,13 @@ class Writer:
         """Queue a job.
 
         Raises:
-            StorageBusy: the queue is full.
+            StorageBusy: the queue is full, or nobody works on it any more.
         """
+        if not self.alive:
+            raise StorageBusy(
+                "Expected a running writer, got one that has stopped; nothing was stored. "
+                "Start the service again."
+            )
         future: Future[Any] = Future()
         try:
             self._waiting.put_nowait((job, future))
