@@ -13,6 +13,7 @@ from human_eval.errors import StudyError
 TOLERANCE, LIMIT = 1e-10, 10_000  # of the iterations
 PRIOR_VOTES = 0.5  # wins added each way to every pair that met, where the votes alone diverge
 RESAMPLES = 200
+MIN_PROMPTS = 5  # below it, resampling prompts would find intervals that are far too narrow
 ANSWERS = ("a", "b", "tie")
 WINNERS = (evalica.Winner.X, evalica.Winner.Y, evalica.Winner.Draw)
 
@@ -63,7 +64,8 @@ def rank_systems(votes: pd.DataFrame, *, seed: int = 0, resamples: int = RESAMPL
     win each way is added to every pair that met, and `prior` says so.
 
     Returns:
-        Columns question, group, system, strength, low, high (95 %, resampling prompts), votes,
+        Columns question, group, system, strength, low, high (95 %, resampling prompts, missing
+        where they are fewer than 5), votes,
         model ("Bradley-Terry", or "Davidson" where there are ties), tie (Davidson's nu), prior.
 
     Source: Bradley and Terry (1952), Biometrika 39, 324-345; Davidson (1970), JASA 65, 317-328.
@@ -142,7 +144,8 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
     strengths, nu = fit_strengths(tallies, prior=prior)
     prompts = len(by_prompt)
     draws = []
-    for weights in rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples):
+    enough = resamples if prompts >= MIN_PROMPTS else 0
+    for weights in rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=enough):
         drawn = replace(tallies, votes=np.tensordot(weights, by_prompt, axes=1).astype(float))
         # A resample may lack what makes the strengths of all votes finite.
         infinite = prior or not has_finite_strengths(drawn)

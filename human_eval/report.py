@@ -111,7 +111,7 @@ Skene's vote, which trusts those more who agree with others:
 
 ## One scale
 
-Groups of systems that never met have no common scale.
+Groups of systems that never met have no common scale. Intervals resample prompts, not raters.
 
 {ranking}
 

@@ -4,7 +4,7 @@ import pytest
 from scipy.special import expit
 from statsmodels.miscmodels.ordinal_model import OrderedModel
 
-from crowd import make_votes
+from crowd import define_pair, make_votes
 from human_eval.definition import load_definition
 from human_eval.errors import StudyError
 from human_eval.ranking import Tallies, fit_strengths, has_finite_strengths, rank_systems
@@ -146,3 +146,12 @@ def test_ranking_says_when_it_needed_a_prior():
 
     assert set(table["prior"]) == {"0.5 wins each way"}
     assert list(table["system"]) == ["turbo-vc2-4", "vcm-vc2-4"]
+
+
+def test_too_few_prompts_give_strengths_without_intervals():
+    votes = make_votes(define_pair("raters_per_pair = 9"), prompts=4, prompt_spread=0)
+
+    table = rank_systems(votes)
+
+    assert table["strength"].notna().all()
+    assert table[["low", "high"]].isna().all(axis=None)
