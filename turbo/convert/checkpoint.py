@@ -185,10 +185,11 @@ def _first_lost(path: Path, head: bytes) -> str:
     size = path.stat().st_size
     if length > size - 8:
         return "in its header"
-    try:
-        header = json.loads(path.open("rb").read(8 + length)[8:])
-    except ValueError:
-        return "in its header"
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.read(8 + length)[8:])
+        except ValueError:
+            return "in its header"
     ends = {
         entry["data_offsets"][1]: name for name, entry in header.items() if name != "__metadata__"
     }

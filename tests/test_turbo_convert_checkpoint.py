@@ -1,0 +1,207 @@
+"""Foreign files: read in every format, never run, and refused when they are not whole."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from turbo.convert.checkpoint import open_checkpoint
+
+
+@pytest.fixture
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(40, 50, generator=generator) for name in ("first", "second", "third")}
+
+
+class Bomb:
+    """Writes a file when it is unpickled, as a stranger's file might do worse."""
+
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "module"])
+def test_pickles_are_read_with_or_without_a_nest(nest, weights, tmp_path):
+    content = {nest: weights, "epoch": 3} if nest else weights
+    torch.save(content, tmp_path / "model.ckpt")
+
+    checkpoint = open_checkpoint(tmp_path / "model.ckpt")
+
+    assert checkpoint.shapes == dict.fromkeys(weights, (40, 50))
+    assert_close({name: checkpoint.read(name) for name in weights}, weights, rtol=0, atol=0)
+    assert not checkpoint.positional
+
+
+def test_pickles_of_old_are_read(weights, tmp_path):
+    torch.save(weights, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+
+    checkpoint = open_checkpoint(tmp_path / "old.pt")
+
+    assert_close(checkpoint.read("second"), weights["second"], rtol=0, atol=0)
+
+
+def test_safetensors_are_read(weights, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+
+    checkpoint = open_checkpoint(tmp_path / "model.safetensors")
+
+    assert_close(checkpoint.read("third"), weights["third"], rtol=0, atol=0)
+
+
+def test_a_list_is_read_by_position(weights, tmp_path):
+    torch.save([torch.nn.Parameter(tensor) for tensor in weights.values()], tmp_path / "lora.pt")
+
+    checkpoint = open_checkpoint(tmp_path / "lora.pt")
+
+    assert checkpoint.positional
+    assert_close(checkpoint.read("1"), weights["second"], rtol=0, atol=0)
+    assert not checkpoint.read("1").requires_grad
+
+
+def test_views_of_one_storage_are_read(weights, tmp_path):
+    whole = weights["first"]
+    torch.save({"top": whole[:20], "bottom": whole[20:]}, tmp_path / "views.pt")
+
+    checkpoint = open_checkpoint(tmp_path / "views.pt")
+
+    assert_close(checkpoint.read("bottom"), whole[20:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_code_in_a_pickle_does_not_run_and_is_named(modern, weights, tmp_path):
+    content = {"state_dict": weights, "payload": Bomb(tmp_path / "ran")}
+    torch.save(content, tmp_path / "evil.ckpt", _use_new_zipfile_serialization=modern)
+
+    with pytest.raises(ValueError, match=r"evil.ckpt, got pickled code \(posix.system\), which"):
+        open_checkpoint(tmp_path / "evil.ckpt")
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bare_pickle_does_not_run_either(tmp_path):
+    (tmp_path / "evil.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
+
+    with pytest.raises(ValueError, match="evil.bin"):
+        open_checkpoint(tmp_path / "evil.bin")
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_flipped_bit_is_found_under_the_name_of_its_tensor(weights, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(weights, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(weights["second"].numpy().tobytes()) + 1234
+    content[place] ^= 1
+    path.write_bytes(content)
+
+    checkpoint = open_checkpoint(path)
+
+    assert_close(checkpoint.read("first"), weights["first"], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"under 'second' in .*model.pt, got others.* it again"):
+        checkpoint.read("second")
+
+
+def test_a_flipped_bit_in_the_table_of_names_is_found(weights, tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(weights, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"second")] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"model.pt, got one that is damaged .*data.pkl"):
+        open_checkpoint(path)
+
+
+def test_an_archive_saved_without_checksums_is_read(weights, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    torch.save(weights, tmp_path / "model.pt")
+    torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+        assert {record.CRC for record in archive.infolist()} == {0}
+
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+
+    assert_close(checkpoint.read("third"), weights["third"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.9, 0.999])
+def test_a_pickle_cut_short_is_refused_with_where_it_ends(share, weights, tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save(weights, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+    with pytest.raises(ValueError, match=r"model.ckpt, .*cut short after \d+ bytes, in 'model/.*'"):
+        open_checkpoint(path)
+
+
+def test_safetensors_cut_short_are_refused_with_the_first_tensor_lost(weights, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(weights, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(ValueError, match=r"model.safetensors, .* in 'second'.*Download it again"):
+        open_checkpoint(path)
+
+
+def test_safetensors_cut_in_their_header_are_refused(weights, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:20])
+
+    with pytest.raises(ValueError, match=r"cut.safetensors, .* in its header"):
+        open_checkpoint(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content, hint",
+    [
+        (b"<!DOCTYPE html><html>Log in", "a web page, perhaps one that asks to log in"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "the pointer that git-lfs leaves"),
+        (b"", "begins with b''"),
+        (b"anything", "begins with b'anything'"),
+    ],
+)
+def test_what_is_not_weights_is_refused_with_what_it_is(content, hint, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(content)
+
+    with pytest.raises(ValueError, match=hint):
+        open_checkpoint(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"a": torch.ones(2), "step": 4}, r"Expected a tensor under 'step' in .*, got int"),
+        ({}, "Expected tensors in .*, got none"),
+        (torch.ones(2), "Expected tensors by name, or a list of them, in .*, got Tensor"),
+        ([torch.ones(2), "b"], r"Expected a tensor under '1' in .*, got str"),
+    ],
+)
+def test_other_content_is_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match=message):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_tensor_that_is_no_number_is_refused(weights, tmp_path):
+    weights["second"][3, 4] = float("nan")
+    torch.save(weights, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match="Expected finite numbers under 'second'"):
+        open_checkpoint(tmp_path / "model.pt").read("second")
+
+
+def test_a_path_that_leads_nowhere_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a file of weights at"):
+        open_checkpoint(tmp_path / "nothing.pt")
