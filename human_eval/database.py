@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
-from human_eval.errors import StorageBusy, StorageFull, StudyError
+from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyError
 
 SAFE_SQLITE = (3, 51, 3)  # before it, two connections could corrupt a WAL database
 WITHDRAWN_SQLITE = (3, 52, 0)
@@ -168,7 +168,7 @@ def _open_postgresql(url: str) -> Database:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn a database that is full, locked or away into `StorageFull` or `StorageBusy`."""
+    """Turn a database that is full, locked, away or damaged into the error that says so."""
     try:
         yield
     except TimeoutError as error:  # no free connection
@@ -187,7 +187,7 @@ def translate(error: DBAPIError) -> Exception:
             "Free disk space, then send it again."
         )
     if any(text in message for text in DAMAGED_TEXTS):
-        return StudyError(
+        return StorageDamaged(
             f"Expected a sound database, got: {message.strip()}. Bring a backup back: "
             "`python -m human_eval restore`."
         )

@@ -8,6 +8,7 @@ StudyError
     StudyPaused   it hands out no pairs for a while; those handed out can still be answered
   StorageBusy     the database is locked or away; nothing was stored, try again
   StorageFull     the disk is full; nothing was stored
+  StorageDamaged  the database is no sound one; a backup must take its place
 """
 
 
@@ -41,3 +42,7 @@ class StorageBusy(StudyError):
 
 class StorageFull(StudyError):
     """Nothing was stored, and nothing can be until there is space."""
+
+
+class StorageDamaged(StudyError):
+    """Nothing was stored, and nothing can be until a backup has been restored."""

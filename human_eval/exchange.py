@@ -12,6 +12,7 @@ from human_eval.errors import (
     NotAcceptable,
     NotYours,
     StorageBusy,
+    StorageDamaged,
     StorageFull,
     StudyClosed,
     StudyError,
@@ -28,6 +29,7 @@ STATUS: dict[type[StudyError], int] = {
     StudyPaused: 423,
     StorageBusy: 503,
     StorageFull: 507,
+    StorageDamaged: 500,
 }
 MAX_BODY = 64 * 1024  # bytes
 RETRY_SECONDS = 2
