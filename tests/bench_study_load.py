@@ -103,11 +103,12 @@ def describe(clients: int, think: float, took: float, submits: list[float]) -> R
     row: Row = {"clients": clients, "think_s": think, "seconds": round(took, 1)}
     row |= {"submits": len(submits), "per_s": round(len(submits) / took, 1)}
     row |= {f"p{share}_ms": percentile(submits, share) for share in (50, 95, 99)}
-    return row | {"max_ms": round(max(submits), 1)}
+    return row | {"max_ms": percentile(submits, 100)}
 
 
-def percentile(times: list[float], share: int) -> float:
-    return round(float(np.percentile(times, share)), 1)
+def percentile(times: list[float], share: int) -> float | None:
+    """Return None where nothing was done in the time."""
+    return round(float(np.percentile(times, share)), 1) if times else None
 
 
 def measure_writer(store: StudyStore, clients: int, seconds: float, think: float) -> Row:
@@ -147,7 +148,7 @@ def measure_writer(store: StudyStore, clients: int, seconds: float, think: float
     writer.close()
     stored = len(store.votes()) // len(store.definition.questions)
     row = describe(clients, think, took, times)
-    share = min(each[rater] for rater in raters) / (sum(each.values()) / clients)
+    share = min(each[rater] for rater in raters) / max(1, sum(each.values()) / clients)
     return row | {"lost": len(times) - stored, "least_share": round(share, 2)}
 
 
