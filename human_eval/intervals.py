@@ -114,7 +114,7 @@ def robust_mean(
     if len(groups) == 1:
         only = "rater" if clusters[1] == 1 else "prompt"
         note = f"one {only} only: says nothing about others"
-    elif not fit.bse[0] > 0:
+    elif not fit.cov_params()[0, 0] > 0:
         # The difference of variances that makes the two-way one can fall below zero.
         fit = max(map(fit_clustered, groups[1:]), key=lambda one_way: float(one_way.bse[0]))
         note = "clustered one way, the two-way variance being negative"
