@@ -4,6 +4,7 @@ While a study is open, systems go by letters, whoever looks; a researcher who ha
 their names, and so may everybody once the study is closed. Raters are never named.
 """
 
+import importlib
 import threading
 import time
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from human_eval.tables import AssignmentRow as Turn
 from human_eval.tables import Event, Study, Vote
 from human_eval.votes import evidence
 
-PATIENCE = 5.0  # seconds that results may be old while answers come in
-SHARE = 0.05  # of one core that computing them anew may take
-QUICK = 0.5  # seconds of computing that a reader may wait for
+PATIENCE = 1.0  # seconds that results may be old while answers come in
+SHARE = 0.1  # of one core that computing them anew may take
+QUICK = 1.0  # seconds of computing that a reader may wait for
 COUNTED = ("exclude", "revoke", "erased", "restored")  # events that change results
 
 
@@ -121,6 +122,7 @@ class LiveResults:
             kept = self._kept.get((named, simulated))
             if kept is not None and kept.state == state:
                 return kept.results  # somebody else has just done it
+            importlib.import_module("human_eval.winrates")  # seconds, once; not a cost of counting
             began = time.monotonic()
             results = compute_results(self._store, named=named, simulated=simulated)
             now = time.monotonic()

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--seconds-per-step", type=float, default=0.2)
     parser.add_argument("--seconds-to-load", type=float, default=0.0)
+    parser.add_argument("--study", type=Path, help="folder; else a starter study is made")
     args = parser.parse_args()
     args.data_dir.mkdir(parents=True, exist_ok=True)
     fake = FakeEngine(args.seconds_per_step, args.data_dir / "engine.log")
@@ -39,7 +40,8 @@ def main() -> None:
         readiness=engine.readiness,
         shelf=Shelf(args.data_dir / "clips"),
     )
-    desk = Desk(lambda: open_or_start(args.data_dir / "studies" / "shapes-demo"))
+    study = args.study or args.data_dir / "studies" / "shapes-demo"
+    desk = Desk(lambda: open_or_start(study))
     house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
     serve_house(house, port=args.port)
 
