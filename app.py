@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from demo.desk import Desk
-from demo.engine import Engine
+from demo.engine import Engine, EngineError
 from demo.house import build_house, serve_house
 from demo.page import build_page
 from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
@@ -23,7 +24,7 @@ from demo.studio import Studio
 from demo.world import World
 from human_eval.store import StudyStore, open_study
 from turbo.card import ModelCard
-from turbo.models import DEFAULT_MODEL, MODELS
+from turbo.models import DEFAULT_MODEL, MODELS, describe_state
 
 # Rows of the Compare tab. Those of models that this checkout lacks are left out.
 CONTENDERS = [
@@ -33,14 +34,21 @@ CONTENDERS = [
     Contender(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     Contender(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
 ]
+# Prompts to try on models that know the whole world.
+EXAMPLES = (
+    "a corgi surfing at sunset, slow motion",
+    "an astronaut riding a horse on the moon",
+    "a steam train crossing a viaduct in the snow, aerial view",
+    "ink spreading in clear water, macro shot",
+)
 
 
 def main() -> None:
     """Serve the page until it is interrupted."""
     args = read_flags()
-    # The default model first.
-    engine = Engine(load_model, sorted(MODELS, key=lambda name: name != args.model))
-    studio = open_studio(engine, args.model, args.data_dir)
+    load = partial(load_model, device=args.device, memory=args.memory)
+    engine = Engine(load, models_to_keep(args.model))
+    studio = open_studio(engine, args.model, args.data_dir, allow_download=args.allow_download)
     desk = open_desk(args.study, args.data_dir)
     house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
     serve_house(house, host=args.host, port=args.port)
@@ -60,14 +68,47 @@ def read_flags() -> argparse.Namespace:
         default=environment("T2V_STUDY"),
         help="folder of a study; else the starter study in the data folder",
     )
+    parser.add_argument("--device", default=environment("T2V_DEVICE", "auto"))
+    parser.add_argument(
+        "--memory",
+        choices=["full", "sliced", "offload"],
+        default=environment("T2V_MEMORY"),
+        help="how to use the device's memory; else as much as is free",
+    )
+    parser.add_argument(
+        "--allow-download",
+        action="store_true",
+        default=environment("T2V_ALLOW_DOWNLOAD") == "1",
+        help="let visitors fetch published models: gigabytes onto this machine",
+    )
     args = parser.parse_args()
     if args.model not in MODELS:
         parser.error(f"Expected a model from {list(MODELS)}, got {args.model!r}.")
+    if not MODELS[args.model].is_ready():
+        parser.error(
+            f"Expected a model that is ready, got {args.model} ({state_of(args.model)}). "
+            f"Fetch it: python -m turbo.models fetch {args.model}"
+        )
     return args
 
 
-def open_studio(engine: Engine, default_model: str, data_dir: Path) -> Studio:
+def models_to_keep(default_model: str) -> list[str]:
+    """Return the models to load at the start: the default one first, then all small ones."""
+    small = [name for name, card in MODELS.items() if not card.sources and card.is_ready()]
+    return [default_model, *(name for name in small if name != default_model)]
+
+
+def open_studio(
+    engine: Engine, default_model: str, data_dir: Path, *, allow_download: bool = False
+) -> Studio:
     """Gather what the page needs."""
+
+    def need(name: str) -> str:
+        # Before the first model is there, torch is not, which knows the device.
+        if engine.holds(name) or engine.readiness(default_model) == "loading":
+            return describe_state(MODELS[name])
+        return state_of(name, look_at_memory=True)
+
     return Studio(
         models={name: describe_model(card) for name, card in MODELS.items()},
         default_model=default_model,
@@ -75,6 +116,8 @@ def open_studio(engine: Engine, default_model: str, data_dir: Path) -> Studio:
         generate=engine.generate,
         readiness=engine.readiness,
         shelf=Shelf(data_dir / "clips"),
+        need=need,
+        fetch=fetch_model if allow_download else None,
     )
 
 
@@ -91,7 +134,11 @@ def open_desk(study: Path | None, data_dir: Path) -> Desk:
 
 def describe_model(card: ModelCard) -> ModelInfo:
     """Return what the page shows of a card."""
-    world = json.loads((card.folder / "world.json").read_text())
+    file = card.folder / "world.json"
+    if file.exists():
+        world = World.from_json(json.loads(file.read_text()))
+    else:
+        world = World(slots={}, examples=EXAMPLES)
     return ModelInfo(
         name=card.name,
         title=card.title,
@@ -102,18 +149,56 @@ def describe_model(card: ModelCard) -> ModelInfo:
         max_guidance=card.max_guidance,
         default_guidance=card.default_guidance,
         guidance_note=card.guidance_kind,
-        world=World.from_json(world),
+        world=world,
     )
 
 
-def load_model(name: str) -> Generate:
+def state_of(name: str, *, look_at_memory: bool = False) -> str:
+    """Return "ready", or what a model needs: a download, its own training, or more memory.
+
+    Args:
+        look_at_memory: imports torch, which takes seconds the first time.
+    """
+    card = MODELS[name]
+    state = describe_state(card)
+    if state == "ready" and look_at_memory:
+        from turbo.placement import memory_wanting
+
+        wanting = memory_wanting(card)
+        return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
+    return state
+
+
+def fetch_model(name: str) -> Generator[Update, None, None]:
+    """Bring the weights of a model, and tell every few megabytes."""
+    from turbo import fetch
+
+    began = perf_counter()
+    try:
+        for at in fetch.fetch_model(MODELS[name]):
+            seconds = perf_counter() - began
+            yield Update(stage=at.stage, step=at.done, steps=at.total, seconds=seconds)
+    except (ValueError, ConnectionError) as refusal:
+        raise EngineError(str(refusal)) from refusal
+    except OSError as failure:  # its text may hold paths
+        raise EngineError(
+            f"The download failed: {failure.strerror or type(failure).__name__}. "
+            "What came is kept; try again."
+        ) from failure
+
+
+def load_model(name: str, *, device: str = "auto", memory: Any = None) -> Generate:
     """Load a model, try it once, and return what generates with it."""
-    import torch  # takes seconds, which the page need not wait for
+    state = state_of(name)
+    if state != "ready":
+        title, command = MODELS[name].title, f"python -m turbo.models fetch {name}"
+        raise EngineError(f"{title} is not on this machine ({state}). To bring it: {command}")
 
-    from turbo.models import load_pipeline
+    from turbo.models import load_pipeline  # brings torch: seconds, which the page need not wait
 
-    pipeline = load_pipeline(name, "cuda" if torch.cuda.is_available() else "cpu")
-    list(pipeline.stream(["warm up"], [0], steps=pipeline.card.min_steps))
+    pipeline = load_pipeline(name, device, memory=memory)
+    if not pipeline.card.sources:  # a large model is tried by its first visitor
+        list(pipeline.stream(["warm up"], [0], steps=pipeline.card.min_steps))
 
     def generate(request: Request, path: Path) -> Generator[Update, None, None]:
         return make_clip(pipeline, request, path)

@@ -1,10 +1,12 @@
 """The Generate tab: a prompt and a few dials become one looping video."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from demo.api import describe_clip, describe_update
 from demo.engine import EngineError
@@ -27,6 +29,8 @@ class Dials:
     prompt: gr.Textbox
     notice: Notice
     model: gr.Dropdown
+    fetch: gr.Button  # hidden unless the model can be downloaded
+    examples: gr.Dataset
     steps: gr.Slider
     guidance: gr.Slider
     seed: gr.Number
@@ -76,12 +80,13 @@ def _lay_out_dials(studio: Studio) -> Dials:
             "Stop", variant="stop", elem_id="stop", scale=1, min_width=80, interactive=False
         )
     model = gr.Dropdown(
-        [(model.title, name) for name, model in studio.models.items()],
+        model_choices(studio),
         value=studio.default_model,
         label="Model",
         filterable=False,
         elem_id="model",
     )
+    fetch = gr.Button("Download this model", size="sm", visible=False, elem_id="fetch")
     steps, guidance = dial_sliders(info)
     with gr.Row(elem_classes="seed-row"):
         seed = gr.Number(
@@ -96,7 +101,17 @@ def _lay_out_dials(studio: Studio) -> Dials:
         elem_id="examples",
     )
     examples.click(lambda sample: sample[0], examples, prompt, **QUIET)
-    return Dials(prompt, notice, model, steps, guidance, seed, dice, run, stop)
+    return Dials(prompt, notice, model, fetch, examples, steps, guidance, seed, dice, run, stop)
+
+
+def model_choices(studio: Studio) -> list[tuple[str, str]]:
+    """Return what the picker shows of every model, with what it needs, and its name."""
+    return [(f"{model.title} · {studio.need(name)}", name) for name, model in studio.models.items()]
+
+
+def may_fetch(studio: Studio, model: str) -> bool:
+    """Tell whether the page may bring the weights of a model, and there are any to bring."""
+    return studio.fetch is not None and studio.need(model).endswith("download")
 
 
 def dial_sliders(
@@ -137,19 +152,35 @@ def _lay_out_results() -> Results:
 
 def _connect_dials(studio: Studio, dials: Dials) -> None:
     def on_model(model: str, prompt: str) -> dict[Any, Any]:
-        steps, guidance = dial_sliders(studio.models[model])
+        info = studio.models[model]
+        steps, guidance = dial_sliders(info)
         return {
+            dials.model: gr.Dropdown(model_choices(studio)),
+            dials.fetch: gr.Button(visible=may_fetch(studio, model)),
+            dials.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
             dials.steps: steps,
             dials.guidance: guidance,
             **dials.notice.updates(prompt, model),
         }
 
     notice = [dials.notice.group, dials.notice.text, dials.notice.suggestion]
-    dials.model.input(
-        on_model, [dials.model, dials.prompt], [dials.steps, dials.guidance, *notice], **QUIET
-    )
+    changed = [dials.model, dials.fetch, dials.examples, dials.steps, dials.guidance, *notice]
+    dials.model.input(on_model, [dials.model, dials.prompt], changed, **QUIET)
+    _connect_needs(studio, dials)
     dials.dice.click(lambda: read_seed(None), None, dials.seed, **QUIET)
     dials.notice.connect(dials.model)
+
+
+def _connect_needs(studio: Studio, dials: Dials) -> None:
+    """Say once more what every model needs when the first is there: then the memory is known."""
+    timer = gr.Timer(2.0)
+
+    def on_tick() -> tuple[Any, gr.Timer]:
+        if studio.readiness(studio.default_model) == "loading":
+            return gr.skip(), gr.Timer()
+        return gr.Dropdown(model_choices(studio)), gr.Timer(active=False)
+
+    timer.tick(on_tick, None, [dials.model, timer], **QUIET)
 
 
 def _connect_generation(studio: Studio, dials: Dials, results: Results) -> None:
@@ -203,7 +234,40 @@ def _connect_generation(studio: Studio, dials: Dials, results: Results) -> None:
         api_visibility="private",
     )
     gr.on([dials.run.click, dials.prompt.submit], None, js=_SHOW_STATUS, **QUIET)
-    connect_stop(generating, dials.run, dials.stop, results.status)
+    fetching = _connect_fetch(studio, dials, results)
+    connect_stop([generating, fetching], dials.run, dials.stop, results.status)
+
+
+def _connect_fetch(studio: Studio, dials: Dials, results: Results) -> Dependency:
+    def on_fetch(model: str) -> Iterator[dict[Any, Any]]:
+        if studio.fetch is None or not may_fetch(studio, model):
+            yield {results.status: show_refusal("This model cannot be downloaded from here.")}
+            return
+        yield {dials.run: gr.Button(interactive=False), dials.stop: gr.Button(interactive=True)}
+        try:
+            with closing(studio.fetch(model)) as updates:
+                for update in updates:
+                    yield {results.status: show_update(update, None)}
+        except EngineError as error:
+            yield {results.status: show_refusal(str(error)), **at_rest(dials.run, dials.stop)}
+            raise toast(error, "Not downloaded") from None
+        yield {
+            results.status: show_idle(f"{studio.models[model].title} is here."),
+            dials.model: gr.Dropdown(model_choices(studio)),
+            dials.fetch: gr.Button(visible=False),
+            **at_rest(dials.run, dials.stop),
+        }
+
+    return dials.fetch.click(
+        on_fetch,
+        dials.model,
+        [results.status, dials.model, dials.fetch, dials.run, dials.stop],
+        concurrency_id="fetch",
+        concurrency_limit=1,
+        trigger_mode="once",
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _connect_history(studio: Studio, dials: Dials, results: Results) -> None:

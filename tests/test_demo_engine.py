@@ -81,3 +81,45 @@ def test_a_failed_computation_tells_neither_page_nor_log_the_prompt(fake, tmp_pa
     assert "RuntimeError" in str(failure.value)
     assert "explode" not in str(failure.value) + caplog.text
     assert "/etc/secret" not in str(failure.value) + caplog.text
+
+
+def test_other_models_are_loaded_when_asked_for_and_only_the_last_is_kept(fake, tmp_path):
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        return fake.generate
+
+    engine = start(load)
+
+    for name in ("large", "large", "larger", "large"):
+        request = Request(model=name, prompt="a star", steps=1, guidance=1.0, seed=0)
+        assert list(engine.generate(request, tmp_path / "clip.mp4"))[-1].stage == "done"
+
+    assert loads == ["fake-student", "large", "larger", "large"]
+    assert engine.holds("large") and engine.holds("fake-student") and not engine.holds("larger")
+
+
+@pytest.mark.parametrize("failure", [EngineError, MemoryError])
+def test_a_reason_written_for_visitors_reaches_them_and_loading_is_tried_again(failure, tmp_path):
+    def load(name):
+        if name == "large":
+            raise failure("It needs 9 GB.")
+
+    engine = start(load)
+    request = Request(model="large", prompt="a star", steps=1, guidance=1.0, seed=0)
+
+    for _ in range(2):
+        with pytest.raises(EngineError, match="It needs 9 GB."):
+            list(engine.generate(request, tmp_path / "clip.mp4"))
+
+
+def test_running_out_of_memory_tells_what_to_do(tmp_path):
+    def generate(request, path):
+        raise MemoryError("The next smaller option is memory 'sliced'.")
+        yield
+
+    engine = start(lambda name: generate)
+
+    with pytest.raises(EngineError, match="'sliced'"):
+        list(engine.generate(REQUEST, tmp_path / "clip.mp4"))

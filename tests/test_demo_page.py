@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from demo.compare_tab import lay_tiles, read_comparison
+from demo.generate_tab import may_fetch, model_choices
 from demo.history import KEPT, remember, show_history
 from demo.markup import escape
 from demo.player import show_screen, show_tiles
@@ -111,3 +113,31 @@ def test_a_closed_run_stops_the_engine_and_leaves_no_file(studio, tmp_path):
     shown.close()
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picker_says_what_every_model_needs(studio):
+    needs = {"fake-student": "ready", "fake-teacher": "needs 5.6 GB download"}
+    studio = replace(studio, need=needs.__getitem__)
+
+    assert model_choices(studio) == [
+        ("Fake student · ready", "fake-student"),
+        ("Fake teacher · needs 5.6 GB download", "fake-teacher"),
+    ]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_only_what_can_be_downloaded_is_offered_and_only_where_allowed(studio, allowed):
+    needs = {"fake-student": "needs 9.0 GB memory", "fake-teacher": "needs 5.6 GB download"}
+    fetch = (lambda name: iter(())) if allowed else None
+    studio = replace(studio, need=needs.__getitem__, fetch=fetch)
+
+    assert not may_fetch(studio, "fake-student")
+    assert may_fetch(studio, "fake-teacher") == allowed
+
+
+def test_a_download_counts_gigabytes():
+    strip = show_update(
+        Update(stage="download", step=1_400_000_000, steps=5_600_000_000, seconds=7.0), None
+    )
+
+    assert "Downloading: 1.40 of 5.60 GB" in strip and "width:25%" in strip

@@ -28,13 +28,22 @@ def test_boundary_scalings_are_the_published_ones(timestep, c_skip, c_out):
     assert [scaling.item() for scaling in scalings] == pytest.approx([c_skip, c_out], rel=1e-6)
 
 
-def test_boundary_scalings_agree_with_the_published_code(golden):
+def test_boundary_scalings_have_parity_with_the_published_code(golden):
     recorded = golden("functions")
 
     c_skip, c_out = boundary_scalings(recorded["t"])
 
     assert_close(c_skip.flatten(), recorded["c_skip"], rtol=1e-6, atol=0)
     assert_close(c_out.flatten(), recorded["c_out"], rtol=1e-6, atol=0)
+
+
+def test_boundary_scalings_have_parity_with_the_published_scheduler(golden):
+    recorded = golden("scheduler")
+
+    scalings = boundary_scalings(recorded["boundary/t"])
+
+    for ours, name in zip(scalings, ("c_skip", "c_out"), strict=True):
+        assert_close(ours.flatten(), recorded[f"boundary/{name}"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -45,7 +45,7 @@ def test_embedding_is_that_of_diffusers():
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_embedding_is_that_of_the_published_code(size, golden):
+def test_embedding_has_parity_with_the_published_code(size, golden):
     recorded = golden("functions")
 
     embedding = embed_guidance_scale(recorded["w"], size)

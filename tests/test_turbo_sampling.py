@@ -35,7 +35,7 @@ def test_timesteps_are_the_published_ones(num_steps, origin_steps, timesteps):
     assert few_step_timesteps(num_steps, origin_steps).tolist() == timesteps
 
 
-def test_timesteps_agree_with_the_published_code(golden):
+def test_timesteps_have_parity_with_the_published_code(golden):
     recorded = golden("scheduler")
     names = [name for name in recorded.file.keys() if name.startswith("timesteps/")]
 
@@ -87,7 +87,7 @@ def test_samples_agree_with_diffusers(prediction_type, num_steps, origin_steps):
 
 
 @pytest.mark.parametrize("trace", ["1_50", "4_50", "8_200"])
-def test_samples_agree_with_the_published_code(trace, golden, monkeypatch, schedule):
+def test_samples_have_parity_with_the_published_code(trace, golden, monkeypatch, schedule):
     recorded = golden("scheduler")
     noises = iter(recorded[f"trace_{trace}/noises"])
     monkeypatch.setattr("turbo.sampling.draw_noise", lambda *_: next(noises))
@@ -97,6 +97,36 @@ def test_samples_agree_with_the_published_code(trace, golden, monkeypatch, sched
     ours = sample_latents(function, schedule, recorded[f"trace_{trace}/init"], timesteps, [])
 
     assert_close(torch.stack(list(ours)), recorded[f"trace_{trace}/denoised"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_a_step_has_parity_with_the_published_code(prediction_type, golden, monkeypatch):
+    """The second of four steps, of a network that predicts another thing than noise.
+
+    Only what the network's output means differs; one that predicts the clean latents themselves
+    does not exist here, so the noise it stands for is given instead.
+    """
+    recorded, step = golden("scheduler"), f"step_{prediction_type}"
+    noisy, output = recorded[f"{step}/sample"], recorded[f"{step}/model_output"]
+    timesteps = few_step_timesteps(4, 50)[1:3]
+    kind = "epsilon" if prediction_type == "sample" else prediction_type
+    schedule = NoiseSchedule.scaled_linear(prediction_type=kind)
+    alpha, sigma = schedule.levels(timesteps[:1])
+    if prediction_type == "sample":
+        output = (noisy - alpha * output) / sigma
+    monkeypatch.setattr("turbo.sampling.draw_noise", lambda *_: recorded[f"{step}/noise"])
+    states = []
+
+    def function(latents, times):
+        states.append(latents)
+        clean, _ = schedule.split(latents, output, times)
+        c_skip, c_out = boundary_scalings(times)
+        return c_skip * latents + c_out * clean
+
+    first, _ = sample_latents(function, schedule, noisy, timesteps, [])
+
+    assert_close(first, recorded[f"{step}/denoised"], rtol=1e-5, atol=1e-5)
+    assert_close(states[1], recorded[f"{step}/prev_sample"], rtol=1e-5, atol=1e-5)
 
 
 def test_four_steps_follow_the_worked_example(schedule, monkeypatch):

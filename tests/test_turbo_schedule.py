@@ -14,6 +14,17 @@ def _normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_noising_has_parity_with_the_published_code(schedule, golden):
+    recorded = golden("scheduler")
+    clean, noise, timesteps = (recorded[f"add_noise/{name}"] for name in ("x", "noise", "t"))
+
+    noisy = schedule.add_noise(clean, noise, timesteps)
+    velocity = schedule.velocity(clean, noise, timesteps)
+
+    assert_close(noisy, recorded["add_noise/out"], rtol=0, atol=1e-6)
+    assert_close(velocity, recorded["get_velocity/out"], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "timestep, alpha_squared, alpha, sigma",
     [
@@ -38,7 +49,7 @@ def test_levels_are_the_published_ones(schedule, timestep, alpha_squared, alpha,
     assert [level.item() for level in levels] == pytest.approx([alpha, sigma], rel=1e-5)
 
 
-def test_schedule_is_that_of_the_published_code_bit_for_bit(schedule, golden):
+def test_schedule_has_parity_with_the_published_code_bit_for_bit(schedule, golden):
     assert torch.equal(schedule.alphas_cumprod, golden("scheduler")["alphas_cumprod"])
 
 
@@ -90,7 +101,7 @@ def test_ddim_step_agrees_with_diffusers(prediction_type, start, end):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_split_agrees_with_the_published_code(kind, golden):
+def test_split_has_parity_with_the_published_code(kind, golden):
     recorded = golden("functions")
     schedule = NoiseSchedule.scaled_linear(prediction_type=kind)
 

@@ -60,6 +60,16 @@ def place(
     return Placement(device, precision, chosen, footprint.peak(chosen, precision.itemsize))
 
 
+def memory_wanting(card: ModelCard) -> int:
+    """Return 0 for a model on this disk that fits into what is free, or the bytes that it needs."""
+    device = find_device()
+    options, itemsize = memory_options(device), _auto_dtype(card, device).itemsize
+    footprint = measure_footprint(card)
+    if fit(footprint, free_memory(device), itemsize, options):
+        return 0
+    return footprint.peak(options[-1], itemsize)
+
+
 def memory_options(device: torch.device) -> tuple[Memory, ...]:
     """Return the uses of memory that make sense on a device, the largest first.
 
