@@ -1,0 +1,305 @@
+"""Whole conversions through the command, and what is refused."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import published
+from golden import variant_of
+from test_turbo_convert_text import published_tower
+from turbo import models
+from turbo.cards import CARDS
+from turbo.convert.model import convert_model
+from turbo.convert.stream import Slot, Written, write_tensors
+from turbo.convert.unet import modelscope_part, videocrafter_part
+from turbo.models import load_card, main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """Every kind of published file, at tiny widths."""
+    folder = tmp_path_factory.mktemp("published")
+    teacher = published.videocrafter_unet()
+    student = published.videocrafter_unet(1, **published.STUDENT)
+    v2 = published.videocrafter_unet(2, **published.V2)
+    torch.save({"state_dict": published.videocrafter_checkpoint(teacher)}, folder / "model.ckpt")
+    torch.save(published.videocrafter_checkpoint(student), folder / "t2v_turbo_vc2.pt")
+    torch.save(published.publish(videocrafter_part(v2)), folder / "unet_mg.pt")
+    torch.save(published.publish(videocrafter_part(student)), folder / "unet_no_mg.pt")
+    torch.save(published.adapter_list(videocrafter_part(student)), folder / "unet_lora.pt")
+    published.save_diffusers_layout(folder / "modelscope", published.modelscope_unet())
+    guided = modelscope_part(published.modelscope_unet(**published.STUDENT))
+    torch.save(published.adapter_list(guided), folder / "ms_lora.pt")
+    return folder
+
+
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    """The cards of the papers, with an empty folder for their weights."""
+    own = {card.name: replace(card, folder=tmp_path / card.family) for card in CARDS}
+    for name, card in own.items():
+        monkeypatch.setitem(models.MODELS, name, card)
+    return own
+
+
+def convert(*arguments) -> None:
+    main(["convert", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["videocrafter2 model.ckpt"],
+        ["t2v-turbo-vc2 t2v_turbo_vc2.pt"],
+        ["videocrafter2 model.ckpt", "t2v-turbo-vc2 unet_lora.pt --projection zeros"],
+        ["t2v-turbo-v2 model.ckpt unet_mg.pt"],
+        ["t2v-turbo-v2-no-mg model.ckpt unet_no_mg.pt"],
+        ["t2v-turbo-v2-no-mg model.ckpt unet_mg.pt"],
+        ["vcm-vc2 model.ckpt unet_lora.pt --projection random:7"],
+        ["modelscope modelscope"],
+        ["t2v-turbo-ms modelscope ms_lora.pt --projection zeros"],
+        ["vcm-ms modelscope ms_lora.pt --projection zeros"],
+    ],
+    ids=lambda steps: steps[-1],
+)
+def test_published_files_become_a_model_that_loads(steps, files, cards, capsys):
+    for step in steps:
+        name, *arguments = step.split()
+        convert(name, *(files / word if (files / word).exists() else word for word in arguments))
+
+    pipeline = load_card(cards[name], "cpu")
+
+    assert f"{name} is ready in" in capsys.readouterr().out
+    assert pipeline.text_encoder.tokenize(["a cat"]).shape == (1, 77)
+    assert pipeline.vae.config.scaling_factor == 0.18215
+    assert (pipeline.unet.config.time_cond_proj_dim is None) == (cards[name].role == "teacher")
+    assert len(pipeline.weights_sha256) == 16
+    main(["verify", name])  # would exit with an error
+
+
+def test_converted_numbers_are_the_published_ones(files, cards):
+    convert("videocrafter2", files / "model.ckpt")
+
+    folder = cards["videocrafter2"].folder
+    unet = load_file(folder / "teacher" / "diffusion_pytorch_model.safetensors")
+    assert_close(unet, dict(published.videocrafter_unet().state_dict()), rtol=0, atol=0)
+    vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert_close(vae, dict(published.vae().state_dict()), rtol=0, atol=0)
+    text = load_file(folder / "text_encoder" / "model.safetensors")
+    assert_close(text, dict(published.text_tower().state_dict()), rtol=0, atol=0)
+
+
+def test_conversion_of_the_recorded_checkpoint_parity(golden, cards, tmp_path):
+    """A checkpoint with real key names, from file to folder to the recorded embedding."""
+    recorded = golden("text_tiny")
+    networks = {
+        "model.diffusion_model.": variant_of(golden("vc2_unet_tiny").weights(), "teacher"),
+        "first_stage_model.": golden("vae_tiny").weights(),
+        "cond_stage_model.model.": published_tower(recorded),
+    }
+    state = {f"{prefix}{n}": t for prefix, own in networks.items() for n, t in own.items()}
+    torch.save({"state_dict": {**published.SCHEDULE, **state}}, tmp_path / "model.ckpt")
+
+    convert("videocrafter2", tmp_path / "model.ckpt")
+
+    folder = cards["videocrafter2"].folder
+    saved = load_file(folder / "teacher" / "diffusion_pytorch_model.safetensors")
+    count = sum(tensor.numel() for tensor in networks["model.diffusion_model."].values())
+    assert sum(tensor.numel() for tensor in saved.values()) == count
+    vae = load_card(cards["videocrafter2"], "cpu").vae
+    decoded = vae.decode(golden("vae_tiny")["decode/z"]).sample
+    assert_close(decoded, golden("vae_tiny")["decode/out"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        ("videocrafter2 t2v_turbo_vc2.pt", "got a student: it holds the guidance projection"),
+        ("t2v-turbo-vc2 model.ckpt", "got a teacher: it lacks the guidance projection"),
+        ("t2v-turbo-v2 unet_no_mg.pt", "without motion_cond_proj.weight. Convert it as"),
+        ("t2v-turbo-vc2 unet_mg.pt", "got T2V-Turbo-v2: it holds motion_cond_proj.weight"),
+        ("modelscope model.ckpt", "Expected a file of modelscope, got .*VideoCrafter2 checkpoint"),
+        ("videocrafter2 modelscope", "a UNet of ModelScope's kind"),
+        ("modelscope ms_lora.pt", "a list of adapters. Convert it as a student"),
+        ("vcm-vc2 model.ckpt unet_lora.pt", "random, frozen and never saved"),
+        ("vcm-vc2 unet_lora.pt --projection zeros", "Expected the teacher's weights in"),
+        ("vcm-vc2 model.ckpt ms_lora.pt --projection zeros", "a list for another network"),
+        ("shapes-turbo model.ckpt", "Expected a file of shapes-turbo, got"),
+    ],
+)
+def test_a_file_of_another_model_is_refused_with_the_reason(arguments, reason, files, cards):
+    name, *words = arguments.split()
+    paths = [files / word if (files / word).exists() else word for word in words]
+
+    with pytest.raises(SystemExit, match=re.compile(reason, re.DOTALL)):
+        convert(name, *paths)
+
+    assert not any(cards[name].folder.glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (lambda w: w.pop("first_stage_model.decoder.conv_in.bias"),
+         "missing first_stage_model.decoder.conv_in.bias: expected .*; the VAE"),
+        (lambda w: w.update({"model_ema.decay": torch.ones(())}),
+         "unexpected model_ema.decay: .*a running average"),
+        (lambda w: w.update({"model.diffusion_model.out.2.bias": torch.ones(7)}),
+         r"mis-shaped model.diffusion_model.out.2.bias: expected \(4,\), got \(7,\)"),
+    ],
+    ids=["missing", "unexpected", "mis-shaped"],
+)  # fmt: skip
+def test_a_tensor_too_many_too_few_or_too_large_is_named(change, line, files, cards, tmp_path):
+    weights = torch.load(files / "model.ckpt")["state_dict"]
+    change(weights)
+    torch.save(weights, tmp_path / "model.ckpt")
+
+    with pytest.raises(SystemExit, match=f"model.ckpt, got another set:\n.*{line}"):
+        convert("videocrafter2", tmp_path / "model.ckpt")
+
+
+def test_a_damaged_file_leaves_nothing_that_looks_ready(files, cards, tmp_path):
+    content = bytearray((files / "unet_mg.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "unet_mg.pt").write_bytes(content)
+
+    with pytest.raises(SystemExit, match="unet_mg.pt, got others: the file is damaged"):
+        convert("t2v-turbo-v2", tmp_path / "unet_mg.pt")
+
+    assert not list(cards["t2v-turbo-v2"].folder.iterdir())
+
+
+def test_a_stopped_conversion_leaves_nothing_and_can_be_begun_again(files, cards):
+    card = cards["t2v-turbo-v2"]
+    steps = convert_model(card, [files / "unet_mg.pt"])
+    assert next(steps) < next(steps)
+
+    steps.close()
+
+    assert not list(card.folder.iterdir())
+    *_, (done, total) = convert_model(card, [files / "unet_mg.pt"])
+    assert done == total > 0
+
+
+def test_what_is_there_is_kept_unless_replaced(files, cards):
+    card = cards["t2v-turbo-v2-no-mg"]
+    convert(card.name, files / "model.ckpt", files / "unet_mg.pt")
+    before = card.weights_sha256()
+
+    with pytest.raises(SystemExit, match="already. Convert again with --replace"):
+        convert(card.name, files / "unet_no_mg.pt")
+    assert card.weights_sha256() == before
+
+    convert(card.name, files / "unet_no_mg.pt", "--replace")
+
+    assert card.weights_sha256() != before
+    assert {path.name for path in (card.folder / card.unet).iterdir()} == {
+        "config.json", "conversion.json", "diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+
+
+def test_the_projection_that_was_chosen_is_noted(files, cards):
+    convert("vcm-vc2", files / "model.ckpt", files / "unet_lora.pt", "--projection", "random:7")
+
+    note = json.loads((cards["vcm-vc2"].folder / "vcm" / "conversion.json").read_text())
+    assert note["file"] == "unet_lora.pt"
+    assert note["projection"] == "random:7"
+
+
+def test_merged_adapters_are_those_of_the_adapted_network(files, cards):
+    """One list, as a merged network and as named adapters: the same weights."""
+    convert("videocrafter2", files / "model.ckpt")
+    for name in ("t2v-turbo-vc2", "vcm-vc2"):
+        convert(name, files / "unet_lora.pt", "--projection", "random:7")
+
+    merged, adapted = (
+        load_card(cards[name], "cpu").unet.state_dict() for name in ("t2v-turbo-vc2", "vcm-vc2")
+    )
+
+    assert_close(merged, adapted, rtol=0, atol=1e-6)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(files, cards, monkeypatch):
+    card = cards["t2v-turbo-v2"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+
+    with pytest.raises(SystemExit, match="GB free in .*, got 0.0 GB. Make room"):
+        convert(card.name, files / "unet_mg.pt")
+
+    assert not list(card.folder.glob("*"))
+
+
+def test_streamed_tensors_are_read_back_by_safetensors(tmp_path):
+    tensors = {
+        "half": torch.randn(3, 5).half(),
+        "brain": torch.randn(7).bfloat16(),
+        "number": torch.tensor(3.0),
+        "whole": torch.arange(6).reshape(2, 3),
+        "turned": torch.randn(4, 6).T,
+    }
+    slots = {name: Slot(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    *sizes, end = write_tensors(tmp_path / "file.safetensors", slots, tensors.__getitem__)
+
+    assert sizes == [tensor.nbytes for tensor in tensors.values()]
+    assert isinstance(end, Written)
+    assert_close(load_file(tmp_path / "file.safetensors"), tensors, rtol=0, atol=0)
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+from turbo.convert.model import convert_model
+from turbo.cards import CARDS
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+card = replace(next(c for c in CARDS if c.name == sys.argv[1]), folder=Path(sys.argv[2]))
+before = peak()
+for _ in convert_model(card, [Path(path) for path in sys.argv[3:]], projection="zeros"):
+    pass
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merged", [False, True])
+def test_conversion_takes_little_more_memory_than_the_file(merged, tmp_path):
+    """A process of its own, and a file that outweighs what python itself takes."""
+    torch.manual_seed(0)
+    wide = {"block_out_channels": (448, 896), "cross_attention_dim": 512}
+    unet = videocrafter_part(published.videocrafter_unet(**wide, **published.STUDENT))
+    weights = published.publish(unet)
+    if merged:
+        teacher = {n: t for n, t in weights.items() if not n.startswith("time_cond_proj")}
+        folder = tmp_path / "videocrafter2"
+        card = replace(next(c for c in CARDS if c.name == "vcm-vc2"), folder=folder)
+        torch.save(teacher, tmp_path / "teacher.pt")
+        torch.save(published.adapter_list(unet, rank=8), tmp_path / "unet_lora.pt")
+        list(convert_model(card, [tmp_path / "teacher.pt"]))
+        file, name, arguments = tmp_path / "teacher.pt", "t2v-turbo-vc2", ["unet_lora.pt"]
+    else:
+        torch.save(weights, tmp_path / "unet_no_mg.pt")
+        file, name, arguments = tmp_path / "unet_no_mg.pt", "t2v-turbo-v2-no-mg", ["unet_no_mg.pt"]
+    paths = [str(tmp_path / argument) for argument in arguments]
+
+    measured = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, name, str(tmp_path / "videocrafter2"), *paths],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert file.stat().st_size > 200e6
+    assert int(measured.stdout) < 1.3 * file.stat().st_size

@@ -1,0 +1,130 @@
+"""The published UNets: every name, every shape, every number in its place."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from golden import modelscope_unet, shapes_of, variant_of, videocrafter_unet
+from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
+from turbo.unet import Conditioning
+
+
+def inventory(golden, name):
+    """Return names and shapes of a full-size published network."""
+    file = golden("vc2_unet_recipe").folder / "inventory" / f"{name}.json.gz"
+    return {
+        key: tuple(shape) for key, shape in json.loads(gzip.decompress(file.read_bytes())).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("vc2_unet_teacher", 1_413_284_420),
+        ("vc2_unet_v1_student", 1_413_366_340),
+        ("vc2_unet_v2_student", 1_413_653_060),
+        ("ms_unet_teacher", 1_411_233_860),
+        ("ms_unet_student", 1_411_315_780),
+    ],
+)
+def test_full_size_names_and_shapes_are_the_published_ones(name, parameters, golden):
+    published = inventory(golden, name)
+    find = map_videocrafter_unet if name.startswith("vc2") else map_modelscope_unet
+
+    part = find(published)
+
+    assert part.expected == published
+    assert part.parameters == parameters
+    assert set(part.network.config.block_out_channels) == {320, 640, 1280}
+    assert part.network.config.attention_head_dim == 64
+
+
+def test_key_map_is_the_published_one(golden):
+    theirs_to_diffusers = inventory_map(golden)
+    own = ("fps_embedding.", "motion_cond_proj.", "combine_proj.")
+
+    part = map_videocrafter_unet(inventory(golden, "vc2_unet_v2_student"))
+
+    for ours, origin in part.origins.items():
+        expected = theirs_to_diffusers[origin.name]
+        prefix = "time_embedding." if expected.startswith(own) else ""
+        assert ours == f"{prefix}{expected}"
+
+
+def inventory_map(golden):
+    folder = golden("vc2_unet_recipe").folder / "inventory"
+    file = folder / "vc2_unet_v2_key_map_to_diffusers.json.gz"
+    return json.loads(gzip.decompress(file.read_bytes()))
+
+
+def test_a_prefix_and_other_tensors_are_passed_over(golden):
+    published = inventory(golden, "vc2_latentdiffusion_ckpt")
+    prefix = "model.diffusion_model."
+
+    part = map_videocrafter_unet(published, prefix)
+
+    assert part.expected == {n: s for n, s in published.items() if n.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", ["vc2_unet_tiny", "vc2_unet_recipe"])
+@pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
+def test_configuration_read_from_shapes_is_the_recorded_one(name, variant, golden):
+    recorded = golden(name)
+    told = recorded.metadata("config")
+    weights = variant_of(recorded.weights(), variant)
+
+    config = map_videocrafter_unet(shapes_of(weights)).network.config
+
+    widths = [told["model_channels"] * times for times in told["channel_mult"]]
+    assert config.block_out_channels == widths
+    assert config.layers_per_block == told["num_res_blocks"]
+    assert config.attention_head_dim == told["num_head_channels"]
+    assert config.cross_attention_dim == told["context_dim"]
+    assert config.fps_conditioning
+    guided = told["time_cond_proj_dim"] if variant != "teacher" else None
+    assert config.time_cond_proj_dim == guided
+    assert config.motion_conditioning == (variant == "v2")
+
+
+@pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
+def test_converted_videocrafter_parity_recipe(variant, golden):
+    """Every parameter is visible in these outputs, as it is not in those of the tiny network."""
+    recorded = golden("vc2_unet_recipe")
+    unet = videocrafter_unet(recorded, variant)
+    conditioning = Conditioning(
+        guidance=None if variant == "teacher" else recorded["timestep_cond"],
+        motion=recorded["motion_cond"] if variant == "v2" else None,
+        fps=torch.tensor([recorded.metadata("cases")[variant]["fps"]] * 2),
+    )
+
+    output = unet(recorded["x"], recorded["timesteps"], recorded["context"], conditioning)
+
+    assert_close(output, recorded[f"{variant}/out"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", ["teacher", "v1"])
+def test_converted_modelscope_parity_recipe(variant, golden):
+    recorded = golden("ms_unet_recipe")
+    unet = modelscope_unet(recorded, variant)
+    guidance = None if variant == "teacher" else recorded["timestep_cond"]
+
+    output = unet(
+        recorded["x"],
+        recorded["timesteps"],
+        recorded["encoder_hidden_states"],
+        Conditioning(guidance=guidance),
+    )
+
+    expected = recorded["teacher/out" if variant == "teacher" else "student/out"]
+    assert_close(output, expected, rtol=0, atol=2e-5)
+
+
+def test_a_network_without_its_landmarks_is_refused_by_name(golden):
+    published = inventory(golden, "vc2_unet_teacher")
+    del published["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
+
+    with pytest.raises(KeyError, match="middle_block.1.transformer_blocks.0.attn2.to_k.weight"):
+        map_videocrafter_unet(published)
