@@ -3,13 +3,13 @@
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from conftest import make_unet
 from turbo.distillation import student_of
 from turbo.guidance import embed_guidance_scale
-from turbo.lora import add_lora, load_lora, merge_lora, save_lora
+from turbo.lora import DOWN, UP, add_lora, load_lora, merge_lora, save_lora
 from turbo.unet import Conditioning, VideoUNet
 
 
@@ -113,3 +113,31 @@ def test_refusals_say_what_to_do(student, tmp_path):
     save_lora(add_lora(student, rank=4), tmp_path / "lora.safetensors")
     with pytest.raises(ValueError, match="They belong to another configuration."):
         load_lora(make_unet(), tmp_path / "lora.safetensors")
+
+
+def test_a_file_tells_its_layers_and_their_ranks(tiny_unet, student, tmp_path):
+    """Published adapters leave out layers that ours would adapt."""
+    _train(add_lora(student, rank=4))
+    save_lora(student, tmp_path / "lora.safetensors")
+    saved = load_file(tmp_path / "lora.safetensors")
+    kept = {name: tensor for name, tensor in saved.items() if "transformer_in" not in name}
+    narrow = "mid_block.resnets.0.conv1"
+    kept[f"{narrow}{DOWN}"] = kept[f"{narrow}{DOWN}"][:2].clone()
+    kept[f"{narrow}{UP}"] = kept[f"{narrow}{UP}"][:, :2].clone()
+    save_file(kept, tmp_path / "fewer.safetensors")
+
+    loaded = load_lora(student_of(tiny_unet), tmp_path / "fewer.safetensors")
+
+    adapted = {n: m.r["default"] for n, m in loaded.named_modules() if isinstance(m, LoraLayer)}
+    assert not any(name.startswith("transformer_in") for name in adapted)
+    assert adapted[narrow] == 2 and adapted["mid_block.resnets.0.conv2"] == 4
+
+
+def test_adapters_of_another_size_are_refused_by_name(student, tmp_path):
+    save_lora(add_lora(student, rank=4), tmp_path / "lora.safetensors")
+    saved = load_file(tmp_path / "lora.safetensors")
+    saved[f"conv_in{DOWN}"] = torch.zeros(4, 5, 3, 3)
+    save_file(saved, tmp_path / "lora.safetensors")
+
+    with pytest.raises(ValueError, match="got 'conv_in.lora_A.default.weight' in"):
+        load_lora(student_of(make_unet()), tmp_path / "lora.safetensors")

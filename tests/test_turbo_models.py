@@ -1,11 +1,14 @@
 """The table of models: consistent cards, and cheap to read."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from turbo.models import DEFAULT_MODEL, MODELS, find_card
+from turbo.cards import CARDS
+from turbo.models import DEFAULT_MODEL, MODELS, describe_state, find_card, main
 from turbo.request import check_request
 
 
@@ -14,7 +17,7 @@ def test_table_is_keyed_by_name_and_holds_the_default():
     assert DEFAULT_MODEL in MODELS
 
 
-@pytest.mark.parametrize("card", MODELS.values(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_card_serves_its_own_defaults(card):
     request = check_request(card, "a cat")
 
@@ -34,3 +37,68 @@ def test_reading_the_table_does_not_import_torch():
     script = "import sys, turbo.models, turbo.request; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_system_of_the_papers_has_a_card():
+    systems = {"videocrafter2", "modelscope", "t2v-turbo-vc2", "t2v-turbo-ms"}
+    systems |= {"t2v-turbo-v2", "t2v-turbo-v2-no-mg", "vcm-vc2", "vcm-ms"}
+
+    assert systems <= {card.name for card in CARDS}
+
+
+@pytest.mark.parametrize(
+    "name, sampler, steps, grid, guidance, told_fps, motion",
+    [
+        ("videocrafter2", "ddim", 50, None, 12.0, 28, None),
+        ("modelscope", "ddim", 50, None, 9.0, 8, None),
+        ("t2v-turbo-vc2", "consistency", 4, 50, 7.5, 16, None),
+        ("t2v-turbo-ms", "consistency", 4, 50, 7.5, 8, None),
+        ("vcm-vc2", "consistency", 4, 50, 7.5, 16, None),
+        ("t2v-turbo-v2", "consistency", 16, 200, 7.5, 8, 0.05),
+        ("t2v-turbo-v2-no-mg", "consistency", 16, 200, 7.5, 8, None),
+    ],
+)
+def test_cards_sample_as_the_papers_do(name, sampler, steps, grid, guidance, told_fps, motion):
+    card = next(card for card in CARDS if card.name == name)
+
+    assert (card.sampler, card.default_steps, card.default_guidance) == (sampler, steps, guidance)
+    assert grid is None or card.origin_steps == grid
+    assert (card.told_fps, card.motion_strength) == (told_fps, motion)
+    assert card.clean_rescale == (name == "videocrafter2")
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_published_files_give_all_that_is_not_to_be_trained(card, tmp_path):
+    card = replace(card, folder=tmp_path)
+
+    lacking = {"vcm"} if card.name.startswith("vcm") else set()
+    expected = {*card.parts, "tokenizer"} if card.family == "shapes" else lacking
+    assert set(card.unpublished) == expected
+    assert all(re.fullmatch(r"[0-9a-f]{64}", file.sha256) for file in card.sources if file.sha256)
+
+
+def test_only_what_is_missing_is_to_be_fetched(tmp_path):
+    card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
+    card = replace(card, folder=tmp_path)
+    assert describe_state(card) == "needs 13.1 GB download"
+
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").touch()
+
+    assert describe_state(card) == "needs 5.7 GB download"
+    assert [file.path for file in card.needed] == ["unet_mg.pt"]
+
+
+def test_the_command_lists_and_shows_models(capsys):
+    main(["list"])
+    main(["show", "shapes-turbo"])
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in MODELS)
+    assert "4 steps of consistency on a grid of 20" in printed
+
+
+def test_the_command_refuses_an_unknown_model():
+    with pytest.raises(SystemExit, match="Expected a model from .*, got 'nobody'"):
+        main(["show", "nobody"])

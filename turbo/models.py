@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "WEIGHTS", "find_card", "load_card", "load_pipeline"]
 
-MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS if card.family == "shapes"}
+MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
 DEFAULT_MODEL = "shapes-turbo"
 
 

@@ -1,0 +1,129 @@
+"""Verification: every difference by name and meaning, before and after a conversion."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import published
+from turbo import models
+from turbo.cards import CARDS
+from turbo.convert.difference import Difference
+from turbo.convert.model import convert_model
+from turbo.convert.unet import videocrafter_part
+from turbo.models import main
+from turbo.verify import verify_file, verify_model
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """T2V-Turbo-v2 with an empty folder."""
+    card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
+    card = replace(card, folder=tmp_path / "weights")
+    monkeypatch.setitem(models.MODELS, card.name, card)
+    return card
+
+
+@pytest.fixture
+def weights():
+    return published.publish(videocrafter_part(published.videocrafter_unet(**published.V2)))
+
+
+@pytest.mark.parametrize(
+    "name, meaning",
+    [
+        ("time_cond_proj.weight", "the guidance projection of a student"),
+        ("motion_cond_proj.weight", "the motion projections of T2V-Turbo-v2"),
+        ("model.diffusion_model.fps_embedding.0.bias", "the frame-rate embedding"),
+        ("first_stage_model.decoder.conv_in.bias", "the VAE: latents to pixels"),
+        ("cond_stage_model.model.ln_final.bias", "the text tower: prompt to numbers"),
+        ("input_blocks.1.0.temopral_conv.conv1.2.bias", "the UNet: a convolution over time"),
+        ("input_blocks.1.2.transformer_blocks.0.attn2.to_q.weight", "an attention over time"),
+        ("middle_block.1.transformer_blocks.0.attn2.to_k.weight", "where it reads the prompt"),
+        ("output_blocks.3.1.proj_in.weight", "the UNet: an attention over a frame"),
+        ("down_blocks.0.temp_attentions.1.norm.bias", "the UNet: an attention over time"),
+        ("unknown", "nothing that any network here has"),
+    ],
+)
+def test_a_difference_says_what_the_tensor_is_for(name, meaning):
+    assert meaning in str(Difference("missing", name, expected=(3,)))
+
+
+def test_a_good_file_has_no_problem(card, weights, tmp_path):
+    torch.save(weights, tmp_path / "unet_mg.pt")
+
+    finding = verify_file(card, tmp_path / "unet_mg.pt")
+
+    assert not finding.problems
+    assert finding.parameters == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_every_difference_of_a_file_is_listed(card, weights, tmp_path, capsys):
+    lost = [name for name in weights if ".attn1." in name]
+    for name in lost:
+        del weights[name]
+    weights["extra.weight"] = torch.ones(2)
+    torch.save(weights, tmp_path / "unet_mg.pt")
+
+    with pytest.raises(SystemExit):
+        main(["verify", card.name, str(tmp_path / "unet_mg.pt")])
+
+    printed = capsys.readouterr().out
+    assert all(f"missing {name}: " in printed for name in lost)
+    assert "unexpected extra.weight: got (2,)" in printed
+    assert f"{len(lost) + 1} problems" in printed
+
+
+def test_a_file_of_another_model_is_a_problem(weights, tmp_path):
+    torch.save(weights, tmp_path / "unet_mg.pt")
+    card = next(card for card in CARDS if card.name == "t2v-turbo-vc2")
+
+    [problem] = verify_file(card, tmp_path / "unet_mg.pt").problems
+
+    assert "got T2V-Turbo-v2" in problem
+
+
+@pytest.fixture
+def converted(card, weights, tmp_path):
+    torch.save(weights, tmp_path / "unet_mg.pt")
+    base = published.videocrafter_checkpoint(published.videocrafter_unet())
+    torch.save(base, tmp_path / "model.ckpt")
+    list(convert_model(card, [tmp_path / "model.ckpt", tmp_path / "unet_mg.pt"]))
+    return card
+
+
+def problems_of(card) -> list[str]:
+    return [problem for finding in verify_model(card) for problem in finding.problems]
+
+
+def test_a_converted_model_is_good(converted):
+    findings = list(verify_model(converted))
+
+    assert [finding.place.name for finding in findings] == ["text_encoder", "t2v-turbo-v2", "vae"]
+    assert not problems_of(converted)
+
+
+def test_a_flipped_bit_after_the_conversion_is_found(converted):
+    [file] = (converted.folder / "vae").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    [problem] = problems_of(converted)
+
+    assert "changed since it was converted: expected SHA-256" in problem
+
+
+def test_a_missing_folder_is_named_with_what_gets_it(converted):
+    (converted.folder / "vae").rename(converted.folder / "elsewhere")
+
+    [problem] = problems_of(converted)
+
+    assert "missing: `... fetch t2v-turbo-v2` gets it" in problem
+
+
+@pytest.mark.parametrize("name", ["shapes-teacher", "shapes-turbo"])
+def test_the_embedded_models_are_good(name):
+    findings = list(verify_model(next(card for card in CARDS if card.name == name)))
+
+    assert findings and not any(finding.problems for finding in findings)
