@@ -171,7 +171,6 @@ def test_a_download_with_another_hash_is_removed(hub, monkeypatch):
         run([file])
 
     assert fetch.find_cached(file) is None
-    monkeypatch.undo()
 
 
 def test_a_file_that_was_replaced_since_is_refused_before_it_is_loaded(hub):

@@ -17,7 +17,7 @@ class HubFile:
     repository: str
     path: str  # inside the repository
     size: int  # bytes; to three digits where the Hub shows no more
-    gives: tuple[str, ...]  # folders of a model, as in `ModelCard.folders`
+    gives: tuple[str, ...]  # parts of a model, as in `ModelCard.parts`
     sha256: str | None = None  # as the Hub lists it; None where it was not to be seen
 
     @property
@@ -105,9 +105,10 @@ class ModelCard:
 
     @property
     def unpublished(self) -> list[str]:
-        """Return the missing folders that no published file gives: they are to be trained."""
+        """Return the missing parts that no published file gives: they are to be trained."""
         published = {folder for source in self.sources for folder in source.gives}
-        return [folder for folder in self.missing if folder not in published]
+        missing = set(self.missing)
+        return [part for part in self.parts if part in missing and part not in published]
 
     @property
     def download_bytes(self) -> int:

@@ -14,7 +14,7 @@ PUBLISHED = Path(
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
 )
 
-_SHARED = ("vae", "text_encoder", "tokenizer")
+_SHARED = ("vae", "text_encoder")
 
 VIDEOCRAFTER2_CKPT = HubFile(
     repository="VideoCrafter/VideoCrafter2",
@@ -40,7 +40,7 @@ MODELSCOPE_FILES = (
         repository="ali-vilab/text-to-video-ms-1.7b",
         path="text_encoder/model.safetensors",
         size=1_360_000_000,
-        gives=("text_encoder", "tokenizer"),
+        gives=("text_encoder",),
     ),
 )
 

@@ -41,7 +41,7 @@ def convert_model(
     jobs = plan_jobs(card, checkpoints, projection)
     missing = set(card.missing)
     wanted = [job for job in jobs if replace or job.folder in missing]
-    if not wanted:
+    if not wanted and "tokenizer" not in missing:
         raise ValueError(
             f"Expected something to convert for {card.name}, got only what is in {card.folder} "
             "already. Convert again with --replace."
@@ -53,8 +53,8 @@ def convert_model(
         for written in _write(job, card.folder):
             done += written
             yield done, total
-        if job.folder == "text_encoder" or "tokenizer" in missing:
-            clip_tokenizer().save_pretrained(card.folder / "tokenizer")
+    if "tokenizer" in missing:
+        clip_tokenizer().save_pretrained(card.folder / "tokenizer")
 
 
 def _write(job: Job, folder: Path) -> Iterator[int]:
