@@ -15,6 +15,7 @@ from human_eval.errors import StudyError
 from human_eval.evidence import LEVEL, Paths, decisions, trace_evidence
 from human_eval.export import read_export, write_csv
 from human_eval.forecast import forecast_decisions
+from human_eval.influence import tabulate_influence
 from human_eval.quality import consistency
 from human_eval.ranking import rank_systems
 from human_eval.sides import side_effects, tabulate_adjusted
@@ -41,6 +42,7 @@ SHOWN = {  # columns of each table that the text shows; the CSV files hold all
     "agreement": ["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
     + ["kappa", "note"],
     "consistency": ["check", "question", "pairs", "same", "same_side"],
+    "influence": ["comparison", "raters", "busiest", "rate", "lowest", "highest", "turns"],
     "consensus": ["comparison", "pairs", "majority_a", "majority_b", "majority_none"]
     + ["weighted_a", "weighted_b", "weighted_none", "differ", "note"],
     "categories": ["comparison", "category", "votes", "rate", "low", "high", "p_discovery"],
@@ -99,6 +101,11 @@ factual labels), and with themselves:
 {agreement}
 
 {consistency}
+
+How much hangs on a single rater: the largest share of votes that one rater gave, the lowest and
+highest win rate with one rater left out, and without how many of them the winner would be another:
+
+{influence}
 
 Who won how many pairs on the primary question, by the majority of their raters and by Dawid and
 Skene's vote, which trusts those more who agree with others:
@@ -201,6 +208,7 @@ def _tabulate(
         "sides_adjusted": lambda: tabulate_adjusted(kept, definition),
         "agreement": lambda: tabulate_agreement(kept),
         "consistency": lambda: consistency(votes[~votes["excluded"]]),
+        "influence": lambda: tabulate_influence(kept, definition),
         "consensus": lambda: tabulate_consensus(kept, definition),
         "ranking": lambda: rank_systems(kept),
         "contrasts": lambda: tabulate_contrasts(kept, definition),
