@@ -24,6 +24,7 @@ from human_eval.store import StudyStore, create_study, open_study
 
 ROOT = Path(__file__).parents[1]
 FPS = 16
+START_SECONDS = 180  # of patience with a machine that is busy
 SECRETS = ["sparrowhawk", "nightingale"]  # the systems; no rater may ever read these words
 DEFINITION = """
 name = "aviary"
@@ -147,13 +148,15 @@ class RatedStudy:
             self.process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log
             )
-        for _ in range(1200):
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
             try:
-                with urlopen(f"{self.url}/healthz"):
+                with urlopen(f"{self.url}/healthz", timeout=10):
                     return
-            except (URLError, ConnectionError):
+            except (URLError, ConnectionError, TimeoutError):
                 assert self.process.poll() is None, (self.store.folder / "server.log").read_text()
                 time.sleep(0.05)
+        self.kill()
         raise TimeoutError((self.store.folder / "server.log").read_text())
 
     def kill(self) -> None:

@@ -298,6 +298,33 @@ def test_questions_open_after_the_loops_and_one_after_the_other(study, open_rate
     assert page.get_by_text("Answer every question first").is_visible()
 
 
+def test_an_answer_that_the_server_refuses_is_said_and_can_be_sent_again(study, open_rater):
+    page = open_rater(study, expect="422")
+    prompt = begin(page)
+    page.route("**/api/submit", lambda route: route.fulfill(status=422, json={"error": "Wait."}))
+
+    with more_votes(study, by=3):
+        answer(page)
+        page.get_by_text("Wait.").wait_for()
+        page.unroute("**/api/submit")
+        page.keyboard.press("Enter")
+        wait_for_pair(page, after=prompt)
+
+
+def test_a_clip_that_is_missing_can_be_reported(study, open_rater):
+    page = open_rater(study, expect="404")
+    page.route("**/media/*", lambda route: route.fulfill(status=404, json={"error": "None."}))
+    page.get_by_label("I have read this").check()
+    page.get_by_role("button", name="Begin").click()
+
+    page.get_by_role("button", name="Report it").click()
+    page.unroute("**/media/*")
+    page.get_by_label("A video does not play").check()
+    page.get_by_role("button", name="Skip the pair").click()
+
+    page.locator("#gate.open").wait_for()
+
+
 def test_nothing_moves_by_itself_where_motion_is_unwanted(study, open_rater):
     page = open_rater(study, reduced_motion="reduce")
     page.get_by_label("I have read this").check()

@@ -219,7 +219,9 @@ export class Player {
     const rate = second.playbackRate / this.speed;
     const nudged = Math.abs(rate - 1) > NUDGE / 2;
     let wanted = 1;
-    if (Math.abs(apart) > (nudged ? NUDGE_UNTIL : NUDGE_FROM)) wanted = 1 - Math.sign(apart) * NUDGE;
+    if (Math.abs(apart) > (nudged ? NUDGE_UNTIL : NUDGE_FROM)) {
+      wanted = 1 - Math.sign(apart) * NUDGE;
+    }
     if (Math.abs(rate - wanted) > NUDGE / 2) second.playbackRate = this.speed * wanted;
   }
 

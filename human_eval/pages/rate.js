@@ -9,10 +9,10 @@ const OURS = ["theme", "__theme", "staff", "link", "invitation"]; // the rest is
 const PAUSED_POLL = 15_000; // milliseconds between two looks whether a paused study goes on
 const ENDINGS = {
   done: ["Thank you. That is all.", "All your answers are stored."],
-  no_work_left: ["Nothing is left to rate", "Others have answered everything. Thank you for coming."],
+  no_work_left: ["Nothing is left to rate", "Others have answered everything. Thank you."],
   screened_out: ["Your part ends here", "You get no more pairs. What you answered is stored."],
   technical: ["Your part ends here", "What you answered is stored. A researcher will look at it."],
-  stopped: ["You have stopped", "What you answered is stored. Come back by the same link to go on."],
+  stopped: ["You have stopped", "What you answered is stored. The same link leads you back."],
   paused: ["The study is paused", "What you answered is stored. This page goes on by itself."],
 };
 
@@ -200,7 +200,12 @@ function enlarge() {
 
 async function stop(technical) {
   $("leave").close();
-  end(await service.stop(technical));
+  try {
+    end(await service.stop(technical));
+  } catch (problem) {
+    if (!(problem instanceof Refused)) throw problem;
+    location.reload();
+  }
 }
 
 function end({ outcome, code, finish, progress }) {
@@ -242,7 +247,7 @@ function showConnection(lost) {
 document.querySelector("[data-open=leave]").addEventListener("click", () => {
   const wanted = study.wanted;
   $("leave-text").textContent = wanted
-    ? `You have answered ${rating.answered} of ${wanted} pairs. The completion code comes after the last one.`
+    ? `You have answered ${rating.answered} of ${wanted} pairs. The code comes after the last one.`
     : `You have answered ${rating.answered}. You may stop whenever you like.`;
 });
 

@@ -49,7 +49,7 @@ export class Rating {
       return;
     }
     this.answered = turn.progress.answered;
-    await this.#show(turn);
+    this.#show(turn);
   }
 
   /** Send the answers; the next pair comes when they are stored. */
@@ -87,13 +87,13 @@ export class Rating {
   }
 
   /** Bring the answers just sent back, to change them. */
-  async undo() {
+  undo() {
     if (this.busy || this.waiting || !this.sent || Date.now() >= this.sent.until) return;
     this.waiting = this.turn ?? ENDED;
     if (this.turn) this.turn.answers = structuredClone(this.questions.answers);
     const { turn } = this.sent;
-    turn.revision += 1;
-    await this.#work(() => this.#show(turn));
+    turn.revision = turn.stored + 1;
+    this.#show(turn);
     announce("Your previous answers are back. Change them and send them again.");
   }
 
@@ -135,11 +135,16 @@ export class Rating {
     this.next = null;
     const usable = prepared instanceof Turn && !prepared.expired;
     const turn = usable ? prepared : await this.#prepare(false);
-    if (turn instanceof Turn) await this.#show(turn);
-    else this.onEnd(turn);
+    if (!(turn instanceof Turn)) {
+      this.onEnd(turn);
+      return;
+    }
+    if (!usable) this.answered = turn.progress.answered;
+    this.#show(turn);
   }
 
-  async #show(turn) {
+  /** Put a turn on the screen at once; its clips play when they are there. */
+  #show(turn) {
     const before = this.turn;
     this.turn = turn;
     if (before && before !== this.waiting && before !== this.sent?.turn) before.clips.discard();
@@ -150,11 +155,16 @@ export class Rating {
     this.#showProgress();
     this.questions.reset(turn.answers);
     this.#showGate();
-    const stall = setTimeout(() => ($("stall").hidden = false), STALL);
+    this.#play(turn);
+  }
+
+  async #play(turn) {
+    const complain = () => ($("stall").hidden = this.turn !== turn);
+    const stall = setTimeout(complain, STALL);
     try {
       await turn.clips.ready;
     } catch {
-      $("stall").hidden = false;
+      complain();
       return;
     } finally {
       clearTimeout(stall);
@@ -181,6 +191,7 @@ export class Rating {
 
   async #stored(turn, receipt) {
     Turn.forget();
+    turn.stored = receipt.revision;
     if (this.waiting) {
       await this.#resume();
       return;
@@ -199,7 +210,7 @@ export class Rating {
     const turn = this.waiting;
     this.waiting = null;
     if (turn === ENDED || turn.expired) await this.#advance(true);
-    else await this.#show(turn);
+    else this.#show(turn);
   }
 
   async #refused(problem) {
@@ -209,13 +220,17 @@ export class Rating {
       return;
     }
     Turn.forget();
-    this.waiting = null;
-    this.sent = null;
     if (problem.status === 403) {
       location.reload(); // this browser is somebody else by now, or nobody
       return;
     }
-    announce("This pair is no longer open: its time is over, or it was answered in another window.");
+    announce(
+      this.waiting
+        ? "The time to change your answers is over. What you sent first counts."
+        : "This pair is no longer open: its time is over, or it was answered in another window.",
+    );
+    this.waiting = null;
+    this.sent = null;
     await this.#advance(true);
   }
 
@@ -237,9 +252,13 @@ export class Rating {
       this.turn.answers = this.questions.answers;
       this.turn.save();
     }
+    this.#complain("");
+    this.#showButtons();
+  }
+
+  #showButtons() {
     $("submit").disabled = this.busy || !this.questions.open || !this.questions.complete;
     $("previous").hidden = this.questions.marked === 0;
-    this.#complain("");
   }
 
   #showGate() {
@@ -295,7 +314,7 @@ export class Rating {
   #setBusy(busy) {
     this.busy = busy;
     $("rating").setAttribute("aria-busy", busy);
-    this.#changed();
+    this.#showButtons();
   }
 
   #complain(text) {

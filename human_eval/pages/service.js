@@ -2,6 +2,7 @@
 // an answer once, however often it comes.
 
 const PATIENCE = 15_000; // milliseconds for one attempt
+const CLIP_PATIENCE = 120_000;
 const LONGEST_PAUSE = 4_000;
 
 /** The server has understood, and says no. */
@@ -18,8 +19,9 @@ export class Refused extends Error {
  * @param {object} [body] sent as JSON; without it the request is a GET
  * @param {(answer: Response) => Promise<any>} read takes the content out of the answer
  * @param {(lost: boolean) => void} onConnection told when the way is lost, and when it is back
+ * @param {number} [patience] milliseconds for one attempt
  */
-async function send(path, body, read, onConnection) {
+async function send(path, body, read, onConnection, patience = PATIENCE) {
   const options = { cache: "no-store", credentials: "same-origin" };
   if (body !== undefined) {
     options.method = "POST";
@@ -28,7 +30,7 @@ async function send(path, body, read, onConnection) {
   }
   for (let attempt = 0; ; attempt += 1) {
     try {
-      const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(patience) });
       if (answer.ok) {
         const content = await read(answer);
         if (attempt > 0) onConnection(false);
@@ -92,7 +94,7 @@ export class Service {
 
   /** The whole clip, so that nothing can stall once it plays. */
   clip(path) {
-    return send(path, undefined, (answer) => answer.blob(), this.onConnection);
+    return send(path, undefined, (answer) => answer.blob(), this.onConnection, CLIP_PATIENCE);
   }
 
   #ask(path, body) {

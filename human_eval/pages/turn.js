@@ -15,7 +15,8 @@ export class Turn {
       service.clip(claimed.left),
       service.clip(claimed.right),
     ]);
-    this.revision = 0;
+    this.revision = 0; // of what is sent next
+    this.stored = 0; // of what the server has
     this.loops = 0;
     this.answers = {};
     this.#restore();
