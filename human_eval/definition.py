@@ -320,6 +320,11 @@ def _check_keys(definition: StudyDefinition) -> None:
                 )
         _check_once(noun, keys)
     _check_once("providers", [settle(provider).key for provider in definition.providers])
+    if definition.providers and not definition.quotas.per_study:
+        raise StudyError(
+            "Expected per_study in [quotas] with [[providers]], got none: their raters are paid by "
+            "the session. Say how many pairs one has."
+        )
 
 
 def _check_once(noun: str, keys: Sequence[str]) -> None:

@@ -204,7 +204,7 @@ def test_a_link_that_the_platform_did_not_fill_in_is_refused_in_words(store, cli
 
 
 def test_parameters_without_the_signed_link_let_nobody_in(make_store):
-    store = make_store(loops=0, extra=PLATFORMS)
+    store = make_store(loops=0, extra=PLATFORMS + QUOTA)
     object.__setattr__(store.definition, "anonymous", False)
     with TestClient(create_app(store)) as client:
         bare = come_in(client, f"{PAGE}?PROLIFIC_PID={'a' * 24}")
@@ -421,6 +421,7 @@ def test_inside_another_sites_frame_the_cookie_is_partitioned(store):
         ('key = "panel"\nrater = "id"\nfinish = "https://p.example/{wave}"', "'wave'"),
         ('key = "staff"\nrater = "id"', "other than"),
         ('key = "prolific"\n[[providers]]\nkey = "prolific"', "each key of providers once"),
+        ('key = "prolific"', "per_study in .quotas."),
     ],
 )
 def test_a_platform_that_is_no_way_in_or_out_is_refused(platform, told):
