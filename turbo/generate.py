@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
-import torch
 import transformers
 from tqdm import tqdm
 
 from turbo.manifest import Manifest, ManifestRow, sha256_of
 from turbo.models import DEFAULT_MODEL, MODELS, find_card, load_pipeline
+from turbo.options import Dtype, Memory
 from turbo.pipeline import Progress, Result, VideoPipeline
 from turbo.request import Request, check_request
 from turbo.video import Video
@@ -32,13 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()  # of loading; ours is of the videos
     try:
         requests = _read_requests(options)
-        pipeline = load_pipeline(options.model, "cuda" if torch.cuda.is_available() else "cpu")
-    except (ValueError, FileNotFoundError) as refusal:
+        pipeline = load_pipeline(
+            options.model,
+            options.device,
+            dtype=options.dtype,
+            memory=options.memory,
+            compiled=options.compile,
+        )
+        print(f"{options.model} on {pipeline.placement}")
+        if options.prompts is None:
+            make_one(pipeline, requests[0], options.out or Path("clip.mp4"))
+        else:
+            make_batch(pipeline, requests, options.out or Path("clips"))
+    except (ValueError, FileNotFoundError, MemoryError) as refusal:
         parser.error(str(refusal))
-    if options.prompts is None:
-        make_one(pipeline, requests[0], options.out or Path("clip.mp4"))
-    else:
-        make_batch(pipeline, requests, options.out or Path("clips"))
 
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
@@ -72,7 +80,8 @@ def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -
 
 def clip_path(pipeline: VideoPipeline, request: Request) -> str:
     """Name a clip after everything that determines it, so that a folder can hold many runs."""
-    recipe = [pipeline.card.name, pipeline.weights_sha256, asdict(request)]
+    precision = str(pipeline.placement.dtype)
+    recipe = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
     return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"
@@ -133,6 +142,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
     parser.add_argument(
         "--seed", type=int, default=0, help="default: 0; line n of FILE, from 0, gets this plus n"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="such as cuda, mps or cpu; default: the best there is"
+    )
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
+    parser.add_argument(
+        "--memory",
+        choices=get_args(Memory),
+        help="everything on the device, frames decoded one by one, or one part of the model after "
+        "the other; default: the first that fits",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="slower first clip, faster later ones"
     )
     parser.add_argument(
         "--out",
