@@ -28,10 +28,10 @@ METHODS = {"GET", "HEAD", "POST"}
 OURS = re.compile(r"/(study|results|admin)(/[\w.~=+-]*)*")
 OPEN = re.compile(
     r"/|/healthz|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-    r"|/(assets|static|svelte)/[\w./@~+-]+"
+    r"|/(assets|static|svelte)/[\w./@~+-]{1,150}"
     r"|/gradio_api/(info|heartbeat/[A-Za-z0-9-]+|queue/data|startup-events|app_id)/?"
 )
-CALLS = re.compile(r"/gradio_api/(queue/join|run/\w+|cancel|reset)/?")
+CALLS = re.compile(r"/gradio_api/(queue/join|run/\w{1,60}|cancel|reset)/?")
 FILE = "/gradio_api/file="
 SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Gradio's file route repeats these from the request in its response.

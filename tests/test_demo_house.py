@@ -349,8 +349,9 @@ def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
         async with open_house(tmp_path) as house:
             rng = random.Random(0)
             bodies = hostile_bodies(rng)
-            values = ["x", "..", "%2e%2e%2f", "\ud83d\ude00", "0" * 300, "predict", "-1"]
+            values = ["x", "..", "%2e%2e%2f", "\u2603", "0" * 300, "predict", "-1"]
             kinds = ["application/json", "text/plain", "multipart/form-data", ""]
+            broken = Counter()
             await enter(house.client)
             addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
             for number in range(10_000):
@@ -364,9 +365,10 @@ def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
                     headers={"content-type": kind},
                 )
 
-                assert reply.status_code < 500, (method, address, reply.text[:300])
-                assert "Traceback" not in reply.text
-                assert str(tmp_path) not in reply.text or "file=" in address
+                told = any(secret in reply.text for secret in ("Traceback", str(tmp_path)))
+                if reply.status_code >= 500 or told:
+                    broken[method, address[:80], reply.text[:200]] += 1
+            assert not broken
             assert not house.page._queue.stopped
             assert (await house.client.get("/healthz")).status_code == 200
             assert count(house.store) == 0
