@@ -15,7 +15,7 @@ from vote_load import VoteServer
 
 
 def test_a_restore_waits_until_the_service_has_stopped(make_store):
-    store = make_store()
+    store = make_store(loops=0)
     copy = back_up(store)
     with TestClient(create_app(store)) as client:
         enter(client)
