@@ -1,15 +1,14 @@
 """Reward models and the feedback they give: numbers, pairing, and where gradients go."""
 
-import zlib
-
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
 
 from conftest import make_unet, randomise
+from golden import Golden, recipe_weights
 from turbo.distillation import SolverGrid, consistency_loss, draw_batch, student_of
 from turbo.lora import add_lora
 from turbo.rewards import Feedback, ImageTextReward, VideoTextReward, reward_clean
@@ -20,12 +19,14 @@ from turbo.rewards.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     crop_middle,
+    fit,
     normalise,
     scale_short_side,
     warp,
 )
 from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
 from turbo.rewards.video_text import load_viclip, save_viclip
+from turbo.text import clip_tokenizer, tokenize
 
 PROMPTS = ["a cat", "tac a"]
 
@@ -80,8 +81,7 @@ def random_frames(count: int, frames: int, height: int = 8, width: int = 8) -> t
     return torch.rand(count, frames, 3, height, width, generator=generator)
 
 
-def published_viclip(recorded) -> ViCLIP:
-    """Rebuild the recorded network's weights from the rule in the file's header."""
+def published_viclip(recorded: Golden) -> ViCLIP:
     vision, text = recorded.metadata("vision_config"), recorded.metadata("text_config")
     model = ViCLIP(
         ViCLIPConfig(
@@ -99,24 +99,12 @@ def published_viclip(recorded) -> ViCLIP:
             embed=text["embed_dim"],
         )
     )
-    weights = {}
-    for name, shape in recorded.metadata("sd_shapes").items():
-        seed = (zlib.crc32(name.encode()) ^ recorded.metadata("seed")) & 0xFFFFFFFF
-        draw = np.random.RandomState(seed).randint(
-            -2048, 2049, size=int(np.prod(shape)), dtype=np.int64
-        )
-        values = draw.astype(np.float32) / np.float32(2048)
-        if len(shape) > 1:
-            values = values * np.float32(np.sqrt(3 / np.prod(shape[1:])))
-        else:
-            values = 1 + 0.25 * values if name.endswith(".weight") else 0.125 * values
-        weights[name] = torch.from_numpy(values.reshape(shape).astype(np.float32))
-    weights["temp"] = torch.tensor(0.01)
-    model.load_state_dict(weights)
+    model.load_state_dict(recipe_weights(recorded, temp=0.01))
     return model.eval().requires_grad_(False)
 
 
-def test_viclip_agrees_with_the_published_implementation(golden):
+def test_viclip_is_in_parity_with_the_published_implementation(golden):
+    """Both towers, the score and its gradient; the recording had no second implementation."""
     recorded = golden("viclip_tiny")
     model = published_viclip(recorded)
     frames = recorded["frames"].requires_grad_(True)
@@ -128,36 +116,82 @@ def test_viclip_agrees_with_the_published_implementation(golden):
 
     assert_close(videos, recorded["video_features_raw__f64"].float(), rtol=1e-5, atol=1e-5)
     assert_close(texts, recorded["text_features_raw"], rtol=1e-5, atol=1e-5)
-    assert_close(score, recorded["score"], rtol=1e-5, atol=1e-5)
+    assert_close(normalize(videos), recorded["video_features"], rtol=0, atol=2e-6)
+    assert_close(score, recorded["score"], rtol=0, atol=2e-6)
     assert_close(frames.grad, recorded["grad_frames"], rtol=1e-4, atol=1e-6)
 
 
+def test_viclip_in_double_precision_is_in_parity_with_the_published_one(golden):
+    recorded = golden("viclip_tiny")
+
+    videos = published_viclip(recorded).double().vision_encoder(recorded["frames"].double())
+
+    assert_close(videos, recorded["video_features_raw__f64"], rtol=0, atol=1e-12)
+
+
+def test_viclips_tokens_are_in_parity_with_the_published_ones(golden):
+    recorded = golden("viclip_tiny")
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = recorded.metadata("text_config")["context_length"]
+
+    ids = tokenize(tokenizer, recorded.metadata("prompts"))
+
+    assert torch.equal(ids, recorded["text_ids"].long())
+
+
+def draw_waves(height: int, width: int) -> torch.Tensor:
+    """Draw the two recorded pictures (2, 3, height, width)."""
+    y = torch.linspace(0, 1, height)[:, None]
+    x = torch.linspace(0, 1, width)[None]
+    waves = [
+        torch.sin(2 * np.pi * ((3 + k) * y + (5 + c) * x * (1 + k) + 0.37 * c))
+        for k in range(2)
+        for c in range(3)
+    ]
+    return (0.5 + 0.5 * torch.stack(waves)).unflatten(0, (2, 3))
+
+
+@pytest.mark.parametrize("reward", ["hps", "clip", "pick", "image_reward", "viclip"])
 @pytest.mark.parametrize(("height", "width"), [(320, 512), (40, 64)])
-def test_pictures_are_prepared_as_the_published_rewards_do(height, width, golden):
-    recorded = golden("reward_preprocess")
-    y = torch.linspace(0, 1, height, dtype=torch.float64)[:, None]
-    x = torch.linspace(0, 1, width, dtype=torch.float64)[None]
-    images = torch.stack(
-        [
-            torch.stack(
-                [
-                    0.5
-                    + 0.5 * torch.sin(2 * np.pi * ((3 + k) * y + (5 + c) * x * (1 + k) + 0.37 * c))
-                    for c in range(3)
-                ]
-            )
-            for k in range(2)
-        ]
-    ).float()
-    size = f"{height}x{width}"
+def test_prepared_pictures_are_in_parity_with_the_published_rewards(height, width, reward, golden):
+    """Pixels and means; the recording was not checked otherwise, but ours is another resize.
 
-    warped = normalise(warp(images, 224), CLIP_MEAN, CLIP_STD)
-    assert_close(warped[..., ::11, ::11], recorded[f"{size}/clip_strided11"], rtol=0, atol=2e-5)
+    It is `interpolate`, on which torchvision's is built, so that what differs is rounding.
+    """
+    recorded, images = golden("reward_preprocess"), draw_waves(height, width)
+    name = f"{height}x{width}"
+    assert_close(images[..., ::11, ::11], recorded[f"{name}/input_strided11"], rtol=0, atol=1e-6)
 
-    top, left, *_ = recorded[f"{size}/viclip_crop_top_left_h_w"].tolist()
-    scaled = normalise(scale_short_side(images, 224), IMAGENET_MEAN, IMAGENET_STD)
-    cut = scaled[..., top : top + 224, left : left + 224]
-    assert_close(cut[..., ::11, ::11], recorded[f"{size}/viclip_strided11"], rtol=0, atol=2e-5)
+    mean, std = CLIP_MEAN, CLIP_STD
+    if reward == "hps":
+        squares = fit(images, 224)
+    elif reward in ("clip", "pick"):
+        squares = warp(images, 224)
+    elif reward == "image_reward":
+        squares = crop_middle(scale_short_side(images, 224))
+    else:
+        top, left, *_ = recorded[f"{name}/viclip_crop_top_left_h_w"].tolist()
+        squares = scale_short_side(images, 224)[..., top : top + 224, left : left + 224]
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    pixels = normalise(squares, mean, std)
+
+    assert pixels.shape == (2, 3, 224, 224)
+    strided = recorded[f"{name}/{reward}_strided11"]
+    assert_close(pixels[..., ::11, ::11], strided, rtol=0, atol=2e-5)
+    means = pixels.mean((2, 3)), pixels.abs().mean((2, 3))
+    for ours, kind in zip(means, ("mean", "absmean"), strict=True):
+        assert_close(ours, recorded[f"{name}/{reward}_{kind}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "bars"), [(320, 512, (42, 0)), (256, 256, (0, 0)), (576, 1024, (49, 0))]
+)
+def test_a_wide_picture_gets_black_bars(height, width, bars):
+    fitted = fit(torch.ones(1, 3, height, width), 224)[0, 0]
+
+    inside = fitted[bars[0] : 224 - bars[0], bars[1] : 224 - bars[1]]
+    assert fitted.shape == (224, 224) and (inside > 0.99).all()
+    assert fitted.sum().item() == pytest.approx(inside.sum().item())
 
 
 def test_the_middle_of_a_wide_picture_is_cut_out():

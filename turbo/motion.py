@@ -157,7 +157,7 @@ def watch_attention(
             for m in (layer.to_q, layer.to_k)
         )
         weights = einsum(queries, keys, "B N F D, B N G D -> B N F G") * layer.scale
-        maps.append(weights.softmax(dim=-1))
+        maps.append(weights.softmax(-1, dtype=torch.promote_types(weights.dtype, torch.float32)))
     return output, maps
 
 

@@ -53,12 +53,23 @@ def reward_clean(
     image = video = clean.new_zeros(len(clean))
     if feedback.image is not None:
         frames = draw_frames(clean.shape[2], feedback.image_frames, generator)
-        image = feedback.image(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)
+        image = score_frames(clean, frames, prompts, vae, feedback.image)
     if feedback.video is not None:
         frames = stride_frames(clean.shape[2], feedback.video_frames, generator)
-        video = feedback.video(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)
+        video = score_frames(clean, frames, prompts, vae, feedback.video)
     loss = -feedback.image_weight * image.mean() - feedback.video_weight * video.mean()
     return Rewards(image, video, loss)
+
+
+def score_frames(
+    clean: Latents,
+    frames: Int[Tensor, " M"],
+    prompts: list[str],
+    vae: AutoencoderKL,
+    reward: RewardModel,
+) -> PerVideo:
+    """Decode the frames at these places of every video, and score them."""
+    return reward(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)
 
 
 def draw_frames(available: int, count: int, generator: torch.Generator) -> Int[Tensor, " M"]:

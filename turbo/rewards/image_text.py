@@ -1,5 +1,6 @@
 """Rewards of single frames by a CLIP model: HPSv2.1, PickScore, CLIPScore and their like."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,18 +9,23 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPModel, CLIPTokenizer
 
-from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, Images, normalise, warp
+from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, Images, Squares, normalise, warp
 from turbo.text import tokenize
 from turbo.types import Embedding, Frames, PerVideo
+
+MakeSquare = Callable[[Images, int], Squares]  # (images, side) -> images as the model takes them
 
 
 class ImageTextReward(nn.Module):
     """The mean cosine between a video's frames and its prompt; gradients reach the frames only."""
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    def __init__(
+        self, model: CLIPModel, tokenizer: CLIPTokenizer, make_square: MakeSquare = warp
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.make_square = make_square
 
     @classmethod
     def load(cls, model: Path, tokenizer: Path) -> "ImageTextReward":
@@ -37,7 +43,8 @@ class ImageTextReward(nn.Module):
         """
         if len(prompts) != len(frames):
             raise ValueError(f"Expected {len(frames)} prompts, one a video, got {len(prompts)}.")
-        images = embed_images(self.model, rearrange(frames, "B F C H W -> (B F) C H W"))
+        images = rearrange(frames, "B F C H W -> (B F) C H W")
+        images = embed_images(self.model, images, self.make_square)
         with torch.no_grad():
             texts = embed_texts(self.model, self.tokenizer, prompts)
         # Frames are grouped by video, so must the texts be: the published code tiles them instead.
@@ -45,10 +52,10 @@ class ImageTextReward(nn.Module):
         return reduce(cosine_similarity(images, texts), "(B F) -> B", "mean", B=len(frames))
 
 
-def embed_images(model: CLIPModel, images: Images) -> Embedding:
+def embed_images(model: CLIPModel, images: Images, make_square: MakeSquare = warp) -> Embedding:
     """Embed images (N, 3, H, W) in [0, 1], not normalised."""
     size = model.config.vision_config.image_size
-    pixels = normalise(warp(images, size), CLIP_MEAN, CLIP_STD)
+    pixels = normalise(make_square(images, size), CLIP_MEAN, CLIP_STD)
     return model.get_image_features(pixel_values=pixels).pooler_output
 
 

@@ -13,12 +13,19 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, linear, scaled_dot_product_attention
-from transformers import BertConfig, BertModel
+from torch.nn.functional import (
+    cosine_similarity,
+    interpolate,
+    linear,
+    scaled_dot_product_attention,
+)
+from transformers import BertConfig, BertModel, BertTokenizer
 
-from turbo.types import Embedding
+from turbo.rewards.preprocess import check_videos, prepare_videos
+from turbo.types import Embedding, Frames, PerVideo
 
 Tokens = Float[Tensor, "B N D"]
+Queries = Float[Tensor, "B Q D"]  # one, where they are pooled; as many as tokens elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +102,7 @@ class _CrossAttention(nn.Module):
         self.q_bias, self.k_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(3))
         self.proj = nn.Linear(width, out)
 
-    def forward(self, queries: Tokens, keys: Tokens, values: Tokens) -> Tokens:
+    def forward(self, queries: Queries, keys: Tokens, values: Tokens) -> Float[Tensor, "B Q E"]:
         queries = linear(queries, self.q.weight, self.q_bias)
         keys = linear(keys, self.k.weight, self.k_bias)
         values = linear(values, self.v.weight, self.v_bias)
@@ -111,13 +118,13 @@ class AttentionPool(nn.Module):
         self.norm1_q, self.norm1_k, self.norm1_v = (nn.LayerNorm(width) for _ in range(3))
         self.cross_attn = _CrossAttention(width, config.pool_heads, config.pooled)
 
-    def forward(self, tokens: Tokens) -> Embedding:
+    def forward(self, tokens: Tokens) -> Float[Tensor, "B E"]:
         mean = tokens.mean(dim=1, keepdim=True)
         pooled = self.cross_attn(self.norm1_q(mean), self.norm1_k(tokens), self.norm1_v(tokens))
         return pooled[:, 0]
 
 
-def _attend(queries: Tokens, keys: Tokens, values: Tokens, heads: int) -> Tokens:
+def _attend(queries: Queries, keys: Tokens, values: Tokens, heads: int) -> Queries:
     split = (
         rearrange(t, "B N (heads D) -> B heads N D", heads=heads) for t in (queries, keys, values)
     )
@@ -182,7 +189,9 @@ class InternVideo2(nn.Module):
         return self.text_proj(tokens[:, 0])
 
 
-def stretch_positions(positions: Tokens, places: int, num_frames: int) -> Tokens:
+def stretch_positions(
+    positions: Float[Tensor, "1 N D"], places: int, num_frames: int
+) -> Float[Tensor, "1 M D"]:
     """Interpolate position embeddings over time, for another number of frames.
 
     Args:
@@ -192,3 +201,42 @@ def stretch_positions(positions: Tokens, places: int, num_frames: int) -> Tokens
     over_time = rearrange(rest, "1 (F P) D -> P D F", P=places)
     stretched = interpolate(over_time, num_frames, mode="linear", align_corners=False)
     return torch.cat([first, rearrange(stretched, "P D F -> 1 (F P) D")], dim=1)
+
+
+class InternVideo2Reward(nn.Module):
+    """The cosine between a video and its prompt; gradients reach the frames only."""
+
+    def __init__(self, model: InternVideo2, tokenizer: BertTokenizer) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    @property
+    def num_frames(self) -> int:
+        """The number of frames it reads: no more, no fewer."""
+        return self.model.config.num_frames
+
+    def forward(self, frames: Frames, prompts: list[str]) -> PerVideo:
+        """Score videos of exactly `num_frames` frames.
+
+        Raises:
+            ValueError: another number of frames, or of prompts than videos.
+        """
+        check_videos(frames, prompts, self.num_frames)
+        with torch.no_grad():
+            texts = self.model.embed_tokens(*self._tokenize(prompts, frames.device))
+        videos = self.model.embed_frames(prepare_videos(frames, self.model.config.size))
+        return cosine_similarity(videos, texts)
+
+    def _tokenize(
+        self, prompts: list[str], device: torch.device
+    ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+        """Return token ids, cut or padded to the model's length, and where they are no padding."""
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.length,
+            return_tensors="pt",
+        ).to(device)
+        return tokens.input_ids, tokens.attention_mask

@@ -3,7 +3,9 @@
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
+
+from turbo.types import Frames
 
 Images = Float[Tensor, "N 3 H W"]  # RGB in [0, 1]
 Squares = Float[Tensor, "N 3 S S"]
@@ -23,6 +25,16 @@ def warp(images: Images, size: int) -> Squares:
     return _resize(images, size, size)
 
 
+def fit(images: Images, size: int) -> Squares:
+    """Resize such that the longer side becomes `size`; black bars fill the square (HPSv2)."""
+    height, width = images.shape[-2:]
+    scale = size / max(height, width)
+    images = _resize(images, round(scale * height), round(scale * width))
+    above, left = ((size - side) // 2 for side in images.shape[-2:])
+    below, right = size - images.shape[-2] - above, size - images.shape[-1] - left
+    return pad(images, (left, right, above, below))
+
+
 def scale_short_side(images: Images, size: int) -> Float[Tensor, "N 3 h w"]:
     """Resize such that the shorter side becomes `size` (ViCLIP, InternVideo2)."""
     height, width = images.shape[-2:]
@@ -35,6 +47,30 @@ def crop_middle(images: Images) -> Squares:
     size = min(images.shape[-2:])
     top, left = ((side - size) // 2 for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
+
+
+def check_videos(frames: Frames, prompts: list[str], num_frames: int) -> None:
+    """Refuse another number of frames than `num_frames`, or of prompts than videos.
+
+    Raises:
+        ValueError: one of the two.
+    """
+    if len(prompts) != len(frames) or frames.shape[1] != num_frames:
+        raise ValueError(
+            f"Expected {len(frames)} prompts and {num_frames} frames a video, "
+            f"got {len(prompts)} and {frames.shape[1]}."
+        )
+
+
+def prepare_videos(frames: Frames, size: int) -> Float[Tensor, "B F 3 S S"]:
+    """Scale, cut out the middle square and normalise, for ViCLIP and InternVideo2.
+
+    The published code cuts a random square instead, which makes a reward depend on a draw.
+    """
+    images = rearrange(frames, "B F C H W -> (B F) C H W")
+    squares = crop_middle(scale_short_side(images, size))
+    pixels = normalise(squares, IMAGENET_MEAN, IMAGENET_STD)
+    return rearrange(pixels, "(B F) C H W -> B F C H W", B=len(frames))
 
 
 def _resize(images: Images, height: int, width: int) -> Float[Tensor, "N 3 h w"]:

@@ -5,19 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPTokenizer
 
-from turbo.rewards.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    crop_middle,
-    normalise,
-    scale_short_side,
-)
+from turbo.rewards.preprocess import check_videos, prepare_videos
 from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
 from turbo.text import tokenize
 from turbo.types import Embedding, Frames, PerVideo
@@ -49,25 +42,15 @@ class VideoTextReward(nn.Module):
         Raises:
             ValueError: another number of frames, or of prompts than videos.
         """
-        if len(prompts) != len(frames) or frames.shape[1] != self.num_frames:
-            raise ValueError(
-                f"Expected {len(frames)} prompts and {self.num_frames} frames a video, "
-                f"got {len(prompts)} and {frames.shape[1]}."
-            )
+        check_videos(frames, prompts, self.num_frames)
         with torch.no_grad():
             texts = self.model.text_encoder(tokenize(self.tokenizer, prompts).to(frames.device))
         return cosine_similarity(embed_videos(self.model, frames), texts)
 
 
 def embed_videos(model: ViCLIP, frames: Frames) -> Embedding:
-    """Embed videos in [0, 1], not normalised; of wide ones the middle square.
-
-    The published code cuts a random square instead, which makes a reward depend on a draw.
-    """
-    images = rearrange(frames, "B F C H W -> (B F) C H W")
-    squares = crop_middle(scale_short_side(images, model.config.size))
-    pixels = normalise(squares, IMAGENET_MEAN, IMAGENET_STD)
-    return model.vision_encoder(rearrange(pixels, "(B F) C H W -> B F C H W", B=len(frames)))
+    """Embed videos in [0, 1], not normalised; of wide ones the middle square."""
+    return model.vision_encoder(prepare_videos(frames, model.config.size))
 
 
 def save_viclip(model: ViCLIP, folder: Path) -> None:
