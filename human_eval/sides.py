@@ -61,7 +61,9 @@ def tabulate_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.Da
     return table[["comparison", "votes", "rate", "low", "high", *columns]]
 
 
-def side_adjusted(votes: pd.DataFrame, sides: Sequence[float] | np.ndarray | None = None) -> pd.DataFrame:
+def side_adjusted(
+    votes: pd.DataFrame, sides: Sequence[float] | np.ndarray | None = None
+) -> pd.DataFrame:
     """Fit the log-odds that system_a wins, exchangeable within prompts, adjusted for its side.
 
     Returns:
