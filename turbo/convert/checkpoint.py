@@ -201,4 +201,4 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of the record a tensor was saved in, of which it may be a view."""
     storage = tensor.untyped_storage()
     whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-    return memoryview(whole.numpy())
+    return whole.numpy().data

@@ -6,12 +6,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextModel
+
 from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import Job, plan_jobs
 from turbo.convert.stream import write_tensors
 from turbo.space import check_space
 from turbo.text import clip_tokenizer
+from turbo.unet import VideoUNet
 
 DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of a published diffusers layout
 
@@ -68,8 +73,7 @@ def _write(job: Job, folder: Path) -> Iterator[int]:
             else:
                 note = {"sha256": written.sha256, **job.origin}
                 (partial / CONVERSION).write_text(json.dumps(note, indent=2) + "\n")
-        if job.network is not None:
-            _save_configuration(job, partial)
+        _save_configuration(job.network, partial)
         if (folder / job.folder).exists():
             (folder / job.folder).rename(partial / "former")
         partial.rename(folder / job.folder)
@@ -78,11 +82,12 @@ def _write(job: Job, folder: Path) -> Iterator[int]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _save_configuration(job: Job, folder: Path) -> None:
-    if job.folder == "text_encoder":
-        job.network.config.save_pretrained(folder)  # type: ignore[union-attr]
-    else:
-        job.network.save_config(folder)  # type: ignore[union-attr]
+def _save_configuration(network: nn.Module | None, folder: Path) -> None:
+    """Write a network's configuration; adapters have none of their own."""
+    if isinstance(network, CLIPTextModel):
+        network.config.save_pretrained(folder)
+    elif isinstance(network, VideoUNet | AutoencoderKL):
+        network.save_config(folder)
 
 
 def _files_at(path: Path) -> list[Path]:

@@ -154,6 +154,7 @@ def plan_jobs(
 
 def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
     """Return where a UNet goes; nowhere, if only what stands beside it is wanted of its file."""
+    assert isinstance(part.network, VideoUNet)
     config, path = part.network.config, checkpoint.path
     is_student = config.time_cond_proj_dim is not None
     if card.unet == "teacher":

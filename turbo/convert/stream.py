@@ -63,7 +63,7 @@ def write_tensors(
         for name, slot in slots.items():
             tensor = read(name)
             assert (tensor.dtype, tuple(tensor.shape)) == (slot.dtype, slot.shape), name
-            put(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             yield slot.size
     yield Written(digest.hexdigest())
 
