@@ -128,10 +128,9 @@ class Office:
             await asyncio.to_thread(
                 self._door.admit, form.get("name", ""), form.get("password", ""), "admin"
             )
-        except NotYours as refusal:
-            return self._page(
-                "sign_in.html", 403, {**self._sign_in_facts(), "message": str(refusal)}
-            )
+        except StudyError as refusal:
+            facts = {**self._sign_in_facts(), "message": str(refusal)}
+            return self._page("sign_in.html", exchange.STATUS.get(type(refusal), 400), facts)
         response = self._back(request)
         response.set_cookie(
             researcher.COOKIE,

@@ -75,6 +75,7 @@ def test_only_a_researcher_with_the_password_gets_in(stranger):
     assert sign_in(stranger, password="wrong password").status_code == 403
     assert sign_in(stranger, name="rita").status_code == 403
     assert sign_in(stranger, name="nobody").status_code == 403
+    assert stranger.post("/sign-in", content=b"\xff" * 99).status_code == 400
     assert COOKIE not in stranger.cookies
     assert sign_in(stranger).status_code == 303
     assert "Counts" in stranger.get("/").text
