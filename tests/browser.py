@@ -141,7 +141,7 @@ def _free_port() -> int:
 
 
 def _wait_until_open(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(1200):
+    for _ in range(3600):
         try:
             with urlopen(url):
                 return
