@@ -249,11 +249,15 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .wide { overflow-x: auto; }
 .plain { width: 100%; border-collapse: collapse; font-size: .88rem;
   font-variant-numeric: tabular-nums; }
-.plain th, .plain td { padding: .3rem .8rem .3rem 0; text-align: left; color: var(--ink);
-  border-bottom: 1px solid var(--line); white-space: nowrap; }
+.plain, .plain tr { border: 0 !important; }
+.plain th, .plain td { padding: .3rem .8rem .3rem 0 !important; text-align: left;
+  color: var(--ink); border: 0 !important; border-bottom: 1px solid var(--line) !important;
+  white-space: nowrap; }
 .plain thead th { color: var(--quiet); font-weight: 600; }
 .tiles.two { max-width: 720px; }
-#results-place { max-width: 12rem; }
+#results-browser .form { background: transparent; border: 0; justify-content: start; }
+#results-place { max-width: 12rem; flex: none; }
+.tiles.two + .transport { max-width: 720px; }
 
 @media (max-width: 640px) {
   .tab-container button { padding-inline: .55rem !important; }  /* four fit on a phone */

@@ -1,10 +1,13 @@
 """Rate and Results on the page, and Administration beside it, in a real browser."""
 
 import re
-import urllib.request
+import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from human_eval.staff import add_account
 from human_eval.store import open_study
@@ -13,21 +16,30 @@ pytestmark = pytest.mark.browser
 PASSWORD = "correct horse battery"
 
 
+def wait_for_study(server) -> Path:
+    """Return the folder of the starter study, once it is served."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(server.url + "/study/rate"):
+                return server.data_dir / "studies" / "shapes-demo"
+        except HTTPError as preparing:
+            assert preparing.code == 503
+            time.sleep(0.2)
+    raise TimeoutError("the starter study is not there")
+
+
 @pytest.fixture(scope="module")
-def study(fake_server):
-    """The folder of the starter study, once it is served."""
-    for _ in range(600):
-        with urllib.request.urlopen(fake_server.url + "/study/rate") as reply:
-            if "html" in reply.read().decode():
-                break
-    folder = fake_server.data_dir / "studies" / "shapes-demo"
+def study(fake_server) -> Path:
+    """The starter study, with a researcher."""
+    folder = wait_for_study(fake_server)
     add_account(folder, "ada", PASSWORD, "admin")
     return folder
 
 
 def open_results(page):
     page.get_by_role("tab", name="Results", exact=True).click()
-    page.locator(".figure3").wait_for()
+    page.locator(".figure3").wait_for(timeout=90_000)  # the statistics are imported behind it
     return page
 
 
@@ -35,8 +47,9 @@ def sideways(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
-def administration(chromium, server, width=1280):
-    page = chromium.new_context(viewport={"width": width, "height": 900}).new_page()
+def administration(chromium, server, width=1280, theme="light"):
+    size = {"width": width, "height": 900}
+    page = chromium.new_context(viewport=size, color_scheme=theme).new_page()
     page.goto(f"{server.url}/admin/")
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill(PASSWORD)
@@ -77,10 +90,7 @@ def test_the_rate_tab_shows_the_raters_page(study, fake_server, open_page):
 
 def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(study, serve, chromium, open_page):
     server = serve("-m", "tests.serve_fake_engine")
-    folder = server.data_dir / "studies" / "shapes-demo"
-    with urllib.request.urlopen(server.url + "/study/rate"):
-        pass
-    store = open_study(folder)
+    store = open_study(wait_for_study(server))
     store.set_closed(True, author="ada")
     store.close()
 
@@ -105,10 +115,34 @@ def test_a_researcher_pauses_and_resumes_by_keyboard(study, fake_server, chromiu
 
     page.get_by_role("button", name="Pause").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("paused", exact=True).wait_for()
+    page.locator(".state.paused").wait_for()
     page.get_by_role("button", name="Resume").focus()
     page.keyboard.press("Enter")
-    page.get_by_text("open", exact=True).wait_for()
+    page.get_by_role("button", name="Pause").wait_for()
 
     assert sideways(page) <= 0
     page.context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_administration_has_no_fault_that_axe_knows(study, fake_server, chromium, theme):
+    page = administration(chromium, fake_server, theme=theme)
+
+    assert faults(page) == []
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Password").wait_for()
+    assert faults(page) == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figure_has_no_fault_that_axe_knows(study, fake_server, open_page, theme):
+    page = open_results(open_page(fake_server, theme=theme))
+
+    assert faults(page, "#results-summary, #results-figure, #results-downloads") == []
+
+
+def faults(page, context: str | None = None) -> list:
+    """Return what axe-core finds wrong."""
+    found = Axe().run(page, context).response["violations"]
+    return [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in found]
