@@ -99,6 +99,8 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
     shown = [places for places in PLACES.values() if places]
+    if not load.submits:
+        raise SystemExit(f"Expected answers, got none. First failures: {load.failures[:3]}")
     submits = np.array(load.submits)
     return {
         "raters": RATERS,
