@@ -281,7 +281,7 @@ print(peak() - before)
 def test_conversion_takes_little_more_memory_than_the_file(merged, tmp_path):
     """A process of its own, and a file that outweighs what python itself takes."""
     torch.manual_seed(0)
-    wide = {"block_out_channels": (448, 896), "cross_attention_dim": 512}
+    wide = {"block_out_channels": (224, 448), "cross_attention_dim": 512}
     unet = videocrafter_part(published.videocrafter_unet(**wide, **published.STUDENT))
     weights = published.publish(unet)
     if merged:
