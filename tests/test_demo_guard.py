@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def client(page, folder):
-    methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS"]
+    methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=methods)])
     guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=Limits())
     return TestClient(guarded, base_url="http://house")
