@@ -103,7 +103,9 @@ def _open_clip_name(name: str) -> tuple[str, int | None]:
 def read_viclip(file: Path, config: ViCLIPConfig | None = None) -> ViCLIP:
     """Read ViCLIP; of ViCLIP-L/14, unless told otherwise."""
     part = viclip_part(config or ViCLIPConfig())
-    return part.filled(_read(open_checkpoint(file), part))
+    model = part.filled(_read(open_checkpoint(file), part))
+    assert isinstance(model, ViCLIP)
+    return model
 
 
 def viclip_part(config: ViCLIPConfig) -> Part:
@@ -124,6 +126,7 @@ def read_internvideo2(
     checkpoint = open_checkpoint(file)
     part = internvideo2_part(config, checkpoint.shapes)
     model = part.filled(_read(checkpoint, part))
+    assert isinstance(model, InternVideo2)
     if num_frames != config.num_frames:
         positions = model.vision_encoder.pos_embed
         places = (config.size // config.patch) ** 2

@@ -125,10 +125,10 @@ class AttentionPool(nn.Module):
 
 
 def _attend(queries: Queries, keys: Tokens, values: Tokens, heads: int) -> Queries:
-    split = (
+    q, k, v = (
         rearrange(t, "B N (heads D) -> B heads N D", heads=heads) for t in (queries, keys, values)
     )
-    return rearrange(scaled_dot_product_attention(*split), "B heads N D -> B N (heads D)")
+    return rearrange(scaled_dot_product_attention(q, k, v), "B heads N D -> B N (heads D)")
 
 
 class VisionTower(nn.Module):
