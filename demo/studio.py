@@ -58,7 +58,7 @@ def connect_stop(
 ) -> None:
     """Let the button end the computation, and say so once it has ended."""
     # Saying so in the same event would lose the race against the last update under way.
-    stopping = stop.click(None, cancels=computing, **QUIET)
+    stopping = stop.click(None, cancels=[*computing], **QUIET)
     stopping.then(
         lambda: {status: show_idle("Stopped."), **at_rest(run, stop)},
         None,

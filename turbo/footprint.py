@@ -17,8 +17,11 @@ from turbo.options import Memory
 DECODE_CHUNK: dict[Memory, int] = {"full": 8, "sliced": 1, "offload": 1}
 
 # Live numbers at the worst moment of a call, for every latent place and frame (UNet) or pixel (VAE)
-# and channel of the outermost layers; counted on a meta device, see the test.
-UNET_NUMBERS, VAE_NUMBERS = 26.5, 6.0
+# and channel: of the first temporal transformer, in whose feed-forward layer the moment usually is;
+# of the outermost layers, where it is else; and of the VAE's outermost layers. Counted on the meta
+# device, as a test does.
+ENTRANCE_NUMBERS, UNET_NUMBERS, VAE_NUMBERS = 20.5, 26.5, 6.0
+ENTRANCE_HEADS = 8  # of that transformer, in every network
 # On top: workspaces of convolutions and what the allocator cannot use. A guess, on the safe side.
 HEADROOM = 1.15
 
@@ -57,10 +60,16 @@ def measure_footprint(card: ModelCard) -> Footprint:
         text_encoder=count_weights(card.folder / "text_encoder"),
         unet=count_weights(card.folder / card.unet),
         vae=count_weights(card.folder / "vae"),
-        denoise=int(UNET_NUMBERS * card.num_frames * places * unet["block_out_channels"][0]),
+        denoise=int(card.num_frames * places * _numbers_a_place(unet)),
         decode=int(VAE_NUMBERS * card.height * card.width * vae["block_out_channels"][0]),
         frames=card.num_frames,
     )
+
+
+def _numbers_a_place(unet: dict) -> float:
+    channels = unet["block_out_channels"][0]
+    entrance = ENTRANCE_HEADS * unet["attention_head_dim"]
+    return max(ENTRANCE_NUMBERS * entrance + channels, UNET_NUMBERS * channels)
 
 
 def count_weights(folder: Path) -> int:

@@ -1,0 +1,251 @@
+"""Placement: what fits where, what is foretold, and what is said when memory runs out."""
+
+import json
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from turbo import placement
+from turbo.footprint import HEADROOM, Footprint, measure_footprint
+from turbo.pipeline import VideoPipeline
+from turbo.placement import Placement, fit, memory_options, next_smaller, place
+from turbo.unet import Conditioning, VideoUNet
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+PARTS = Footprint(text_encoder=10, unet=100, vae=5, denoise=20, decode=4, frames=16)
+
+
+@pytest.fixture
+def saved_card(tiny_pipeline):
+    """Save the tiny student and return its card."""
+    card = tiny_pipeline.card
+    tiny_pipeline.unet.save_pretrained(card.folder / card.unet)
+    tiny_pipeline.vae.save_pretrained(card.folder / "vae")
+    tiny_pipeline.text_encoder.model.save_pretrained(card.folder / "text_encoder")
+    tiny_pipeline.text_encoder.tokenizer.save_pretrained(card.folder / "tokenizer")
+    return card
+
+
+@pytest.mark.parametrize(
+    "memory, numbers",
+    [
+        ("full", 10 + 100 + 5 + 8 * 4),  # eight frames at a time are more than a call
+        ("sliced", 10 + 100 + 5 + 20),
+        ("offload", 100 + 20),  # the UNet at work, alone
+    ],
+)
+def test_the_peak_is_what_is_there_at_the_worst_moment(memory, numbers):
+    assert PARTS.peak(memory, 2) == int(HEADROOM * 2 * numbers)
+
+
+@pytest.mark.parametrize(
+    "free, memory", [(10**6, "full"), (330, "sliced"), (290, "offload"), (270, None)]
+)
+def test_the_largest_use_of_memory_that_fits_is_chosen(free, memory):
+    assert fit(PARTS, free, 2, memory_options(CUDA)) == memory
+
+
+def test_a_cpu_has_nowhere_to_offload_to():
+    assert memory_options(CPU) == ("full", "sliced")
+    assert memory_options(torch.device("mps")) == ("full", "sliced")
+    assert memory_options(CUDA) == ("full", "sliced", "offload")
+
+
+def test_weights_are_counted_from_the_heads_of_their_files(saved_card, tiny_pipeline):
+    footprint = measure_footprint(saved_card)
+
+    networks = (tiny_pipeline.text_encoder.model, tiny_pipeline.unet, tiny_pipeline.vae)
+    counts = [sum(t.numel() for t in network.state_dict().values()) for network in networks]
+    assert [footprint.text_encoder, footprint.unet, footprint.vae] == counts
+
+
+def test_foretelling_a_footprint_does_not_import_torch():
+    script = "import sys, turbo.footprint; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the numbers that tensors made here hold, at the worst moment."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in filter(torch.is_tensor, tree_leaves(made)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes() // tensor.itemsize
+                self.now += self.sizes[storage._cdata]
+                weakref.finalize(storage, self._free, storage._cdata)
+        self.peak = max(self.peak, self.now)
+        return made
+
+    def _free(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def _fused_attention(query, key, value, *_, **__):
+    return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _activations(network: torch.nn.Module, call) -> int:
+    live = _Live([*network.parameters(), *network.buffers()])
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode(), torch.device("meta"):
+        patch.setattr(F, "scaled_dot_product_attention", _fused_attention)
+        with live:
+            call(network)
+    return live.peak
+
+
+@pytest.mark.parametrize("frames, side", [(16, 16), (5, 24)])
+def test_the_foretold_activations_are_those_of_a_call(frames, side, student_card):
+    """Of a network whose proportions are those of the published ones, on the meta device."""
+    widths = (64, 128, 256, 256)
+    with torch.device("meta"):
+        unet = VideoUNet(
+            block_out_channels=widths,
+            cross_attention_dim=16,
+            attention_head_dim=16,
+            fps_conditioning=True,
+        ).eval()
+    config = {"block_out_channels": widths, "attention_head_dim": 16}
+    for part in (student_card.unet, "vae", "text_encoder"):
+        (student_card.folder / part).mkdir(parents=True)
+        (student_card.folder / part / "config.json").write_text(json.dumps(config))
+    card = replace(student_card, num_frames=frames, height=8 * side, width=8 * side)
+
+    def call(network):
+        fps = Conditioning(fps=torch.zeros(1, dtype=torch.long))
+        noisy = torch.empty(1, 4, frames, side, side)
+        network(noisy, torch.zeros(1, dtype=torch.long), torch.empty(1, 77, 16), fps)
+
+    counted = _activations(unet, call)
+
+    assert 0.95 < measure_footprint(card).denoise / counted < 1.2
+
+
+def test_a_pipeline_loads_where_and_as_it_is_told(saved_card, monkeypatch):
+    placed = VideoPipeline.load(saved_card, "cpu", dtype="bfloat16", memory="sliced")
+
+    assert placed.placement.memory == "sliced"
+    assert {placed.unet.dtype, placed.vae.dtype, placed.text_encoder.model.dtype} == {
+        torch.bfloat16
+    }
+    recipe = placed("a cat", steps=2).recipe
+    assert (recipe["dtype"], recipe["device"]) == ("bfloat16", "cpu")
+
+
+def test_half_precision_changes_a_video_but_little(saved_card):
+    exact, half = (
+        VideoPipeline.load(saved_card, "cpu", dtype=dtype)("a cat", steps=2).frames.astype(int)
+        for dtype in ("float32", "bfloat16")
+    )
+
+    assert 0 < np.abs(exact - half).mean() < 4  # of 255
+
+
+def test_slices_change_no_frame_by_more_than_a_level(saved_card):
+    whole, sliced = (
+        VideoPipeline.load(saved_card, "cpu", memory=memory)("a cat").frames.astype(int)
+        for memory in ("full", "sliced")
+    )
+
+    assert np.abs(whole - sliced).max() <= 1
+
+
+def test_a_cpu_computes_in_float32_and_half_models_in_half_elsewhere(saved_card):
+    half = replace(saved_card, half=True)
+
+    assert place(half, device="cpu").dtype == torch.float32
+    assert placement._auto_dtype(half, torch.device("xpu")) == torch.bfloat16
+    assert placement._auto_dtype(half, torch.device("mps")) == torch.float16
+    assert placement._auto_dtype(saved_card, torch.device("mps")) == torch.float32
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, monkeypatch):
+    monkeypatch.setattr(placement, "free_memory", lambda _: 1000)
+
+    with pytest.raises(MemoryError, match=r"free memory on cpu for tiny-student .* --dtype bf"):
+        VideoPipeline.load(saved_card, "cpu")
+    assert VideoPipeline.load(saved_card, "cpu", memory="full").placement.memory == "full"
+
+
+@pytest.mark.parametrize(
+    "memory, said",
+    [
+        ("full", "The next smaller option is memory 'sliced'"),
+        ("sliced", "The next smaller option is memory 'offload'"),
+        ("offload", "There is no smaller option"),
+    ],
+)
+def test_out_of_memory_names_the_next_smaller_option(memory, said, tiny_pipeline, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    # As if on an accelerator: nothing is moved, since the parts are told to stay on the CPU.
+    tiny_pipeline.placement = Placement(CUDA, torch.float32, memory, peak=6_200_000_000)
+    monkeypatch.setattr(tiny_pipeline, "_make", fail)
+
+    with pytest.raises(MemoryError, match=f"6.2 GB .* {said}"):
+        list(tiny_pipeline.stream(["a cat"], [0]))
+
+
+def test_other_failures_stay_what_they_are(tiny_pipeline, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(tiny_pipeline, "_make", fail)
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(tiny_pipeline.stream(["a cat"], [0]))
+
+
+def test_the_options_end_with_the_smallest():
+    assert next_smaller(Placement(CPU, torch.float32, "sliced")) is None
+    assert next_smaller(Placement(CUDA, torch.float32, "sliced")) == "offload"
+
+
+def test_offloaded_parts_are_on_the_device_only_while_they_work(tiny_pipeline, monkeypatch):
+    """On a CPU that stands for the device: who is moved there and back, and in which order."""
+    moves = []
+    parts = {
+        "text": tiny_pipeline.text_encoder.model,
+        "unet": tiny_pipeline.unet,
+        "vae": tiny_pipeline.vae,
+    }
+    tiny_pipeline.placement = Placement(CPU, torch.float32, "offload")
+    for name, network in parts.items():
+        monkeypatch.setattr(
+            network, "to", lambda where, name=name: moves.append((name, isinstance(where, str)))
+        )
+
+    stream = tiny_pipeline.stream(["a cat"], [0], steps=2)
+    list(stream)
+
+    there_and_back = [False, True]  # the device, then "cpu"
+    assert moves == [(name, back) for name in parts for back in there_and_back]
+
+
+def test_a_stopped_video_leaves_the_device(tiny_pipeline, monkeypatch):
+    moves = []
+    tiny_pipeline.placement = Placement(CPU, torch.float32, "offload")
+    monkeypatch.setattr(tiny_pipeline.unet, "to", moves.append)
+    updates = tiny_pipeline.stream(["a cat"], [0], steps=3)
+    while next(updates).step < 1:
+        pass
+
+    updates.close()
+
+    assert moves == [CPU, "cpu"]
