@@ -58,13 +58,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=30, help="of looking at the drift")
     options = parser.parse_args()
+    path = find_chromium()
     with TemporaryDirectory() as place, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
         study = RatedStudy(
             make_study(Path(place) / "study", pairs=options.pairs + 2, width=512, height=320)
         )
-        study.start()
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=BROWSER_FLAGS)
         try:
+            study.start()
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             began = time.perf_counter()
             page.goto(f"{study.url}/rate")
@@ -73,8 +74,9 @@ def main() -> None:
             times = rate(page, options.pairs)
             measured = page.evaluate(DRIFT, options.seconds)
         finally:
-            browser.close()
             study.stop()
+            study.store.close()
+            browser.close()
     rows = {"page open": [opened], **times, "apart": [1000 * gap for gap in measured["apart"]]}
     print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{'ms':>10}{'median':>9}{'p95':>9}{'most':>9}{'n':>8}")
