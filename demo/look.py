@@ -262,6 +262,7 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 @media (max-width: 640px) {
   .tab-container button { padding-inline: .55rem !important; }  /* four fit on a phone */
   .rate-frame { height: 100svh; }
+  .results-dials, .results-dials .form { flex-direction: column; align-items: stretch; }
   .figure3 { padding: .7rem .6rem; }
   .figure3 table, .figure3 tbody, .figure3 tr, .figure3 th, .figure3 td,
   .figure3 .numbers, .figure3 tbody th { display: block; width: 100%; padding: .1rem 0; }
