@@ -1,4 +1,5 @@
 import json
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -75,24 +76,34 @@ def test_what_cannot_be_used_is_refused_in_words(client, fields, message):
     assert "Traceback" not in str(refusal.value) and "/etc" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        (rb'"a \ud800 star", "fake-student", 4, 7.5, 0', "control character U+D800"),
-        (b'"a hidden heart"', "Expected 5 fields, got 1"),
-    ],
-)
-def test_a_request_that_no_client_sends_is_refused_in_words(fake_server, fields, message):
-    address = f"{fake_server.url}/gradio_api/call/generate"
-    body = b'{"data": [' + fields + b"]}"
-    with urlopen(Request(address, body, {"Content-Type": "application/json"})) as answer:
-        event = json.load(answer)["event_id"]
+def join(server, session: str, fields: bytes):
+    """Call `generate` as the page does, with any bytes for its values."""
+    with urlopen(f"{server.url}/config") as config:
+        functions = json.load(config)["dependencies"]
+    [index] = [entry["id"] for entry in functions if entry["api_name"] == "generate"]
+    body = b'{"fn_index": %d, "session_hash": "%b", "data": [%b]}'
+    body %= (index, session.encode(), fields)
+    address = f"{server.url}/gradio_api/queue/join"
+    return urlopen(Request(address, body, {"Content-Type": "application/json"}))
 
-    with urlopen(f"{address}/{event}") as stream:
-        answer = stream.read().decode()
 
-    assert "event: error" in answer and message in answer
+def test_a_request_that_is_too_short_is_refused_in_words(fake_server):
+    with join(fake_server, "short", b'"a hidden heart"') as answer:
+        assert "event_id" in json.load(answer)
+    with urlopen(f"{fake_server.url}/gradio_api/queue/data?session_hash=short") as stream:
+        told = stream.read().decode()
+
+    assert "Expected 5 fields, got 1" in told
     assert "hidden heart" not in (fake_server.data_dir / "server.log").read_text()
+
+
+def test_a_request_with_half_a_character_is_refused_in_words(fake_server):
+    with pytest.raises(HTTPError) as refusal:
+        join(fake_server, "half", rb'"a \ud800 star", "fake-student", 4, 7.5, 0')
+
+    assert refusal.value.code == 400
+    assert "half of a character" in refusal.value.read().decode()
+    refusal.value.close()
 
 
 def test_a_cancelled_job_ends_within_a_step(client, fake_server):
