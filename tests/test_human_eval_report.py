@@ -82,8 +82,9 @@ def test_report_of_an_export_alone_is_the_same_byte_for_byte(folder, votes, defi
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_simulated_votes_say_so_on_the_first_lines(votes, definition, tmp_path):
-    write_report(votes.assign(simulated=True), definition, tmp_path)
+def test_simulated_votes_say_so_on_the_first_lines(tmp_path):
+    votes = make_votes(define_pair(), prompts=10)
+    write_report(votes.assign(simulated=True), define_pair(), tmp_path)
 
     head = (tmp_path / "report.md").read_text()[:200]
     assert "SIMULATED VOTES: no person took part" in head
@@ -104,11 +105,12 @@ def test_people_and_simulation_make_no_report(votes, definition, tmp_path):
         write_report(mixed, definition, tmp_path / "report")
 
 
-def test_text_of_others_cannot_break_a_table(votes, definition, tmp_path):
-    votes = votes.assign(category="a b")
-    votes["exclusion_rule"] = votes["exclusion_rule"].replace("too fast", "fast | and <b>loose</b>")
+def test_text_of_others_cannot_break_a_table(tmp_path):
+    votes = make_votes(define_pair(), prompts=10)
+    spammer = votes["rater"] == "r3"
+    rule = pd.Series("fast | and <b>loose</b>", index=votes.index).where(spammer, None)
 
-    write_report(votes, definition, tmp_path)
+    write_report(votes.assign(excluded=spammer, exclusion_rule=rule), define_pair(), tmp_path)
 
     assert "fast \\| and" in (tmp_path / "report.md").read_text()
 
