@@ -29,6 +29,7 @@ from tests.vote_load import ROOT, Browser, Load
 
 WAITING, RATERS, PROMPTS = 20, 50, 2_000
 STARTING = 180  # seconds to wait for the server
+WARM_UP = 8.0  # seconds in which the server imports its statistics
 PLACES: dict[int, list[int]] = {}  # in the line, as each generation was told
 
 
@@ -90,7 +91,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
             asyncio.create_task(_generate(client, index, number, real=options.real))
             for number in range(WAITING + 1)  # one of them runs
         ]
-        await asyncio.sleep(2)
+        await asyncio.sleep(WARM_UP)
         end = time.monotonic() + options.seconds
         await asyncio.gather(
             *(_rate(options, load, random.Random(rng.random()), end) for _ in range(RATERS))
