@@ -15,15 +15,16 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import CLIPTokenizer, PreTrainedModel
 
-from training.loop import StepReport
+from training.loop import FitConfig, StepReport
 from training.shapes import judge, rewards, student, teacher, text, vae
 from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.evaluate import evaluate
 from training.shapes.export import export_module, export_tokenizer, export_world
 from training.shapes.figure import draw_watch
 from training.shapes.flaws import draw_bank
+from training.shapes.jumps import Jumps, draw_jumps
 from training.shapes.measurement import Reward
 from training.shapes.picture import draw_picture
 from training.shapes.report import format_report
@@ -31,13 +32,14 @@ from training.shapes.reward_card import write_reward_card
 from training.shapes.watch import watch_runs
 from turbo.lora import LORA_FILE, save_lora
 from turbo.models import WEIGHTS
-from turbo.rewards import ImageTextReward, VideoTextReward
+from turbo.rewards import Feedback, ImageTextReward, VideoTextReward
 from turbo.rewards.video_text import save_viclip
 from turbo.text import TextEncoder
 from turbo.unet import VideoUNet
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIPS = 4000  # encoded per process
+JUMPS = 1000  # pairs drawn per process
 STAGES = (
     "vae",
     "text",
@@ -102,7 +104,9 @@ class Recipe:
         torch.manual_seed(0)
         tokenizer = self._load_tokenizer()
         image, video = rewards.build_image_model(tokenizer), rewards.build_video_model(tokenizer)
-        reports = rewards.train_image_reward(image, tokenizer, self.runs / "image_reward.pt")
+        reports = rewards.train_image_reward(
+            image, tokenizer, self.jumps, self.runs / "image_reward.pt"
+        )
         self._watch("image_reward", reports, rewards.IMAGE_CONFIG.steps)
         reports = rewards.train_video_reward(video, tokenizer, self.runs / "video_reward.pt")
         self._watch("video_reward", reports, rewards.VIDEO_CONFIG.steps)
@@ -144,19 +148,41 @@ class Recipe:
     def start_student(
         self, name: str, variant: student.Variant
     ) -> tuple[VideoUNet, Iterator[StepReport]]:
-        """Return a student and the run that trains it, from its last checkpoint if it has one."""
+        """Return a student and the run that trains it, from its last checkpoint if it has one.
+
+        All students have the same beginning, without rewards: a reward has little to say of a
+        jump that has not yet landed on a picture.
+        """
         guide = self._load_teacher()
+        network = self._begin_student(guide)
+        feedback = variant.feedback(*self._load_rewards())
+        return network, self._train_student(guide, network, name, student.CONFIG, feedback)
+
+    def _begin_student(self, guide: VideoUNet) -> VideoUNet:
+        """Train the beginning that all students have in common, or load it."""
         network = student.build_student(guide)
-        reports = student.train_student(
+        reports = self._train_student(guide, network, "start", student.START_CONFIG, Feedback())
+        self._watch("start", reports, student.START_CONFIG.steps)
+        return network
+
+    def _train_student(
+        self,
+        guide: VideoUNet,
+        network: VideoUNet,
+        name: str,
+        config: FitConfig,
+        feedback: Feedback,
+    ) -> Iterator[StepReport]:
+        return student.train_student(
             guide,
             network,
             self.clips,
             self.captions,
             self.runs / f"{name}.pt",
-            feedback=variant.feedback(*self._load_rewards()),
+            config,
+            feedback=feedback,
             vae=self._load_vae().eval().requires_grad_(False),
         )
-        return network, reports
 
     def _snapshots(self, name: str, reports: Iterator[StepReport]) -> Iterator[StepReport]:
         """Keep the averaged adapters of every checkpoint, for the watch on reward hacking."""
@@ -203,10 +229,7 @@ class Recipe:
     @cached_property
     def captions(self) -> Tensor:
         """Text embeddings of the empty prompt and of every caption (1 + captions, L, D)."""
-        encoder = TextEncoder(
-            self._load_tokenizer(),
-            CLIPTextModel.from_pretrained(self.weights / "text_encoder", dtype=torch.float32),
-        )
+        encoder = self._load_encoder()
         captions = ["", *CAPTIONS]
         chunks = [captions[i : i + 256] for i in range(0, len(captions), 256)]
         return torch.cat([encoder.encode(chunk) for chunk in chunks])
@@ -217,6 +240,20 @@ class Recipe:
         rank = self.process.process_index
         path = self.runs / f"clips{rank}.safetensors"
         return encode_clips(self._load_vae().eval(), CLIPS, 100 + rank, path)
+
+    @cached_property
+    def jumps(self) -> Jumps:
+        """What the rewards will be asked about; every process draws its own."""
+        rank = self.process.process_index
+        network = self._begin_student(self._load_teacher()).eval()
+        path = self.runs / f"jumps{rank}.safetensors"
+        vae = self._load_vae().eval()
+        return draw_jumps(
+            network, vae, self._load_encoder(), rewards.SCENES, JUMPS, 200 + rank, path
+        )
+
+    def _load_encoder(self) -> TextEncoder:
+        return TextEncoder.load(self.weights / "tokenizer", self.weights / "text_encoder")
 
     def _load_vae(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)

@@ -1,7 +1,9 @@
 """The shapes reward models: a CLIP of frames that dislikes flaws, a ViCLIP of clips and motions.
 
 Counterparts of HPSv2.1 and of ViCLIP. Both are trained on every other trained-on combination; the
-judge of `judge.py` is trained on the rest, so no reward ever marks its own work.
+judge of `judge.py` is trained on the rest, so no reward ever marks its own work. Half of what the
+image model sees are jumps of the student, such as it will be asked about (`jumps.py`). The video
+model is trained on drawn clips alone: with jumps it told fewer motions apart (88 % against 92 %).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from training.loop import FitConfig, StepReport, fit
+from training.shapes.jumps import Jumps
 from training.shapes.text import ATTRIBUTES, LENGTH
 from training.shapes.world import (
     FRAMES,
@@ -99,27 +102,38 @@ class AttributeHeads(nn.Module):
 
 
 def train_image_reward(
-    model: CLIPModel, tokenizer: CLIPTokenizer, checkpoint: Path
+    model: CLIPModel, tokenizer: CLIPTokenizer, jumps: Jumps, checkpoint: Path
 ) -> Iterator[StepReport]:
-    """Train in place: the right caption among wrong ones, and the clean frame over the flawed."""
+    """Train in place: the right caption among wrong ones, and the better of two frames.
+
+    Half of the pairs are drawn, one of them with a flaw; half are jumps from little and from much
+    noise, where the one from much noise is worse but still tells its caption.
+    """
     network = AttributeHeads(model, SEEN_IN_A_FRAME)
 
     def draw_loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(generator.initial_seed())
-        scenes = draw_scenes(rng, IMAGE_BATCH)
-        pairs = [draw_frame_pair(scene, rng) for scene in scenes]
-        clean, flawed = (to_images(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
-        shown = torch.tensor([pair[2] for pair in pairs])
-        embedded = embed_images(model, torch.cat([clean, flawed]))
-        good, bad = normalize(embedded, dim=-1).chunk(2)
+        drawn = draw_scenes(rng, IMAGE_BATCH // 2)
+        rows = rng.integers(len(jumps), size=IMAGE_BATCH // 2)
+        jumped = [SCENES[i] for i in jumps.scene[rows].tolist()]
+        pairs = [draw_frame_pair(scene, rng) for scene in drawn]
+        pairs += [pick_frame_pair(jumps, row, rng) for row in rows]
+        good, bad = (to_images(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
+        scenes = [*drawn, *jumped, *jumped]
+        shown = torch.tensor([pair[2] for pair in [*pairs, *pairs[len(drawn) :]]])
+        embedded = embed_images(model, torch.cat([good, bad[len(drawn) :], bad[: len(drawn)]]))
+        seen = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes, SEEN_IN_A_FRAME, rng, lambda words: embed_texts(model, tokenizer, words)
         )
         # Nothing but the background can be told from a frame in which the sprite blinks.
         comparable = shown[:, None] | torch.tensor([n == "background" for n in SEEN_IN_A_FRAME])
-        aligned = contrast(good, own, others, _differ(scenes, SEEN_IN_A_FRAME, shown), comparable)
-        preferred = -logsigmoid(LOGIT_SCALE * ((good - bad) * own).sum(dim=-1)).mean()
-        return aligned + preferred + network.loss(embedded.chunk(2)[0], scenes, shown)
+        differ = _differ(scenes, SEEN_IN_A_FRAME, shown)
+        aligned = contrast(seen[: len(scenes)], own, others, differ, comparable)
+        better = seen[: len(pairs)]
+        worse = torch.cat([seen[len(scenes) :], seen[len(pairs) : len(scenes)]])
+        preferred = prefer(better, worse, own[: len(pairs)])
+        return aligned + preferred + network.loss(embedded[: len(scenes)], scenes, shown)
 
     yield from fit(network, draw_loss, IMAGE_CONFIG, checkpoint)
 
@@ -146,11 +160,16 @@ def train_video_reward(
         moving = [i for i, scene in enumerate(scenes) if scene.motion != "standing still"]
         broken = np.stack([break_motion(clips[i], rng) for i in moving])
         bad = normalize(embed_videos(model, to_videos(broken)), dim=-1)
-        preferred = -logsigmoid(LOGIT_SCALE * ((good[moving] - bad) * own[moving]).sum(-1)).mean()
+        preferred = prefer(good[moving], bad, own[moving])
         counted = torch.ones(len(scenes), dtype=torch.bool)
         return aligned + preferred + network.loss(embedded, scenes, counted)
 
     yield from fit(network, draw_loss, VIDEO_CONFIG, checkpoint)
+
+
+def prefer(better: Tensor, worse: Tensor, own: Tensor) -> Tensor:
+    """Return the logistic loss of pairs of unit embeddings (B, D), each with its caption's."""
+    return -logsigmoid(LOGIT_SCALE * ((better - worse) * own).sum(dim=-1)).mean()
 
 
 def contrast(
@@ -202,6 +221,16 @@ def draw_frame_pair(
     else:
         only = Defects(**{n: n == flaw.replace(" ", "_") for n in vars(Defects())})
         bad = spoil_clip(good[None], only, rng)[0]
+    return _mildly(good, rng), _mildly(bad, rng), shown
+
+
+def pick_frame_pair(
+    jumps: Jumps, row: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return a frame jumped to from little noise, the same from much, and if the sprite shows."""
+    frame = rng.integers(FRAMES)
+    shown = SCENES[int(jumps.scene[row])].motion != "blinking" or bool(frame % 8 < 4)
+    good, bad = jumps.near[row, frame].numpy(), jumps.far[row, frame].numpy()
     return _mildly(good, rng), _mildly(bad, rng), shown
 
 
