@@ -259,16 +259,19 @@ def test_streamed_tensors_are_read_back_by_safetensors(tmp_path):
 
 
 MEMORY_SCRIPT = """
-import resource, sys
+import re, sys
 from dataclasses import replace
 from pathlib import Path
 from turbo.convert.model import convert_model
 from turbo.cards import CARDS
+from turbo.text import clip_tokenizer
 
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # ru_maxrss would begin at that of the process that started this one
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 card = replace(next(c for c in CARDS if c.name == sys.argv[1]), folder=Path(sys.argv[2]))
+clip_tokenizer()  # what it takes is the same for every file
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = peak()
 for _ in convert_model(card, [Path(path) for path in sys.argv[3:]], projection="zeros"):
     pass
@@ -277,6 +280,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("merged", [False, True])
 def test_conversion_takes_little_more_memory_than_the_file(merged, tmp_path):
     """A process of its own, and a file that outweighs what python itself takes."""
@@ -303,4 +307,4 @@ def test_conversion_takes_little_more_memory_than_the_file(merged, tmp_path):
     )  # fmt: skip
 
     assert file.stat().st_size > 200e6
-    assert int(measured.stdout) < 1.3 * file.stat().st_size
+    assert 0.5 * file.stat().st_size < int(measured.stdout) < 1.3 * file.stat().st_size
