@@ -95,7 +95,8 @@ def chosen(page):
 
 def shown(votes):
     """Return the newest turn's answers as the rater saw them."""
-    last = votes[votes["task_id"] == votes.iloc[-1]["task_id"]]
+    newest = votes.loc[votes["answered_at"].idxmax()]
+    last = votes[(votes["task_id"] == newest["task_id"]) & (votes["rater"] == newest["rater"])]
     sides = {"a": last["side_a"].iloc[0]}
     sides["b"] = {"left": "right", "right": "left"}[sides["a"]]
     return [sides.get(choice, choice) for choice in last.sort_values("question")["choice"]]
@@ -349,6 +350,7 @@ def test_an_answer_can_be_changed_for_a_while(study, open_rater):
     page.keyboard.press("u")
     until(page, f"document.querySelector('#prompt').textContent === {first.strip('“”')!r}")
     before = chosen(page)
+    page.locator("#gate.open").wait_for()
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     back = wait_for_pair(page, after=first)

@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from apart import run_apart
 from demo import guard, limits
 from demo.calls import CallChecker
 from demo.guard import MAX_BODY, Guard
@@ -33,7 +34,7 @@ async def _lay_out():
 @pytest.fixture(scope="module")
 def page():
     # Outside of a running loop Gradio makes loops that it never closes.
-    return asyncio.run(_lay_out())
+    return run_apart(_lay_out())
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_a_body_that_never_ends_is_given_up(page, folder, monkeypatch):
 
     guarded = Guard(_anything, calls=CallChecker(page), files=[folder], limits=Limits())
     scope = {"type": "http", "method": "POST", "path": "/study/api/submit", "headers": []}
-    asyncio.run(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
+    run_apart(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
 
     assert sent[0]["status"] == 408
 

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from sqlalchemy import func, select
 
+from apart import run_apart
 from houses import SECRETS, claim, enter, open_house, sign_in, vote
 from human_eval.tables import Event, Vote
 
@@ -25,7 +26,7 @@ def no_patience(monkeypatch):
 
 def run(test):
     """Run an asynchronous test to its end."""
-    return asyncio.run(test)
+    return run_apart(test)
 
 
 def count(store, table=Vote):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from apart import run_apart
 from human_eval.database import open_database
 from human_eval.prompts import Prompt
 from human_eval.service import create_app
@@ -17,7 +18,7 @@ from human_eval.store import StudyStore, create_study, open_study
 from power_cut import Disk, driver
 from studies import Clock, answer, define, fill, run_postgresql
 from test_human_eval_service import claim, count_votes, enter, vote
-from vote_load import Load, VoteServer, lost_receipts, rate, run_apart
+from vote_load import Load, VoteServer, lost_receipts, rate
 
 ROOT = Path(__file__).parents[1]
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

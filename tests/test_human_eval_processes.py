@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from vote_load import Load, VoteServer, lost_receipts, rate, run_apart
+from apart import run_apart
+from vote_load import Load, VoteServer, lost_receipts, rate
 
 
 async def share(ports):

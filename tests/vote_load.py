@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,9 +204,3 @@ def lost_receipts(store: Any, load: Load) -> list[str]:
         if any(stored.get((turn, question)) != shown for question, shown in answers.items()):
             lost.append(token)
     return lost
-
-
-def run_apart(work: Coroutine[Any, Any, Load]) -> Load:
-    """Run a coroutine in a thread of its own: browser tests leave a running loop in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
