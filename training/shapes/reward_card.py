@@ -86,6 +86,6 @@ scores more, on {count} clips of combinations no model was trained on:
 
 {table}
 
-They know this world only, and a student can learn to please them: see the section on reward
-hacking in the project's README. Licence: Apache-2.0.
+They know this world only, and a student that is rewarded too much learns to please them rather
+than people. Licence: Apache-2.0.
 """
