@@ -159,7 +159,8 @@ def batch():
     latents, text = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 6, 16)
     empty = torch.randn(1, 6, 16).expand(2, -1, -1)
     generator = torch.Generator().manual_seed(0)
-    return draw_batch(latents, text, empty, grid=SolverGrid(), generator=generator)
+    guidance = draw_guidance(2, generator)
+    return draw_batch(latents, text, empty, guidance, grid=SolverGrid(), generator=generator)
 
 
 def test_gradient_reaches_adapters_and_guidance_projection_only(tiny_unet, batch, schedule):

@@ -12,6 +12,7 @@ from turbo.distillation import (
     SolverGrid,
     consistency_loss,
     draw_batch,
+    draw_guidance,
     hop_loss,
     teacher_step,
 )
@@ -46,7 +47,8 @@ def assert_near(ours: torch.Tensor, recorded: torch.Tensor, tolerance: float) ->
 def batch() -> DistillationBatch:
     generator = torch.Generator().manual_seed(0)
     latents, text = (torch.randn(s, generator=generator) for s in [(2, 4, 3, 4, 4), (2, 6, 16)])
-    return draw_batch(latents, text, torch.zeros_like(text), grid=GRID, generator=generator)
+    empty, guidance = torch.zeros_like(text), draw_guidance(2, generator)
+    return draw_batch(latents, text, empty, guidance, grid=GRID, generator=generator)
 
 
 @pytest.fixture

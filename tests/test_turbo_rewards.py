@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from conftest import make_unet, randomise
 from golden import Golden, recipe_weights
-from turbo.distillation import SolverGrid, consistency_loss, draw_batch, student_of
+from turbo.distillation import SolverGrid, consistency_loss, draw_batch, draw_guidance, student_of
 from turbo.lora import add_lora
 from turbo.rewards import Feedback, ImageTextReward, VideoTextReward, reward_clean
 from turbo.rewards.feedback import draw_frames, stride_frames
@@ -298,7 +298,8 @@ def test_a_reward_moves_the_adapters_and_nothing_else(kind, request, tiny_unet, 
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 2, 4, 4, generator=generator)
     embeds = torch.randn(2, 5, 16, generator=generator)
-    batch = draw_batch(latents, embeds, embeds, grid=SolverGrid(), generator=generator)
+    guidance = draw_guidance(2, generator)
+    batch = draw_batch(latents, embeds, embeds, guidance, grid=SolverGrid(), generator=generator)
     estimate = consistency_loss(
         student, make_unet(time_cond_proj_dim=256), tiny_unet, batch, schedule
     )

@@ -84,16 +84,19 @@ def draw_batch(
     clean: Latents,
     prompt_embeds: PromptEmbeds,
     uncond_embeds: PromptEmbeds,
+    guidance_scale: PerVideo,
     *,
     grid: SolverGrid,
     generator: torch.Generator,
-    guidance_range: tuple[float, float] = (5.0, 15.0),
     fps: Int[Tensor, " B"] | None = None,
 ) -> DistillationBatch:
-    """Draw timesteps, guidance and noise for encoded videos; all on `generator`'s device first."""
+    """Draw timesteps and noise for encoded videos, on `generator`'s device first.
+
+    Args:
+        guidance_scale: w, drawn by the recipe (`draw_guidance` is the paper's).
+    """
     device = clean.device
     start, end = grid.draw(len(clean), generator)
-    guidance_scale = draw_guidance(len(clean), generator, *guidance_range)
     noise = torch.randn(clean.shape, generator=generator, device=generator.device)
     return DistillationBatch(
         clean=clean,

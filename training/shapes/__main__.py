@@ -6,12 +6,16 @@ Each stage resumes where it was stopped and skips what is done. Two processes tr
 """
 
 import argparse
+import resource
+import sys
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 from tqdm import tqdm
@@ -281,8 +285,8 @@ class Recipe:
         self.process.wait_for_everyone()
 
     def _watch(self, name: str, reports: Iterator[StepReport], steps: int) -> None:
-        """Run a stage with a progress bar and a log of its losses."""
-        main = self.process.is_main_process
+        """Run a stage with a progress bar, a log of its losses, and in the end what it cost."""
+        main, began = self.process.is_main_process, time.perf_counter()
         self.runs.mkdir(parents=True, exist_ok=True)
         with tqdm(total=steps, desc=name, disable=not main) as bar:
             for report in reports:
@@ -292,6 +296,23 @@ class Recipe:
                     line = f"{report.step},{report.loss:.5f},{report.grad_norm:.4f}\n"
                     with (self.runs / f"{name}.csv").open("a") as log:
                         log.write(line)
+            done = bar.n
+        if done:  # else the run was complete before
+            self._note_cost(name, done, time.perf_counter() - began)
+
+    def _note_cost(self, name: str, step: int, seconds: float) -> None:
+        """Append what a run took to costs.csv; a run that was killed and resumed has two lines.
+
+        Memory is the most that every process has held so far, added up.
+        """
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = torch.tensor(float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        everywhere = float(reduce(peak, "sum"))
+        if self.process.is_main_process:
+            line = f"{name},{step},{seconds / 60:.1f},{everywhere / 1e9:.2f}\n"
+            with (self.runs / "costs.csv").open("a") as log:
+                log.write("run,step,minutes,peak GB\n" * (log.tell() == 0) + line)
+            print(f"{name}: {seconds / 60:.1f} min, at most {everywhere / 1e9:.2f} GB", flush=True)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,10 +20,10 @@ from turbo.unet import VideoUNet
 
 CARD = find_card("shapes-vcm")
 START_CONFIG = FitConfig(  # without rewards, once for all students
-    steps=400, learning_rate=6e-4, warmup=30, decay=0.0, ema=0.98, checkpoint_every=50, seed=6
+    steps=800, learning_rate=6e-4, warmup=30, decay=0.5, ema=0.98, checkpoint_every=100, seed=6
 )
 CONFIG = FitConfig(
-    steps=120, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=20, seed=7
+    steps=160, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=20, seed=7
 )
 BATCH = 8  # clips per process
 RANK = 16  # of the adapters; a quarter of the width of the network
@@ -97,10 +97,10 @@ def train_student(
             clips.latents[rows].float(),
             captions[clips.caption[rows] + 1],
             captions[:1].expand(BATCH, -1, -1),
+            draw_guidance(BATCH, generator),
             grid=GRID,
             generator=generator,
         )
-        batch = replace(batch, guidance_scale=draw_guidance(BATCH, generator))
         consistency = consistency_loss(student, target, teacher, batch, SCHEDULE)
         prompts = [CAPTIONS[index] for index in clips.caption[rows].tolist()]
         rewards = reward_clean(consistency.clean, prompts, vae, feedback, generator)
