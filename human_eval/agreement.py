@@ -83,13 +83,29 @@ def alpha_interval(counts: np.ndarray, rng: np.random.Generator) -> tuple[float,
     """
     if len(counts) < 2:
         return float("nan"), float("nan")
-
-    draws = [
-        krippendorff_alpha(counts[rng.integers(len(counts), size=len(counts))])[0]
-        for _ in range(RESAMPLES)
-    ]
+    kinds, times = np.unique(counts, axis=0, return_counts=True)  # few, of a million pairs too
+    drawn = rng.multinomial(len(counts), times / len(counts), size=RESAMPLES)
+    draws = weighted_alphas(kinds, drawn)
     low, high = np.nanquantile(draws, [0.025, 0.975])  # without variation there is no alpha
     return float(low), float(high)
+
+
+def weighted_alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the nominal alphas of rows of `counts` that are there several times, or not at all.
+
+    Args:
+        counts: as of `answer_counts`, each row with two answers or more.
+        weights: how often each row is there; one resample a row.
+
+    Source: Krippendorff (2011), section D, with sums of coincidences instead of their table.
+    """
+    total = counts.sum(axis=1)
+    differing = (total**2 - (counts**2).sum(axis=1)) / (total - 1)
+    answers = (weights @ counts).astype(float)
+    every = answers.sum(axis=1)
+    by_chance = every**2 - (answers**2).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 where all answers are the same
+        return np.asarray(1 - (every - 1) * (weights @ differing) / by_chance)
 
 
 def fleiss(counts: np.ndarray) -> tuple[float, str]:

@@ -162,6 +162,7 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
         votes = mask_votes(votes, definition, store.keys)
         definition = mask_definition(definition, store.keys)
     kept, everything = evidence(votes), evidence(votes, with_excluded=True)
+    rates = win_rates(kept, definition)
     return Results(
         title=definition.title or definition.name,
         closed=closed,
@@ -172,8 +173,10 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
         raters=kept["rater"].nunique(),
         excluded=len(everything) - len(kept),
         votes=kept,
-        rates=win_rates(kept, definition),
-        rates_with_excluded=win_rates(everything, definition),
+        rates=rates,
+        rates_with_excluded=(
+            rates if len(kept) == len(everything) else win_rates(everything, definition)
+        ),
         decisions=decisions(kept, definition),
         agreement=tabulate_agreement(kept),
         categories=category_rates(kept, definition),

@@ -1,3 +1,4 @@
+import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from human_eval.agreement import (
     krippendorff_alpha,
     raw_agreement,
     tabulate_agreement,
+    weighted_alphas,
 )
 from test_human_eval_intervals import PROMPTS, RATERS, WINS
 
@@ -98,3 +100,26 @@ def test_table_brackets_alpha_and_names_every_cell():
     )
     assert row["alpha_low"] < row["alpha"] < row["alpha_high"]
     assert 0.5 < row["raw"] < 1
+
+
+def test_alphas_of_resamples_are_those_of_the_krippendorff_package():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(0, 4, size=(40, 3)) + np.eye(3, dtype=int)[rng.integers(3, size=40)]
+    counts = counts[counts.sum(axis=1) > 1]
+    weights = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=5)
+
+    alphas = weighted_alphas(counts, weights)
+
+    for row, alpha in zip(weights, alphas, strict=True):
+        drawn = counts.repeat(row, axis=0)
+        assert alpha == pytest.approx(
+            krippendorff.alpha(value_counts=drawn, level_of_measurement="nominal"), abs=1e-12
+        )
+
+
+def test_a_resample_without_variation_has_no_alpha():
+    counts = np.array([[3, 0], [1, 2]])
+
+    alphas = weighted_alphas(counts, np.array([[2, 0], [1, 1]]))
+
+    assert np.isnan(alphas[0]) and np.isfinite(alphas[1])
