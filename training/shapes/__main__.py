@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from diffusers import AutoencoderKL, ModelMixin
 from torch import Tensor
 from tqdm import tqdm
@@ -307,12 +306,13 @@ class Recipe:
         """
         unit = 1 if sys.platform == "darwin" else 1024
         peak = torch.tensor(float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-        everywhere = float(reduce(peak, "sum"))
+        if self.process.num_processes > 1:
+            torch.distributed.all_reduce(peak)
         if self.process.is_main_process:
-            line = f"{name},{step},{seconds / 60:.1f},{everywhere / 1e9:.2f}\n"
+            line = f"{name},{step},{seconds / 60:.1f},{peak / 1e9:.2f}\n"
             with (self.runs / "costs.csv").open("a") as log:
                 log.write("run,step,minutes,peak GB\n" * (log.tell() == 0) + line)
-            print(f"{name}: {seconds / 60:.1f} min, at most {everywhere / 1e9:.2f} GB", flush=True)
+            print(f"{name}: {seconds / 60:.1f} min, at most {peak / 1e9:.2f} GB", flush=True)
 
 
 def main() -> None:
