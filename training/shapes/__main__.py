@@ -285,17 +285,17 @@ class Recipe:
 
     def _watch(self, name: str, reports: Iterator[StepReport], steps: int) -> None:
         """Run a stage with a progress bar, a log of its losses, and in the end what it cost."""
-        main, began = self.process.is_main_process, time.perf_counter()
+        main, began, done = self.process.is_main_process, time.perf_counter(), 0
         self.runs.mkdir(parents=True, exist_ok=True)
         with tqdm(total=steps, desc=name, disable=not main) as bar:
             for report in reports:
-                bar.update(report.step - bar.n)
+                done = report.step
+                bar.update(done - bar.n)
                 bar.set_postfix(loss=f"{report.loss:.4f}")
                 if main and report.step % 50 == 0:
                     line = f"{report.step},{report.loss:.5f},{report.grad_norm:.4f}\n"
                     with (self.runs / f"{name}.csv").open("a") as log:
                         log.write(line)
-            done = bar.n
         if done:  # else the run was complete before
             self._note_cost(name, done, time.perf_counter() - began)
 
