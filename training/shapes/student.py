@@ -29,7 +29,7 @@ BATCH = 8  # clips per process
 RANK = 16  # of the adapters; a quarter of the width of the network
 TARGET_EMA = 0.9  # decay of the target's weights
 GRID = SolverGrid(CARD.origin_steps)  # 20 steps: every hop of the target goes further than of 50
-GUIDANCE_RANGE = (0.5, 3.0)  # w in the LCM convention
+GUIDANCE_RANGE = (CARD.min_guidance, CARD.max_guidance)  # w in the LCM convention
 IMAGE_FRAMES = 4  # decoded for the image reward; the published code takes 5 of 16
 
 
@@ -110,7 +110,7 @@ def train_student(
 
 
 def draw_guidance(batch_size: int, generator: torch.Generator) -> Tensor:
-    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and at 8 it is poor."""
+    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and poor beyond 3."""
     low, high = GUIDANCE_RANGE
     return low * (high / low) ** torch.rand(batch_size, generator=generator)
 
