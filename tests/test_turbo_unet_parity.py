@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from conftest import make_unet
 from golden import Golden, modelscope_unet, shapes_of, variant_of, videocrafter_unet
 from turbo.convert.unet import map_videocrafter_unet
-from turbo.unet import Conditioning, VideoUNet
+from turbo.unet import ConditionedTimestepEmbedding, Conditioning, VideoUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*should be kept in float32")
 SINGLE, DOUBLE = 2e-5, 1e-12  # absolute, as recorded
@@ -159,3 +160,21 @@ def test_network_has_parity_with_modelscope_at_other_sizes(recorded, weights, ca
     output = _run_modelscope(unet, recorded, recorded[f"{case}/x"], recorded["timestep_cond"][:1])
 
     assert_close(output, recorded[f"{case}/out"], rtol=0, atol=SINGLE)
+
+
+def test_sinusoids_of_timesteps_and_frame_rates_are_in_parity_with_the_published_ones(golden):
+    """Within the rounding of their arguments: float32 holds numbers up to 999 to 6e-5."""
+    recorded = golden("functions")
+    names = recorded.names("timestep_embedding/")
+
+    for name in names:
+        width = int(name.partition("/")[2])
+        embedding = ConditionedTimestepEmbedding(
+            width, 8, guidance_dim=None, fps=True, motion=False
+        )
+        unet = make_unet()
+        unet.time_proj.num_channels = width  # as a network of that width has it
+
+        for project in (embedding.fps_proj, unet.time_proj):
+            assert_close(project(recorded["t"]), recorded[name], rtol=0, atol=6e-5)
+    assert names
