@@ -4,6 +4,7 @@ Left to others: `make demo` and `make test` (this is a part of the latter) and t
 which runs against a served page below.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -90,3 +91,23 @@ def test_a_space_finds_what_it_needs_in_the_front_matter():
     assert f"sdk_version: {pinned}" in front
     for line in ("sdk: gradio", "app_file: app.py", "license: apache-2.0"):
         assert line in front
+
+
+def test_the_table_of_results_is_that_of_the_committed_evaluation():
+    report = json.loads((ROOT / "turbo/weights/shapes/evaluation.json").read_text())
+    _, table = README.split("| system | network calls |")
+    rows = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].splitlines()[2:]]
+
+    assert len(rows) == len(report["systems"])
+    for cells, (label, measured) in zip(rows, report["systems"].items(), strict=True):
+        every = measured["all"]
+        assert cells[2:6] == [
+            f"{measured[name]['mean']:.1f}" for name in ("colour", "background", "shape", "motion")
+        ]
+        assert cells[6] == f"{every['mean']:.1f} [{every['low']:.1f}, {every['high']:.1f}]"
+        assert cells[7:9] == [
+            f"{measured[name]['mean']:.1f}" for name in ("watermark", "washed out")
+        ]
+        if not label.startswith(("teacher-50", "real")):
+            votes = report["pairs"][f"{label} vs teacher-50"]["preference"]
+            assert cells[9] == f"{votes['mean']:.0f} [{votes['low']:.0f}, {votes['high']:.0f}]"
