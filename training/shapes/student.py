@@ -110,7 +110,7 @@ def train_student(
 
 
 def draw_guidance(batch_size: int, generator: torch.Generator) -> Tensor:
-    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and poor beyond 3."""
+    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and poor beyond 4."""
     low, high = GUIDANCE_RANGE
     return low * (high / low) ** torch.rand(batch_size, generator=generator)
 
