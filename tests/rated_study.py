@@ -63,7 +63,9 @@ primary = true
 min_loops = {loops}
 
 [consent]
-text = "You will watch pairs of short generated videos. We store your answers under a pseudonym."
+text = '''
+You will watch pairs of short generated videos.
+We store your answers under a pseudonym.'''
 
 [codes]
 done = "DONE1234"

@@ -146,6 +146,15 @@ def test_a_rater_gets_from_consent_to_code_by_keyboard_alone(study, open_rater):
     assert page.evaluate("document.activeElement.id") == "end-title"
 
 
+def test_the_consent_does_not_break_where_the_file_breaks_its_lines(study, open_rater):
+    text = study.store.definition.consent.text.strip()
+    assert "\n" in text
+
+    page = open_rater(study)
+
+    assert page.locator("#consent-text").text_content() == " ".join(text.split())
+
+
 def test_a_rater_gets_from_consent_to_code_by_mouse(study, open_rater):
     page = open_rater(study)
 

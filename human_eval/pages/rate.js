@@ -58,13 +58,20 @@ function show(name) {
   scrollTo(0, 0);
 }
 
+/** Join the lines that the study's file breaks; blank ones still part paragraphs. */
+function joinLines(text) {
+  return text.trim().replace(/([^\n])\n(?!\n)/g, "$1 ");
+}
+
 function describe() {
   const { min_loops: loops, questions, consent, instructions, ways_in: waysIn } = study;
   $("loops-needed").textContent = loops > 1 ? `, ${loops} times` : "";
   const count = questions.length;
   $("question-count").textContent = count === 1 ? "one question" : `${count} questions`;
-  $("instructions").textContent = instructions;
-  $("consent-text").textContent = consent || "Your answers are stored under a pseudonym.";
+  $("instructions").textContent = joinLines(instructions);
+  $("consent-text").textContent = joinLines(
+    consent || "Your answers are stored under a pseudonym.",
+  );
   const ties = questions.some(({ choices }) => choices.length > 2);
   for (const line of document.querySelectorAll(".tie-key")) line.hidden = !ties;
   const comesBy = query.has("link") || query.has("invitation");
