@@ -202,6 +202,19 @@ def test_a_rater_gets_from_consent_to_code_on_a_phone(study, open_rater):
     assert small == []
 
 
+def test_the_questions_stay_in_their_place_when_they_open_on_a_phone(study, open_rater):
+    page = open_rater(study, width=390, height=844, has_touch=True, is_mobile=True)
+    bottom = "document.querySelector('#ballot').getBoundingClientRect().bottom"
+    page.get_by_text("I have read this").tap()
+    page.get_by_role("button", name="Begin").tap()
+    until(page, "document.querySelector('#prompt').textContent !== ''")
+    closed = page.evaluate(bottom)
+
+    page.locator("#gate.open").wait_for()
+
+    assert page.evaluate(bottom) == pytest.approx(closed, abs=1)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_rule_of_accessibility_is_broken(study, open_rater, theme, width):
