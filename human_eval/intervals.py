@@ -89,7 +89,11 @@ def robust_mean(
         student: widen by Student's t with one degree of freedom less than the smaller number of
             clusters; False for the normal distribution, right for very many clusters only.
 
-    Source: Cameron, Gelbach and Miller (2011), JBES 29(2), 238-249.
+    The two-way variance is a difference of variances: by chance it can be below that of one way
+    alone, even below zero. The largest of the three is taken, which errs on the safe side.
+
+    Source: Cameron, Gelbach and Miller (2011), JBES 29(2), 238-249; the largest of the three:
+    MacKinnon, Nielsen and Webb (2024), arXiv:2406.08880.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -109,15 +113,12 @@ def robust_mean(
         kinds = {"cov_type": "cluster", "cov_kwds": {"groups": group}}
         return sm.OLS(values, np.ones(len(values))).fit(use_t=student, **kinds)
 
-    fit = fit_clustered(groups[0])
+    fits = [fit_clustered(group) for group in groups]
+    fit = max(fits, key=lambda one: float(one.cov_params()[0, 0]))
     note = ""
     if len(groups) == 1:
         only = "rater" if clusters[1] == 1 else "prompt"
         note = f"one {only} only: says nothing about others"
-    elif not fit.cov_params()[0, 0] > 0:
-        # The difference of variances that makes the two-way one can fall below zero.
-        fit = max(map(fit_clustered, groups[1:]), key=lambda one_way: float(one_way.bse[0]))
-        note = "clustered one way, the two-way variance being negative"
     elif clusters.min() < FEW_CLUSTERS:
         noun = "raters" if clusters[1] < clusters[0] else "prompts"
         note = f"few {noun}: t with {clusters.min() - 1} degrees of freedom"

@@ -73,9 +73,10 @@ def _analysed(definition: StudyDefinition) -> str:
     comparisons = len(definition.comparisons)
     return (
         "Win rates are shares of decisive votes. Intervals are at 95 % and clustered by prompt "
-        "text and rater (Cameron, Gelbach and Miller, 2011), with Student's t and one degree of "
-        "freedom less than the smaller number of clusters; Wilson intervals, which take votes as "
-        "independent, are given for comparison. A difference is claimed where the larger of the "
+        "text and rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both "
+        "one-way variances), with Student's t and one degree of freedom less than the smaller "
+        "number of clusters; Wilson intervals, which take votes as independent, are given for "
+        "comparison. A difference is claimed where the larger of the "
         "p-values of the exact sign test and of the clustered test, adjusted over all "
         f"{comparisons * len(definition.questions)} comparisons and questions, is at most {LEVEL}: "
         f"Holm over comparisons, the primary question ({_primary(definition)}) first within each; "

@@ -2,6 +2,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 
 from human_eval.errors import StudyError
 from human_eval.intervals import clopper_pearson, robust_mean, sign_test, wilson
@@ -132,3 +133,25 @@ def test_impossible_counts_are_refused(wins, votes):
 def test_votes_on_one_pair_by_one_rater_have_no_interval():
     with pytest.raises(StudyError, match="Collect more votes"):
         robust_mean([0, 1], ["p", "p"], ["r", "r"])
+
+
+def test_the_error_is_never_below_that_of_one_way_alone():
+    rng = np.random.default_rng(4)
+    below = 0
+    for _ in range(20):
+        votes = rng.integers(0, 2, 60).astype(float)
+        codes = [rng.integers(0, 8, 60), rng.integers(0, 8, 60)]
+        one_way, two_way = (
+            [
+                sm.OLS(votes, np.ones(60)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+                for groups in kinds
+            ]
+            for kinds in (codes, [np.column_stack(codes)])
+        )
+        variances = [fit.cov_params()[0, 0] for fit in (*one_way, *two_way)]
+
+        mean = robust_mean(votes, *codes)
+
+        assert mean.error == pytest.approx(max(variances) ** 0.5)
+        below += variances[-1] < max(variances)
+    assert below  # else this shows nothing
