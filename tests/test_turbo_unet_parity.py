@@ -18,7 +18,11 @@ from turbo.convert.unet import map_videocrafter_unet
 from turbo.unet import ConditionedTimestepEmbedding, Conditioning, VideoUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*should be kept in float32")
-SINGLE, DOUBLE = 2e-5, 1e-12  # absolute, as recorded
+SINGLE = 2e-5  # absolute, as recorded
+# In float64 all agrees to 1e-12 but the sinusoids of the timesteps, which both sides form in
+# float32: processors' exp differ there in the last bit (one frequency of 32), and 999 times that is
+# 2.4e-6 in the output (3e-7 with that frequency moved by its last bit).
+DOUBLE = 5e-6
 
 
 @pytest.fixture
@@ -163,7 +167,7 @@ def test_network_has_parity_with_modelscope_at_other_sizes(recorded, weights, ca
 
 
 def test_sinusoids_of_timesteps_and_frame_rates_are_in_parity_with_the_published_ones(golden):
-    """Within the rounding of their arguments: float32 holds numbers up to 999 to 6e-5."""
+    """Within the last bit of their arguments: float32 holds numbers up to 999 to 6e-5."""
     recorded = golden("functions")
     names = recorded.names("timestep_embedding/")
 
