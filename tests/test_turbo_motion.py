@@ -64,7 +64,7 @@ def test_motion_score_is_in_parity_with_the_published_code(golden):
     energy = recorded.metadata("temp_loss_scale") * recorded["temp_loss"]
     assert_close(scored.energy[0], energy, rtol=2e-6, atol=0)
     assert_close(scored.output, recorded["cond_teacher_output"], rtol=0, atol=2e-5)
-    assert_close(scored.score, recorded["score"], rtol=0, atol=5e-5 * recorded["score"].abs().max())
+    assert_close(scored.score, recorded["score"], rtol=0, atol=1e-4 * recorded["score"].abs().max())
 
 
 def test_attention_maps_are_in_parity_with_the_published_code(golden):

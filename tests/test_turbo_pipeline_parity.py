@@ -177,7 +177,9 @@ def test_pipeline_has_parity_with_modelscope(
     pipeline("a cat")
 
     assert trace.timesteps == [999, 759, 519, 279]
-    assert_close(trace.clean[-1], recorded["denoised"], rtol=WHOLE_RUN, atol=WHOLE_RUN)
+    # At 999 the output's rounding counts 15 times (sigma / alpha), and again in every later step:
+    # 1e-4 on one kind of processor, 1.2e-3 on another, whose exp differs in the last bit.
+    assert_close(trace.clean[-1], recorded["denoised"], rtol=WHOLE_RUN, atol=2e-3)
 
 
 @pytest.mark.parametrize("run", ["v1_4step", "v1_1step", "v2_4step", "v1lora_2step"])
