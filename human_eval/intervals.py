@@ -86,8 +86,9 @@ def robust_mean(
     Args:
         values: one for each vote, in [0, 1].
         prompts, raters: to which cluster each vote belongs, in either direction.
-        student: widen by Student's t with one degree of freedom less than the smaller number of
-            clusters; False for the normal distribution, right for very many clusters only.
+        student: widen by Student's t with one degree of freedom less than there are clusters, of
+            the smaller number where the variance is two-way; False for the normal distribution,
+            right for very many clusters only.
 
     The two-way variance is a difference of variances: by chance it can be below that of one way
     alone, even below zero. The largest of the three is taken, which errs on the safe side.
