@@ -15,10 +15,10 @@ from sqlalchemy import select, update
 from human_eval.__main__ import main
 from human_eval.definition import parse_definition
 from human_eval.entrance import COOKIE, list_ways_in
-from human_eval.errors import NotAcceptable, NotYours, StudyError
+from human_eval.errors import NotAcceptable, StudyError
 from human_eval.providers import KNOWN, Provider, finish_address, read_parameters, settle
 from human_eval.service import create_app
-from human_eval.staff import ATTEMPTS, PERIOD, Door, add_account, read_accounts
+from human_eval.staff import add_account
 from human_eval.tables import Event
 from human_eval.tables import Rater as RaterRow
 from studies import DEFINITION
@@ -259,47 +259,6 @@ def test_staff_log_in_with_their_password(store, client):
     assert set(store.votes()["provider"]) == {"staff"}
     assert "correct" not in (store.folder / "staff.json").read_text()
     assert (store.folder / "staff.json").stat().st_mode & 0o777 == 0o600
-
-
-def test_many_wrong_passwords_close_the_door_for_a_while(tmp_path):
-    seconds = [0.0]
-    door = Door(tmp_path, clock=lambda: seconds[0])
-    add_account(tmp_path, "ada", "correct horse battery")
-    for _ in range(ATTEMPTS):
-        with pytest.raises(NotYours, match="name and its password"):
-            door.admit("ada", "wrong")
-
-    with pytest.raises(NotYours, match="Wait ten minutes"):
-        door.admit("ada", "correct horse battery")
-    seconds[0] = PERIOD
-    door.admit("ada", "correct horse battery")
-
-
-def test_a_raters_account_does_not_open_the_researchers_door(tmp_path):
-    door = Door(tmp_path)
-    add_account(tmp_path, "ada", "correct horse battery")
-    add_account(tmp_path, "bob", "staple battery horse", role="admin")
-
-    with pytest.raises(NotYours):
-        door.admit("ada", "correct horse battery", role="admin")
-    with pytest.raises(NotYours):
-        door.admit("eve", "staple battery horse", role="admin")
-    door.admit("bob", "staple battery horse", role="admin")
-
-
-@pytest.mark.parametrize(
-    "name, password, told",
-    [
-        ("ada", "short", "10 to 200 characters"),
-        ("../ada", "correct horse battery", "letters, digits"),
-        ("", "correct horse battery", "letters, digits"),
-    ],
-)
-def test_an_account_that_will_not_do_is_refused(tmp_path, name, password, told):
-    with pytest.raises(StudyError, match=told):
-        add_account(tmp_path, name, password)
-
-    assert read_accounts(tmp_path) == {}
 
 
 def test_nothing_is_stored_of_who_does_not_agree(store, client):
