@@ -23,7 +23,7 @@ START_CONFIG = FitConfig(  # without rewards, once for all students
     steps=400, learning_rate=6e-4, warmup=30, decay=0.0, ema=0.98, checkpoint_every=50, seed=6
 )
 CONFIG = FitConfig(
-    steps=120, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=20, seed=7
+    steps=360, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=60, seed=7
 )
 BATCH = 8  # clips per process
 RANK = 16  # of the adapters; a quarter of the width of the network
@@ -58,8 +58,8 @@ STUDENTS = {
     "turbo": Variant("both, as shipped", image_weight=0.4, video_weight=0.5),
 }
 WATCHED = {  # the same with other weights, to see where a reward stops helping
-    "strong": Variant("both, four times", image_weight=1.6, video_weight=2.0),
-    "hacked": Variant("both, forty times", image_weight=16.0, video_weight=20.0),
+    "strong": Variant("image 3, video 8 times", image_weight=1.2, video_weight=4.0),
+    "hacked": Variant("both 40 times", image_weight=16.0, video_weight=20.0),
 }
 ALL = STUDENTS | WATCHED
 
@@ -110,7 +110,11 @@ def train_student(
 
 
 def draw_guidance(batch_size: int, generator: torch.Generator) -> Tensor:
-    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and poor beyond 4."""
+    """Draw w (B,) log-uniformly: the shapes teacher is at its best near 1, and poor beyond 4.
+
+    Over [0.5, 8] the student spent itself on what its teacher is poor at, and was right less often
+    the longer it trained: all four attributes in 70 % of clips after 520 steps, in 66 % after 800.
+    """
     low, high = GUIDANCE_RANGE
     return low * (high / low) ** torch.rand(batch_size, generator=generator)
 

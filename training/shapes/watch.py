@@ -49,7 +49,7 @@ def watch_runs(
     rewards: Mapping[str, Reward] | None = None,
     model: str = "shapes-turbo",
     steps: int = 4,
-    count: int = 48,
+    count: int = 96,
     workers: int | None = None,
 ) -> pd.DataFrame:
     """Measure the snapshots of every run; one row per run and step, means over the prompts.
