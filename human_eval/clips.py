@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ MAX_STRETCH = 0.01  # by which the aspect ratios of a pair may differ
 
 Progress = Callable[[int, int, str], None]  # clips done, clips in all, what is being done
 Place = tuple[str, int]  # system, prompt index
+Meeting = tuple[int, int]  # prompt index, family of systems that comparisons link
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,9 @@ class Clip:
     @property
     def shape(self) -> Shape:
         return Shape(self.width, self.height, _rate(self.fps), self.frames)
+
+
+_Entry = TypeVar("_Entry", Source, Clip)
 
 
 def _rate(fps: float) -> Fraction:
@@ -81,6 +85,7 @@ def ingest(
 
     Clips that can meet in a pair get one size, rate and length. Where they differ, the study's
     `equalise` says whether all are brought to the smallest or those that differ are quarantined.
+    Clips that came in earlier stay as they are, and those that join them get their shape.
     Stopped at any moment, it goes on where it was.
 
     Args:
@@ -103,9 +108,12 @@ def ingest(
     for leftover in media_folder.glob(".*.mp4"):
         leftover.unlink()  # of a run that was killed
     done = 0
-    for group in _meetings(sources, definition):
-        progress(done, len(sources), f"prompt {group[0].prompt_index}")
-        yield from _admit(group, texts[group[0].prompt_index], definition, media_folder, known)
+    standing = _meetings(known.values(), definition)
+    for meeting, group in _meetings(sources, definition).items():
+        index, _ = meeting
+        progress(done, len(sources), f"prompt {index}")
+        stored = standing.get(meeting, [])
+        yield from _admit(group, stored, texts[index], definition, media_folder)
         done += len(group)
     progress(done, len(sources), "done")
 
@@ -145,34 +153,37 @@ def _check_sources(
             )
 
 
-def _meetings(sources: Sequence[Source], definition: StudyDefinition) -> list[list[Source]]:
-    """Group the sources of one prompt whose systems are linked by comparisons."""
+def _meetings(
+    entries: Iterable[_Entry], definition: StudyDefinition
+) -> dict[Meeting, list[_Entry]]:
+    """Group the sources or clips of one prompt whose systems are linked by comparisons."""
     keys = [system.key for system in definition.systems]
     place = {key: number for number, key in enumerate(keys)}
     rows = [place[comparison.a] for comparison in definition.comparisons]
     columns = [place[comparison.b] for comparison in definition.comparisons]
     links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(keys), len(keys)))
     _, family = connected_components(links, directed=False)
-    groups: dict[tuple[int, int], list[Source]] = defaultdict(list)
-    for source in sources:
-        groups[source.prompt_index, family[place[source.system]]].append(source)
-    return [groups[key] for key in sorted(groups)]
+    groups: dict[Meeting, list[_Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.prompt_index, int(family[place[entry.system]])].append(entry)
+    return {meeting: groups[meeting] for meeting in sorted(groups)}
 
 
 def _admit(
     group: Sequence[Source],
+    stored: Sequence[Clip],
     text: str,
     definition: StudyDefinition,
     folder: Path,
-    known: Mapping[Place, Clip],
 ) -> Iterator[Clip]:
-    stored = [
-        known[source.system, source.prompt_index]
-        for source in group
-        if (source.system, source.prompt_index) in known
-    ]
+    """Take in the clips of one meeting, `stored` being those that came in earlier."""
+    known = {clip.system: clip for clip in stored}
     candidates = [_read(source) for source in group]
-    fresh = [candidate for candidate in candidates if not _is_known(candidate, known)]
+    fresh = [
+        candidate
+        for candidate in candidates
+        if not _is_known(candidate, known.get(candidate.source.system))
+    ]
     if not fresh:
         return
     for candidate in fresh:
@@ -192,9 +203,8 @@ def _read(source: Source) -> _Candidate:
         return _Candidate(source, "", refusal=f"Expected a file, got: {error.strerror}.")
 
 
-def _is_known(candidate: _Candidate, known: Mapping[Place, Clip]) -> bool:
+def _is_known(candidate: _Candidate, clip: Clip | None) -> bool:
     source = candidate.source
-    clip = known.get((source.system, source.prompt_index))
     if clip is None or clip.status == "quarantined":
         return False
     if candidate.sha256 != clip.source_sha256:
@@ -227,18 +237,28 @@ def _refuse_seeds(fresh: Sequence[_Candidate], stored: Sequence[Clip]) -> None:
     seeds.discard(None)
     if len(seeds) < 2:
         return
-    for candidate in fresh:
-        candidate.refusal = candidate.refusal or (
-            f"Expected one seed for all clips of a prompt, got {sorted(map(str, seeds))}. "
-            "Make the clips from one seed, or set match_seeds = false in the study."
-        )
+    _refuse(
+        fresh,
+        f"Expected one seed for all clips of a prompt, got {sorted(map(str, seeds))}. "
+        "Make the clips from one seed, or set match_seeds = false in the study.",
+    )
+
+
+def _refuse(candidates: Iterable[_Candidate], reason: str) -> None:
+    """Refuse those that nothing else was wrong with."""
+    for candidate in candidates:
+        candidate.refusal = candidate.refusal or reason
+
+
+def _list_shapes(shapes: Mapping[str, Shape]) -> str:
+    return "; ".join(f"{system}: {shape}" for system, shape in sorted(shapes.items()))
 
 
 def _common_shape(
     fresh: Sequence[_Candidate], stored: Sequence[Clip], *, equalise: bool
 ) -> Shape | None:
     """Choose the shape of a group; refuse the candidates that cannot get it."""
-    standing = {clip.shape for clip in stored if clip.status == "ok"}
+    standing = {clip.system: clip.shape for clip in stored if clip.status == "ok"}
     shapes = {
         candidate.source.system: candidate.footage.shape
         for candidate in fresh
@@ -247,7 +267,14 @@ def _common_shape(
     if not shapes and not standing:
         return None
     if standing:
-        [shape] = standing  # earlier runs have chosen it
+        shape = next(iter(standing.values()))  # earlier runs have chosen it
+        if len(set(standing.values())) > 1:
+            _refuse(
+                fresh,
+                f"Expected the clips that came in earlier to have one shape, got "
+                f"{_list_shapes(standing)}. Create a new version of the study, and take the clips "
+                "in again.",
+            )
     elif equalise:
         shape = _smallest(list(shapes.values()))
     else:
@@ -255,12 +282,11 @@ def _common_shape(
         tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
         shape = _even(ranked[0][0])
         if tied:
-            listed = "; ".join(f"{system}: {its}" for system, its in sorted(shapes.items()))
-            for candidate in fresh:
-                candidate.refusal = candidate.refusal or (
-                    f"Expected clips of one shape, got {listed}. Make them alike, or set "
-                    "equalise = true in the study."
-                )
+            _refuse(
+                fresh,
+                f"Expected clips of one shape, got {_list_shapes(shapes)}. Make them alike, or "
+                "set equalise = true in the study.",
+            )
     for candidate in fresh:
         if candidate.footage and not candidate.refusal:
             candidate.refusal = _misfit(candidate.footage.shape, shape, equalise=equalise)

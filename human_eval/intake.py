@@ -2,14 +2,16 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from human_eval.clips import Clip
 from human_eval.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.events import record
+from human_eval.media import Shape
 from human_eval.prompts import Prompt
 from human_eval.tables import ClipRow, PromptRow, Task
 
@@ -108,6 +110,9 @@ def make_tasks(
 
     Returns:
         New pairs by comparison.
+
+    Raises:
+        StudyError: the clips of a pair differ in shape, as two runs at one time can leave them.
     """
     clips, indices, paired = _pairable(connection, simulated)
     made: dict[str, int] = {}
@@ -123,6 +128,8 @@ def make_tasks(
         for index in complete:
             if (comparison.key, index) in paired:
                 continue
+            clip_a, clip_b = clips[comparison.a, index], clips[comparison.b, index]
+            _check_alike(clip_a, clip_b)
             made[comparison.key] = made.get(comparison.key, 0) + 1
             listed = index * len(definition.comparisons) + place
             rows += _task_rows(
@@ -131,8 +138,8 @@ def make_tasks(
                     "comparison": comparison.key,
                     "prompt_index": index,
                     "simulated": simulated,
-                    "clip_a": clips[comparison.a, index],
-                    "clip_b": clips[comparison.b, index],
+                    "clip_a": clip_a.id,
+                    "clip_b": clip_b.id,
                 },
                 listed if definition.assignment.policy == "fixed" else rng.getrandbits(ORDER_BITS),
             )
@@ -143,10 +150,10 @@ def make_tasks(
 
 def _pairable(
     connection: Connection, simulated: bool
-) -> tuple[dict[tuple[str, int], int], Sequence[int], set[tuple[str, int]]]:
+) -> tuple[dict[tuple[str, int], Row[Any]], Sequence[int], set[tuple[str, int]]]:
     """Return clips by system and prompt, the prompts, and the (comparison, prompt) that exist."""
-    spotless = select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
-    clips = {(row.system, row.prompt_index): row.id for row in connection.execute(spotless)}
+    spotless = select(ClipRow.__table__).where(ClipRow.variant == "")
+    clips = {(row.system, row.prompt_index): row for row in connection.execute(spotless)}
     ordered = select(PromptRow.prompt_index).order_by(PromptRow.prompt_index)
     indices = connection.execute(ordered).scalars().all()
     real = select(Task.comparison, Task.prompt_index).where(
@@ -154,6 +161,18 @@ def _pairable(
     )
     paired = {(row.comparison, row.prompt_index) for row in connection.execute(real)}
     return clips, indices, paired
+
+
+def _check_alike(a: Row[Any], b: Row[Any]) -> None:
+    shape_a, shape_b = (
+        Shape(row.width, row.height, Fraction(row.fps), row.frames) for row in (a, b)
+    )
+    if shape_a != shape_b:
+        raise StudyError(
+            f"Expected clips of one shape for prompt {a.prompt_index}, got {a.system}: {shape_a}; "
+            f"{b.system}: {shape_b}. Create a new version of the study, and take the clips in "
+            "by one command."
+        )
 
 
 def _task_rows(

@@ -13,6 +13,7 @@ from human_eval.errors import StudyError
 from human_eval.media import MAX_BYTES, Footage, Shape, read_footage, write_footage
 from human_eval.prompts import Prompt
 from human_eval.sources import Source, find_sources, find_systems
+from studies import define, make_clip
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in range(3)]
 
@@ -229,6 +230,70 @@ def test_clips_of_other_proportions_cannot_be_made_alike(folders, tmp_path):
     [refused] = [clip for clip in clips if clip.status != "ok"]
     assert (refused.system, refused.prompt_index) == ("ours", 1)
     assert "can shrink to 32x32" in refused.reason
+
+
+def take_in_later(system, folders, tmp_path, known, **options):
+    """Take in one system in a run of its own, after the clips that are known."""
+    known = {(clip.system, clip.prompt_index): clip for clip in known}
+    return take_in({system: folders[system]}, tmp_path, known=known, partial=True, **options)
+
+
+@pytest.mark.parametrize("about", [{"frames": 12}, {"fps": 24, "frames": 24}, {"width": 48}])
+def test_a_clip_that_differs_from_one_that_came_in_earlier_is_refused(folders, tmp_path, about):
+    film(folders["theirs"] / "0001.mp4", **about)
+    earlier = take_in_later("ours", folders, tmp_path, [])
+
+    later = take_in_later("theirs", folders, tmp_path, earlier)
+
+    [refused] = [clip for clip in later if clip.status != "ok"]
+    assert (refused.system, refused.prompt_index) == ("theirs", 1)
+    assert "Expected 32x32, 8 frames at 8 fps, as the clips it is compared with" in refused.reason
+
+
+@pytest.mark.parametrize(
+    "about", [{"frames": 12}, {"fps": 16, "frames": 16}, {"width": 64, "height": 64}]
+)
+def test_a_clip_is_made_like_one_that_came_in_earlier(folders, tmp_path, about):
+    film(folders["theirs"] / "0001.mp4", **about)
+    earlier = take_in_later("ours", folders, tmp_path, [])
+
+    later = take_in_later("theirs", folders, tmp_path, earlier, extra="equalise = true")
+
+    assert [clip.status for clip in later] == ["ok"] * 3
+    assert {clip.shape for clip in later} == {Shape(32, 32, Fraction(8), 8)}
+
+
+def test_a_clip_that_one_from_earlier_cannot_become_alike_to_is_refused(folders, tmp_path):
+    film(folders["theirs"] / "0001.mp4", frames=4)
+    earlier = take_in_later("ours", folders, tmp_path, [])
+
+    later = take_in_later("theirs", folders, tmp_path, earlier, extra="equalise = true")
+
+    assert [clip.status for clip in later] == ["ok", "quarantined", "ok"]
+    assert "can shrink to 32x32, 8 frames at 8 fps, got 32x32, 4 frames" in later[1].reason
+
+
+def test_a_seed_that_differs_from_one_that_came_in_earlier_is_refused(folders, tmp_path):
+    for system, seed in (("ours", 1), ("theirs", 2)):
+        rows = [f"{i:04d}.mp4,m,prompt {i},{seed if i == 0 else 7}" for i in range(3)]
+        write_manifest(folders[system], rows)
+    earlier = take_in_later("ours", folders, tmp_path, [])
+
+    later = take_in_later("theirs", folders, tmp_path, earlier)
+
+    assert [clip.status for clip in later] == ["quarantined", "ok", "ok"]
+    assert "Expected one seed for all clips of a prompt, got ['1', '2']" in later[0].reason
+
+
+def test_nothing_joins_clips_that_came_in_unequal(folders, tmp_path):
+    film(tmp_path / "third" / "0001.mp4")
+    unequal = [make_clip("ours", 1), make_clip("theirs", 1, width=48)]
+    sources = find_sources({"third": tmp_path / "third"}, PROMPTS)
+    known = {(clip.system, clip.prompt_index): clip for clip in unequal}
+
+    [refused] = ingest(sources, PROMPTS, define(), tmp_path / "media", known=known, partial=True)
+
+    assert "got ours: 32x32, 16 frames at 8 fps; theirs: 48x32" in refused.reason
 
 
 def test_a_slower_rate_keeps_the_speed_of_what_is_seen():

@@ -151,6 +151,17 @@ def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
     store.close()
 
 
+def test_clips_of_differing_shapes_make_no_pair(tmp_path):
+    store = create_study(tmp_path / "study", define(), [Prompt(0, "x")])
+    store.add_clips([make_clip("ours", 0), make_clip("theirs", 0, frames=12)], pair=False)
+
+    with pytest.raises(StudyError, match="prompt 0, got ours: .* 16 frames .*; theirs: .* 12"):
+        store.make_tasks()
+
+    assert store.pairs().empty
+    store.close()
+
+
 def test_a_backup_holds_what_was_acknowledged_and_brings_it_back(make_store):
     store = make_store(k=2, num_prompts=3)
     raters = enter(store, 3)
