@@ -3,7 +3,7 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -90,12 +90,86 @@ def read_footage(path: Path) -> Footage:
         )
     try:
         with av.open(str(path), options={"err_detect": "explode"}) as container:
+            _check_whole(path, container.format.name)
             return _decode(container)
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(
             f"Expected a video that can be decoded, got: {reason}. Make it again."
         ) from error
+
+
+def _check_whole(path: Path, format_: str) -> None:
+    """Refuse a file that ends early in a format of which decoders take half without a word."""
+    find_end = _FIND_END.get(format_)
+    if find_end is None:
+        return
+    size, end = path.stat().st_size, find_end(path.read_bytes())
+    if size < end:
+        raise StudyError(
+            f"Expected at least {end:,} bytes, as the parts of the file announce, got {size:,}. "
+            "The file was cut short; copy or make it again."
+        )
+
+
+def _find_gif_end(content: bytes) -> int:
+    """Return where a GIF ends, or the first byte known to be missing.
+
+    Source: Graphics Interchange Format, version 89a, sections 15 to 27.
+    """
+    at = 13 + _colour_table(content, 10)
+    while at < len(content):
+        if content[at] == 0x3B:  # trailer
+            return at + 1
+        if content[at] == 0x2C:  # image: position, size, colours, and the size of a code
+            at += 11 + _colour_table(content, at + 9)
+        else:  # extension, and its kind
+            at += 2
+        while at < len(content) and content[at]:  # blocks, each after its length
+            at += 1 + content[at]
+        at += 1
+    return at + 1
+
+
+def _colour_table(content: bytes, flags: int) -> int:
+    """Return the bytes of the colour table that the flags at a place announce."""
+    packed = content[flags] if flags < len(content) else 0
+    return 3 * 2 ** (packed % 8 + 1) if packed & 0x80 else 0
+
+
+def _find_matroska_end(content: bytes) -> int:
+    """Return where a Matroska or WebM file ends by what its elements announce.
+
+    Where the segment announces no size, as in a live recording, its parts do; a cut between two of
+    them is not found.
+
+    Source: RFC 8794 (EBML), sections 4 to 6.
+    """
+    at = 0
+    while at < len(content) and content[at]:  # a zero is no element but padding
+        _, at = _read_number(content, at)  # its name
+        size, at = _read_number(content, at)
+        at += size or 0  # the parts of an element without a size follow
+    return at
+
+
+def _read_number(content: bytes, at: int) -> tuple[int | None, int]:
+    """Read a number whose leading zeros tell its length; None where all bits are set.
+
+    Returns:
+        The number, and the place behind it.
+    """
+    first = content[at] if at < len(content) else 0
+    length = 9 - first.bit_length()
+    largest = 2 ** (7 * length) - 1
+    number = int.from_bytes(content[at : at + length], "big") & largest
+    return None if number == largest else number, at + length
+
+
+_FIND_END: dict[str, Callable[[bytes], int]] = {
+    "gif": _find_gif_end,
+    "matroska,webm": _find_matroska_end,
+}
 
 
 def _decode(container: av.container.InputContainer) -> Footage:

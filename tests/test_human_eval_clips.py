@@ -33,17 +33,20 @@ def film(path: Path, *, fps: int = 8, **about) -> Path:
     return path
 
 
-def film_foreign(path: Path, codec: str = "mpeg4", **about) -> Path:
+def film_foreign(
+    path: Path, codec: str = "mpeg4", pix_fmt: str = "yuv420p", live: bool = False, **about
+) -> Path:
     """Write a clip as somebody else's program does, with a comment that gives it away."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"live": "1"} if live else {}) as container:
         container.metadata["comment"] = container.metadata["title"] = "made by ours, seed 7"
         stream = container.add_stream(codec, rate=8)
         pixels = draw(**about)
         stream.height, stream.width = pixels.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pix_fmt)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
 
@@ -194,6 +197,44 @@ def test_a_file_that_announces_more_frames_than_it_has_is_refused(tmp_path):
     path.write_bytes(content[: len(content) - 200])  # faststart: the index stands in front
 
     with pytest.raises(StudyError, match="Make it again|cut short|copy"):
+        read_footage(path)
+
+
+FOREIGN = [
+    ("clip.webm", {"codec": "libvpx-vp9"}),
+    ("clip.mkv", {"codec": "libx264"}),
+    ("clip.mkv", {"codec": "libx264", "live": True}),  # its segment announces no size
+    ("clip.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+    ("clip.avi", {"codec": "mpeg4"}),
+    ("clip.mov", {"codec": "libx264"}),
+]
+
+
+@pytest.mark.parametrize("name, about", FOREIGN)
+@pytest.mark.parametrize("share", [0.5, 0.75, 0.9])
+def test_a_file_that_was_cut_is_refused_in_every_format(tmp_path, name, about, share):
+    path = film_foreign(tmp_path / name, frames=24, width=64, height=64, **about)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+    with pytest.raises(StudyError, match="cut short|can be decoded"):
+        read_footage(path)
+
+
+@pytest.mark.parametrize("name, about", FOREIGN)
+@pytest.mark.parametrize("padding", [0, 100])
+def test_a_sound_file_is_read_whole_in_every_format(tmp_path, name, about, padding):
+    path = film_foreign(tmp_path / name, frames=24, width=64, height=64, **about)
+    path.write_bytes(path.read_bytes() + bytes(padding))
+
+    assert len(read_footage(path).pixels) == 24
+
+
+def test_a_gif_without_its_last_byte_is_refused(tmp_path):
+    path = film_foreign(tmp_path / "clip.gif", codec="gif", pix_fmt="rgb8")
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(StudyError, match="cut short"):
         read_footage(path)
 
 
