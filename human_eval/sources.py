@@ -122,14 +122,22 @@ def _from_manifest(system: str, manifest: Path, prompts: Sequence[Prompt]) -> li
 def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            names, rows = list(reader.fieldnames or []), list(reader)
+            names, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise StudyError(f"Expected a CSV file at {manifest}, got: {error}. Correct it.") from error
     if not {"path", "prompt"} <= set(names):
         raise StudyError(
             f"Expected the columns path and prompt in {manifest}, got {names}. Add them."
         )
+    rows = []
+    for number, cells in enumerate(lines, 2):
+        if cells and len(cells) != len(names):
+            raise StudyError(
+                f"Expected {len(names)} cells in row {number} of {manifest}, one for each column, "
+                f"got {len(cells)}. Complete the row or remove it; put text with commas in quotes."
+            )
+        if cells:  # else an empty line
+            rows.append(dict(zip(names, cells, strict=True)))
     models = sorted({row["model"] for row in rows}) if "model" in names else []
     if len(models) > 1:
         if system not in models:

@@ -405,6 +405,13 @@ def test_a_clip_that_is_not_the_one_of_the_manifest_is_refused(folders, tmp_path
         ([], "path,prompt", "at least one clip"),
         (["x.mp4,prompt 0", "y.mp4,prompt 0"], "path,prompt", "one clip for each prompt"),
         (["x.mp4,a,prompt 0", "y.mp4,b,prompt 1"], "path,model,prompt", "the clips of one model"),
+        (["x.mp4,prompt 0", "", "y.mp4"], "path,prompt", "2 cells in row 4 of .*, got 1"),
+        (["x.mp4,prompt 0", "y.mp4,prompt 1, red"], "path,prompt", "2 cells in row 3 of .*, got 3"),
+        (
+            ["x.mp4,prompt 0,a", "y.mp4,prompt 1"],
+            "path,prompt,model",
+            "3 cells in row 3 of .*, got 2",
+        ),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(tmp_path, rows, head, message):
