@@ -6,7 +6,7 @@ They look like any other pair, and they never count as evidence about a system.
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +30,25 @@ def make_gold(
 ) -> int:
     """Make the definition's gold pairs for every comparison that has pairs; return their number.
 
-    Those that exist are kept, so that an interrupted run goes on where it stopped.
+    Those that exist are kept and counted, so that an interrupted run goes on where it stopped,
+    and clips that come in later add no more than are missing.
     """
     checks = store.definition.checks
     if not checks.gold_share:
         return 0
     plans = []
+    clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
     for comparison in store.definition.comparisons:
-        rng = random.Random(f"{seed} {comparison.key}")
-        clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
+        spoiled = _spoiled_prompts(store, comparison)
+        rng = random.Random(f"{seed} {comparison.key} {len(spoiled)}")
         indices = sorted(
             index
             for system, index in clips
-            if system == comparison.a and (comparison.b, index) in clips
+            if system == comparison.a and (comparison.b, index) in clips and index not in spoiled
         )
-        chosen = rng.sample(indices, min(checks.gold_pairs, len(indices)))
-        for index, recipe in zip(chosen, cycle(checks.gold_recipes), strict=False):
+        recipes = list(islice(cycle(checks.gold_recipes), len(spoiled), checks.gold_pairs))
+        chosen = rng.sample(indices, min(len(recipes), len(indices)))
+        for index, recipe in zip(chosen, recipes, strict=False):
             plans.append((comparison, index, recipe, rng.choice("ab"), rng.getrandbits(32)))
     made = 0
     for number, (comparison, index, recipe, answer, draw) in enumerate(plans, 1):
@@ -62,27 +65,27 @@ def _make_one(
     answer: str,
     rng: random.Random,
 ) -> bool:
-    """Spoil one side of a pair; return False if that was done before."""
+    """Spoil one side of a pair; return False if no clip of the study can stand for it."""
     kind = "identical" if recipe == "identical" else "gold"
     stored = _stored_clips(store)
-    if _exists(store, comparison, index, kind, recipe):
-        return False
+    clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
     good = comparison.a if answer == "a" else comparison.b
     bad = comparison.b if answer == "a" else comparison.a
     spoiled: int | Clip
     if recipe == "identical":
         spoiled = stored[good, index]
     elif recipe == "wrong_prompt":
-        texts = {prompt.index: prompt.text for prompt in store.prompts()}
-        others = [at for system, at in stored if system == bad and texts[at] != texts[index]]
+        partner = clips[good, index]
+        others = [
+            clip.prompt_index
+            for clip in clips.values()
+            if clip.system == bad and clip.prompt != partner.prompt and clip.shape == partner.shape
+        ]
         if not others:
             return False
         spoiled = stored[bad, rng.choice(sorted(others))]
     else:
-        source = next(
-            clip for clip in store.clips() if (clip.system, clip.prompt_index) == (bad, index)
-        )
-        spoiled = spoil(source, recipe, store.media, rng)
+        spoiled = spoil(clips[bad, index], recipe, store.media, rng)
     with store.write() as connection:
         number = spoiled if isinstance(spoiled, int) else _add(connection, store, spoiled, recipe)
         sides = {"clip_a": stored[good, index], "clip_b": number}
@@ -105,17 +108,13 @@ def _make_one(
     return True
 
 
-def _exists(store: StudyStore, comparison: Comparison, index: int, kind: str, recipe: str) -> bool:
+def _spoiled_prompts(store: StudyStore, comparison: Comparison) -> set[int]:
+    """Return the prompts of which a comparison has a gold pair."""
+    made = select(Task.prompt_index).where(
+        Task.comparison == comparison.key, Task.kind.in_(["gold", "identical"]), ~Task.simulated
+    )
     with store.read() as connection:
-        found = connection.execute(
-            select(Task.id).where(
-                Task.comparison == comparison.key,
-                Task.prompt_index == index,
-                Task.kind == kind,
-                Task.variant == recipe,
-            )
-        ).first()
-    return found is not None
+        return set(connection.execute(made).scalars())
 
 
 def _stored_clips(store: StudyStore) -> dict[tuple[str, int], int]:
