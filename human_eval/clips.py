@@ -357,10 +357,9 @@ def _store(candidate: _Candidate, shape: Shape | None, text: str, folder: Path) 
 
 
 def tabulate_clips(clips: Iterable[Clip]) -> pd.DataFrame:
-    """Return, by system, how many clips there are and what could tell them apart by weight."""
+    """Return, by system, how many clips are in and what could tell them apart by weight."""
     frame = pd.DataFrame([asdict(clip) for clip in clips], columns=list(Clip.__annotations__))
-    good = frame[frame["status"] == "ok"]
-    counts = frame.groupby("system")["status"].value_counts().unstack(fill_value=0)
-    table = counts.reindex(columns=["ok", "quarantined"], fill_value=0)
-    means = good.groupby("system")[["width", "height", "fps", "frames", "bytes"]].mean()
-    return table.join(means).rename(columns={"bytes": "mean_bytes"}).reset_index()
+    good = frame[frame["status"] == "ok"].groupby("system")
+    table = good[["width", "height", "fps", "frames", "bytes"]].mean()
+    table.insert(0, "clips", good.size())
+    return table.rename(columns={"bytes": "mean_bytes"}).reset_index()

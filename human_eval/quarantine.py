@@ -1,9 +1,9 @@
 """What raters do not get to see: pairs withheld after reports, and clips refused at the gate."""
 
+import json
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.orm import aliased
 
 from human_eval.errors import StudyError
 from human_eval.events import record
@@ -37,8 +37,13 @@ def list_withheld(connection: Connection) -> list[WithheldPair]:
 
 
 def list_refused(connection: Connection) -> list[RefusedClip]:
-    """Return the clips that the gate refused, and why."""
-    return [RefusedClip(*row) for row in connection.execute(_REFUSED)]
+    """Return the clips that the gate refused and that have not come in since, and why."""
+    refused = {}
+    for payload in connection.execute(_REFUSALS).scalars():
+        clip = RefusedClip(**json.loads(payload))
+        refused[clip.system, clip.prompt_index] = clip  # the last refusal tells how it is
+    stored = {(system, index) for system, index in connection.execute(_STORED)}
+    return [refused[place] for place in sorted(refused.keys() - stored)]
 
 
 def release_pair(connection: Connection, task_id: int, *, author: str, now: int) -> None:
@@ -68,7 +73,6 @@ def clip_name(connection: Connection, clip_id: int) -> str:
     return str(name)
 
 
-_ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
 _REPORTS = (
     select(func.count(Event.actor.distinct()))
     .where(Event.kind == "broken", Event.subject == func.concat("task:", Task.id))
@@ -81,8 +85,5 @@ _WITHHELD = (
     .where(Task.withheld)
     .order_by(Task.id)
 )
-_REFUSED = (
-    select(ClipRow.system, ClipRow.prompt_index, ClipRow.reason)
-    .where(ClipRow.status != "ok", ClipRow.variant == "")
-    .order_by(ClipRow.system, ClipRow.prompt_index)
-)
+_REFUSALS = select(Event.payload).where(Event.kind == "clip_refused").order_by(Event.id)
+_STORED = select(ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")

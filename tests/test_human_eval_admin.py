@@ -14,7 +14,7 @@ from human_eval.researcher import COOKIE
 from human_eval.service import create_app
 from human_eval.staff import add_account
 from human_eval.tables import Event, Study, Task
-from studies import answer
+from studies import answer, make_clip
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 PASSWORD = "correct horse battery"
@@ -193,6 +193,13 @@ def test_a_withheld_pair_is_looked_at_and_handed_out_again(store, ada):
     assert "clips/" not in ada.get("/").text
     ada.cookies.clear()
     assert ada.get("/" + clips[0]).status_code == 403
+
+
+def test_a_clip_that_the_gate_refused_is_shown_with_the_reason(store, ada):
+    refused = make_clip("third", 3, status="quarantined", reason="0003.mp4: cut short")
+    store.add_clips([refused], pair=False)
+
+    assert "third 0003: 0003.mp4: cut short" in ada.get("/").text
 
 
 def test_report_and_export_come_as_archives(ada):

@@ -14,6 +14,7 @@ from human_eval.errors import StudyError
 from human_eval.imports import ImportedBallot, import_ballots
 from human_eval.prompts import Prompt
 from human_eval.quality import consistency, screen
+from human_eval.quarantine import RefusedClip, list_refused
 from human_eval.schema import downgrade_tables, list_differences, table_version, upgrade_tables
 from human_eval.simulation import Crowd, simulate
 from human_eval.store import create_study, open_study
@@ -148,6 +149,21 @@ def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
     assert len(store.pairs()) == 2
     with pytest.raises(StudyError, match="one clip of ours for prompt 0"):
         store.add_clips([make_clip("ours", 0, stored_name="again.mp4")])
+    store.close()
+
+
+def test_a_refused_clip_is_listed_until_a_sound_one_comes_in(tmp_path):
+    store = create_study(tmp_path / "study", define(), [Prompt(0, "x")])
+
+    def refused() -> list[RefusedClip]:
+        with store.read() as connection:
+            return list_refused(connection)
+
+    for reason in ("no file", "cut short"):
+        store.add_clips([make_clip("ours", 0, status="quarantined", reason=reason)])
+    assert refused() == [RefusedClip("ours", 0, "cut short")]
+    store.add_clips([make_clip("ours", 0)])
+    assert refused() == []
     store.close()
 
 
