@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select, text
 from human_eval import events
 from human_eval.clips import Clip
 from human_eval.database import Database, create_file, open_database
-from human_eval.definition import parse_definition
+from human_eval.definition import StudyDefinition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.intake import list_clips
 from human_eval.presence import alone
@@ -75,7 +75,7 @@ def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStor
     """Open a study so that a backup can be restored, and return it with the backup's path.
 
     An SQLite database that is missing or damaged gives way to an empty one; what is left of it
-    stays beside, as `study.db.damaged-TIME`.
+    stays beside, as `study.db.damaged-TIME`. A PostgreSQL database may be empty.
 
     Args:
         backup: by default the newest.
@@ -88,13 +88,29 @@ def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStor
         open_study(folder).close()  # says what is wrong with the study, if anything is
         raise StudyError(f"Expected a backup in {folder / 'backups'}, got none. Name a file.")
     chosen = backup or known[-1]
-    keys = load_secret(folder / "secret") if folder.is_dir() else None
+    if not folder.is_dir():
+        return open_study(folder), chosen  # says so
+    load_secret(folder / "secret")
     path = folder / "study.db"
-    if keys is None or (folder / "study.url").is_file() or _is_sound(path):
+    if (folder / "study.url").is_file():
+        return open_study(folder, when_empty=lambda: _read_definition(chosen, folder)), chosen
+    if _is_sound(path):
         return open_study(folder), chosen
-    _check_digest(chosen)
-    _check_copy(chosen)
-    source = open_database(chosen)
+    definition = _read_definition(chosen, folder)
+    _set_aside(path)
+    create_file(path)
+    return open_study(folder, when_empty=lambda: definition), chosen
+
+
+def _read_definition(backup: Path, folder: Path) -> StudyDefinition:
+    """Return the definition of the study that a backup is of.
+
+    Raises:
+        StudyError: the backup is damaged, or of another study than the folder's.
+    """
+    _check_digest(backup)
+    _check_copy(backup)
+    source = open_database(backup)
     try:
         with source.read() as connection:
             definition = connection.execute(select(Study.definition)).scalar_one()
@@ -103,21 +119,19 @@ def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStor
     kept = folder / "study.toml"
     if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
         raise StudyError(
-            f"Expected a backup of this study, got one of another ({chosen.name}). "
+            f"Expected a backup of this study, got one of another ({backup.name}). "
             "Restore it into the folder of its own study."
         )
+    return parse_definition(definition, origin=str(backup))
+
+
+def _set_aside(path: Path) -> None:
+    """Rename what is left of a database, with the files beside it."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     for ending in ("", "-wal", "-shm"):
-        left = folder / f"study.db{ending}"
+        left = path.with_name(f"{path.name}{ending}")
         if left.exists():
-            left.rename(folder / f"study.db.damaged-{stamp}{ending}")
-    create_file(path)
-    database = open_database(path)
-    with database.write() as connection:
-        upgrade_tables(connection)
-    return StudyStore(
-        folder, database, parse_definition(definition, origin=str(chosen)), keys
-    ), chosen
+            left.rename(path.with_name(f"{path.name}.damaged-{stamp}{ending}"))
 
 
 def _is_sound(path: Path) -> bool:

@@ -329,8 +329,17 @@ def _disposed_on_failure(database: Database) -> Iterator[None]:
         raise
 
 
-def open_study(folder: Path, *, database_url: str | None = None) -> StudyStore:
+def open_study(
+    folder: Path,
+    *,
+    database_url: str | None = None,
+    when_empty: Callable[[], StudyDefinition] | None = None,
+) -> StudyStore:
     """Open a study, bringing its tables up to date.
+
+    Args:
+        when_empty: returns the definition where the database is empty, which a backup is to fill;
+            by default that is refused.
 
     Raises:
         StudyError: there is no study, or a newer program made it.
@@ -347,12 +356,16 @@ def open_study(folder: Path, *, database_url: str | None = None) -> StudyStore:
     with _disposed_on_failure(database), database.write() as connection:
         upgrade_tables(connection)
         row = connection.execute(select(Study.definition, Study.definition_hash)).one_or_none()
-        if row is None:
+        if row is not None:
+            definition = parse_definition(row.definition, origin="the database")
+            assert definition.hash == row.definition_hash
+        elif when_empty is not None:
+            definition = when_empty()
+        else:  # without the URL, which may hold a password
             raise StudyError(
-                f"Expected a study in {where}, got an empty database. Restore a backup."
+                f"Expected a study in the database of {folder}, got an empty database. Bring a "
+                "backup back: `python -m human_eval restore`."
             )
-    definition = parse_definition(row.definition, origin="the database")
-    assert definition.hash == row.definition_hash
     return StudyStore(folder, database, definition, keys)
 
 

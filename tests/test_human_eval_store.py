@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from human_eval.backup import back_up, list_backups, replace_backups, restore
+from human_eval.__main__ import main
+from human_eval.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.database import open_database, safe_sqlite
 from human_eval.erasure import erase_rater, erase_simulation
 from human_eval.errors import StudyError
@@ -22,6 +23,8 @@ from human_eval.tables import Event, Study, Task
 from human_eval.votes import check_votes
 from studies import answer, define, make_clip
 from test_human_eval_assignment import enter, finish
+
+postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 def ballot(**changes) -> ImportedBallot:
@@ -194,6 +197,39 @@ def test_a_backup_holds_what_was_acknowledged_and_brings_it_back(make_store):
     assert len(missing) == 9  # no clip has a file here
     finish(store, raters)
     assert store.list_defects() == []
+
+
+@postgresql_only
+def test_a_backup_fills_a_postgresql_database_that_was_lost(make_store, capsys):
+    store = make_store(k=1, num_prompts=1)
+    finish(store, enter(store, 1))
+    before = store.votes()
+    back_up(store)
+    with store.write() as connection:
+        [schema] = connection.exec_driver_sql("SELECT current_schema()").one()
+        connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+        connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+
+    with pytest.raises(StudyError, match="got an empty database") as refusal:
+        open_study(store.folder)
+    with pytest.raises(SystemExit):  # no clip has a file here
+        main(["restore", str(store.folder)])
+
+    assert "postgresql://" not in str(refusal.value)  # which may hold a password
+    assert "Restored" in capsys.readouterr().out
+    assert store.votes().equals(before)
+    assert store.list_defects() == []
+
+
+@postgresql_only
+def test_an_empty_postgresql_database_takes_no_backup_of_another_study(make_store):
+    store, other = make_store(k=2), make_store(k=3)
+    copy = back_up(other)
+    with store.write() as connection:
+        downgrade_tables(connection, "base")
+
+    with pytest.raises(StudyError, match="one of another"):
+        open_to_restore(store.folder, copy)
 
 
 def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
