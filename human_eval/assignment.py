@@ -151,9 +151,9 @@ def _draw(
         return None
     statement = _NEXT_LISTED if definition.assignment.policy == "fixed" else _NEXT_LEAST_TAKEN
     mine = {"rater": rater.id, "simulated": rater.simulated, "full": full or [""]}
-    real = connection.execute(statement, mine).first()
+    real = _find(connection, statement, mine)
     if real is None and sweep(connection, now):
-        real = connection.execute(statement, mine).first()
+        real = _find(connection, statement, mine)
     if real is None:
         return None
     checks = definition.checks
@@ -166,6 +166,24 @@ def _draw(
         mirrors = connection.execute(_MIRRORS, {**mine, "distance": checks.mirror_distance}).all()
         check = mirrors[0] if mirrors else None
     return check or real
+
+
+def _find(
+    connection: Connection, statement: Select[*tuple[Any, ...]], mine: dict[str, Any]
+) -> AnyRow | None:
+    """Return an open task, locked; None only if there is none.
+
+    Tasks that other claims hold are passed over. If no other is left, wait to see what becomes of
+    those: a claim that fails lets its task go, and a pair of many raters stays open.
+    """
+    if connection.dialect.name == "sqlite":  # whose transactions queue up
+        return connection.execute(statement, mine).first()
+    found = connection.execute(statement.with_for_update(skip_locked=True), mine).first()
+    # A task can become open while we wait for another, so look again. Should two transactions
+    # wait for each other, PostgreSQL ends one, which is StorageBusy.
+    while found is None and connection.execute(statement, mine).first():
+        found = connection.execute(statement.with_for_update(), mine).first()
+    return found
 
 
 def _comparisons_at_quota(
@@ -263,7 +281,6 @@ def _next(*order: Any) -> Select[*tuple[Any, ...]]:
         )
         .order_by(*order)
         .limit(1)
-        .with_for_update(skip_locked=True)  # no-op on SQLite, whose transactions queue up
     )
 
 

@@ -1,6 +1,8 @@
 """Who gets which pair: exactly k raters a pair, nobody twice, sides in balance, nothing lost."""
 
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Thread
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
+from human_eval.assignment import claim
 from human_eval.errors import NotAcceptable, NotYours, StudyClosed, StudyError, TooLate
 from human_eval.returns import give_back
 from human_eval.store import StudyStore
@@ -151,6 +154,30 @@ def test_parallel_raters_never_overshoot(make_store):
     assert failures == []
     turns = real_turns(store)
     assert len(set(turns)) == len(turns) == 3 * 2 * 4
+    assert store.list_defects() == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("fails", [False, True])
+def test_none_is_left_only_once_the_claims_under_way_are_done(make_store, fails):
+    store = make_store(k=1, num_prompts=1)
+    first, second, waiting = enter(store, 3)
+
+    def take(connection, rater):
+        now, rng = store.clock(), store.rng
+        return claim(connection, store.definition, rater, now=now, rng=rng)
+
+    connect = store.database.writing.connect
+    with ThreadPoolExecutor(1) as pool, connect() as one, connect() as other:
+        taken = [take(one, first), take(other, second)]  # both pairs, not yet committed
+        claimed = pool.submit(store.claim, waiting)
+        with suppress(TimeoutError):
+            claimed.result(timeout=0.5)
+        one.commit()
+        other.rollback() if fails else other.commit()
+        lease = claimed.result(timeout=10)
+
+    assert (lease and lease.task_id) == (taken[1].task_id if fails else None)
     assert store.list_defects() == []
 
 
