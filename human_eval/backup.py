@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import DBAPIError
 
 from human_eval import events
 from human_eval.clips import Clip
@@ -268,9 +269,20 @@ def _check_copy(path: Path) -> None:
     database = open_database(path)
     try:
         with database.read() as connection:
+            study = connection.execute(select(Study.id)).first()
             defects = list_defects(connection)
+    except DBAPIError as error:
+        raise StudyError(
+            f"Expected a backup of a study, got another database ({error.orig}): {path}. "
+            "`backups/` lists them."
+        ) from error
     finally:
         database.dispose()
+    if study is None:
+        raise StudyError(
+            f"Expected a backup of a study, got a database without one: {path}. "
+            "`backups/` lists them."
+        )
     if defects:
         raise StudyError(f"Expected a sound copy, got: {defects[0]} in {path}. Use another one.")
 

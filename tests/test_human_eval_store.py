@@ -1,6 +1,7 @@
 """The study as a whole: its tables, its copies, what it forgets and what it takes in."""
 
 import json
+import shutil
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from human_eval.__main__ import main
 from human_eval.backup import back_up, list_backups, open_to_restore, replace_backups, restore
-from human_eval.database import open_database, safe_sqlite
+from human_eval.database import create_file, open_database, safe_sqlite
 from human_eval.erasure import erase_rater, erase_simulation
 from human_eval.errors import StudyError
 from human_eval.imports import ImportedBallot, import_ballots
@@ -24,6 +25,7 @@ from human_eval.votes import check_votes
 from studies import answer, define, make_clip
 from test_human_eval_assignment import enter, finish
 
+sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
@@ -250,6 +252,27 @@ def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
     with pytest.raises(StudyError, match="no file"):
         restore(store, copy.with_name("none.db"))
     assert store.votes().equals(before)
+
+
+@sqlite_only
+@pytest.mark.parametrize("tables", [True, False])
+def test_a_database_that_holds_no_study_is_no_backup(make_store, tmp_path, capsys, tables):
+    store = make_store()
+    other = tmp_path / "other.db"
+    create_file(other)
+    if tables:
+        database = open_database(other)
+        with database.write() as connection:
+            upgrade_tables(connection)
+        database.dispose()
+
+    for lost in (False, True):
+        if lost:
+            store.close()
+            shutil.copy(other, store.folder / "study.db")
+        with pytest.raises(SystemExit):
+            main(["restore", str(store.folder), str(other)])
+        assert "Expected a backup of a study" in capsys.readouterr().err
 
 
 def test_a_backup_of_another_study_is_refused(make_store):
