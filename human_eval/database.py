@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, TimeoutError
+from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
 from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyError
 
@@ -69,18 +69,17 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
     Raises:
         StudyError: there is no such file, it is no URL we know, or SQLite is too old.
     """
-    if isinstance(where, str) and "://" in where:
+    if isinstance(where, str):
         return _open_postgresql(where)
-    path = Path(where)
-    if not path.is_file():
+    if not where.is_file():
         raise StudyError(
-            f"Expected a database at {path}, got no such file. Bring a backup back: "
+            f"Expected a database at {where}, got no such file. Bring a backup back: "
             "`python -m human_eval restore`."
         )
     driver = driver or safe_sqlite()
     return Database(
-        writing=_sqlite_engine(path, driver, "BEGIN IMMEDIATE"),
-        reading=_sqlite_engine(path, driver, "BEGIN"),
+        writing=_sqlite_engine(where, driver, "BEGIN IMMEDIATE"),
+        reading=_sqlite_engine(where, driver, "BEGIN"),
     )
 
 
@@ -149,15 +148,21 @@ def _sqlite_engine(path: Path, driver: ModuleType, begin: str) -> Engine:
 
 
 def _open_postgresql(url: str) -> Database:
-    parsed = make_url(url)
+    # Without the URL, which may hold a password.
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:  # ValueError: of the port
+        raise StudyError(
+            "Expected postgresql://USER:PASSWORD@HOST:PORT/NAME, got no such URL. Correct it "
+            "(in a password write @ as %40 and : as %3A), or leave --database out to use SQLite."
+        ) from error
     if parsed.get_backend_name() != "postgresql":
         raise StudyError(
             f"Expected a postgresql:// URL, got {parsed.drivername!r}. "
             "Leave --database out to use SQLite."
         )
     settings = "-c synchronous_commit=on -c lock_timeout=5000 -c timezone=UTC"
-    given = parsed.query.get("options", "")
-    assert isinstance(given, str)
+    given = " ".join(parsed.normalized_query.get("options", ()))
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
         {"options": f"{settings} {given}".strip(), "connect_timeout": "8"}
     )

@@ -455,6 +455,17 @@ def test_an_unknown_kind_of_database_is_refused():
         open_database("mysql://somewhere")
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["foo", "postgresql:/x", "postgresql://u:geheim@h:port/x", "postgresql://u:ge:heim@h:/b:1/x"],
+)
+def test_what_is_no_url_is_refused_without_showing_its_password(tmp_path, url):
+    with pytest.raises(StudyError, match=r"postgresql://USER.*got no such URL") as refusal:
+        create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
+
+    assert "heim" not in str(refusal.value)
+
+
 def test_what_happened_is_written_down(make_store):
     store = make_store()
     store.set_closed(True, author="jo")
