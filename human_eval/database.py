@@ -6,6 +6,7 @@ lock later can fail however long it is willing to wait.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,15 @@ WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
 FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
 FULL_TEXTS = ("database or disk is full", "No space left on device")
+AWAY_TEXTS = ("connection failed", "connection is bad", "connection timeout expired")
 DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
+REFUSED_TEXTS = {  # of PostgreSQL on connecting; what they mean, without names
+    "password authentication failed|no password supplied": "a wrong user or password",
+    'FATAL: +(database|role) ".*" does not exist': "a user or a database that it does not have",
+    "no pg_hba.conf entry": "no right to connect from here",
+    "failed to resolve host": "a host of unknown name",
+    "invalid port number|invalid connection option": "a port or a setting that does not exist",
+}
 
 
 @dataclass(frozen=True)
@@ -196,9 +205,16 @@ def translate(error: DBAPIError) -> Exception:
             f"Expected a sound database, got: {message.strip()}. Bring a backup back: "
             "`python -m human_eval restore`."
         )
+    for pattern, meaning in REFUSED_TEXTS.items():
+        if re.search(pattern, message):
+            return StorageBusy(
+                f"Expected PostgreSQL to let us in, got {meaning}; nothing was stored. "
+                "Correct the database's URL: --database, or study.url in the study's folder."
+            )
     passing = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
-    locked = "locked" in message or "connection failed" in message or "disk I/O" in message
-    return StorageBusy(_BUSY) if passing or locked else error
+    away = any(text in message for text in AWAY_TEXTS)
+    locked = "locked" in message or "disk I/O" in message
+    return StorageBusy(_BUSY) if passing or away or locked else error
 
 
 _BUSY = (

@@ -4,15 +4,16 @@ import json
 import shutil
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from human_eval.__main__ import main
 from human_eval.backup import back_up, list_backups, open_to_restore, replace_backups, restore
-from human_eval.database import create_file, open_database, safe_sqlite
+from human_eval.database import create_file, open_database, safe_sqlite, translate
 from human_eval.erasure import erase_rater, erase_simulation
-from human_eval.errors import StudyError
+from human_eval.errors import StorageBusy, StudyError
 from human_eval.imports import ImportedBallot, import_ballots
 from human_eval.prompts import Prompt
 from human_eval.quality import consistency, screen
@@ -464,6 +465,40 @@ def test_what_is_no_url_is_refused_without_showing_its_password(tmp_path, url):
         create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
 
     assert "heim" not in str(refusal.value)
+
+
+def test_a_postgresql_host_of_unknown_name_is_told_plainly(tmp_path):
+    url = "postgresql://me:geheim@nowhere.invalid/study"
+    with pytest.raises(StudyError, match="a host of unknown name") as refusal:
+        create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
+
+    assert "geheim" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("part", ["username", "database"])
+def test_a_user_or_a_database_that_postgresql_does_not_have_is_told_plainly(
+    tmp_path, postgresql, part
+):
+    url = make_url(postgresql).set(**{part: "nobody_else"}).render_as_string(hide_password=False)
+    with pytest.raises(StudyError, match="that it does not have"):
+        create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
+
+
+@pytest.mark.parametrize(
+    "message, meaning",
+    [
+        ('connection failed: FATAL:  password authentication failed for user "me"', "wrong user"),
+        ("connection failed: fe_sendauth: no password supplied", "wrong user or password"),
+        ("connection failed: FATAL:  no pg_hba.conf entry for host", "no right to connect"),
+        ("connection timeout expired", "Expected the database to answer"),
+        ("connection is bad: connection to server on socket failed", "the database to answer"),
+        ("connection failed: FATAL:  the database system is starting up", "database to answer"),
+    ],
+)
+def test_what_postgresql_says_on_connecting_is_told_plainly(message, meaning):
+    error = translate(DBAPIError(None, None, psycopg.OperationalError(message)))
+
+    assert isinstance(error, StorageBusy) and meaning in str(error)
 
 
 def test_what_happened_is_written_down(make_store):
