@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from human_eval import events
 from human_eval.clips import Clip
-from human_eval.database import Database, create_file, open_database
+from human_eval.database import Database, create_file, open_database, refusals
 from human_eval.definition import StudyDefinition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.intake import list_clips
@@ -234,10 +235,13 @@ def _copy_file(database: Database, path: Path) -> None:
     create_file(path)
     target = open_database(path)
     try:
-        with database.reading.connect() as source, target.writing.connect() as copy:
-            from_driver = source.connection.driver_connection
-            to_driver = copy.connection.driver_connection
-            assert from_driver is not None and to_driver is not None
+        with (
+            refusals(),
+            database.reading.connect() as source,
+            target.writing.connect() as copy,
+            _driver(source) as from_driver,
+            _driver(copy) as to_driver,
+        ):
             from_driver.backup(to_driver)
             to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
     finally:
@@ -251,12 +255,20 @@ def _copy_into_file(database: Database, path: Path) -> None:
         with database.read() as source, target.write() as connection:
             upgrade_tables(connection)
             _copy_rows(source, connection)
-        with target.writing.connect() as connection:
-            driver = connection.connection.driver_connection
-            assert driver is not None
+        with refusals(), target.writing.connect() as connection, _driver(connection) as driver:
             driver.execute("PRAGMA journal_mode=DELETE")
     finally:
         target.dispose()
+
+
+@contextmanager
+def _driver(connection: Connection) -> Iterator[Any]:
+    """Lend the driver's own connection; its errors become SQLAlchemy's, as they are elsewhere."""
+    assert connection.dialect.loaded_dbapi is not None
+    try:
+        yield connection.connection.driver_connection
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError(None, None, error) from error
 
 
 def _check_copy(path: Path) -> None:

@@ -197,8 +197,8 @@ def translate(error: DBAPIError) -> Exception:
     code = getattr(error.orig, "sqlstate", None) or ""
     if code in FULL_CODES or any(text in message for text in FULL_TEXTS):
         return StorageFull(
-            f"Expected room to store the answer, got {message.strip()!r}; nothing was stored. "
-            "Free disk space, then send it again."
+            f"Expected room on the disk, got {message.strip()!r}; nothing was stored. "
+            "Free disk space, then do the same again."
         )
     if any(text in message for text in DAMAGED_TEXTS):
         return StorageDamaged(

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import event, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from human_eval.__main__ import main
 from human_eval.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.database import create_file, open_database, safe_sqlite, translate
 from human_eval.erasure import erase_rater, erase_simulation
-from human_eval.errors import StorageBusy, StudyError
+from human_eval.errors import StorageBusy, StorageFull, StudyError
 from human_eval.imports import ImportedBallot, import_ballots
 from human_eval.prompts import Prompt
 from human_eval.quality import consistency, screen
@@ -233,6 +233,24 @@ def test_an_empty_postgresql_database_takes_no_backup_of_another_study(make_stor
 
     with pytest.raises(StudyError, match="one of another"):
         open_to_restore(store.folder, copy)
+
+
+@sqlite_only
+def test_a_backup_on_a_full_disk_says_so_and_leaves_nothing(make_store, monkeypatch):
+    store = make_store()
+
+    def open_small(path):
+        database = open_database(path)
+        limit = "PRAGMA max_page_count=2"
+        event.listen(database.writing, "connect", lambda driver, _: driver.execute(limit))
+        return database
+
+    monkeypatch.setattr("human_eval.backup.open_database", open_small)
+
+    with pytest.raises(StorageFull, match="room on the disk"):
+        back_up(store)
+
+    assert list(store.backups.iterdir()) == []
 
 
 def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
