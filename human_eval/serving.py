@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 
+from human_eval import presence
 from human_eval.errors import StudyError
 from human_eval.staff import add_account
 from human_eval.store import open_study
@@ -20,6 +21,8 @@ def serve(options: Namespace) -> None:
     from human_eval.service import create_app
 
     with closing(open_study(options.study)) as store:
+        with presence.serving(store.database, store.folder):
+            pass  # refused here it is a message; once uvicorn runs, a traceback
         print(f"Raters' page: http://{options.host}:{options.port}/rate")
         uvicorn.run(
             create_app(store, embedded=options.embedded),

@@ -5,9 +5,10 @@ import urllib.request
 import pytest
 from fastapi.testclient import TestClient
 
+from human_eval.__main__ import main
 from human_eval.backup import back_up, restore
 from human_eval.errors import StudyError
-from human_eval.presence import alone
+from human_eval.presence import alone, serving
 from human_eval.service import create_app
 from studies import answer
 from test_human_eval_service import claim, count_votes, enter, vote
@@ -40,6 +41,17 @@ def test_no_service_starts_while_a_backup_is_being_restored(make_store):
         pass
     with TestClient(create_app(store)) as client:
         assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_second_serve_is_refused_in_one_line(make_store, capsys):
+    store = make_store()
+    with serving(store.database, store.folder), pytest.raises(SystemExit) as exit:
+        main(["serve", str(store.folder), "--port", "0"])
+
+    shown = capsys.readouterr()
+    assert exit.value.code == 2 and "Raters' page" not in shown.out
+    assert shown.err.startswith("human_eval serve: Expected no other service")
 
 
 def test_a_service_that_was_killed_leaves_no_lock_behind(make_store):
