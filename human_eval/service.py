@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from human_eval import assignment, entrance, events, exchange, outcome, returns, showing, submission
 from human_eval.clip_server import ClipServer
@@ -22,7 +23,6 @@ from human_eval.errors import (
     NotAcceptable,
     NotYours,
     StorageBusy,
-    StorageFull,
     StudyClosed,
     StudyError,
     StudyPaused,
@@ -55,6 +55,7 @@ class VoteService:
         self._clips = ClipServer(store)
         self._writer: Writer | None = None
         self._refused: Counter[tuple[str, str]] = Counter()
+        self._undone = ""  # why the chores could not be done the last time
         page = RatePage(embedded=embedded)
         for method, path, handler in (
             ("POST", "/api/enter", self.enter),
@@ -85,15 +86,13 @@ class VoteService:
         """
         with serving(self.store.database, self.store.folder):
             self._writer = Writer(self.store.database)
-            chores = asyncio.create_task(self._do_chores())
+            stopping = asyncio.Event()
+            chores = asyncio.create_task(self._do_chores(stopping))
             try:
                 yield
             finally:
-                chores.cancel()
-                with suppress(asyncio.CancelledError):
-                    await chores
-                with suppress(StorageBusy, StorageFull):
-                    await self._write(self._note_refusals)
+                stopping.set()
+                await chores
                 await asyncio.to_thread(self._writer.close)
                 self._writer = None
 
@@ -207,8 +206,10 @@ class VoteService:
             problems.append("the disk is nearly full")
         try:
             await self._write(lambda connection: connection.execute(text("SELECT 1")).all())
-        except StudyError as error:
-            problems.append(str(error))
+        except (StudyError, DBAPIError) as error:
+            problems.append(_tell(error))
+        if self._undone and self._undone not in problems:
+            problems.append(self._undone)
         return problems
 
     def refuse(self, kind: str, request: Request) -> None:
@@ -296,17 +297,31 @@ class VoteService:
             raise StorageBusy("Expected a running service, got one that stops. Try again.")
         return await asyncio.wrap_future(self._writer.submit(job))
 
-    async def _do_chores(self) -> None:
+    async def _do_chores(self, stopping: asyncio.Event) -> None:
+        """Do them every second, and once more in the end, whatever the database says."""
         while True:
-            await asyncio.sleep(1)
-            with suppress(StorageBusy, StorageFull):
-                await self._write(self._note_refusals)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), timeout=1)
+            try:
+                await self._note_refusals()
                 await self._write(
                     lambda connection: assignment.sweep(connection, self.store.clock())
                 )
+                self._undone = ""
+            except Exception as error:  # they must go on; /healthz tells
+                self._undone = _tell(error)
+            if stopping.is_set():
+                return
 
-    def _note_refusals(self, connection: Connection) -> None:
+    async def _note_refusals(self) -> None:
         refused, self._refused = self._refused, Counter()
+        try:
+            await self._write(lambda connection: self._record_refusals(connection, refused))
+        except Exception:
+            self._refused.update(refused)  # for the next time
+            raise
+
+    def _record_refusals(self, connection: Connection, refused: Counter[tuple[str, str]]) -> None:
         for (kind, rater), count in refused.items():
             events.record(
                 connection,
@@ -317,6 +332,11 @@ class VoteService:
                 payload={"refusal": kind},
                 count=count,
             )
+
+
+def _tell(error: Exception) -> str:
+    """Return what anybody may read of an error, which is not the statement and its values."""
+    return str(error.orig) if isinstance(error, DBAPIError) else str(error)
 
 
 def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:

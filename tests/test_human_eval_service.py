@@ -4,6 +4,7 @@ import json
 import random
 import re
 import string
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -375,6 +376,38 @@ def test_the_service_says_whether_it_is_well(client):
     reply = client.get("/healthz")
 
     assert (reply.status_code, reply.json()) == (200, {"problems": []})
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_chores_go_on_once_the_database_can_be_written_again(store, client):
+    enter(client)
+    ballot = claim(client)["ballot"]
+    client.cookies.clear()
+
+    set_read_only(store, True)
+    assert vote(client, ballot).status_code == 403
+    wait_until(lambda: client.get("/healthz").status_code == 503)
+    store.clock.pass_seconds(1000)
+    time.sleep(2)  # while chores fail
+    assert "readonly" in client.get("/healthz").text
+    set_read_only(store, False)
+
+    wait_until(lambda: client.get("/healthz").status_code == 200)
+    assert count_refusals(store) == 1
+    assert store.progress()["turns"] == {"expired": 1}
+
+
+def set_read_only(store, wanted):
+    """Let every write fail, on the connection that the writer uses."""
+    with store.database.writing.connect() as connection:
+        connection.connection.driver_connection.execute(f"PRAGMA query_only={int(wanted)}")
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
