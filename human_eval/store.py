@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from human_eval import assignment, events, intake, records, submission
 from human_eval.assignment import Lease
@@ -32,6 +33,7 @@ from human_eval.submission import Ballot, Receipt
 from human_eval.tables import Rater, Study
 from human_eval.tokens import Keys, create_secret, load_secret
 
+INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # those that know conflicts
 SIMULATED = "simulated"  # the provider of raters who are none
 
 
@@ -249,9 +251,8 @@ def enter(
             f"for a rater that is {'' if simulated else 'not '}simulated. Choose another name."
         )
     pseudonym = keys.pseudonym(provider, name)
-    known = connection.execute(
-        select(Rater.id).where(Rater.provider == provider, Rater.pseudonym == pseudonym)
-    ).scalar()
+    statement = select(Rater.id).where(Rater.provider == provider, Rater.pseudonym == pseudonym)
+    known = connection.execute(statement).scalar()
     if known is not None:
         return known
     values = {
@@ -261,7 +262,12 @@ def enter(
         "created_at": now,
         "consented_at": now if consented else None,
     }
-    return connection.execute(insert(Rater).returning(Rater.id), values).scalar_one()
+    insert_new = INSERT[connection.dialect.name](Rater).on_conflict_do_nothing(
+        index_elements=[Rater.provider, Rater.pseudonym]
+    )
+    made = connection.execute(insert_new.returning(Rater.id), values).scalar()
+    # None where PostgreSQL let the same person in on another connection meanwhile.
+    return connection.execute(statement).scalar_one() if made is None else made
 
 
 def create_study(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import psycopg
@@ -21,6 +23,7 @@ from human_eval.quarantine import RefusedClip, list_refused
 from human_eval.schema import downgrade_tables, list_differences, table_version, upgrade_tables
 from human_eval.simulation import Crowd, simulate
 from human_eval.store import create_study, open_study
+from human_eval.store import enter as let_in
 from human_eval.tables import Event, Study, Task
 from human_eval.votes import check_votes
 from studies import answer, define, make_clip
@@ -331,6 +334,21 @@ def test_where_consent_says_so_an_erased_raters_answers_go_too(make_store):
     assert store.votes().empty
     assert len(finish(store, enter(store, 1))) == 6  # the pairs are free again
     assert store.list_defects() == []
+
+
+@postgresql_only
+def test_who_comes_in_twice_at_once_is_one_rater(make_store):
+    store = make_store()
+    with ThreadPoolExecutor(1) as pool, store.database.writing.connect() as connection:
+        first = let_in(connection, store.keys, "lab", "jane", store.clock())
+        second = pool.submit(store.enter, "lab", "jane")
+        with suppress(TimeoutError):  # until it waits for the first
+            second.result(timeout=0.5)
+        connection.commit()
+        number = second.result(timeout=10)
+
+    assert number == first
+    assert store.progress()["raters"] == 1
 
 
 def test_no_name_is_stored(make_store, database_url):
