@@ -282,7 +282,7 @@ def create_study(
     Raises:
         StudyError: there is a study already, or the prompts are none.
     """
-    if (folder / "secret").exists() or (folder / "study.db").exists():
+    if any((folder / name).exists() for name in ("secret", "study.db", "study.url")):
         raise StudyError(f"Expected no study in {folder}, got one. Choose another folder.")
     if not prompts:
         raise StudyError("Expected at least one prompt, got none. Check the file of prompts.")

@@ -26,7 +26,7 @@ from human_eval.store import create_study, open_study
 from human_eval.store import enter as let_in
 from human_eval.tables import Event, Study, Task
 from human_eval.votes import check_votes
-from studies import answer, define, make_clip
+from studies import answer, define, fresh_schema, make_clip
 from test_human_eval_assignment import enter, finish
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -147,6 +147,19 @@ def test_a_second_study_does_not_fit_in_a_folder(make_store):
     store = make_store()
     with pytest.raises(StudyError, match="Expected no study"):
         create_study(store.folder, define(), [Prompt(0, "x")])
+
+
+def test_a_folder_with_the_url_of_a_study_takes_no_second_one(tmp_path, postgresql):
+    url = fresh_schema(postgresql)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.url").write_text("postgresql://elsewhere")
+
+    with pytest.raises(StudyError, match="Expected no study"):
+        create_study(folder, define(), [Prompt(0, "x")], database_url=url)
+
+    # The database is still empty.
+    create_study(tmp_path / "other", define(), [Prompt(0, "x")], database_url=url).close()
 
 
 def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
