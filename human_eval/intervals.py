@@ -87,8 +87,8 @@ def robust_mean(
         values: one for each vote, in [0, 1].
         prompts, raters: to which cluster each vote belongs, in either direction.
         student: widen by Student's t with one degree of freedom less than there are clusters, of
-            the smaller number where the variance is two-way; False for the normal distribution,
-            right for very many clusters only.
+            the smaller number where both directions have several, whichever variance is taken;
+            False for the normal distribution, right for very many clusters only.
 
     The two-way variance is a difference of variances: by chance it can be below that of one way
     alone, even below zero. The largest of the three is taken, which errs on the safe side.
@@ -111,11 +111,13 @@ def robust_mean(
         )
 
     def fit_clustered(group: np.ndarray) -> Any:
-        kinds = {"cov_type": "cluster", "cov_kwds": {"groups": group}}
-        return sm.OLS(values, np.ones(len(values))).fit(use_t=student, **kinds)
+        plain = sm.OLS(values, np.ones(len(values))).fit()
+        return plain.get_robustcov_results("cluster", groups=group, use_t=student)
 
     fits = [fit_clustered(group) for group in groups]
     fit = max(fits, key=lambda one: float(one.cov_params()[0, 0]))
+    # A fit one way knows its own direction alone, which may have the larger number of clusters.
+    fit.df_resid_inference = clusters[clusters > 1].min() - 1
     note = ""
     if len(groups) == 1:
         only = "rater" if clusters[1] == 1 else "prompt"

@@ -3,6 +3,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy.stats import t
 
 from human_eval.errors import StudyError
 from human_eval.intervals import clopper_pearson, robust_mean, sign_test, wilson
@@ -155,3 +156,18 @@ def test_the_error_is_never_below_that_of_one_way_alone():
         assert mean.error == pytest.approx(max(variances) ** 0.5)
         below += variances[-1] < max(variances)
     assert below  # else this shows nothing
+
+
+def test_degrees_of_freedom_are_those_of_the_smaller_number_whichever_variance_is_taken():
+    # Raters who agree with each other: the variance over the twenty prompts alone is the largest.
+    prompts, raters = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
+    votes = (np.random.default_rng(0).random(20) < 0.6).repeat(4).astype(float)
+    votes[raters == 3] = np.tile([0.0, 1.0], 10)
+
+    found = robust_mean(votes, prompts, raters)
+
+    by_prompt = sm.OLS(votes, np.ones(80)).fit(cov_type="cluster", cov_kwds={"groups": prompts})
+    assert found.error == pytest.approx(by_prompt.bse[0])
+    assert "few raters: t with 3 degrees" in found.note
+    assert (found.mean - found.low) / found.error == pytest.approx(t.ppf(0.975, 3))
+    assert found.p == pytest.approx(2 * t.sf(abs(found.mean - 0.5) / found.error, 3))
