@@ -143,7 +143,7 @@ def _add_reading(subparsers: _Commands) -> None:
     export = _command(subparsers, "export", "Write votes, clips and preferences for others.")
     export.add_argument("--out", type=Path, help="default: export/ in the study")
     export.add_argument("--simulated", action="store_true", help="of the simulation, marked")
-    export.add_argument("--mturk", metavar="URL", help="instead, a batch CSV; legacy")
+    export.add_argument("--mturk", metavar="URL", help="instead, batches of pairs; legacy")
 
     forecast = _command(subparsers, "forecast", "Say what the study costs and what it can decide.")
     forecast.add_argument("--simulated", action="store_true", help="from the simulation's votes")

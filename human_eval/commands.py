@@ -229,15 +229,17 @@ def export(options: Namespace) -> None:
 
     with _opened(options) as store:
         if options.mturk:
-            from human_eval.mturk import write_batch
+            from human_eval.mturk import write_batches
 
             path = options.out or store.folder / "mturk-batch.csv"
-            written = [write_batch(store, options.mturk, path)]
-        else:
-            votes = _votes(store, options)
-            name = "export-simulated" if options.simulated else "export"
-            folder = options.out or store.folder / name
-            written = write_export(votes, store.definition, folder, clips=store.clips())
+            for batch, workers in write_batches(store, options.mturk, path):
+                print(f"{batch}: publish each row for {workers} workers")
+            print("Import the results of earlier batches first; keep their workers out of these.")
+            return
+        votes = _votes(store, options)
+        name = "export-simulated" if options.simulated else "export"
+        folder = options.out or store.folder / name
+        written = write_export(votes, store.definition, folder, clips=store.clips())
     print("\n".join(str(path) for path in written))
 
 

@@ -39,16 +39,24 @@ ZONES = {"PST": -8, "PDT": -7, "UTC": 0, "GMT": 0}  # hours; the service wrote P
 WORDS = {"left", "right", "tie", "both_bad"}
 
 
-def write_batch(store: StudyStore, url: str, path: Path, *, seed: int = 0) -> Path:
+def write_batches(
+    store: StudyStore, url: str, path: Path, *, seed: int = 0
+) -> list[tuple[Path, int]]:
     """Write one row for each pair of the study that still lacks raters.
+
+    A batch is published as a whole, for one number of workers. So pairs that lack one rater, two
+    and so on stand in files of their own, named after `path` and that number: more workers than
+    that would be paid for answers that the study does not take.
 
     Columns: `pair`, `prompt`, `video_left`, `video_right`, to be used as ${pair} and so on in a
     template, whose answers are to be named after the questions' keys, with the values left, right,
-    tie or both_bad. Sides are even within each comparison. Publish each row for
-    `raters_per_pair` workers.
+    tie or both_bad. Sides are even within each comparison.
 
     Args:
         url: where the media folder of the study is served, over https.
+
+    Returns:
+        Each file, and for how many workers its rows are to be published.
 
     Raises:
         StudyError: the address is none, or there are no pairs to publish.
@@ -66,7 +74,7 @@ def write_batch(store: StudyStore, url: str, path: Path, *, seed: int = 0) -> Pa
             "Expected pairs that lack raters, got none. Ingest clips, or see the status."
         )
     rng = random.Random(seed)
-    rows = []
+    batches: dict[int, list[list[str]]] = {}
     for _, cell in pairs.groupby("comparison"):
         sides = (["left", "right"] * len(cell))[: len(cell)]
         rng.shuffle(sides)
@@ -74,11 +82,16 @@ def write_batch(store: StudyStore, url: str, path: Path, *, seed: int = 0) -> Pa
             clips = [f"{url.rstrip('/')}/{name}" for name in (pair.clip_a, pair.clip_b)]
             left, right = clips if side == "left" else reversed(clips)
             name = _name_pair(store.keys, pair.comparison, pair.prompt_index, side)
-            rows.append([name, Prompt(pair.prompt_index, pair.prompt).display, left, right])
-    rng.shuffle(rows)
+            row = [name, Prompt(pair.prompt_index, pair.prompt).display, left, right]
+            batches.setdefault(int(pair.target - pair.taken), []).append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"]), path)
-    return path
+    written = []
+    for workers, rows in sorted(batches.items()):
+        rng.shuffle(rows)
+        batch = path.with_stem(f"{path.stem}-{workers}")
+        write_csv(pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"]), batch)
+        written.append((batch, workers))
+    return written
 
 
 def _name_pair(keys: Keys, comparison: str, prompt_index: int, side: str) -> str:
@@ -89,7 +102,7 @@ def _name_pair(keys: Keys, comparison: str, prompt_index: int, side: str) -> str
 def read_results(
     path: Path, store: StudyStore, *, columns: Mapping[str, str] | None = None
 ) -> list[ImportedBallot]:
-    """Read the results of a batch that `write_batch` wrote.
+    """Read the results of a batch that `write_batches` wrote.
 
     Assignments that were rejected are left out.
 

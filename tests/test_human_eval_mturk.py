@@ -8,7 +8,7 @@ import pytest
 
 from human_eval.errors import StudyError
 from human_eval.imports import import_ballots
-from human_eval.mturk import RESULT_COLUMNS, read_results, read_time, write_batch
+from human_eval.mturk import RESULT_COLUMNS, read_results, read_time, write_batches
 from human_eval.prompts import Prompt
 from human_eval.store import create_study
 from studies import define, fill
@@ -27,7 +27,12 @@ def store(tmp_path):
 
 @pytest.fixture
 def batch(store, tmp_path) -> list[dict[str, str]]:
-    path = write_batch(store, URL, tmp_path / "batch.csv")
+    [(path, workers)] = write_batches(store, URL, tmp_path / "batch.csv")
+    assert (path.name, workers) == ("batch-2.csv", 2)
+    return read_batch(path)
+
+
+def read_batch(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -103,9 +108,31 @@ def test_a_finished_pair_is_not_published_again(store, batch, tmp_path):
         results = write_results(tmp_path / "results.csv", batch[:1], WorkerId=worker)
         import_ballots(store, read_results(results, store))
 
-    path = write_batch(store, URL, tmp_path / "rest.csv")
+    [(path, _)] = write_batches(store, URL, tmp_path / "rest.csv")
 
     assert len(path.read_text().splitlines()) == 8
+
+
+def test_no_worker_is_paid_for_a_pair_that_has_its_raters(store, batch, tmp_path):
+    results = write_results(tmp_path / "results.csv", batch[:3], WorkerId="A1")
+    import_ballots(store, read_results(results, store))
+
+    rest = write_batches(store, URL, tmp_path / "rest.csv")
+    added = 0
+    for path, workers in rest:
+        for number in range(workers):
+            results = write_results(
+                tmp_path / "results.csv", read_batch(path), WorkerId=f"{workers} {number}"
+            )
+            added += import_ballots(store, read_results(results, store)).added
+
+    assert [(path.name, workers) for path, workers in rest] == [
+        ("rest-1.csv", 1),
+        ("rest-2.csv", 2),
+    ]
+    assert added == 3 + 2 * 5
+    pairs = store.pairs()
+    assert (pairs["taken"] == pairs["target"]).all()
 
 
 def test_ties_come_in_where_the_question_allows_them(store, batch, tmp_path):
@@ -177,8 +204,8 @@ def test_a_file_that_holds_no_results_is_refused(store, tmp_path, content, messa
 @pytest.mark.parametrize("url", ["http://x.example", "clips", "https://", "file:///etc"])
 def test_only_https_addresses_are_published(store, tmp_path, url):
     with pytest.raises(StudyError, match="Expected an https address"):
-        write_batch(store, url, tmp_path / "b.csv")
-    assert not (tmp_path / "b.csv").exists()
+        write_batches(store, url, tmp_path / "b.csv")
+    assert not list(tmp_path.glob("b*.csv"))
 
 
 @pytest.mark.parametrize(
