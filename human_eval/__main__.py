@@ -136,7 +136,9 @@ def _add_reading(subparsers: _Commands) -> None:
     status.add_argument("--simulated", action="store_true", help="of the simulation")
 
     report = _command(subparsers, "report", "Write tables, charts and methods into a folder.")
-    report.add_argument("--out", type=Path, help="default: report/ in the study")
+    report.add_argument(
+        "--out", type=Path, help="default: report/ in the study; of an export, report/ right here"
+    )
     report.add_argument("--simulated", action="store_true", help="on the simulation, and says so")
     report.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
 

@@ -17,7 +17,7 @@ from human_eval import backup as backups
 from human_eval.assignment import check_open
 from human_eval.clips import ingest as pass_gate
 from human_eval.clips import tabulate_clips
-from human_eval.definition import load_definition
+from human_eval.definition import StudyDefinition, load_definition
 from human_eval.erasure import erase_rater, erase_simulation
 from human_eval.errors import StudyError
 from human_eval.events import exclusions
@@ -194,21 +194,37 @@ def status(options: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
-    from human_eval.report import report_from_export, write_report
+    from human_eval.report import write_report
 
     if any(options.study.glob("votes.*")):  # an export, which has no database
-        with _counting("report", "table") as advance:
-            written = report_from_export(
-                options.study, options.out or Path("report"), progress=advance
-            )
+        votes, definition = _read_export(options)
+        folder = options.out or Path("report")
     else:
         with _opened(options) as store:
-            votes = _votes(store, options)
-            name = "report-simulated" if options.simulated else "report"
-            folder = options.out or store.folder / name
-            with _counting("report", "table") as advance:
-                written = write_report(votes, store.definition, folder, progress=advance)
+            votes, definition = _votes(store, options), store.definition
+        name = "report-simulated" if options.simulated else "report"
+        folder = options.out or options.study / name
+    with _counting("report", "table") as advance:
+        written = write_report(votes, definition, folder, progress=advance)
     print("\n".join(str(path) for path in written))
+
+
+def _read_export(options: Namespace) -> tuple[pd.DataFrame, StudyDefinition]:
+    """Read an export; what it holds was chosen when it was made."""
+    from human_eval.export import read_export
+
+    if options.as_of:
+        raise StudyError(
+            f"Expected --as-of with a study, got an export, {options.study}: it holds the answers "
+            "and exclusions of one moment alone. Make the report from the study."
+        )
+    votes, definition = read_export(options.study)
+    if options.simulated and not votes["simulated"].all():
+        raise StudyError(
+            f"Expected simulated votes in {options.study}, got those of people. Leave --simulated "
+            "out, or export the simulation with it."
+        )
+    return votes, definition
 
 
 @contextmanager

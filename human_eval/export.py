@@ -64,8 +64,7 @@ def write_export(
     write_jsonl(direct_preferences(pairs, shown), folder / DPO)
     (folder / CARD).write_text(data_card(votes, definition, dimensions), encoding="utf-8")
     written = [folder / name for name in sorted(_names() - {SUMS})]
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in written]
-    (folder / SUMS).write_text("\n".join(sums) + "\n")
+    (folder / SUMS).write_text("\n".join(map(_sum_line, written)) + "\n")
     return [*written, folder / SUMS]
 
 
@@ -78,7 +77,7 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     """Read the votes and the definition back from an export.
 
     Raises:
-        StudyError: a file is missing, or is not what was exported.
+        StudyError: a file is missing, or is not what was exported, by the sums beside it.
     """
     try:
         text = (folder / DEFINITION).read_bytes().decode("utf-8")
@@ -90,7 +89,9 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     kinds = [kind for kind in ("parquet", "csv", "jsonl") if (folder / f"{VOTES}.{kind}").exists()]
     if not kinds:
         raise StudyError(f"Expected a table of votes in {folder}, got none. Export again.")
-    votes = read_votes(folder / f"{VOTES}.{kinds[0]}")
+    table = folder / f"{VOTES}.{kinds[0]}"
+    _check_sums(folder / DEFINITION, table)
+    votes = read_votes(table)
     definition = parse_definition(text, origin=str(folder / DEFINITION))
     foreign = set(votes["definition_hash"]) - {definition.hash}
     if foreign:
@@ -99,6 +100,24 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
             f"some under {sorted(foreign)[0][:16]}. Put the study's own {DEFINITION} back."
         )
     return votes, definition
+
+
+def _check_sums(*paths: Path) -> None:
+    """Refuse files that were changed since their export; without sums, anything passes."""
+    sums = paths[0].parent / SUMS
+    if not sums.exists():
+        return
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    changed = [path.name for path in paths if _sum_line(path) not in lines]
+    if changed:
+        raise StudyError(
+            f"Expected {changed[0]} in {sums.parent} as it was exported, got one with another sum "
+            f"than {SUMS} says. Export again, or remove {SUMS} if the change is yours."
+        )
+
+
+def _sum_line(path: Path) -> str:
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}"
 
 
 def read_votes(path: Path) -> pd.DataFrame:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crowd import define_pair, make_votes
 from human_eval.__main__ import build_parser, main
 from human_eval.commands import COMMANDS
 from human_eval.definition import load_definition
+from human_eval.export import write_export
 from human_eval.media import Footage, write_footage
 
 PROMPTS = 4
@@ -233,6 +235,25 @@ def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, dama
         path.name.removesuffix("-wal").removesuffix("-shm") for path in study.glob("*.damaged-*")
     }
     assert len(kept) == (damage != "gone")
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--as-of 2026-11-20", "Expected --as-of with a study, got an export"),
+        ("--simulated", "Expected simulated votes"),
+    ],
+)
+def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, option, message):
+    write_export(make_votes(define_pair()), define_pair(), tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit) as exit:
+        run("report", "export", *option.split())
+
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):

@@ -109,8 +109,16 @@ def test_export_is_read_back_with_its_definition(folder, votes, definition):
 
 def test_votes_under_another_definition_are_refused(folder):
     (folder / "study.toml").write_text(define_pair("version = 2").source)
+    (folder / "SHA256SUMS").unlink()
 
     with pytest.raises(StudyError, match="Expected votes under the definition"):
+        read_export(folder)
+
+
+def test_votes_that_were_changed_since_the_export_are_refused(folder, votes):
+    votes.assign(choice="a").to_parquet(folder / "votes.parquet", index=False)
+
+    with pytest.raises(StudyError, match="Expected votes.parquet in .* as it was exported"):
         read_export(folder)
 
 
