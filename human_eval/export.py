@@ -137,12 +137,12 @@ def read_votes(path: Path) -> pd.DataFrame:
             for name in texts:
                 if name in votes:
                     votes[name] = votes[name].str.replace(r"^'(?='*[=+\-@\t\r])", "", regex=True)
-    except (OSError, ValueError) as error:
+        if len(votes) and "answered_at" in votes:
+            votes["answered_at"] = pd.to_datetime(votes["answered_at"], utc=True, format="ISO8601")
+    except (OSError, ValueError, TypeError) as error:
         raise StudyError(
             f"Expected a table of votes at {path}, got: {error}. Export it again."
         ) from error
-    if len(votes) and "answered_at" in votes:
-        votes["answered_at"] = pd.to_datetime(votes["answered_at"], utc=True, format="ISO8601")
     for name, kind in COLUMNS.items():
         if kind == "text?" and name in votes:
             votes[name] = (

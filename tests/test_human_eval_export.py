@@ -212,6 +212,19 @@ def test_a_damaged_file_is_refused(tmp_path, content):
         read_export(tmp_path)
 
 
+@pytest.mark.parametrize("moment", ["yesterday", "2026-13-01", "99999-01-01T00:00:00Z"])
+def test_a_time_that_is_none_is_refused(folder, votes, moment):
+    table = pd.read_csv(folder / "votes.csv", dtype=str, keep_default_na=False)
+    table.loc[3, "answered_at"] = moment
+    table.to_csv(folder / "votes.csv", index=False)
+    spoilt = votes.assign(answered_at=table["answered_at"])
+    spoilt.to_json(folder / "votes.jsonl", orient="records", lines=True)
+
+    for kind in ("csv", "jsonl"):
+        with pytest.raises(StudyError, match=f"Expected a table of votes at .*votes.{kind}, got"):
+            read_votes(folder / f"votes.{kind}")
+
+
 def test_people_and_simulation_are_never_mixed(votes, definition, tmp_path):
     mixed = votes.assign(simulated=votes.index % 2 == 0)
 
