@@ -1,6 +1,11 @@
 """Tiny networks written the way the published files are: names, layouts, pickles."""
 
+import gzip
+import json
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -124,4 +129,49 @@ def adapter_list(part: Part, rank: int = 3) -> list[Tensor]:
         narrow = min(rank, out, inner)
         tensors.append(0.1 * torch.randn(out, narrow, *(1 for _ in kernel), generator=generator))
         tensors.append(0.1 * torch.randn(narrow, inner, *kernel, generator=generator))
+    return tensors
+
+
+# The full networks at tiny width: every real name in its real order, each size of them smaller.
+_SMALLER_UNET = {
+    **{320: 32, 640: 64, 960: 96, 1280: 128, 1920: 192, 2560: 256, 5120: 512, 10240: 1024},
+    **{512: 64, 2048: 256, 4096: 512},  # its first attention over time: 8 heads
+    1024: 64,  # of the prompt
+}
+_SMALLER = {
+    "first_stage_model.": {128: 32, 256: 64, 512: 128},
+    "cond_stage_model.": {1024: 32, 3072: 96, 4096: 128},
+}
+
+
+def read_inventory(folder: Path, name: str) -> Any:
+    """Return what was listed of a published file: names and shapes, or the adapters in order."""
+    return json.loads(gzip.decompress((folder / "inventory" / f"{name}.json.gz").read_bytes()))
+
+
+def smaller(name: str, shape: Iterable[int]) -> tuple[int, ...]:
+    """Return the shape of a published tensor in the network at tiny width."""
+    prefix = f"{name.partition('.')[0]}."
+    sizes = _SMALLER.get(prefix, {} if "." not in name else _SMALLER_UNET)
+    return tuple(sizes.get(size, size) for size in shape)
+
+
+def draw(name: str, shape: Iterable[int]) -> Tensor:
+    """Return random numbers that a published name has for itself."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def full_file(inventory: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Return a published file with all its names, at tiny width."""
+    return {name: draw(name, smaller(name, shape)) for name, shape in inventory.items()}
+
+
+def full_adapters(table: list[dict[str, Any]]) -> list[Tensor]:
+    """Return a published list of adapters of their real rank for a network at tiny width."""
+    tensors = []
+    for row in table:
+        out, inner, *kernel = smaller(f"{row['module']}.weight", row["base"])
+        tensors.append(draw(f"{row['module']}.up", (out, row["r"], *(1 for _ in kernel))))
+        tensors.append(draw(f"{row['module']}.down", (row["r"], inner, *kernel)))
     return tensors

@@ -5,12 +5,19 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_vae_checkpoint,
+    convert_open_clip_checkpoint,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.testing import assert_close
 
 import published
@@ -24,6 +31,8 @@ from turbo.convert.unet import modelscope_part, videocrafter_part
 from turbo.models import load_card, main
 
 ROOT = Path(__file__).parents[1]
+KEY_MAP = "vc2_unet_v2_key_map_to_diffusers"
+UNREAD_OF_THE_TOWER = ("text_projection", "logit_scale")
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +129,147 @@ def test_conversion_of_the_recorded_checkpoint_parity(golden, cards, tmp_path):
     vae = load_card(cards["videocrafter2"], "cpu").vae
     decoded = vae.decode(golden("vae_tiny")["decode/z"]).sample
     assert_close(decoded, golden("vae_tiny")["decode/out"], rtol=0, atol=2e-5)
+
+
+@pytest.fixture
+def inventories(golden):
+    """Return the lists of what is in the published files, or skip where there are none."""
+    folder = golden("vc2_unet_recipe").folder
+    return partial(published.read_inventory, folder)
+
+
+def expected_unet(file: dict[str, Tensor], inventories) -> dict[str, Tensor]:
+    """Return a VideoCrafter2 UNet by our names, of which the table is not ours."""
+    table = inventories(KEY_MAP)
+    unet = {}
+    for theirs, tensor in file.items():
+        own = "fps_embedding.", "motion_cond_proj.", "combine_proj."
+        ours = f"time_embedding.{table[theirs]}" if theirs.startswith(own) else table[theirs]
+        conv1d = theirs in ("init_attn.0.proj_in.weight", "init_attn.0.proj_out.weight")
+        unet[ours] = tensor[..., 0] if conv1d else tensor
+    return unet
+
+
+def expected_folders(file: dict[str, Tensor], inventories) -> dict[str, dict[str, Tensor]]:
+    """Return what is in a whole checkpoint by our names, after diffusers' own converters."""
+    prefix = "model.diffusion_model."
+    unet = {n.removeprefix(prefix): t for n, t in file.items() if n.startswith(prefix)}
+    levels = {"down_block_types": range(4), "up_block_types": range(4)}
+    words = convert_open_clip_checkpoint(None, file)
+    return {
+        "unet": expected_unet(unet, inventories),
+        "vae": convert_ldm_vae_checkpoint(file, levels),
+        "text_encoder": {name.removeprefix("text_model."): t for name, t in words.items()},
+    }
+
+
+def named(
+    adapters: list[Tensor], table: list[dict[str, Any]], names: dict[str, str]
+) -> dict[str, Tensor]:
+    """Return a list of adapters by our names; the projection, of zeros, with its own added."""
+    tensors = {}
+    for row, up, down in zip(table, adapters[0::2], adapters[1::2], strict=True):
+        theirs = f"{row['module']}.weight"
+        layer = names.get(theirs, theirs).removesuffix(".weight")
+        if layer.startswith("fps_embedding"):
+            layer = f"time_embedding.{layer}"
+        if layer == "time_embedding.cond_proj":
+            tensors[f"{layer}.weight"] = up @ down
+        else:
+            tensors[f"{layer}.lora_A.default.weight"] = down
+            tensors[f"{layer}.lora_B.default.weight"] = up
+    return tensors
+
+
+def saved(folder: Path) -> dict[str, Tensor]:
+    [file] = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def size_of(weights: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("name, file", [
+    ("videocrafter2", "model.ckpt"), ("t2v-turbo-vc2", "t2v_turbo_vc2.pt")
+])  # fmt: skip
+def test_every_key_of_a_full_checkpoint_comes_to_its_place(
+    name, file, inventories, cards, tmp_path
+):
+    listed = inventories("vc2_latentdiffusion_ckpt")
+    if name == "t2v-turbo-vc2":
+        guided = inventories("vc2_unet_v1_student")["time_cond_proj.weight"]
+        listed["model.diffusion_model.time_cond_proj.weight"] = guided
+    weights = published.full_file(listed)
+    torch.save({"state_dict": weights}, tmp_path / file)
+
+    convert(name, tmp_path / file)
+
+    card, expected = cards[name], expected_folders(weights, inventories)
+    for part, folder in {"unet": card.unet, "vae": "vae", "text_encoder": "text_encoder"}.items():
+        assert_close(saved(card.folder / folder), expected[part], rtol=0, atol=0)
+    tower = "cond_stage_model.model."
+    unread = {n: t for n, t in weights.items() if "." not in n or "resblocks.23." in n}
+    unread |= {tower + n: weights[tower + n] for n in UNREAD_OF_THE_TOWER}
+    assert sum(map(size_of, expected.values())) == size_of(weights) - size_of(unread)
+
+
+def test_every_key_of_a_full_unet_comes_to_its_place(inventories, cards, tmp_path):
+    weights = published.full_file(inventories("vc2_unet_v2_student"))
+    torch.save(weights, tmp_path / "unet_mg.pt")
+
+    convert("t2v-turbo-v2", tmp_path / "unet_mg.pt")
+
+    found = saved(cards["t2v-turbo-v2"].folder / "t2v-turbo-v2")
+    assert_close(found, expected_unet(weights, inventories), rtol=0, atol=0)
+    assert size_of(found) == size_of(weights)
+
+
+def test_every_pair_of_a_full_list_for_videocrafter_comes_to_its_layer(
+    inventories, cards, tmp_path
+):
+    """Under the name of the layer, or added to its weight."""
+    table, names = inventories("lora_vc2_v1_r64"), inventories(KEY_MAP)
+    teacher = published.full_file(inventories("vc2_unet_teacher"))
+    adapters = published.full_adapters(table)
+    torch.save(teacher, tmp_path / "teacher.pt")
+    torch.save(adapters, tmp_path / "unet_lora.pt")
+
+    convert("vcm-vc2", *tmp_path.glob("*.pt"), "--projection", "zeros")
+    convert("t2v-turbo-vc2", tmp_path / "unet_lora.pt", "--projection", "zeros")
+
+    found = saved(cards["vcm-vc2"].folder / "vcm")
+    assert_close(found, named(adapters, table, names), rtol=0, atol=1e-5)
+    student = {**teacher, "time_cond_proj.weight": torch.zeros(32, 256)}
+    for row, up, down in zip(table, adapters[0::2], adapters[1::2], strict=True):
+        weight = student[f"{row['module']}.weight"]
+        weight += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    found = saved(cards["t2v-turbo-vc2"].folder / "t2v-turbo")
+    assert_close(found, expected_unet(student, inventories), rtol=0, atol=1e-5)
+
+
+def test_every_key_of_full_files_for_modelscope_comes_to_its_place(inventories, cards, tmp_path):
+    """Of VAE and text tower the names are diffusers' and transformers' own."""
+    expected = expected_folders(
+        published.full_file(inventories("vc2_latentdiffusion_ckpt")), inventories
+    )
+    expected["unet"] = published.full_file(inventories("ms_unet_teacher"))
+    words = {f"text_model.{name}": t for name, t in expected["text_encoder"].items()}
+    for part, weights in {**expected, "text_encoder": words}.items():
+        (tmp_path / "files" / part).mkdir(parents=True)
+        whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(whole, tmp_path / "files" / part / "model.safetensors")
+    table = inventories("lora_ms_v1_r32")
+    adapters = published.full_adapters(table)
+    torch.save(adapters, tmp_path / "unet_lora.pt")
+
+    files = tmp_path / "files", tmp_path / "unet_lora.pt"
+    convert("t2v-turbo-ms", *files, "--projection", "zeros")
+
+    folder = cards["t2v-turbo-ms"].folder
+    for part, own in {"unet": "teacher", "vae": "vae", "text_encoder": "text_encoder"}.items():
+        assert_close(saved(folder / own), expected[part], rtol=0, atol=0)
+    assert_close(saved(folder / "t2v-turbo"), named(adapters, table, {}), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
