@@ -141,3 +141,13 @@ def test_adapters_of_another_size_are_refused_by_name(student, tmp_path):
 
     with pytest.raises(ValueError, match="got 'conv_in.lora_A.default.weight' in"):
         load_lora(student_of(make_unet()), tmp_path / "lora.safetensors")
+
+
+def test_adapters_without_their_guidance_projection_are_refused(tiny_unet, student, tmp_path):
+    save_lora(add_lora(student, rank=4), tmp_path / "lora.safetensors")
+    saved = load_file(tmp_path / "lora.safetensors")
+    del saved["time_embedding.cond_proj.weight"]
+    save_file(saved, tmp_path / "lora.safetensors")
+
+    with pytest.raises(ValueError, match="Expected 'time_embedding.cond_proj.weight' .* no stud"):
+        load_lora(student_of(tiny_unet), tmp_path / "lora.safetensors")

@@ -1,9 +1,11 @@
 """Verification: every difference by name and meaning, before and after a conversion."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import published
 from turbo import models
@@ -127,3 +129,16 @@ def test_the_embedded_models_are_good(name):
     findings = list(verify_model(next(card for card in CARDS if card.name == name)))
 
     assert findings and not any(finding.problems for finding in findings)
+
+
+def test_adapters_without_their_guidance_projection_are_a_problem(tmp_path):
+    card = next(card for card in CARDS if card.name == "shapes-turbo")
+    copy = replace(card, folder=shutil.copytree(card.folder, tmp_path / "shapes"))
+    file = copy.folder / "turbo" / "lora.safetensors"
+    adapters = load_file(file)
+    del adapters["time_embedding.cond_proj.weight"]
+    save_file(adapters, file)
+
+    [problem] = problems_of(copy)
+
+    assert "missing time_embedding.cond_proj.weight. Adapters alone are no student" in problem

@@ -17,6 +17,11 @@ LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
 # Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
 TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
+NO_STUDENT = (
+    "Adapters alone are no student: they were trained beside this layer, and with zeros or a new "
+    "draw in its place they make another model without a word. Save it with them, as `save_lora` "
+    "does, or convert the published list: `python -m turbo.models convert NAME unet_lora.pt`."
+)
 
 
 def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
@@ -89,7 +94,8 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     The file tells which layers they adapt, and their ranks.
 
     Raises:
-        ValueError: the network has no such layer, or one of another size.
+        ValueError: the network has no such layer, or one of another size; or the file lacks a
+            layer that no teacher has.
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -100,6 +106,10 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
             f"Expected adapters of this network, got {[*strangers, 'none'][0]!r} in {path}. "
             "They belong to another configuration."
         )
+    if lacking := find_lacking(unet, tensors):
+        raise ValueError(
+            f"Expected {lacking[0]!r} beside the adapters in {path}, got none. {NO_STUDENT}"
+        )
     _inject(unet, ranks)
     unet.load_state_dict(tensors, strict=False)
     return unet
@@ -109,6 +119,13 @@ def find_strangers(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the saved adapters that are of no layer of this network."""
     weights = dict(unet.named_parameters())
     return [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
+
+
+def find_lacking(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the layers of this network that no teacher has and that were not saved either."""
+    names = (name for name, _ in unet.named_modules())
+    in_full = [f"{n}.weight" for n in names if n.rpartition(".")[2] in TRAINED_IN_FULL]
+    return [name for name in in_full if name not in tensors]
 
 
 def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:

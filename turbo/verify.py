@@ -18,7 +18,7 @@ from turbo.convert.difference import find_differences
 from turbo.convert.part import Origin, Part
 from turbo.convert.plan import GUIDANCE_SIZE, parts_of, plan_jobs, recognise
 from turbo.convert.unet import on_meta
-from turbo.lora import find_strangers
+from turbo.lora import NO_STUDENT, find_lacking, find_strangers
 from turbo.unet import VideoUNet
 
 PUBLISHED_PARAMETERS = {
@@ -101,6 +101,9 @@ def _verify_adapters(card: ModelCard) -> Finding:
     problems = [
         f"unexpected {name}: no layer of {card.unet} has this adapter"
         for name in find_strangers(student, checkpoint.tensors)
+    ]
+    problems += [
+        f"missing {name}. {NO_STUDENT}" for name in find_lacking(student, checkpoint.tensors)
     ]
     parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     return Finding(file.parent, parameters, problems + _damages(checkpoint) + _changes(file))
