@@ -62,7 +62,7 @@ def text_tower() -> CLIPTextModel:
         vocab_size=49408,
         hidden_size=64,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=23,  # however narrow, it is as deep as the published one
         num_attention_heads=1,
         hidden_act="gelu",
         bos_token_id=49406,
@@ -94,8 +94,10 @@ def _open_clip(tower: CLIPTextModel) -> dict[str, Tensor]:
         else:
             thirds.setdefault(theirs, [torch.empty(0)] * 3)[third] = tensor
     published |= {name: torch.cat(parts) for name, parts in thirds.items()}
-    last = {n: t for n, t in published.items() if n.startswith("transformer.resblocks.1.")}
-    return published | {n.replace("resblocks.1", "resblocks.2"): t.clone() for n, t in last.items()}
+    last = {n: t for n, t in published.items() if n.startswith("transformer.resblocks.22.")}
+    return published | {
+        n.replace("resblocks.22", "resblocks.23"): t.clone() for n, t in last.items()
+    }
 
 
 def save_diffusers_layout(folder: Path, unet: VideoUNet) -> Path:

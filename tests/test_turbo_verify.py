@@ -18,12 +18,19 @@ from turbo.verify import verify_file, verify_model
 
 
 @pytest.fixture
-def card(tmp_path, monkeypatch):
+def full_card(tmp_path, monkeypatch):
     """T2V-Turbo-v2 with an empty folder."""
     card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
     card = replace(card, folder=tmp_path / "weights")
     monkeypatch.setitem(models.MODELS, card.name, card)
     return card
+
+
+@pytest.fixture
+def card(full_card, monkeypatch):
+    """The same, of any size."""
+    monkeypatch.setattr("turbo.verify.find_strange_size", lambda card, part: [])
+    return full_card
 
 
 @pytest.fixture
@@ -74,6 +81,26 @@ def test_every_difference_of_a_file_is_listed(card, weights, tmp_path, capsys):
     assert all(f"missing {name}: " in printed for name in lost)
     assert "unexpected extra.weight: got (2,)" in printed
     assert f"{len(lost) + 1} problems" in printed
+
+
+def test_every_missing_tensor_is_listed_with_those_that_tell_the_sizes(card, golden, tmp_path):
+    folder = golden("vc2_unet_recipe").folder
+    names = set(published.read_inventory(folder, "vc2_unet_v2_student"))
+    lost = {"init_attn.0.proj_in.weight", "out.2.weight", "output_blocks.5.0.in_layers.0.bias"}
+    torch.save({name: torch.ones(1) for name in names - lost}, tmp_path / "unet_mg.pt")
+
+    problems = verify_file(card, tmp_path / "unet_mg.pt").problems
+
+    assert {problem.split(":")[0] for problem in problems} == {f"missing {name}" for name in lost}
+
+
+def test_a_network_of_another_size_than_the_papers_is_a_problem(full_card, weights, tmp_path):
+    torch.save(weights, tmp_path / "unet_mg.pt")
+
+    [problem] = verify_file(full_card, tmp_path / "unet_mg.pt").problems
+
+    count = sum(tensor.numel() for tensor in weights.values())
+    assert f"1413653060], got {count:,} parameters: not a network of the papers" in problem
 
 
 def test_a_file_of_another_model_is_a_problem(weights, tmp_path):

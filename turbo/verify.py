@@ -16,7 +16,14 @@ from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import Checkpoint, open_checkpoint
 from turbo.convert.difference import find_differences
 from turbo.convert.part import Origin, Part
-from turbo.convert.plan import GUIDANCE_SIZE, parts_of, plan_jobs, recognise
+from turbo.convert.plan import (
+    GUIDANCE_SIZE,
+    Kind,
+    parts_of,
+    plan_jobs,
+    published_parts,
+    recognise,
+)
 from turbo.convert.unet import on_meta
 from turbo.lora import NO_STUDENT, find_lacking, find_strangers
 from turbo.unet import VideoUNet
@@ -52,16 +59,38 @@ def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -
     """Compare a published file with what its model needs; every difference is a problem."""
     try:
         checkpoint = open_checkpoint(path)
-        parts = parts_of(checkpoint, recognise(checkpoint))
+        kind = recognise(checkpoint)
+        try:
+            parts = parts_of(checkpoint, kind)
+        except ValueError as error:  # what tells the sizes is missing
+            missing = _missing_of_published(checkpoint, kind)
+            return Finding(path, 0, missing or [str(error)])
         problems = []
         if parts:  # a list of adapters has no names to compare
             problems = [str(d) for d in find_differences(parts.values(), checkpoint.shapes)]
         if not problems:
             plan_jobs(card, [checkpoint], projection)
             problems = _damages(checkpoint)
+        problems += [line for part in parts.values() for line in find_strange_size(card, part)]
     except (ValueError, FileNotFoundError) as error:
         return Finding(path, 0, [str(error)])
     return Finding(path, sum(part.parameters for part in parts.values()), problems)
+
+
+def _missing_of_published(checkpoint: Checkpoint, kind: Kind) -> list[str]:
+    differences = find_differences(published_parts(checkpoint, kind), checkpoint.shapes)
+    return [str(difference) for difference in differences if difference.kind == "missing"]
+
+
+def find_strange_size(card: ModelCard, part: Part) -> list[str]:
+    """Return what is wrong with the size of a network, of which the papers have but a few."""
+    if not card.sources or part.parameters in PUBLISHED_PARAMETERS:
+        return []
+    name = type(part.network).__name__
+    return [
+        f"expected a {name} of one of the sizes {sorted(PUBLISHED_PARAMETERS)}, "
+        f"got {part.parameters:,} parameters: not a network of the papers"
+    ]
 
 
 def verify_model(card: ModelCard) -> Iterator[Finding]:
@@ -72,12 +101,12 @@ def verify_model(card: ModelCard) -> Iterator[Finding]:
         elif folder == card.lora:
             yield _verify_adapters(card)
         else:
-            yield _verify_network(card.folder / folder)
+            yield _verify_network(card, card.folder / folder)
     if "tokenizer" in card.missing:
         yield Finding(card.folder / "tokenizer", 0, ["missing: convert the text encoder again"])
 
 
-def _verify_network(folder: Path) -> Finding:
+def _verify_network(card: ModelCard, folder: Path) -> Finding:
     [file] = sorted(folder.glob("*.safetensors"))
     try:
         checkpoint = open_checkpoint(file)
@@ -87,6 +116,7 @@ def _verify_network(folder: Path) -> Finding:
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     part = Part(network, {name: Origin(name, shape) for name, shape in shapes.items()})
     problems = [str(d) for d in find_differences([part], checkpoint.shapes)]
+    problems += find_strange_size(card, part)
     return Finding(folder, part.parameters, problems + _damages(checkpoint) + _changes(file))
 
 

@@ -8,12 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from turbo.card import ModelCard
-from turbo.convert.adapters import PROJECTION, change_of, pair_up, read_merged, read_projection
+from turbo.convert.adapters import (
+    PROJECTION,
+    PROJECTION_ORIGINS,
+    change_of,
+    pair_up,
+    read_merged,
+    read_projection,
+)
 from turbo.convert.checkpoint import Checkpoint, open_checkpoint
 from turbo.convert.difference import refuse_differences
 from turbo.convert.part import Part, Shapes
 from turbo.convert.stream import Slot
-from turbo.convert.text import map_open_clip_text, map_transformers_text
+from turbo.convert.text import (
+    BLOCKS,
+    map_open_clip_text,
+    map_transformers_text,
+    open_clip_part,
+    published_tower,
+    transformers_part,
+)
 from turbo.convert.unet import (
     map_modelscope_unet,
     map_videocrafter_unet,
@@ -21,7 +35,13 @@ from turbo.convert.unet import (
     on_meta,
     videocrafter_part,
 )
-from turbo.convert.vae import map_diffusers_vae, map_latent_diffusion_vae
+from turbo.convert.vae import (
+    diffusers_part,
+    latent_diffusion_part,
+    map_diffusers_vae,
+    map_latent_diffusion_vae,
+    published_vae,
+)
 from turbo.lora import DOWN, LORA_FILE, UP
 from turbo.unet import VideoUNet
 
@@ -98,12 +118,12 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         "checkpoint": lambda shapes: {
             "unet": map_videocrafter_unet(shapes, UNET),
             "vae": map_latent_diffusion_vae(shapes, VAE),
-            "text_encoder": map_open_clip_text(shapes, TEXT),
+            "text_encoder": map_open_clip_text(shapes, TEXT, blocks=BLOCKS),
         },
         "videocrafter-unet": lambda shapes: {"unet": map_videocrafter_unet(shapes)},
         "modelscope-unet": lambda shapes: {"unet": map_modelscope_unet(shapes)},
         "vae": lambda shapes: {"vae": map_diffusers_vae(shapes)},
-        "text": lambda shapes: {"text_encoder": map_transformers_text(shapes)},
+        "text": lambda shapes: {"text_encoder": map_transformers_text(shapes, blocks=BLOCKS)},
         "adapters": lambda shapes: {},
     }
     try:
@@ -118,6 +138,29 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
             f"Expected shapes of {_DESCRIPTIONS[kind]} in {checkpoint.path}, got others "
             f"({error}). Choose the file this model was published as."
         ) from error
+
+
+def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
+    """Return the networks of the papers under the names of a file, whatever it lacks of them."""
+    names = checkpoint.shapes
+    guided = any(name.endswith(PROJECTION_ORIGINS) for name in names)
+    motion = any(name.endswith("motion_cond_proj.weight") for name in names)
+    student = {"time_cond_proj_dim": GUIDANCE_SIZE} if guided else {}
+    unet = {"fps_conditioning": True, "motion_conditioning": motion, **student}
+    prefix = "text_model." if any(name.startswith("text_model.") for name in names) else ""
+    parts: dict[Kind, Callable[[], list[Part]]] = {
+        "checkpoint": lambda: [
+            videocrafter_part(on_meta(unet), UNET),
+            latent_diffusion_part(published_vae(), VAE),
+            open_clip_part(published_tower(), prefix=TEXT),
+        ],
+        "videocrafter-unet": lambda: [videocrafter_part(on_meta(unet))],
+        "modelscope-unet": lambda: [modelscope_part(on_meta(student))],
+        "vae": lambda: [diffusers_part(published_vae(), names)],
+        "text": lambda: [transformers_part(published_tower(), prefix)],
+        "adapters": lambda: [],
+    }
+    return parts[kind]()
 
 
 def plan_jobs(

@@ -4,12 +4,14 @@ The last block does not count: the prompt is embedded by the last but one, then 
 """
 
 import re
+from collections.abc import Iterable
 
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from turbo.convert.part import Origin, Part, Shapes
 
+BLOCKS = 23  # of the published tower's 24: what is below the last one embeds the prompt
 HEAD_WIDTH = 64  # of every published CLIP
 END_TOKEN = 49407
 
@@ -29,56 +31,85 @@ _AROUND = {
 _NO_PART_OF_IT = ("text_projection", "logit_scale", "attn_mask")
 
 
-def map_open_clip_text(shapes: Shapes, prefix: str = "", *, heads: int | None = None) -> Part:
+def map_open_clip_text(
+    shapes: Shapes, prefix: str = "", *, heads: int | None = None, blocks: int | None = None
+) -> Part:
     """Return the text tower whose tensors have these shapes, under OpenCLIP's names.
 
     Args:
         heads: of its attention, which no shape tells; None takes heads 64 wide, as published.
+        blocks: that embed the prompt; None takes all there are but the last.
 
     Raises:
         KeyError: a tensor that tells the configuration is missing; by its name.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
-    blocks = _count(r"transformer\.resblocks\.(\d+)\.ln_1\.weight", own)
+    if blocks is None:
+        blocks = _count(r"transformer\.resblocks\.(\d+)\.ln_1\.weight", own) - 1
     tower = _on_meta(
         own["token_embedding.weight"],
         positions=own["positional_embedding"][0],
         hidden=own["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        blocks=blocks - 1,
+        blocks=blocks,
         heads=heads,
     )
+    return open_clip_part(tower, own, prefix)
+
+
+def open_clip_part(tower: CLIPTextModel, names: Iterable[str] = (), prefix: str = "") -> Part:
+    """Return a tower with the places of its tensors under OpenCLIP's names.
+
+    Args:
+        names: of all tensors in the file, without the prefix; some are of no use.
+    """
     origins = {}
     for name, tensor in tower.state_dict().items():
         theirs, third = open_clip_name(name)
         rows, *columns = tensor.shape
         shape = (rows, *columns) if third is None else (3 * rows, *columns)
         origins[name] = Origin(prefix + theirs, shape, third)
-    last = f"transformer.resblocks.{blocks - 1}."
-    unused = [name for name in own if name.startswith(last) or name in _NO_PART_OF_IT]
+    last = f"transformer.resblocks.{tower.config.num_hidden_layers}."
+    unused = [name for name in names if name.startswith(last) or name in _NO_PART_OF_IT]
     return Part(tower, origins, frozenset(prefix + name for name in unused))
 
 
-def map_transformers_text(shapes: Shapes, *, heads: int | None = None) -> Part:
+def map_transformers_text(
+    shapes: Shapes, *, heads: int | None = None, blocks: int | None = None
+) -> Part:
     """Return the text tower whose tensors have these shapes, under transformers' names.
 
     Up to its version 4, and so in ModelScope's file, they begin with `text_model.`.
+
+    Args:
+        heads: as for `map_open_clip_text`.
+        blocks: that embed the prompt; None takes all there are.
 
     Raises:
         KeyError: a tensor that tells the configuration is missing; by its name.
     """
     prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
+    if blocks is None:
+        blocks = _count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.layer_norm1\.weight", shapes)
     tower = _on_meta(
         shapes[f"{prefix}embeddings.token_embedding.weight"],
         positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
         hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
-        blocks=_count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.layer_norm1\.weight", shapes),
+        blocks=blocks,
         heads=heads,
     )
-    origins = {
-        name: Origin(prefix + name, tuple(tensor.shape))
-        for name, tensor in tower.state_dict().items()
-    }
+    return transformers_part(tower, prefix)
+
+
+def transformers_part(tower: CLIPTextModel, prefix: str) -> Part:
+    """Return a tower with the places of its tensors under transformers' names, which are ours."""
+    tensors = tower.state_dict()
+    origins = {name: Origin(prefix + name, tuple(t.shape)) for name, t in tensors.items()}
     return Part(tower, origins, frozenset({f"{prefix}embeddings.position_ids"}))
+
+
+def published_tower() -> CLIPTextModel:
+    """Return the text tower of both teachers, without its numbers."""
+    return _on_meta((49408, 1024), positions=77, hidden=4096, blocks=BLOCKS, heads=16)
 
 
 def open_clip_name(name: str) -> tuple[str, int | None]:

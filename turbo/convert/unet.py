@@ -162,7 +162,7 @@ def _videocrafter_configuration(shapes: Shapes) -> dict[str, Any]:
         "cross_attention_dim": to_k[1],
         "attention_head_dim": shapes["init_attn.0.proj_in.weight"][0] // INPUT_HEADS,
         "time_cond_proj_dim": shapes.get("time_cond_proj.weight", (None, None))[1],
-        "fps_conditioning": "fps_embedding.0.weight" in shapes,
+        "fps_conditioning": True,  # every network of this kind has it
         "motion_conditioning": "motion_cond_proj.weight" in shapes,
     }
 

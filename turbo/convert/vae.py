@@ -1,6 +1,7 @@
 """The image VAE of Stable Diffusion, which both teachers use: LDM's names, and diffusers'."""
 
 import re
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ def map_latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
         layers=1 + _highest(r"encoder\.down\.0\.block\.(\d+)\.", own),
         latent_channels=own["post_quant_conv.weight"][0],
     )
+    return latent_diffusion_part(vae, prefix)
+
+
+def latent_diffusion_part(vae: AutoencoderKL, prefix: str = "") -> Part:
+    """Return a VAE with the places of its tensors under LDM's names."""
+    levels = len(vae.config.block_out_channels)
     origins = {}
     for name, tensor in vae.state_dict().items():
         # Attention projects by a 1 x 1 convolution where ours has a Linear.
@@ -60,14 +67,24 @@ def map_diffusers_vae(shapes: Shapes) -> Part:
         layers=1 + _highest(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.", shapes),
         latent_channels=shapes["post_quant_conv.weight"][0],
     )
+    return diffusers_part(vae, shapes)
+
+
+def diffusers_part(vae: AutoencoderKL, names: Container[str]) -> Part:
+    """Return a VAE with the places of its tensors under those names of diffusers' in a file."""
     origins = {}
     for name, tensor in vae.state_dict().items():
         theirs = name
         for present, former in _FORMER_LEAVES.items():
             candidate = name.replace(f".{present}.", f".{former}.")
-            theirs = candidate if candidate in shapes else theirs
+            theirs = candidate if candidate in names else theirs
         origins[name] = Origin(theirs, tuple(tensor.shape))
     return Part(vae, origins)
+
+
+def published_vae() -> AutoencoderKL:
+    """Return the VAE of both teachers, without its numbers."""
+    return _on_meta([128, 256, 512, 512], layers=2, latent_channels=4)
 
 
 def latent_diffusion_name(name: str, levels: int) -> str:
