@@ -131,6 +131,16 @@ def test_what_is_in_the_cache_is_not_asked_for_again(hub):
     assert not reports and not hub.asked
 
 
+def test_what_is_in_the_cache_is_held_against_the_card(hub):
+    content = bytes(range(256)) * 20
+    file = hub.offer("model.ckpt", content, sha256=hashlib.sha256(content).hexdigest())
+    _, [path] = run([file])
+    path.resolve().write_bytes(content[:-1] + b"?")
+
+    with pytest.raises(ValueError, match=f"got {hashlib.sha256(path.read_bytes()).hexdigest()} in"):
+        run([file])
+
+
 def test_a_lost_connection_goes_on_where_it_ended(hub):
     content = bytes(range(256)) * 40
     hub.cut_after = 3000

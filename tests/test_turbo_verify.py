@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 
 import published
 from turbo import models
+from turbo.card import HubFile, ModelCard
 from turbo.cards import CARDS
 from turbo.convert.difference import Difference
 from turbo.convert.model import convert_model
 from turbo.convert.unet import videocrafter_part
 from turbo.models import main
-from turbo.verify import verify_file, verify_model
+from turbo.verify import sha256_of, verify_file, verify_model
 
 
 @pytest.fixture
@@ -28,9 +29,15 @@ def full_card(tmp_path, monkeypatch):
 
 @pytest.fixture
 def card(full_card, monkeypatch):
-    """The same, of any size."""
+    """The same, of any size and hash."""
     monkeypatch.setattr("turbo.verify.find_strange_size", lambda card, part: [])
-    return full_card
+    card = replace(full_card, sources=with_hash(full_card, None))
+    monkeypatch.setitem(models.MODELS, card.name, card)
+    return card
+
+
+def with_hash(card: ModelCard, sha256: str | None) -> tuple[HubFile, ...]:
+    return tuple(replace(file, sha256=sha256) for file in card.sources)
 
 
 @pytest.fixture
@@ -67,6 +74,21 @@ def test_a_good_file_has_no_problem(card, weights, tmp_path):
     assert finding.parameters == sum(tensor.numel() for tensor in weights.values())
 
 
+def test_a_file_is_held_against_the_hash_on_its_card(card, weights, tmp_path):
+    """Pickles of old carry no checksums of their own."""
+    path = tmp_path / "unet_mg.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+    card = replace(card, sources=with_hash(card, sha256_of(path)))
+    assert not verify_file(card, path).problems
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+    [problem] = verify_file(card, path).problems
+
+    assert f"got {sha256_of(path)}: damaged, or another file" in problem
+
+
 def test_every_difference_of_a_file_is_listed(card, weights, tmp_path, capsys):
     lost = [name for name in weights if ".attn1." in name]
     for name in lost:
@@ -96,6 +118,8 @@ def test_every_missing_tensor_is_listed_with_those_that_tell_the_sizes(card, gol
 
 def test_a_network_of_another_size_than_the_papers_is_a_problem(full_card, weights, tmp_path):
     torch.save(weights, tmp_path / "unet_mg.pt")
+
+    full_card = replace(full_card, sources=with_hash(full_card, None))
 
     [problem] = verify_file(full_card, tmp_path / "unet_mg.pt").problems
 

@@ -97,6 +97,9 @@ def download_files(files: list[HubFile]) -> Generator[FetchProgress, None, list[
     check_space(
         Path(constants.HF_HUB_CACHE), total - sum(map(_part_there, absent, offered.values()))
     )
+    for file, path in cached.items():
+        if path is not None and file.sha256 is not None:
+            yield from _check_cached(file, path)
     done = 0
     for file, metadata in offered.items():
         for size in _download(file, metadata):
@@ -182,20 +185,37 @@ def _request(file: HubFile, begin: int) -> Iterator[bytes]:
 
 def _check(file: HubFile, metadata: HfFileMetadata) -> Iterator[FetchProgress]:
     """Compare a download with its hash, and put it where the Hub's cache expects it."""
-    partial, digest = _partial(file, metadata), hashlib.sha256()
-    etag, size = str(metadata.etag), metadata.size or 0
+    partial, etag = _partial(file, metadata), str(metadata.etag)
     if len(etag) == SHA256_DIGITS:
-        with partial.open("rb") as content:
-            while chunk := content.read(CHUNK):
-                digest.update(chunk)
-                yield FetchProgress("check", content.tell(), size)
-        if digest.hexdigest() != etag:
+        found = yield from _digest(partial)
+        if found != etag:
             partial.unlink()
             raise ValueError(
                 f"Expected SHA-256 {etag} of {file.path} from {file.repository}, "
-                f"got {digest.hexdigest()}; the download was removed. Fetch it again."
+                f"got {found}; the download was removed. Fetch it again."
             )
     os.replace(partial, partial.with_name(etag))
+
+
+def _check_cached(file: HubFile, path: Path) -> Iterator[FetchProgress]:
+    """Compare what the cache holds with the hash on the card."""
+    found = yield from _digest(path)
+    if found != file.sha256:
+        raise ValueError(
+            f"Expected SHA-256 {file.sha256} of {file.path} from {file.repository}, got {found} "
+            "in the cache: damaged, or another version. Remove it from the Hub's cache (HF_HOME) "
+            "and fetch it again."
+        )
+
+
+def _digest(path: Path) -> Generator[FetchProgress, None, str]:
+    """Read a file, telling every few megabytes, and return its SHA-256 in hexadecimal."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as content:
+        while chunk := content.read(CHUNK):
+            digest.update(chunk)
+            yield FetchProgress("check", content.tell(), size)
+    return digest.hexdigest()
 
 
 def _part_there(file: HubFile, metadata: HfFileMetadata) -> int:

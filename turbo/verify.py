@@ -56,7 +56,10 @@ class Finding:
 
 
 def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -> Finding:
-    """Compare a published file with what its model needs; every difference is a problem."""
+    """Compare a published file with what its model needs; every difference is a problem.
+
+    Where the card knows the SHA-256 of the file, one flipped bit is a difference.
+    """
     try:
         checkpoint = open_checkpoint(path)
         kind = recognise(checkpoint)
@@ -72,6 +75,7 @@ def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -
             plan_jobs(card, [checkpoint], projection)
             problems = _damages(checkpoint)
         problems += [line for part in parts.values() for line in find_strange_size(card, part)]
+        problems += _strange_bytes(card, path)
     except (ValueError, FileNotFoundError) as error:
         return Finding(path, 0, [str(error)])
     return Finding(path, sum(part.parameters for part in parts.values()), problems)
@@ -80,6 +84,18 @@ def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -
 def _missing_of_published(checkpoint: Checkpoint, kind: Kind) -> list[str]:
     differences = find_differences(published_parts(checkpoint, kind), checkpoint.shapes)
     return [str(difference) for difference in differences if difference.kind == "missing"]
+
+
+def _strange_bytes(card: ModelCard, path: Path) -> list[str]:
+    """Compare a file with the hash on the card, if it is there under this name."""
+    known = [file for file in card.sources if file.sha256 and Path(file.path).name == path.name]
+    found = sha256_of(path) if known else ""
+    return [
+        f"expected SHA-256 {file.sha256}, as of {file.address}, got {found}: damaged, or another "
+        "file. Download it again"
+        for file in known
+        if file.sha256 != found
+    ]
 
 
 def find_strange_size(card: ModelCard, part: Part) -> list[str]:
@@ -167,8 +183,13 @@ def _changes(file: Path) -> list[str]:
     if not record.exists():
         return []
     noted = json.loads(record.read_text())["sha256"]
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+    found = sha256_of(file)
     if found == noted:
         return []
     return [f"changed since it was converted: expected SHA-256 {noted}, got {found}; convert again"]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hash of a file, which may be larger than the memory, in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
