@@ -4,6 +4,7 @@ The page opens at once; torch, diffusers, the weights and the study load behind 
 """
 
 import argparse
+import errno
 import json
 import os
 from collections.abc import Generator
@@ -24,7 +25,7 @@ from demo.studio import Studio
 from demo.world import World
 from human_eval.store import StudyStore, open_study
 from turbo.card import ModelCard
-from turbo.models import DEFAULT_MODEL, MODELS, describe_state
+from turbo.models import DEFAULT_MODEL, MODELS, describe_remedy, describe_state
 
 # Rows of the Compare tab. Those of models that this checkout lacks are left out.
 CONTENDERS = [
@@ -87,7 +88,7 @@ def read_flags() -> argparse.Namespace:
     if not MODELS[args.model].is_ready():
         parser.error(
             f"Expected a model that is ready, got {args.model} ({state_of(args.model)}). "
-            f"Fetch it: python -m turbo.models fetch {args.model}"
+            f"{describe_remedy(MODELS[args.model])}"
         )
     return args
 
@@ -181,9 +182,11 @@ def fetch_model(name: str) -> Generator[Update, None, None]:
     except (ValueError, ConnectionError) as refusal:
         raise EngineError(str(refusal)) from refusal
     except OSError as failure:  # its text may hold paths
+        full = failure.errno == errno.ENOSPC or "Make room" in str(failure)
+        reason = "the disk of this machine is too full" if full else failure.strerror
+        remedy = "Its operator can make room. Then" if full else "What came is kept;"
         raise EngineError(
-            f"The download failed: {failure.strerror or type(failure).__name__}. "
-            "What came is kept; try again."
+            f"The download failed: {reason or type(failure).__name__}. {remedy} try again."
         ) from failure
 
 
@@ -191,8 +194,8 @@ def load_model(name: str, *, device: str = "auto", memory: Any = None) -> Genera
     """Load a model, try it once, and return what generates with it."""
     state = state_of(name)
     if state != "ready":
-        title, command = MODELS[name].title, f"python -m turbo.models fetch {name}"
-        raise EngineError(f"{title} is not on this machine ({state}). To bring it: {command}")
+        remedy = describe_remedy(MODELS[name])
+        raise EngineError(f"{MODELS[name].title} is not on this machine ({state}). {remedy}")
 
     from turbo.models import load_pipeline  # brings torch: seconds, which the page need not wait
 

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from app import fetch_model, load_model, state_of
 from demo.compare_tab import lay_tiles, read_comparison
+from demo.engine import EngineError
 from demo.generate_tab import may_fetch, model_choices
 from demo.history import KEPT, remember, show_history
 from demo.markup import escape
@@ -13,6 +15,8 @@ from demo.shelf import Shelf
 from demo.status import StepClock, show_done, show_update
 from demo.studio import Studio
 from fake_engine import CONTENDERS, MODELS, FakeEngine
+from turbo import models
+from turbo.space import check_space
 
 
 def make_clip(prompt: str = "a star", total: float = 1.0, seed: int = 0) -> Clip:
@@ -141,3 +145,26 @@ def test_a_download_counts_gigabytes():
     )
 
     assert "Downloading: 1.40 of 5.60 GB" in strip and "width:25%" in strip
+
+
+def test_a_full_disk_is_told_with_what_helps_and_without_paths(monkeypatch):
+    def fill(card):
+        check_space(Path("/secret"), 10**18)
+        yield
+
+    monkeypatch.setattr("turbo.fetch.fetch_model", fill)
+
+    with pytest.raises(EngineError, match="this machine is too full. Its operator can") as refusal:
+        list(fetch_model("t2v-turbo-v2"))
+
+    assert "secret" not in str(refusal.value)
+
+
+def test_what_needs_a_choice_is_not_offered_and_says_who_can_make_it(studio, monkeypatch, tmp_path):
+    card = replace(models.MODELS["t2v-turbo-ms"], folder=tmp_path / "modelscope")
+    monkeypatch.setitem(models.MODELS, card.name, card)
+    studio = replace(studio, need=state_of, fetch=fetch_model)
+
+    assert not may_fetch(studio, card.name)
+    with pytest.raises(EngineError, match="fetch t2v-turbo-ms --projection zeros"):
+        load_model(card.name)

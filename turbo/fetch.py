@@ -31,6 +31,7 @@ from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
 
 from turbo.card import HubFile, ModelCard
+from turbo.models import needs_choice
 from turbo.space import check_space
 
 CHUNK = 4 * 2**20  # bytes between two reports
@@ -82,7 +83,7 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
             f"Expected a published model, got {card.name}, whose {card.unpublished[0]!r} nobody "
             f"published. Train it, and save it in {card.folder / card.unpublished[0]}."
         )
-    if card.lora and projection is None and any(card.lora in file.gives for file in card.needed):
+    if projection is None and needs_choice(card):
         from turbo.convert.adapters import THE_TRAP
 
         raise ValueError(f"Expected a guidance projection for {card.name}, got none. {THE_TRAP}")

@@ -71,7 +71,24 @@ def describe_state(card: ModelCard) -> str:
         return "ready"
     if card.unpublished:
         return "to be trained by you"
+    if needs_choice(card):  # which no visitor of a page can make
+        return f"needs {card.download_bytes / 1e9:.1f} GB and a choice"
     return f"needs {card.download_bytes / 1e9:.1f} GB download"
+
+
+def needs_choice(card: ModelCard) -> bool:
+    """Return whether published adapters are to be fetched, which lack their guidance projection."""
+    return card.lora is not None and any(card.lora in file.gives for file in card.needed)
+
+
+def describe_remedy(card: ModelCard) -> str:
+    """Return what makes a model ready that is not."""
+    command = "python -m turbo.models"
+    if needs_choice(card):
+        return f"Fetch them: {command} fetch {card.name} --projection zeros (README: why)."
+    if card.sources:
+        return f"Fetch them: {command} fetch {card.name}."
+    return "Train them, or check out the repository with its weights."
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -80,7 +97,7 @@ def _list(options: argparse.Namespace) -> None:
         clip = f"{card.num_frames} x {card.height} x {card.width}, {card.default_steps} steps"
         state = describe_state(card)
         print(
-            f"{card.name:{width}}  {state:23}  {clip:24}  {card.memory_gb:3.1f} GB  {card.licence}"
+            f"{card.name:{width}}  {state:24}  {clip:24}  {card.memory_gb:3.1f} GB  {card.licence}"
         )
 
 
