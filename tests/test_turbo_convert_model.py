@@ -27,6 +27,8 @@ from turbo.cards import CARDS
 from turbo.convert.model import convert_model
 from turbo.convert.stream import Slot, Written, write_tensors
 from turbo.convert.unet import modelscope_part, videocrafter_part
+from turbo.distillation import student_of
+from turbo.lora import add_lora, save_lora
 from turbo.models import load_card, main
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,7 @@ def files(tmp_path_factory) -> Path:
     torch.save(published.publish(videocrafter_part(student)), folder / "unet_no_mg.pt")
     torch.save(published.adapter_list(videocrafter_part(student)), folder / "unet_lora.pt")
     published.save_diffusers_layout(folder / "modelscope", published.modelscope_unet())
+    save_lora(add_lora(student_of(teacher), rank=3), folder / "lora.safetensors")
     guided = modelscope_part(published.modelscope_unet(**published.STUDENT))
     torch.save(published.adapter_list(guided), folder / "ms_lora.pt")
     return folder
@@ -76,6 +79,7 @@ def convert(*arguments) -> None:
         ["t2v-turbo-v2-no-mg model.ckpt unet_no_mg.pt"],
         ["t2v-turbo-v2-no-mg model.ckpt unet_mg.pt"],
         ["vcm-vc2 model.ckpt unet_lora.pt --projection random:7"],
+        ["vcm-vc2 model.ckpt lora.safetensors"],
         ["modelscope modelscope"],
         ["t2v-turbo-ms modelscope ms_lora.pt --projection zeros"],
         ["vcm-ms modelscope ms_lora.pt --projection zeros"],
@@ -285,6 +289,9 @@ def test_every_key_of_full_files_for_modelscope_comes_to_its_place(inventories, 
         ("vcm-vc2 model.ckpt unet_lora.pt", "random, frozen and never saved"),
         ("vcm-vc2 unet_lora.pt --projection zeros", "Expected the teacher's weights in"),
         ("vcm-vc2 model.ckpt ms_lora.pt --projection zeros", "a list for another network"),
+        ("t2v-turbo-vc2 lora.safetensors", r"of your own distillation. Convert them as .*vcm-vc2"),
+        ("vcm-vc2 lora.safetensors", "Expected the teacher's weights in .* fetch videocrafter2"),
+        ("vcm-ms modelscope lora.safetensors", "Expected adapters of this network, got"),
         ("shapes-turbo model.ckpt", "Expected a file of shapes-turbo, got"),
     ],
 )
@@ -386,6 +393,13 @@ def test_the_projection_that_was_chosen_is_noted(files, cards):
     note = json.loads((cards["vcm-vc2"].folder / "vcm" / "conversion.json").read_text())
     assert note["file"] == "unet_lora.pt"
     assert note["projection"] == "random:7"
+
+
+def test_adapters_of_ones_own_are_taken_as_they_are(files, cards):
+    convert("vcm-vc2", files / "model.ckpt", files / "lora.safetensors")
+
+    own = load_file(files / "lora.safetensors")
+    assert_close(saved(cards["vcm-vc2"].folder / "vcm"), own, rtol=0, atol=0)
 
 
 def test_merged_adapters_are_those_of_the_adapted_network(files, cards):

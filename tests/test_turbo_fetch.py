@@ -280,7 +280,10 @@ def test_offline_nothing_is_asked(card, hub, monkeypatch):
     "name, reason",
     [
         ("shapes-turbo", "got shapes-turbo, which is ready in"),
-        ("vcm-vc2", "whose 'vcm' nobody published. Train it, and save it in"),
+        (
+            "vcm-vc2",
+            "whose 'vcm' nobody published. Distil it from .* convert vcm-vc2 lora.safetensors",
+        ),
         ("t2v-turbo-ms", "random, frozen and never saved"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_missing_folder_is_named_with_what_gets_it(converted):
 
     [problem] = problems_of(converted)
 
-    assert "missing: `... fetch t2v-turbo-v2` gets it" in problem
+    assert "missing. Fetch them: python -m turbo.models fetch t2v-turbo-v2." in problem
 
 
 @pytest.mark.parametrize("name", ["shapes-teacher", "shapes-turbo"])

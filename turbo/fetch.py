@@ -31,7 +31,7 @@ from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
 
 from turbo.card import HubFile, ModelCard
-from turbo.models import needs_choice
+from turbo.models import describe_remedy, needs_choice
 from turbo.space import check_space
 
 CHUNK = 4 * 2**20  # bytes between two reports
@@ -81,7 +81,7 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
     if card.unpublished:
         raise ValueError(
             f"Expected a published model, got {card.name}, whose {card.unpublished[0]!r} nobody "
-            f"published. Train it, and save it in {card.folder / card.unpublished[0]}."
+            f"published. {describe_remedy(card)}"
         )
     if projection is None and needs_choice(card):
         from turbo.convert.adapters import THE_TRAP

@@ -99,9 +99,21 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    strangers = find_strangers(unet, tensors)
+    refuse_others(unet, tensors, path)
     ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
-    if strangers or not ranks:
+    _inject(unet, ranks)
+    unet.load_state_dict(tensors, strict=False)
+    return unet
+
+
+def refuse_others(unet: VideoUNet, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless these are adapters of this network, and all it needs to be a student.
+
+    Raises:
+        ValueError: as for `load_lora`.
+    """
+    strangers = find_strangers(unet, tensors)
+    if strangers or not any(name.endswith(DOWN) for name in tensors):
         raise ValueError(
             f"Expected adapters of this network, got {[*strangers, 'none'][0]!r} in {path}. "
             "They belong to another configuration."
@@ -110,9 +122,6 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
         raise ValueError(
             f"Expected {lacking[0]!r} beside the adapters in {path}, got none. {NO_STUDENT}"
         )
-    _inject(unet, ranks)
-    unet.load_state_dict(tensors, strict=False)
-    return unet
 
 
 def find_strangers(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:

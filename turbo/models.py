@@ -84,6 +84,12 @@ def needs_choice(card: ModelCard) -> bool:
 def describe_remedy(card: ModelCard) -> str:
     """Return what makes a model ready that is not."""
     command = "python -m turbo.models"
+    if card.sources and card.unpublished:
+        return (
+            f"Distil it from {card.family} with this repository's losses, save it by "
+            f"`turbo.lora.save_lora`, and convert that: {command} fetch {card.family}, then "
+            f"{command} convert {card.name} lora.safetensors."
+        )
     if needs_choice(card):
         return f"Fetch them: {command} fetch {card.name} --projection zeros (README: why)."
     if card.sources:

@@ -23,6 +23,7 @@ from turbo.footprint import DECODE_CHUNK
 from turbo.guidance import bind_guided_unet
 from turbo.latents import decode_latents
 from turbo.lora import LORA_FILE, load_lora, merge_lora
+from turbo.models import describe_remedy
 from turbo.motion import motion_strength
 from turbo.options import Dtype, Memory
 from turbo.placement import Placement, explain_shortage, is_shortage, place
@@ -296,13 +297,9 @@ def _check_folders(card: ModelCard) -> None:
     """Refuse a model that is not on this disk, naming what is missing."""
     for part in (*card.parts, "tokenizer"):
         if not (card.folder / part).is_dir():
-            remedy = (
-                f"Fetch them: python -m turbo.models fetch {card.name}."
-                if card.sources
-                else "Train them, or check out the repository with its weights."
-            )
             raise FileNotFoundError(
-                f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. {remedy}"
+                f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. "
+                f"{describe_remedy(card)}"
             )
 
 

@@ -26,6 +26,7 @@ from turbo.convert.plan import (
 )
 from turbo.convert.unet import on_meta
 from turbo.lora import NO_STUDENT, find_lacking, find_strangers
+from turbo.models import describe_remedy
 from turbo.unet import VideoUNet
 
 PUBLISHED_PARAMETERS = {
@@ -113,7 +114,7 @@ def verify_model(card: ModelCard) -> Iterator[Finding]:
     """Compare every folder of a model with its configuration, and with the hash it was noted."""
     for folder in card.parts:
         if folder in card.missing:
-            yield Finding(card.folder / folder, 0, [f"missing: `... fetch {card.name}` gets it"])
+            yield Finding(card.folder / folder, 0, [f"missing. {describe_remedy(card)}"])
         elif folder == card.lora:
             yield _verify_adapters(card)
         else:

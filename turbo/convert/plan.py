@@ -42,12 +42,15 @@ from turbo.convert.vae import (
     map_latent_diffusion_vae,
     published_vae,
 )
-from turbo.lora import DOWN, LORA_FILE, UP
+from turbo.lora import DOWN, LORA_FILE, UP, refuse_others
 from turbo.unet import VideoUNet
 
-Kind = Literal["checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters"]
+Kind = Literal[
+    "checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters", "named"
+]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
+OWN_STUDENTS = ("vcm-vc2", "vcm-ms")  # cards of what everybody distils for themselves
 GUIDANCE_SIZE = 256  # of the embedding of w; T2V-Turbo's published code
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
@@ -58,10 +61,11 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "vae": "a VAE in diffusers' layout",
     "text": "a text tower in transformers' layout",
     "adapters": "a list of adapters",
+    "named": "adapters by name",
 }
 _FITTING: dict[str, tuple[Kind, ...]] = {  # by family
-    "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters"),
-    "modelscope": ("modelscope-unet", "vae", "text", "adapters"),
+    "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
+    "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
 }
 
 
@@ -91,6 +95,7 @@ def recognise(checkpoint: Checkpoint) -> Kind:
     names = checkpoint.shapes
     marks: dict[Kind, bool] = {
         "adapters": checkpoint.positional,
+        "named": any(name.endswith(DOWN) for name in names),
         "checkpoint": f"{UNET}input_blocks.0.0.weight" in names,
         "videocrafter-unet": "input_blocks.0.0.weight" in names,
         "modelscope-unet": "conv_in.weight" in names and "transformer_in.norm.weight" in names,
@@ -125,6 +130,7 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         "vae": lambda shapes: {"vae": map_diffusers_vae(shapes)},
         "text": lambda shapes: {"text_encoder": map_transformers_text(shapes, blocks=BLOCKS)},
         "adapters": lambda shapes: {},
+        "named": lambda shapes: {},
     }
     try:
         return maps[kind](shapes)
@@ -159,6 +165,7 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "vae": lambda: [diffusers_part(published_vae(), names)],
         "text": lambda: [transformers_part(published_tower(), prefix)],
         "adapters": lambda: [],
+        "named": lambda: [],
     }
     return parts[kind]()
 
@@ -175,7 +182,7 @@ def plan_jobs(
         ValueError: a file does not suit the model; says which, why, and what to do.
     """
     jobs: list[Job] = []
-    lists = []
+    lists, named = [], []
     for checkpoint in checkpoints:
         kind = recognise(checkpoint)
         if kind not in _FITTING.get(card.family, ()):
@@ -186,13 +193,17 @@ def plan_jobs(
         if kind == "adapters":
             lists.append(checkpoint)
             continue
+        if kind == "named":
+            named.append(checkpoint)
+            continue
         parts = parts_of(checkpoint, kind)
         refuse_differences(checkpoint, *parts.values())
         for name, part in parts.items():
             folder = _folder_of_unet(card, part, checkpoint, kind) if name == "unet" else name
             if folder:
                 jobs.append(_plan_part(folder, part, checkpoint))
-    return [*jobs, *(_plan_adapters(card, found, jobs, projection) for found in lists)]
+    adapters = [_plan_adapters(card, found, jobs, projection) for found in lists]
+    return [*jobs, *adapters, *(_plan_named(card, found, jobs) for found in named)]
 
 
 def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
@@ -281,6 +292,22 @@ def _plan_adapters(
         return changed if name == weight else checkpoint.read(places[name])
 
     return Job(card.lora, LORA_FILE, slots, read_named, None, origin)
+
+
+def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
+    """Return the adapters that `save_lora` wrote, for a model that nobody published."""
+    if not card.lora or any(card.lora in source.gives for source in card.sources):
+        raise ValueError(
+            f"Expected a published file of {card.name}, got {checkpoint.path}: adapters by name, "
+            f"of your own distillation. Convert them as one of {OWN_STUDENTS}."
+        )
+    base = _base_of_adapters(card, checkpoint, jobs)
+    assert isinstance(base.network, VideoUNet)
+    student = on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
+    refuse_others(student, checkpoint.tensors, checkpoint.path)
+    tensors = checkpoint.tensors
+    slots = {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    return Job(card.lora, LORA_FILE, slots, checkpoint.read, None, {"file": checkpoint.path.name})
 
 
 def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
