@@ -45,7 +45,8 @@ def convert_model(
     checkpoints = [open_checkpoint(file) for path in paths for file in _files_at(path)]
     jobs = plan_jobs(card, checkpoints, projection)
     missing = set(card.missing)
-    wanted = [job for job in jobs if replace or job.folder in missing]
+    own = [job for job in jobs if job.folder in card.parts]  # not a teacher that is only merged
+    wanted = [job for job in own if replace or job.folder in missing]
     if not wanted and "tokenizer" not in missing:
         raise ValueError(
             f"Expected something to convert for {card.name}, got only what is in {card.folder} "

@@ -182,35 +182,42 @@ def plan_jobs(
         ValueError: a file does not suit the model; says which, why, and what to do.
     """
     jobs: list[Job] = []
-    lists, named = [], []
-    for checkpoint in checkpoints:
-        kind = recognise(checkpoint)
+    kinds = [recognise(checkpoint) for checkpoint in checkpoints]
+    for checkpoint, kind in zip(checkpoints, kinds, strict=True):
         if kind not in _FITTING.get(card.family, ()):
             raise ValueError(
                 f"Expected a file of {card.name}, got {checkpoint.path}: {_DESCRIPTIONS[kind]}. "
                 f"`python -m turbo.models show {card.name}` lists its files."
             )
-        if kind == "adapters":
-            lists.append(checkpoint)
-            continue
-        if kind == "named":
-            named.append(checkpoint)
-            continue
         parts = parts_of(checkpoint, kind)
-        refuse_differences(checkpoint, *parts.values())
+        if parts:
+            refuse_differences(checkpoint, *parts.values())
         for name, part in parts.items():
-            folder = _folder_of_unet(card, part, checkpoint, kind) if name == "unet" else name
+            folder: str | None = name
+            if name == "unet" and "adapters" in kinds and not _is_student(part):
+                folder = "teacher"  # to which the list is added
+            elif name == "unet":
+                folder = _folder_of_unet(card, part, checkpoint, kind)
             if folder:
                 jobs.append(_plan_part(folder, part, checkpoint))
-    adapters = [_plan_adapters(card, found, jobs, projection) for found in lists]
-    return [*jobs, *adapters, *(_plan_named(card, found, jobs) for found in named)]
+    for checkpoint, kind in zip(checkpoints, kinds, strict=True):  # now that their teacher is known
+        if kind == "adapters":
+            jobs.append(_plan_adapters(card, checkpoint, jobs, projection))
+        if kind == "named":
+            jobs.append(_plan_named(card, checkpoint, jobs))
+    return jobs
+
+
+def _is_student(part: Part) -> bool:
+    assert isinstance(part.network, VideoUNet)
+    return part.network.config.time_cond_proj_dim is not None
 
 
 def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
     """Return where a UNet goes; nowhere, if only what stands beside it is wanted of its file."""
     assert isinstance(part.network, VideoUNet)
     config, path = part.network.config, checkpoint.path
-    is_student = config.time_cond_proj_dim is not None
+    is_student = _is_student(part)
     if card.unet == "teacher":
         if is_student:
             raise ValueError(
@@ -260,6 +267,11 @@ def _plan_adapters(
         raise ValueError(
             f"Expected the weights of the teacher {card.name}, got {checkpoint.path}: "
             f"{_DESCRIPTIONS['adapters']}. Convert it as a student."
+        )
+    if card.motion_layers != "never":
+        raise ValueError(
+            f"Expected the whole network {card.name}, got {checkpoint.path}: "
+            f"{_DESCRIPTIONS['adapters']}, of T2V-Turbo. Convert it as t2v-turbo-vc2."
         )
     base = _base_of_adapters(card, checkpoint, jobs)
     assert isinstance(base.network, VideoUNet)
