@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +225,31 @@ def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch):
         run([file])
 
     assert not hub.sizes_asked()
+
+
+def test_room_for_the_conversion_is_asked_for_before_the_download(hub, card, monkeypatch):
+    """The converted weights are about as large as the files, and on the same disk."""
+    free = card.download_bytes + 1000
+    monkeypatch.setattr("turbo.space.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+
+    with pytest.raises(OSError, match=f"GB free in {card.folder}, got 0.0 GB. Make room"):
+        next(fetch_model(card))
+
+    assert not hub.sizes_asked()
+
+
+@pytest.mark.parametrize("choice, reason", [
+    ("zeroes", "Expected zeros, random:SEED or the path of a file as projection, got 'zeroes'"),
+    ("random:x", "got 'random:x'. Check the spelling"),
+    (__file__, "got a file that begins with"),
+])  # fmt: skip
+def test_a_projection_that_is_none_is_refused_before_the_download(choice, reason, hub, tmp_path):
+    card = next(card for card in CARDS if card.name == "t2v-turbo-ms")
+
+    with pytest.raises(ValueError, match=reason):
+        next(fetch_model(replace(card, folder=tmp_path), projection=choice))
+
+    assert not hub.asked
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ def fetch_model(card: ModelCard, *, projection: str | None = None) -> Iterator[F
         OSError: the disk is full.
     """
     check_request(card, projection)
-    paths = yield from download_files(card.needed)
+    missing = set(card.missing)  # of what is there in part, the conversion will tell
+    written = sum(file.size for file in card.needed if missing.issuperset(file.gives))
+    paths = yield from download_files(card.needed, folder=card.folder, written=written)
     from turbo.convert.model import convert_model  # brings torch: seconds
 
     for done, total in convert_model(card, paths, projection=projection):
@@ -83,21 +85,34 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
             f"Expected a published model, got {card.name}, whose {card.unpublished[0]!r} nobody "
             f"published. {describe_remedy(card)}"
         )
-    if projection is None and needs_choice(card):
+    if projection is not None:
+        from turbo.convert.adapters import check_projection
+
+        check_projection(projection)
+    elif needs_choice(card):
         from turbo.convert.adapters import THE_TRAP
 
         raise ValueError(f"Expected a guidance projection for {card.name}, got none. {THE_TRAP}")
 
 
-def download_files(files: list[HubFile]) -> Generator[FetchProgress, None, list[Path]]:
-    """Download files into the Hub's cache, unless they are there, and return their paths."""
+def download_files(
+    files: list[HubFile], *, folder: Path | None = None, written: int = 0
+) -> Generator[FetchProgress, None, list[Path]]:
+    """Download files into the Hub's cache, unless they are there, and return their paths.
+
+    Args:
+        folder: where they are converted afterwards, for which there must be room as well.
+        written: bytes that will be there then.
+    """
     cached = {file: find_cached(file) for file in files}
     absent = [file for file, path in cached.items() if path is None]
     offered = {file: _look_up(file) for file in absent}  # all of them, before the first gigabyte
     total = sum(metadata.size or 0 for metadata in offered.values())
-    check_space(
-        Path(constants.HF_HUB_CACHE), total - sum(map(_part_there, absent, offered.values()))
-    )
+    loaded = total - sum(map(_part_there, absent, offered.values()))
+    cache = Path(constants.HF_HUB_CACHE)
+    check_space(cache, loaded)
+    if folder is not None:
+        check_space(folder, written + (loaded if _disk_of(folder) == _disk_of(cache) else 0))
     for file, path in cached.items():
         if path is not None and file.sha256 is not None:
             yield from _check_cached(file, path)
@@ -109,6 +124,10 @@ def download_files(files: list[HubFile]) -> Generator[FetchProgress, None, list[
         yield from _check(file, metadata)
         cached[file] = Path(hf_hub_download(file.repository, file.path))
     return [path for path in cached.values() if path]
+
+
+def _disk_of(folder: Path) -> int:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists()).stat().st_dev
 
 
 def find_cached(file: HubFile) -> Path | None:

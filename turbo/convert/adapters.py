@@ -116,20 +116,46 @@ def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> T
         raise ValueError(f"Expected a guidance projection for {path}, got none. {THE_TRAP}")
     if choice == "zeros":
         return torch.zeros(shape)
-    kind, _, seed = choice.partition(":")
-    if kind == "random" and seed.isdecimal():
-        generator = torch.Generator().manual_seed(int(seed))
+    seed = _seed_of(choice)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
         bound = shape[1] ** -0.5  # of torch's Linear
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    checkpoint, name = _find_projection(choice)
+    if checkpoint.shapes[name] != shape:
+        raise ValueError(
+            f"Expected {name!r} of shape {shape} in {choice}, got {checkpoint.shapes[name]}. "
+            "Choose the projection of this student."
+        )
+    return checkpoint.read(name).float()
+
+
+def check_projection(choice: str) -> None:
+    """Refuse a choice of `read_projection` that can be none, before anything is downloaded.
+
+    Raises:
+        ValueError: it is no word that is known, and no file that holds a projection.
+    """
+    if choice != "zeros" and _seed_of(choice) is None:
+        _find_projection(choice)
+
+
+def _seed_of(choice: str) -> int | None:
+    kind, _, seed = choice.partition(":")
+    return int(seed) if kind == "random" and seed.isdecimal() else None
+
+
+def _find_projection(choice: str) -> tuple[Checkpoint, str]:
+    """Return the file, and under which name the projection is in it."""
+    if not Path(choice).is_file():
+        raise ValueError(
+            f"Expected zeros, random:SEED or the path of a file as projection, got {choice!r}. "
+            "Check the spelling."
+        )
     checkpoint = open_checkpoint(Path(choice))
-    for name, got in checkpoint.shapes.items():
+    for name in checkpoint.shapes:
         if name.endswith(PROJECTION_ORIGINS):
-            if got != shape:
-                raise ValueError(
-                    f"Expected {name!r} of shape {shape} in {choice}, got {got}. "
-                    "Choose the projection of this student."
-                )
-            return checkpoint.read(name).float()
+            return checkpoint, name
     raise ValueError(
         f"Expected {' or '.join(map(repr, PROJECTION_ORIGINS))} in {choice}, got neither. "
         "Choose a file that holds the guidance projection."
