@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -279,6 +280,22 @@ def test_a_fetched_model_is_ready(card, monkeypatch):
     assert sorted(set(stages), key=stages.index) == ["download", "check", "convert"]
     with pytest.raises(ValueError, match="got t2v-turbo-v2, which is ready in"):
         next(fetch_model(card))
+
+
+def test_a_missing_tokenizer_is_brought_back_by_what_verify_says(card, hub, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "CHUNK", 2**20)
+    monkeypatch.setattr("turbo.verify.find_strange_size", lambda card, part: [])
+    list(fetch_model(card))
+    shutil.rmtree(card.folder / "tokenizer")
+    hub.asked.clear()
+    with pytest.raises(SystemExit):
+        main(["verify", card.name])
+    assert "tokenizer: 1 problems\n  missing. Fetch them: " in capsys.readouterr().out
+
+    main(["fetch", card.name])
+
+    assert card.is_ready()
+    assert not hub.asked
 
 
 def test_the_command_asks_before_gigabytes(card, monkeypatch, capsys):

@@ -127,6 +127,31 @@ def test_a_network_of_another_size_than_the_papers_is_a_problem(full_card, weigh
     assert f"1413653060], got {count:,} parameters: not a network of the papers" in problem
 
 
+def test_a_list_of_adapters_is_good_before_its_teacher_is_there(golden, tmp_path):
+    table = published.read_inventory(golden("vc2_unet_recipe").folder, "lora_ms_v1_r32")
+    shapes = [row[end] for row in table for end in ("up", "down")]
+    torch.save([torch.zeros(1).expand(shape) for shape in shapes], tmp_path / "unet_lora.pt")
+    card, other = (
+        replace(card, folder=tmp_path, sources=with_hash(card, None))
+        for card in CARDS
+        if card.name in ("t2v-turbo-ms", "vcm-vc2")
+    )
+
+    assert not verify_file(card, tmp_path / "unet_lora.pt").problems
+    [problem] = verify_file(other, tmp_path / "unet_lora.pt").problems
+    assert "a list for another network" in problem
+
+
+def test_a_folder_in_diffusers_layout_is_verified_file_by_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("turbo.verify.find_strange_size", lambda card, part: [])
+    published.save_diffusers_layout(tmp_path / "files", published.modelscope_unet())
+
+    main(["verify", "modelscope", str(tmp_path / "files")])
+
+    printed = capsys.readouterr().out
+    assert [line.split(": ")[1][:4] for line in printed.splitlines()] == ["good"] * 3
+
+
 def test_a_file_of_another_model_is_a_problem(weights, tmp_path):
     torch.save(weights, tmp_path / "unet_mg.pt")
     card = next(card for card in CARDS if card.name == "t2v-turbo-vc2")

@@ -168,11 +168,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from turbo.convert.model import files_at
     from turbo.verify import verify_file, verify_model
 
     card = find_card(options.name)
     if options.files:
-        findings = [verify_file(card, file) for file in options.files]
+        files = [file for path in options.files for file in files_at(path)]
+        findings = [verify_file(card, file) for file in files]
     else:
         findings = list(verify_model(card))
     for finding in findings:
@@ -220,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "files", type=Path, nargs="+", metavar="FILE", help="or a folder in diffusers' layout"
     )
     convert.add_argument("--replace", action="store_true", help="write also what is there already")
-    verify.add_argument("files", type=Path, nargs="*", metavar="FILE")
+    verify.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="or a folder in diffusers' layout"
+    )
     for command in (fetch, convert):
         command.add_argument(
             "--projection", metavar="zeros|random:SEED|FILE",

@@ -19,6 +19,8 @@ from turbo.convert.part import Origin, Part
 from turbo.convert.plan import (
     GUIDANCE_SIZE,
     Kind,
+    NoTeacher,
+    check_adapters,
     parts_of,
     plan_jobs,
     published_parts,
@@ -73,7 +75,10 @@ def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -
         if parts:  # a list of adapters has no names to compare
             problems = [str(d) for d in find_differences(parts.values(), checkpoint.shapes)]
         if not problems:
-            plan_jobs(card, [checkpoint], projection)
+            try:
+                plan_jobs(card, [checkpoint], projection)
+            except NoTeacher:  # yet; it is of the published size
+                check_adapters(card, checkpoint)
             problems = _damages(checkpoint)
         problems += [line for part in parts.values() for line in find_strange_size(card, part)]
         problems += _strange_bytes(card, path)
@@ -89,7 +94,7 @@ def _missing_of_published(checkpoint: Checkpoint, kind: Kind) -> list[str]:
 
 def _strange_bytes(card: ModelCard, path: Path) -> list[str]:
     """Compare a file with the hash on the card, if it is there under this name."""
-    known = [file for file in card.sources if file.sha256 and Path(file.path).name == path.name]
+    known = [file for file in card.sources if file.sha256 and path.match(file.path)]
     found = sha256_of(path) if known else ""
     return [
         f"expected SHA-256 {file.sha256}, as of {file.address}, got {found}: damaged, or another "
@@ -120,7 +125,7 @@ def verify_model(card: ModelCard) -> Iterator[Finding]:
         else:
             yield _verify_network(card, card.folder / folder)
     if "tokenizer" in card.missing:
-        yield Finding(card.folder / "tokenizer", 0, ["missing: convert the text encoder again"])
+        yield Finding(card.folder / "tokenizer", 0, [f"missing. {describe_remedy(card)}"])
 
 
 def _verify_network(card: ModelCard, folder: Path) -> Finding:

@@ -42,7 +42,7 @@ def convert_model(
         ValueError: a file is damaged, holds code, or does not suit the model.
         OSError: the disk is full.
     """
-    checkpoints = [open_checkpoint(file) for path in paths for file in _files_at(path)]
+    checkpoints = [open_checkpoint(file) for path in paths for file in files_at(path)]
     jobs = plan_jobs(card, checkpoints, projection)
     missing = set(card.missing)
     own = [job for job in jobs if job.folder in card.parts]  # not a teacher that is only merged
@@ -91,7 +91,7 @@ def _save_configuration(network: nn.Module | None, folder: Path) -> None:
         network.save_config(folder)
 
 
-def _files_at(path: Path) -> list[Path]:
+def files_at(path: Path) -> list[Path]:
     """Return the weights in a folder of diffusers' layout, or the path of a file itself."""
     if not path.is_dir():
         return [path]

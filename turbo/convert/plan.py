@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ _FITTING: dict[str, tuple[Kind, ...]] = {  # by family
     "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
     "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
 }
+
+
+class NoTeacher(ValueError):
+    """The network that adapters belong to is neither among the files nor converted before."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,24 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "named": lambda: [],
     }
     return parts[kind]()
+
+
+def check_adapters(card: ModelCard, checkpoint: Checkpoint) -> None:
+    """Hold adapters against the network of the papers, whose weights are not needed for that.
+
+    Raises:
+        ValueError: they are of another network.
+    """
+    student: dict[str, Any] = {"time_cond_proj_dim": GUIDANCE_SIZE}
+    if card.family == "modelscope":
+        part = modelscope_part(on_meta(student))
+    else:
+        part = videocrafter_part(on_meta({**student, "fps_conditioning": True}))
+    assert isinstance(part.network, VideoUNet)
+    if checkpoint.positional:
+        pair_up(checkpoint, part)
+    else:
+        refuse_others(part.network, checkpoint.tensors, checkpoint.path)
 
 
 def plan_jobs(
@@ -329,7 +351,7 @@ def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) 
             return job
     folder = card.folder / "teacher"
     if not (folder / DIFFUSERS_FILE).exists():
-        raise ValueError(
+        raise NoTeacher(
             f"Expected the teacher's weights in {folder} for the adapters {checkpoint.path}, "
             f"got none. First run `python -m turbo.models fetch {card.family}`."
         )
