@@ -1,23 +1,30 @@
-"""The one pipeline against whole recorded runs of both published ones, from prompt to video."""
+"""The one pipeline against whole runs, from prompt to video.
+
+Students: against recorded runs of both published pipelines. Teachers, of which no run is recorded:
+against diffusers' own sampler.
+"""
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.testing import assert_close
 
 import turbo.pipeline
+from conftest import make_unet
 from golden import Golden, merged_lora, modelscope_unet, shapes_of, videocrafter_unet
 from turbo.card import ModelCard
 from turbo.convert.text import map_open_clip_text
 from turbo.convert.vae import map_latent_diffusion_vae
+from turbo.models import find_card
 from turbo.pipeline import VideoPipeline
 from turbo.schedule import NoiseSchedule
 from turbo.text import TextEncoder, clip_tokenizer
-from turbo.unet import VideoUNet
+from turbo.unet import Conditioning, VideoUNet
 
 # Errors are fed back from step to step. The recording states no bound for whole runs, because none
 # was measured. Here the largest relative difference of anything recorded is 4.2e-5, in clean
@@ -188,6 +195,112 @@ def test_pipeline_has_parity_with_modelscope(
     # 1.2e-3 where the processor's exp differs from the recording's in the last bit.
     tolerance = WHOLE_RUN if rounds_as_recorded else 2e-3
     assert_close(trace.clean[-1], recorded["denoised"], rtol=WHOLE_RUN, atol=tolerance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun:
+    """What a teacher's published sampler is set to."""
+
+    scheduler: dict
+    eta: float
+    guidance: float  # s in the Imagen convention
+    told_fps: int | None = None
+    scaled: bool = False  # the network learned from clean latents shrunk by `_scale`
+
+
+TEACHERS = {
+    "videocrafter2": TeacherRun(
+        scheduler={"beta_end": 0.012, "steps_offset": 1, "timestep_spacing": "leading"},
+        eta=1.0,
+        guidance=12.0,
+        told_fps=28,
+        scaled=True,
+    ),
+    "modelscope": TeacherRun(
+        scheduler={"beta_end": 0.012, "steps_offset": 1, "timestep_spacing": "leading"},
+        eta=0.0,
+        guidance=9.0,
+    ),
+    "shapes-teacher": TeacherRun(
+        scheduler={
+            "beta_end": 0.02,
+            "timestep_spacing": "trailing",
+            "prediction_type": "v_prediction",
+        },
+        eta=1.0,
+        guidance=2.0,
+    ),
+}
+
+
+def _scale(timestep: int) -> float:
+    """Return VideoCrafter2's scale of clean latents: from 1 down to 0.7 at timestep 399."""
+    return 1 - 0.3 * min(timestep / 399, 1)
+
+
+@torch.inference_mode()
+def _teacher_states(
+    run: TeacherRun, unet: VideoUNet, text_encoder: TextEncoder, noise: Tensor, steps: int
+) -> list[Tensor]:
+    """Return the latents after every step of diffusers' scheduler.
+
+    It knows no scales: its step is corrected by what the clean latents lack.
+    """
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        **run.scheduler,
+    )
+    scheduler.set_timesteps(steps)
+    timesteps = [*scheduler.timesteps.tolist(), 0]
+    generator = torch.Generator().manual_seed(3)
+    noisy = torch.randn(noise.shape, generator=generator)
+    told = Conditioning(fps=torch.tensor([run.told_fps]) if run.told_fps else None)
+    states = []
+    for start, end in itertools.pairwise(timesteps):
+        cond, uncond = (
+            unet(noisy, torch.tensor([start]), text_encoder.encode([prompt]), told)
+            for prompt in ("a cat", "")
+        )
+        guided = uncond + run.guidance * (cond - uncond)
+        step = scheduler.step(guided, start, noisy, eta=run.eta, generator=generator)
+        noisy = step.prev_sample
+        if run.scaled:
+            lacking = _scale(end) / _scale(start) - 1
+            noisy = noisy + scheduler.alphas_cumprod[end].sqrt() * lacking * (
+                step.pred_original_sample
+            )
+        states.append(noisy)
+    return states
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teachers_run_agrees_with_diffusers(
+    name, monkeypatch, tiny_vae, tiny_text_encoder, tmp_path
+):
+    """The card's sampler, spacing, eta, scales, guidance and frame rate, step by step."""
+    run, states, steps = TEACHERS[name], [], 5
+    card = replace(find_card(name), folder=tmp_path, height=8, width=16, num_frames=3)
+    unet = make_unet(fps_conditioning=run.told_fps is not None)
+    schedule = NoiseSchedule.scaled_linear(
+        beta_end=card.beta_end, prediction_type=card.prediction_type
+    )
+    pipeline = VideoPipeline(card, unet, tiny_vae, tiny_text_encoder, schedule)
+    sample = turbo.pipeline.sample_ddim
+
+    def sample_and_tell(*arguments, **options) -> Iterator[Tensor]:
+        for state in sample(*arguments, **options):
+            states.append(state)
+            yield state
+
+    monkeypatch.setattr(turbo.pipeline, "sample_ddim", sample_and_tell)
+
+    pipeline("a cat", seed=3, steps=steps)
+
+    theirs = _teacher_states(run, unet, tiny_text_encoder, torch.empty(1, 4, 3, 4, 8), steps)
+    assert_close(torch.stack(states), torch.stack(theirs), rtol=WHOLE_RUN, atol=WHOLE_RUN)
 
 
 @pytest.mark.parametrize("run", ["v1_4step", "v1_1step", "v2_4step", "v1lora_2step"])
