@@ -15,7 +15,7 @@ from time import perf_counter
 import torch
 from tqdm import tqdm
 
-from turbo.models import load_pipeline
+from turbo.models import find_card, load_pipeline
 from turbo.pipeline import Result, VideoPipeline
 
 SYSTEMS = (("shapes-turbo", 4), ("shapes-turbo", 8), ("shapes-teacher", 4), ("shapes-teacher", 50))
@@ -51,7 +51,8 @@ def bench(repeats: int = REPEATS) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     medians = bench()
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    threads = find_card(SYSTEMS[0][0]).cpu_threads
+    print(f"{platform.machine()}, {threads} thread a video, torch {torch.__version__}")
     print(f"{'median seconds':28}" + "".join(f"{s:>9}" for s in (*STAGES, "UNet calls")))
     for name, row in medians.items():
         cells = "".join(f"{row[stage]:9.3f}" for stage in STAGES)

@@ -34,6 +34,13 @@ def saved_card(tiny_pipeline):
     return card
 
 
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(
     "memory, numbers",
     [
@@ -172,6 +179,28 @@ def test_a_cpu_computes_in_float32_and_half_models_in_half_elsewhere(saved_card)
     assert placement._auto_dtype(half, torch.device("xpu")) == torch.bfloat16
     assert placement._auto_dtype(half, torch.device("mps")) == torch.float16
     assert placement._auto_dtype(saved_card, torch.device("mps")) == torch.float32
+
+
+def test_a_card_has_its_number_of_threads_only_while_it_computes(saved_card, two_threads):
+    pipeline = VideoPipeline.load(replace(saved_card, cpu_threads=1), "cpu")
+    during = []
+    pipeline.unet.register_forward_hook(lambda *_: during.append(torch.get_num_threads()))
+
+    between = [torch.get_num_threads() for _ in pipeline.stream(["a cat"], [0], steps=2)]
+
+    assert set(during) == {1}
+    assert {*between, torch.get_num_threads()} == {2}
+
+
+def test_a_card_without_a_number_of_threads_has_torchs_beside_one_with(saved_card, two_threads):
+    VideoPipeline.load(replace(saved_card, cpu_threads=1), "cpu")("a dog")
+    pipeline = VideoPipeline.load(saved_card, "cpu")
+    during = []
+    pipeline.unet.register_forward_hook(lambda *_: during.append(torch.get_num_threads()))
+
+    pipeline("a cat")
+
+    assert set(during) == {2}
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, monkeypatch):

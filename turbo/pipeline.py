@@ -96,10 +96,6 @@ class VideoPipeline:
     ) -> "VideoPipeline":
         """Load the model a card describes, from local files only; see `placement.place`.
 
-        On a CPU this also fixes torch's number of threads where the card gives one: sums split over
-        another number of threads differ in their last bits, and a recipe should make the same
-        frames.
-
         Args:
             compiled: compile the repeated blocks. The first video then takes minutes, later ones
                 less time than without; frames differ in their last bits.
@@ -110,8 +106,12 @@ class VideoPipeline:
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
-        if card.cpu_threads and placement.device.type == "cpu":
-            torch.set_num_threads(card.cpu_threads)
+        with fixed_threads(card, placement.device):
+            pipeline = cls._read(card, placement)
+        return pipeline.compile() if compiled else pipeline
+
+    @classmethod
+    def _read(cls, card: ModelCard, placement: Placement) -> "VideoPipeline":
         local = {"local_files_only": True, "use_safetensors": True}
         # Adapters are merged in full precision; what needs no merging is read in the final one.
         exact = torch.float32 if card.lora else placement.dtype
@@ -119,7 +119,7 @@ class VideoPipeline:
         if card.lora:
             unet = merge_lora(load_lora(student_of(unet), card.folder / card.lora / LORA_FILE))
             nn.Module.to(unet, placement.dtype)  # diffusers' own `to` warns of what is not there
-        pipeline = cls(
+        return cls(
             card,
             unet,
             AutoencoderKL.from_pretrained(
@@ -134,7 +134,6 @@ class VideoPipeline:
             weights_sha256=card.weights_sha256(),
             placement=placement,
         )
-        return pipeline.compile() if compiled else pipeline
 
     def compile(self) -> "VideoPipeline":
         """Compile the repeated blocks, in place, at the first video."""
@@ -199,20 +198,26 @@ class VideoPipeline:
         self, request: Request, index: int, clock: "_Clock"
     ) -> Generator[Progress, None, Video]:
         yield Progress("text", 0, request.steps, clock.elapsed, index)
-        with clock.measure("text"), self._on_device(self.text_encoder.model):
+        with self._working(clock, "text"), self._on_device(self.text_encoder.model):
             states = self._sample(request)
         yield Progress("denoise", 0, request.steps, clock.elapsed, index)
         with self._on_device(self.unet):
             for step in range(1, request.steps + 1):
-                with clock.measure("denoise"):
+                with self._working(clock, "denoise"):
                     latents = next(states)
                 clock.timings["unet_calls"] += self.card.unet_calls_per_step
                 yield Progress("denoise", step, request.steps, clock.elapsed, index)
         yield Progress("decode", request.steps, request.steps, clock.elapsed, index)
-        with clock.measure("decode"), self._on_device(self.vae):
+        with self._working(clock, "decode"), self._on_device(self.vae):
             chunk = DECODE_CHUNK[self.placement.memory]
             frames = decode_latents(self.vae, latents, chunk=chunk)
             return Video.from_frames(frames, self.card.fps, self._recipe(request))
+
+    @contextmanager
+    def _working(self, clock: "_Clock", stage: Stage) -> Iterator[None]:
+        """Measure a computation, on the card's number of threads."""
+        with clock.measure(stage), fixed_threads(self.card, self.placement.device):
+            yield
 
     @contextmanager
     def _on_device(self, network: nn.Module) -> Iterator[None]:
@@ -291,6 +296,24 @@ class VideoPipeline:
             "compiled": self.compiled,
             "versions": versions,
         }
+
+
+@contextmanager
+def fixed_threads(card: ModelCard, device: torch.device) -> Iterator[None]:
+    """Compute meanwhile on as many threads as the card says, on a CPU.
+
+    Sums split over another number of threads differ in their last bits, and a recipe should make
+    the same frames. The number is the whole process's, so it is given back between computations.
+    """
+    if card.cpu_threads is None or device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(card.cpu_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_folders(card: ModelCard) -> None:
