@@ -311,12 +311,14 @@ def screen(options: Namespace) -> None:
         proposed = quality.screen(votes, store.definition)
         with store.read() as connection:
             in_force = exclusions(connection)
-        known = {(entry.subject, entry.rule) for entry in in_force}
+            settled = quality.find_settled(connection)
+        revoked = settled - {(entry.subject, entry.rule) for entry in in_force}
         for row in proposed.itertuples():
             subject = f"rater:{store.rater_number(row.rater)}"
-            if options.apply and (subject, row.rule) not in known:
+            if options.apply and (subject, row.rule) not in settled:
                 store.exclude(subject, rule=row.rule, evidence=row.evidence, author=options.author)
-            print(f"{row.rater}  {row.rule}  {row.evidence}")
+            stays = "  revoked before: stays so" if (subject, row.rule) in revoked else ""
+            print(f"{row.rater}  {row.rule}  {row.evidence}{stays}")
         print(f"{len(proposed)} proposed, {'applied' if options.apply else 'none applied'}.")
         for entry in in_force:
             print(f"in force: event {entry.event_id}, {entry.subject}, {entry.rule}")

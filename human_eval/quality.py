@@ -4,12 +4,15 @@ Rules are fixed before the data: their thresholds stand in the definition or her
 an event with rule, evidence and author, which can be revoked (`human_eval.events`).
 """
 
+import json
 from typing import Any
 
 import pandas as pd
 from scipy.stats import beta, binomtest
+from sqlalchemy import Connection, select
 
 from human_eval.definition import StudyDefinition
+from human_eval.tables import Event
 
 CERTAINTY = 0.95  # of being below the accuracy wanted, before a rater is proposed
 ONE_SIDED_P = 0.001  # e.g. 18 of 20 answers on one side
@@ -72,6 +75,15 @@ def is_one_sided(turns: pd.DataFrame) -> dict[str, Any] | None:
     if p >= ONE_SIDED_P:
         return None
     return {"left": left, "right": len(decided) - left, "p": float(f"{p:.2g}")}
+
+
+def find_settled(connection: Connection) -> set[tuple[str, str]]:
+    """Return whom, and by which rule, somebody has excluded already.
+
+    Their decision stands, and so does its revocation: neither is made again without a person.
+    """
+    past = select(Event.subject, Event.payload).where(Event.kind == "exclude")
+    return {(row.subject, json.loads(row.payload)["rule"]) for row in connection.execute(past)}
 
 
 def consistency(votes: pd.DataFrame) -> pd.DataFrame:

@@ -8,14 +8,18 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from crowd import define_pair, make_votes
+from human_eval import quality
 from human_eval.__main__ import build_parser, main
 from human_eval.commands import COMMANDS
 from human_eval.definition import load_definition
+from human_eval.events import exclusions
 from human_eval.export import write_export
 from human_eval.media import Footage, write_footage
+from human_eval.store import open_study
 
 PROMPTS = 4
 
@@ -254,6 +258,24 @@ def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, op
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys):
+    run("simulate", study, "--raters", 4)
+    with contextlib.closing(open_study(study)) as store:
+        rater = store.votes(simulated=True)["rater"].iloc[0]
+        found = pd.DataFrame([{"rater": rater, "rule": "too_fast", "evidence": {"fast": 9}}])
+        monkeypatch.setattr(quality, "screen", lambda votes, definition: found)
+        run("screen", study, "--simulated", "--apply")
+        with store.read() as connection:
+            [excluded] = exclusions(connection)
+        run("screen", study, "--revoke", excluded.event_id, "--reason", "a slow clock")
+
+        run("screen", study, "--simulated", "--apply")
+
+        with store.read() as connection:
+            assert exclusions(connection) == []
+    assert "revoked before" in capsys.readouterr().out
 
 
 def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):
