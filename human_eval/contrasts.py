@@ -20,7 +20,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
     """Tabulate, on the primary question, each two comparisons that share their opponent.
 
     A prompt counts as won where more raters preferred the system than its opponent; prompts whose
-    raters are split are left out.
+    raters are split are left out. Prompts of the same text are one, as in the intervals.
 
     Returns:
         Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
@@ -56,9 +56,9 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
 
 
 def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return 1, 0, or NaN for a split, for each prompt (rows) and comparison (columns)."""
+    """Return 1, 0, or NaN for a split, for each text (rows) and comparison (columns)."""
     lead = votes["choice"].eq("a").astype(int) - votes["choice"].eq("b").astype(int)
-    sums = lead.groupby([votes["prompt_index"], votes["comparison"]], observed=True).sum()
+    sums = lead.groupby([votes["prompt"], votes["comparison"]], observed=True).sum()
     return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
 
 

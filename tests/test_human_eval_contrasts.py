@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
@@ -19,16 +20,26 @@ def test_library_keeps_the_published_tests_of_two_shares():
     assert (z, p) == pytest.approx((1.8922374745, 0.0584593476), abs=1e-6)
 
 
-def test_a_prompt_is_won_by_the_majority_and_a_split_by_nobody():
+def choose(*choices: str) -> pd.DataFrame:
+    """Return votes of one comparison, three on each of three prompts."""
     votes = make_votes(load_definition("t2v-turbo"), prompts=3)
     votes = votes[(votes["comparison"] == "C1") & (votes["question"] == "Q3")]
-    choices = {0: ["a", "a", "b"], 1: ["b", "b", "tie"], 2: ["a", "b", "tie"]}
-    votes = votes.sort_values("prompt_index").assign(choice=sum(choices.values(), []))
+    return votes.sort_values("prompt_index").assign(choice=" ".join(choices).split())
 
-    won = prompts_won(votes)["C1"]
 
-    assert won[[0, 1]].to_list() == [1, 0]
-    assert np.isnan(won[2])
+def test_a_prompt_is_won_by_the_majority_and_a_split_by_nobody():
+    won = prompts_won(choose("a a b", "b b tie", "a b tie"))["C1"]
+
+    assert won[["prompt 0", "prompt 1"]].to_list() == [1, 0]
+    assert np.isnan(won["prompt 2"])
+
+
+def test_two_prompts_of_one_text_are_won_or_lost_together():
+    votes = choose("a a b", "b b tie", "a b a")
+
+    won = prompts_won(votes.assign(prompt=votes["prompt"].replace("prompt 1", "prompt 0")))["C1"]
+
+    assert won.to_dict() == {"prompt 0": 0, "prompt 2": 1}
 
 
 def test_only_comparisons_with_a_common_opponent_are_contrasted():
