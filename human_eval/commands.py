@@ -5,7 +5,7 @@ at once.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ def _check_open(store: StudyStore) -> None:
 
 def create(options: Namespace) -> None:
     """Make a new study."""
-    settings = dict(_split(setting, "NAME=VALUE") for setting in options.set)
+    settings = _split(options.set, "NAME=VALUE")
     numbers = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
     definition = load_definition(options.definition, numbers)
     source = options.prompts or definition.prompts
@@ -71,7 +71,7 @@ def ingest(options: Namespace) -> None:
         if len(options.clips) == 1 and "=" not in options.clips[0]:
             folders = find_systems(Path(options.clips[0]), keys)
         else:
-            named = [_split(entry, "SYSTEM=FOLDER") for entry in options.clips]
+            named = _split(options.clips, "SYSTEM=FOLDER").items()
             folders = {store.definition.system(key).key: Path(folder) for key, folder in named}
         sources = find_sources(folders, prompts)
         known = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
@@ -136,7 +136,7 @@ def import_votes(options: Namespace) -> None:
 
     with _opened(options) as store:
         _check_open(store)
-        columns = dict(_split(entry, "QUESTION=COLUMN") for entry in options.answer)
+        columns = _split(options.answer, "QUESTION=COLUMN")
         ballots = mturk.read_results(options.file, store, columns=columns)
         done = import_ballots(store, ballots)
         print(f"{done.added} ballots imported, {done.already_there} were there already.")
@@ -362,11 +362,16 @@ def erase(options: Namespace) -> None:
         print(f"Erased. Their answers are {kept}. Older backups are gone; the new one is {fresh}.")
 
 
-def _split(setting: str, shape: str) -> tuple[str, str]:
-    name, separator, value = setting.partition("=")
-    if not separator or not name or not value:
-        raise StudyError(f"Expected {shape}, got {setting!r}. Write it without spaces.")
-    return name, value
+def _split(settings: Sequence[str], shape: str) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator or not name or not value:
+            raise StudyError(f"Expected {shape}, got {setting!r}. Write it without spaces.")
+        if name in named:
+            raise StudyError(f"Expected {shape} once for each, got {name!r} twice. Leave one out.")
+        named[name] = value
+    return named
 
 
 COMMANDS: dict[str, Command] = {

@@ -114,6 +114,8 @@ def read_results(
         StudyError: the file is no results CSV of this study; the message lists what is wrong,
             with line numbers, and nothing is read.
     """
+    for key in columns or {}:
+        store.definition.question(key)  # refuses one that is not asked
     rows = _read_rows(path)
     named = _find_columns(list(rows[0][1]), store.definition, columns or {}, path)
     pairs = store.pairs()
