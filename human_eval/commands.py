@@ -18,7 +18,7 @@ from human_eval.assignment import check_open
 from human_eval.clips import ingest as pass_gate
 from human_eval.clips import tabulate_clips
 from human_eval.definition import StudyDefinition, load_definition
-from human_eval.erasure import erase_rater, erase_simulation
+from human_eval.erasure import erase_rater, erase_simulation, list_leftovers
 from human_eval.errors import StudyError
 from human_eval.events import exclusions
 from human_eval.gold import make_gold
@@ -349,6 +349,11 @@ def restore(options: Namespace) -> None:
 
 def erase(options: Namespace) -> None:
     """Forget a rater, or the simulation."""
+    if options.simulated and options.provider is not None:
+        raise StudyError(
+            "Expected PROVIDER and RATER, or --simulated, got both. Nothing was erased; leave one "
+            "of them out."
+        )
     with _opened(options) as store:
         if options.simulated:
             done = erase_simulation(store)
@@ -360,6 +365,9 @@ def erase(options: Namespace) -> None:
         fresh = backups.replace_backups(store)
         kept = "deleted" if done.turns_deleted else "kept, belonging to nobody"
         print(f"Erased. Their answers are {kept}. Older backups are gone; the new one is {fresh}.")
+        for path in list_leftovers(store):
+            print(f"May still know them, of before: {path}")
+        print("Delete these and all copies elsewhere; then export and report again.")
 
 
 def _split(settings: Sequence[str], shape: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -26,7 +27,7 @@ def erase_rater(store: StudyStore, provider: str, name: str) -> Erasure:
     """Cut the link between a person and their answers, or delete both, as consent says.
 
     Copies of the database still know the rater: the caller removes them
-    (`human_eval.backup.replace_backups`).
+    (`human_eval.backup.replace_backups`), and tells of the others (`list_leftovers`).
 
     Raises:
         StudyError: there is no such rater.
@@ -61,6 +62,19 @@ def erase_rater(store: StudyStore, provider: str, name: str) -> Erasure:
             connection, "erased", actor="erase", subject=subject, now=now, payload=payload
         )
     return Erasure(1, deleted)
+
+
+def list_leftovers(store: StudyStore) -> list[Path]:
+    """Return what in the study's folder, backups aside, may still know a rater who was erased.
+
+    Nothing of it is removed: a damaged database may be the only copy of somebody's answers, and a
+    report may have been published.
+    """
+    written = [store.folder / name for name in ("export", "report")]
+    return [
+        *(path for path in written if path.exists()),
+        *sorted(store.folder.glob("study.db.damaged-*")),
+    ]
 
 
 def erase_simulation(store: StudyStore) -> Erasure:

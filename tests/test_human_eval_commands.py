@@ -153,6 +153,7 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
         ("restore {study} none.db", "no file"),
         ("erase {study}", "Expected PROVIDER and RATER"),
         ("erase {study} prolific x", "the study knows"),
+        ("erase {study} prolific x --simulated", "got both"),
         ("close {study} --reopen", "got an open one"),
         ("import-votes {study} none.csv", "none.csv"),
     ],
@@ -280,6 +281,19 @@ def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys)
         with store.read() as connection:
             assert exclusions(connection) == []
     assert "revoked before" in capsys.readouterr().out
+
+
+def test_an_erasure_names_what_may_still_know_the_rater(study, capsys):
+    with contextlib.closing(open_study(study)) as store:
+        store.enter("prolific", "jane")
+    (study / "export").mkdir()
+    (study / "report").mkdir()
+    (study / "study.db.damaged-1").touch()
+
+    run("erase", study, "prolific", "jane")
+
+    shown = capsys.readouterr().out
+    assert all(str(study / name) in shown for name in ("export", "report", "study.db.damaged-1"))
 
 
 def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):
