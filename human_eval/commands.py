@@ -11,20 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+from sqlalchemy import Connection, select
 from tqdm import tqdm
 
 from human_eval import backup as backups
-from human_eval.assignment import check_open
+from human_eval.assignment import check_open, is_paused
 from human_eval.clips import ingest as pass_gate
 from human_eval.clips import tabulate_clips
 from human_eval.definition import StudyDefinition, load_definition
 from human_eval.erasure import erase_rater, erase_simulation, list_leftovers
 from human_eval.errors import StudyError
-from human_eval.events import exclusions
+from human_eval.events import Exclusion, exclusions
 from human_eval.gold import make_gold
 from human_eval.prompts import EVALCRAFTER, load_prompts
 from human_eval.sources import find_sources, find_systems
 from human_eval.store import StudyStore, create_study, open_study
+from human_eval.tables import AssignmentRow, Rater
 
 Command = Callable[[Namespace], None]
 
@@ -179,17 +181,27 @@ def status(options: Namespace) -> None:
     with _opened(options) as store:
         progress = store.progress(simulated=options.simulated)
         defects = store.list_defects()
-    state = "open" if progress["closed_at"] is None else "closed"
+        with store.read() as connection:
+            paused = is_paused(connection)
+            whose = [_is_simulated(connection, entry) for entry in exclusions(connection)]
+    state = "closed" if progress["closed_at"] is not None else "paused" if paused else "open"
     print(f"{progress['name']}, {state}, definition {progress['definition_hash'][:16]}")
     if options.simulated:
         print("SIMULATED raters and answers:")
     print(progress["comparisons"].to_string(index=False))
     turns = ", ".join(f"{count} {word}" for word, count in sorted(progress["turns"].items()))
     print(f"{progress['raters']} raters; turns: {turns or 'none'}")
-    print(f"{len(progress['excluded'])} exclusions in force")
+    print(f"{whose.count(options.simulated)} exclusions in force")
     if defects:
         raise StudyError(f"Expected a sound database, got: {'; '.join(defects[:5])}. Restore one.")
     print("The database is sound.")
+
+
+def _is_simulated(connection: Connection, excluded: Exclusion) -> bool | None:
+    """Return whether a simulated rater or turn is excluded; None if it is gone."""
+    kind, _, number = excluded.subject.partition(":")
+    table = Rater if kind == "rater" else AssignmentRow
+    return connection.execute(select(table.simulated).where(table.id == int(number))).scalar()
 
 
 def report(options: Namespace) -> None:

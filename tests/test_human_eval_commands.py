@@ -296,6 +296,24 @@ def test_an_erasure_names_what_may_still_know_the_rater(study, capsys):
     assert all(str(study / name) in shown for name in ("export", "report", "study.db.damaged-1"))
 
 
+def test_status_tells_a_pause_and_whose_exclusions_are_in_force(study, capsys):
+    run("simulate", study, "--raters", 4)
+    with contextlib.closing(open_study(study)) as store:
+        store.exclude("rater:1", rule="too_fast", evidence={}, author="ada")
+        store.exclude("assignment:1", rule="broken", evidence={}, author="ada")
+        store.set_paused(True, author="ada")
+    capsys.readouterr()
+
+    run("status", study)
+    people = capsys.readouterr().out
+    run("status", study, "--simulated")
+    simulated = capsys.readouterr().out
+
+    assert ", paused, definition" in people
+    assert "0 exclusions in force" in people
+    assert "2 exclusions in force" in simulated
+
+
 def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):
     run("simulate", study, "--raters", 4)
 
