@@ -37,6 +37,18 @@ def test_alpha_is_the_published_one():
     assert note == ""
 
 
+@pytest.mark.parametrize(
+    "level, alpha", [("ordinal", 0.8153875037548814), ("interval", 0.8491071428571428)]
+)
+def test_the_library_keeps_its_published_alphas_of_ranks_and_numbers(level, alpha):
+    ratings = [[np.nan if cell == "-" else float(cell) for cell in row.split(",")]
+               for row in CANONICAL]  # fmt: skip
+
+    found = krippendorff.alpha(reliability_data=ratings, level_of_measurement=level)
+
+    assert found == pytest.approx(alpha, abs=1e-9)
+
+
 def test_kappa_and_alpha_of_three_raters_are_the_published_ones():
     counts = count([list(unit) for unit in EIGHT_BY_THREE], "01")
 

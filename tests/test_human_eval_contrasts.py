@@ -6,6 +6,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportions
 from crowd import make_votes
 from human_eval.contrasts import paired_p, prompts_won, tabulate_contrasts
 from human_eval.definition import load_definition
+from test_human_eval_intervals import PROMPTS, WINS
 
 
 def test_paired_test_is_the_published_one():
@@ -40,6 +41,13 @@ def test_two_prompts_of_one_text_are_won_or_lost_together():
     won = prompts_won(votes.assign(prompt=votes["prompt"].replace("prompt 1", "prompt 0")))["C1"]
 
     assert won.to_dict() == {"prompt 0": 0, "prompt 2": 1}
+
+
+def test_majorities_of_24_votes_are_the_published_ones():
+    choices = np.where(WINS, "a", "b")
+    votes = pd.DataFrame({"prompt": PROMPTS, "comparison": "C1", "choice": choices})
+
+    assert prompts_won(votes)["C1"].sum() == 6
 
 
 def test_only_comparisons_with_a_common_opponent_are_contrasted():

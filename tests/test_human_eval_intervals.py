@@ -72,6 +72,29 @@ def test_sign_test_is_the_published_one(wins, losses, p):
     assert sign_test(wins, losses) == pytest.approx(p, rel=0.05 if p < 1e-6 else 1e-5)
 
 
+@pytest.mark.parametrize(
+    "right, pairs, share",
+    [(3, 3, 0.125), (4, 5, 0.1875), (5, 6, 0.1094), (7, 8, 0.0352), (8, 10, 0.0547)]
+    + [(9, 10, 0.0107)],
+)
+def test_sign_test_tells_how_often_blind_clicks_pass_a_check(right, pairs, share):
+    # It is two-sided: half of it is the chance of so many right ones. Published to four digits.
+    assert sign_test(right, pairs - right) / 2 == pytest.approx(share, abs=5e-5)
+
+
+def test_votes_that_share_nothing_have_the_error_of_independent_ones():
+    found = robust_mean(WINS, range(24), ["one"] * 24, student=False)
+
+    assert found.error == pytest.approx(0.10094660663590607, abs=1e-9)
+
+
+def test_the_interval_that_knows_of_prompts_alone_is_the_published_one():
+    found = robust_mean(WINS, PROMPTS, ["one"] * 24, student=False)
+
+    assert found.low == pytest.approx(0.3960876762408937, abs=1e-9)
+    assert found.high == pytest.approx(0.8539123237591063, abs=1e-9)
+
+
 def test_standard_error_knows_of_prompts_and_raters():
     found = robust_mean(WINS, PROMPTS, RATERS, student=False)
 

@@ -90,9 +90,9 @@ def test_another_model_of_ties_ranks_alike():
 
     strengths = np.array([*fit.params[:2], 0.0])
     _, low, high, _ = model.transform_threshold_params(fit.params)
-    assert strengths - strengths.mean() == pytest.approx([0.340462, -0.044637, -0.295825], abs=1e-5)
-    assert np.exp((high - low) / 2) == pytest.approx(1.439123, abs=1e-5)
-    assert -fit.llf / 2 == pytest.approx(181.605796, abs=1e-5)
+    assert strengths - strengths.mean() == pytest.approx([0.340462, -0.044637, -0.295825], abs=1e-6)
+    assert np.exp((high - low) / 2) == pytest.approx(1.439123, abs=1e-6)
+    assert -fit.llf / 2 == pytest.approx(181.605796, abs=1e-6)
     ours, _ = fit_strengths(Tallies.count(WINS + TIES))
     assert list(ours.sort_values().index) == list("CBA")
 
