@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from crowd import define_pair, make_votes
-from human_eval import quality
+from human_eval import quality, serving
 from human_eval.__main__ import build_parser, main
 from human_eval.commands import COMMANDS
 from human_eval.definition import load_definition
@@ -74,7 +74,7 @@ def study(place):
 
 
 def test_every_command_has_help(capsys):
-    for name in COMMANDS:
+    for name in (*COMMANDS, *serving.COMMANDS):
         with pytest.raises(SystemExit) as exit:
             build_parser().parse_args([name, "--help"])
         assert exit.value.code == 0

@@ -255,16 +255,18 @@ def test_no_rater_answers_for_another(store, client):
     ],
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_an_edited_answer_is_refused_with_an_event(store, client, changes, status):
-    enter(client)
-    ballot = claim(client)["ballot"]
+def test_an_edited_answer_is_refused_with_an_event(store, changes, status):
+    with serve(store) as client:
+        enter(client)
+        ballot = claim(client)["ballot"]
 
-    reply = vote(client, ballot, **changes)
+        reply = vote(client, ballot, **changes)
 
-    assert reply.status_code == status
-    assert reply.json()["error"].startswith("Expected")
-    assert count_votes(store) == 0
-    assert vote(client, ballot).status_code == 200
+        assert reply.status_code == status
+        assert reply.json()["error"].startswith("Expected")
+        assert count_votes(store) == 0
+        assert vote(client, ballot).status_code == 200
+    assert count_refusals(store) == 1
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
