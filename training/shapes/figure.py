@@ -136,17 +136,25 @@ def _sheet_column(
     return np.stack(strips)
 
 
+WATCH_COLUMNS = 4
+
+
 def draw_watch(steps: pd.DataFrame, stem: Path) -> None:
     """Draw each column of `watch_runs` against the training step, one line per run."""
     panels = [name for name in steps.columns if name not in ("run", "step", "low", "high")]
+    rows = -(-(len(panels) + 1) // WATCH_COLUMNS)  # the legend takes a panel's place
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.7 * len(panels), 2.6), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, name in zip(axes, panels, strict=True):
+        size = (2.7 * WATCH_COLUMNS, 2.3 * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, WATCH_COLUMNS, squeeze=False).ravel()
+        for axis, name in zip(axes, panels, strict=False):
             for run, line in steps.groupby("run", sort=False):
                 axis.plot(line["step"], line[name], "o-", markersize=3, label=run)
             axis.set_title(name, fontsize=9, color=INK)
             axis.set_xlabel("training step")
             axis.grid(color="#e6e9ec", linewidth=0.8)
-        axes[0].legend(frameon=False, fontsize=8)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        lines, labels = axes[0].get_legend_handles_labels()
+        axes[-1].legend(lines, labels, frameon=False, fontsize=9, loc="center")
         _save(figure, stem)
