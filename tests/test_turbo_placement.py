@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,30 @@ def test_the_peak_is_what_is_there_at_the_worst_moment(memory, numbers):
 )
 def test_the_largest_use_of_memory_that_fits_is_chosen(free, memory):
     assert fit(PARTS, free, 2, memory_options(CUDA)) == memory
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_what_torch_keeps_of_former_models_is_free(kind, monkeypatch):
+    module = SimpleNamespace(
+        mem_get_info=lambda _: (1_000, 24_000),
+        memory_reserved=lambda _: 9_000,
+        memory_allocated=lambda _: 2_000,
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+
+    assert placement.free_memory(torch.device(kind)) == 1_000 + 7_000
+
+
+def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, monkeypatch):
+    """As if on an accelerator, which reports every call."""
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: calls.append("empty"))
+    monkeypatch.setattr(VideoPipeline, "_read", lambda *_: calls.append("read"))
+    monkeypatch.setattr(placement, "free_memory", lambda _: 10**12)
+
+    VideoPipeline.load(saved_card, "cuda", dtype="float32")
+
+    assert calls == ["empty", "read"]
 
 
 def test_a_cpu_has_nowhere_to_offload_to():

@@ -106,6 +106,8 @@ class VideoPipeline:
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
+        if placement.device.type != "cpu":  # the pieces of a model before may fit none of this one
+            torch.accelerator.empty_cache()
         with fixed_threads(card, placement.device):
             pipeline = cls._read(card, placement)
         return pipeline.compile() if compiled else pipeline
