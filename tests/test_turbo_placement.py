@@ -256,6 +256,16 @@ def test_out_of_memory_names_the_next_smaller_option(memory, said, tiny_pipeline
         list(tiny_pipeline.stream(["a cat"], [0]))
 
 
+def test_out_of_memory_while_loading_names_the_next_smaller_option(saved_card, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("turbo.pipeline.VideoUNet.from_pretrained", fail)
+
+    with pytest.raises(MemoryError, match="The next smaller option is memory 'sliced'"):
+        VideoPipeline.load(saved_card, "cpu", memory="full")
+
+
 def test_other_failures_stay_what_they_are(tiny_pipeline, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("shapes do not match")

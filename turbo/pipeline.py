@@ -26,7 +26,7 @@ from turbo.lora import LORA_FILE, load_lora, merge_lora
 from turbo.models import describe_remedy
 from turbo.motion import motion_strength
 from turbo.options import Dtype, Memory
-from turbo.placement import Placement, explain_shortage, is_shortage, place
+from turbo.placement import Placement, explained_shortage, place
 from turbo.request import Request, check_request
 from turbo.sampling import draw_noise, few_step_timesteps, sample_latents
 from turbo.schedule import NoiseSchedule
@@ -102,13 +102,15 @@ class VideoPipeline:
 
         Raises:
             FileNotFoundError: a part of the weights is not on this disk.
-            MemoryError: the model does not fit into the free memory of the device.
+            MemoryError: the model does not fit into the memory of the device; the message says
+                what would.
+            ValueError: this use of memory makes no sense on this device.
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
         if placement.device.type != "cpu":  # the pieces of a model before may fit none of this one
             torch.accelerator.empty_cache()
-        with fixed_threads(card, placement.device):
+        with explained_shortage(placement), fixed_threads(card, placement.device):
             pipeline = cls._read(card, placement)
         return pipeline.compile() if compiled else pipeline
 
@@ -186,14 +188,10 @@ class VideoPipeline:
     def _run(self, requests: list[Request]) -> Iterator[Progress | Result]:
         clock = _Clock(self.placement.device)
         videos = []
-        try:
+        with explained_shortage(self.placement):
             for index, request in enumerate(requests):
                 video = yield from self._make(request, index, clock)
                 videos.append(video)
-        except RuntimeError as failure:
-            if not is_shortage(failure):
-                raise
-            raise MemoryError(explain_shortage(self.placement)) from failure
         yield Result(videos, {**clock.timings, "total": clock.elapsed})
 
     def _make(

@@ -1,5 +1,7 @@
 """Where a model runs, in which precision, and how much of it lies on the device at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
@@ -107,6 +109,18 @@ def explain_shortage(placement: Placement) -> str:
         f"Expected about {_gigabytes(placement.peak)} to be enough on {placement.device} with "
         f"memory {placement.memory!r}, got out of memory. {advice}"
     )
+
+
+@contextmanager
+def explained_shortage(placement: Placement) -> Iterator[None]:
+    """Turn torch's running out of memory into a `MemoryError` that says what to do."""
+    try:
+        yield
+    except RuntimeError as failure:
+        if not is_shortage(failure):
+            raise
+        # Without its frames, which would hold on to what is loaded already.
+        raise MemoryError(explain_shortage(placement)) from failure.with_traceback(None)
 
 
 def is_shortage(error: RuntimeError) -> bool:
