@@ -91,6 +91,12 @@ def test_a_cpu_has_nowhere_to_offload_to():
     assert memory_options(CUDA) == ("full", "sliced", "offload")
 
 
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_offloading_is_refused_where_there_is_nowhere_to_offload_to(device, saved_card):
+    with pytest.raises(ValueError, match=rf"'full' or 'sliced' on {device}, got 'offload'. Only a"):
+        place(saved_card, device=device, memory="offload")
+
+
 def test_weights_are_counted_from_the_heads_of_their_files(saved_card, tiny_pipeline):
     footprint = measure_footprint(saved_card)
 

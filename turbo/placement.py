@@ -52,10 +52,17 @@ def place(
 
     Raises:
         MemoryError: nothing fits; the message says what would.
+        ValueError: this use of memory makes no sense on this device.
     """
     device = find_device() if device == "auto" else torch.device(device)
     precision = _auto_dtype(card, device) if dtype == "auto" else DTYPES[dtype]
     footprint, options = measure_footprint(card), memory_options(device)
+    if memory is not None and memory not in options:
+        raise ValueError(
+            f"Expected memory {' or '.join(map(repr, options))} on {device}, got {memory!r}. "
+            "Only a device with memory of its own can offload: leave --memory out, or choose "
+            "another --device."
+        )
     chosen = memory or fit(footprint, free_memory(device), precision.itemsize, options)
     if chosen is None:
         raise MemoryError(_nothing_fits(card, footprint, device, precision))
