@@ -7,12 +7,12 @@ import argparse
 import errno
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 from demo.desk import Desk
 from demo.engine import Engine, EngineError
@@ -26,6 +26,7 @@ from demo.world import World
 from human_eval.store import StudyStore, open_study
 from turbo.card import ModelCard
 from turbo.models import DEFAULT_MODEL, MODELS, describe_remedy, describe_state
+from turbo.options import Dtype, Memory
 
 # Rows of the Compare tab. Those of models that this checkout lacks are left out.
 CONTENDERS = [
@@ -47,9 +48,11 @@ EXAMPLES = (
 def main() -> None:
     """Serve the page until it is interrupted."""
     args = read_flags()
-    load = partial(load_model, device=args.device, memory=args.memory)
-    engine = Engine(load, models_to_keep(args.model))
-    studio = open_studio(engine, args.model, args.data_dir, allow_download=args.allow_download)
+    placing = {"device": args.device, "dtype": args.dtype, "memory": args.memory}
+    engine = Engine(partial(load_model, **placing), models_to_keep(args.model))
+    studio = open_studio(
+        engine, args.model, args.data_dir, placing, allow_download=args.allow_download
+    )
     desk = open_desk(args.study, args.data_dir)
     house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
     serve_house(house, host=args.host, port=args.port)
@@ -71,8 +74,14 @@ def read_flags() -> argparse.Namespace:
     )
     parser.add_argument("--device", default=environment("T2V_DEVICE", "auto"))
     parser.add_argument(
+        "--dtype",
+        choices=get_args(Dtype),
+        default=environment("T2V_DTYPE", "auto"),
+        help="precision of the networks; else the model's own on this device",
+    )
+    parser.add_argument(
         "--memory",
-        choices=["full", "sliced", "offload"],
+        choices=get_args(Memory),
         default=environment("T2V_MEMORY"),
         help="how to use the device's memory; else as much as is free",
     )
@@ -100,15 +109,24 @@ def models_to_keep(default_model: str) -> list[str]:
 
 
 def open_studio(
-    engine: Engine, default_model: str, data_dir: Path, *, allow_download: bool = False
+    engine: Engine,
+    default_model: str,
+    data_dir: Path,
+    placing: Mapping[str, Any],
+    *,
+    allow_download: bool = False,
 ) -> Studio:
-    """Gather what the page needs."""
+    """Gather what the page needs.
+
+    Args:
+        placing: the device, dtype and memory that models are loaded with; see `placement.place`.
+    """
 
     def need(name: str) -> str:
         # Before the first model is there, torch is not, which knows the device.
         if engine.holds(name) or engine.readiness(default_model) == "loading":
             return describe_state(MODELS[name])
-        return state_of(name, look_at_memory=True)
+        return state_of(name, placing)
 
     return Studio(
         models={name: describe_model(card) for name, card in MODELS.items()},
@@ -154,18 +172,19 @@ def describe_model(card: ModelCard) -> ModelInfo:
     )
 
 
-def state_of(name: str, *, look_at_memory: bool = False) -> str:
+def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
     """Return "ready", or what a model needs: a download, its own training, or more memory.
 
     Args:
-        look_at_memory: imports torch, which takes seconds the first time.
+        placing: what it would be loaded with, to look at the memory; imports torch, which takes
+            seconds the first time.
     """
     card = MODELS[name]
     state = describe_state(card)
-    if state == "ready" and look_at_memory:
+    if state == "ready" and placing is not None:
         from turbo.placement import memory_wanting
 
-        wanting = memory_wanting(card)
+        wanting = memory_wanting(card, **placing)
         return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
     return state
 
@@ -190,8 +209,16 @@ def fetch_model(name: str) -> Generator[Update, None, None]:
         ) from failure
 
 
-def load_model(name: str, *, device: str = "auto", memory: Any = None) -> Generate:
-    """Load a model, try it once, and return what generates with it."""
+def load_model(
+    name: str, *, device: str = "auto", dtype: Dtype = "auto", memory: Memory | None = None
+) -> Generate:
+    """Load a model, try it once, and return what generates with it.
+
+    Raises:
+        EngineError: the model is not on this machine.
+        MemoryError: it does not fit into the memory.
+        ValueError: the flags ask for what this device cannot do; for the log, not for visitors.
+    """
     state = state_of(name)
     if state != "ready":
         remedy = describe_remedy(MODELS[name])
@@ -199,7 +226,7 @@ def load_model(name: str, *, device: str = "auto", memory: Any = None) -> Genera
 
     from turbo.models import load_pipeline  # brings torch: seconds, which the page need not wait
 
-    pipeline = load_pipeline(name, device, memory=memory)
+    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
     if not pipeline.card.sources:  # a large model is tried by its first visitor
         list(pipeline.stream(["warm up"], [0], steps=pipeline.card.min_steps))
 

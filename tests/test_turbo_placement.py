@@ -17,7 +17,15 @@ from torch.utils._pytree import tree_leaves
 from turbo import placement
 from turbo.footprint import HEADROOM, Footprint, measure_footprint
 from turbo.pipeline import VideoPipeline
-from turbo.placement import Placement, fit, memory_options, next_smaller, place
+from turbo.placement import (
+    Placement,
+    choose_dtype,
+    fit,
+    memory_options,
+    memory_wanting,
+    next_smaller,
+    place,
+)
 from turbo.unet import Conditioning, VideoUNet
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -207,9 +215,9 @@ def test_a_cpu_computes_in_float32_and_half_models_in_half_elsewhere(saved_card)
     half = replace(saved_card, half=True)
 
     assert place(half, device="cpu").dtype == torch.float32
-    assert placement._auto_dtype(half, torch.device("xpu")) == torch.bfloat16
-    assert placement._auto_dtype(half, torch.device("mps")) == torch.float16
-    assert placement._auto_dtype(saved_card, torch.device("mps")) == torch.float32
+    assert choose_dtype(half, torch.device("xpu"), "auto") == torch.bfloat16
+    assert choose_dtype(half, torch.device("mps"), "auto") == torch.float16
+    assert choose_dtype(saved_card, torch.device("mps"), "auto") == torch.float32
 
 
 def test_a_card_has_its_number_of_threads_only_while_it_computes(saved_card, two_threads):
@@ -240,6 +248,20 @@ def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, mon
     with pytest.raises(MemoryError, match=r"free memory on cpu for tiny-student .* --dtype bf"):
         VideoPipeline.load(saved_card, "cpu")
     assert VideoPipeline.load(saved_card, "cpu", memory="full").placement.memory == "full"
+
+
+def test_what_a_model_wants_is_told_for_the_chosen_device_precision_and_memory(
+    saved_card, monkeypatch
+):
+    half = replace(saved_card, half=True)
+    footprint = measure_footprint(half)
+    rooms = {"cpu": 10**12, "cuda": 1000}
+    monkeypatch.setattr(placement, "free_memory", lambda device: rooms[device.type])
+
+    assert memory_wanting(half, device="cpu") == 0
+    assert memory_wanting(half, device="cuda", dtype="float16") == footprint.peak("offload", 2)
+    assert memory_wanting(half, device="cuda", dtype="float32") == footprint.peak("offload", 4)
+    assert memory_wanting(half, device="cuda", memory="sliced") == 0  # insisted on, not checked
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def place(
         MemoryError: nothing fits; the message says what would.
         ValueError: this use of memory makes no sense on this device.
     """
-    device = find_device() if device == "auto" else torch.device(device)
-    precision = _auto_dtype(card, device) if dtype == "auto" else DTYPES[dtype]
+    device = choose_device(device)
+    precision = choose_dtype(card, device, dtype)
     footprint, options = measure_footprint(card), memory_options(device)
     if memory is not None and memory not in options:
         raise ValueError(
@@ -69,11 +69,19 @@ def place(
     return Placement(device, precision, chosen, footprint.peak(chosen, precision.itemsize))
 
 
-def memory_wanting(card: ModelCard) -> int:
-    """Return 0 for a model on this disk that fits into what is free, or the bytes that it needs."""
-    device = find_device()
-    options, itemsize = memory_options(device), _auto_dtype(card, device).itemsize
-    footprint = measure_footprint(card)
+def memory_wanting(
+    card: ModelCard,
+    *,
+    device: torch.device | str = "auto",
+    dtype: Dtype = "auto",
+    memory: Memory | None = None,
+) -> int:
+    """Return 0 where `place` with these arguments finds room now, or the bytes that it needs."""
+    if memory is not None:  # which `place` does not check
+        return 0
+    device = choose_device(device)
+    itemsize = choose_dtype(card, device, dtype).itemsize
+    options, footprint = memory_options(device), measure_footprint(card)
     if fit(footprint, free_memory(device), itemsize, options):
         return 0
     return footprint.peak(options[-1], itemsize)
@@ -138,9 +146,22 @@ def is_shortage(error: RuntimeError) -> bool:
     )
 
 
-def find_device() -> torch.device:
-    """Return the accelerator of this machine, or its CPU."""
+def choose_device(device: torch.device | str) -> torch.device:
+    """Return that device; of "auto", the accelerator of this machine, or its CPU."""
+    if device != "auto":
+        return torch.device(device)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def choose_dtype(card: ModelCard, device: torch.device, dtype: Dtype) -> torch.dtype:
+    """Return that precision; of "auto", the one of the card on this device."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if device.type == "cpu" or not card.half:
+        return torch.float32
+    if device.type == "xpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(False)):
+        return torch.bfloat16
+    return torch.float16
 
 
 def free_memory(device: torch.device) -> int:
@@ -155,14 +176,6 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return psutil.virtual_memory().available
-
-
-def _auto_dtype(card: ModelCard, device: torch.device) -> torch.dtype:
-    if device.type == "cpu" or not card.half:
-        return torch.float32
-    if device.type == "xpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(False)):
-        return torch.bfloat16
-    return torch.float16
 
 
 def _nothing_fits(

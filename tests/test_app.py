@@ -1,0 +1,27 @@
+"""The app: what its flags mean for the models."""
+
+import app
+from turbo import placement
+
+
+def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatch):
+    rooms = {"cpu": 10**12, "cuda": 1000}
+    monkeypatch.setattr(placement, "free_memory", lambda device: rooms[device.type])
+
+    def state(**flags):
+        return app.state_of(
+            "shapes-turbo", {"device": "cuda", "dtype": "auto", "memory": None} | flags
+        )
+
+    assert state(device="cpu") == "ready"
+    assert state().startswith("needs ") and state().endswith(" GB memory")
+    assert state(memory="offload") == "ready"  # insisted on, so loading does not check it
+
+
+def test_the_app_has_the_flags_that_messages_name(monkeypatch):
+    flags = ["--device", "cpu", "--dtype", "bfloat16", "--memory", "sliced"]
+    monkeypatch.setattr("sys.argv", ["app.py", *flags])
+
+    args = app.read_flags()
+
+    assert (args.device, args.dtype, args.memory) == ("cpu", "bfloat16", "sliced")
