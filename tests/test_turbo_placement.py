@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from turbo import placement
 from turbo.footprint import HEADROOM, Footprint, measure_footprint
+from turbo.models import load_card, load_pipeline
 from turbo.pipeline import VideoPipeline
 from turbo.placement import (
     Placement,
@@ -240,6 +241,28 @@ def test_a_card_without_a_number_of_threads_has_torchs_beside_one_with(saved_car
     pipeline("a cat")
 
     assert set(during) == {2}
+
+
+def test_a_model_goes_to_the_accelerator_unless_its_frames_are_fixed_on_the_cpu(
+    saved_card, monkeypatch
+):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: CUDA)
+    monkeypatch.setattr(placement, "free_memory", lambda _: 10**12)
+    tiny = replace(saved_card, cpu_threads=1)
+
+    assert place(saved_card).device == CUDA
+    assert place(tiny).device == CPU
+    assert place(tiny, device="cuda").device.type == "cuda"
+
+
+def test_loading_by_name_goes_where_the_card_says(saved_card, monkeypatch):
+    asked = []
+    monkeypatch.setattr(VideoPipeline, "load", lambda _, device, **__: asked.append(device))
+
+    load_pipeline("shapes-turbo")
+    load_card(saved_card)
+
+    assert asked == ["auto", "auto"]
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, monkeypatch):

@@ -38,14 +38,14 @@ def find_card(name: str) -> ModelCard:
 
 
 def load_pipeline(
-    name: str = DEFAULT_MODEL, device: str = "cpu", **options: Any
+    name: str = DEFAULT_MODEL, device: str = "auto", **options: Any
 ) -> "turbo.pipeline.VideoPipeline":
     """Load a model by name from local files only; `options` are those of `VideoPipeline.load`."""
     return load_card(find_card(name), device, **options)
 
 
 def load_card(
-    card: ModelCard, device: str = "cpu", **options: Any
+    card: ModelCard, device: str = "auto", **options: Any
 ) -> "turbo.pipeline.VideoPipeline":
     """Load the model a card describes, which need not be in the table."""
     from turbo.pipeline import VideoPipeline  # brings torch and diffusers: seconds

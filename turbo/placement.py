@@ -45,7 +45,8 @@ def place(
     """Choose for a model on this disk: the largest use of memory that fits what is free.
 
     Args:
-        device: "auto" is the first of CUDA, XPU, MPS and the CPU that is there.
+        device: "auto" is the first of CUDA, XPU, MPS and the CPU that is there, and always the CPU
+            for the models that fix their number of threads on it.
         dtype: "auto" is float32 on a CPU, and else the half precision of the device for the models
             that were published in it.
         memory: None chooses; a name insists, and nothing is checked.
@@ -54,7 +55,7 @@ def place(
         MemoryError: nothing fits; the message says what would.
         ValueError: this use of memory makes no sense on this device.
     """
-    device = choose_device(device)
+    device = choose_device(card, device)
     precision = choose_dtype(card, device, dtype)
     footprint, options = measure_footprint(card), memory_options(device)
     if memory is not None and memory not in options:
@@ -79,7 +80,7 @@ def memory_wanting(
     """Return 0 where `place` with these arguments finds room now, or the bytes that it needs."""
     if memory is not None:  # which `place` does not check
         return 0
-    device = choose_device(device)
+    device = choose_device(card, device)
     itemsize = choose_dtype(card, device, dtype).itemsize
     options, footprint = memory_options(device), measure_footprint(card)
     if fit(footprint, free_memory(device), itemsize, options):
@@ -146,10 +147,15 @@ def is_shortage(error: RuntimeError) -> bool:
     )
 
 
-def choose_device(device: torch.device | str) -> torch.device:
-    """Return that device; of "auto", the accelerator of this machine, or its CPU."""
+def choose_device(card: ModelCard, device: torch.device | str) -> torch.device:
+    """Return that device; of "auto", the accelerator of this machine, or its CPU.
+
+    "auto" leaves a model that fixes its number of CPU threads there, where its frames are fixed.
+    """
     if device != "auto":
         return torch.device(device)
+    if card.cpu_threads is not None:
+        return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
