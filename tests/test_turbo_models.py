@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,11 @@ def test_the_command_lists_and_shows_models(capsys):
 def test_the_command_refuses_an_unknown_model():
     with pytest.raises(SystemExit, match="Expected a model from .*, got 'nobody'"):
         main(["show", "nobody"])
+
+
+@pytest.mark.parametrize("card", [c for c in CARDS if c.sources], ids=lambda card: card.name)
+def test_the_readme_tells_the_memory_of_the_card(card):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+
+    rows = [line for line in readme.splitlines() if line.startswith(f"| {card.title}")]
+    assert rows and all(f"| {card.memory_gb:g} GB |" in row for row in rows)

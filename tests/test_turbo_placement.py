@@ -1,22 +1,27 @@
 """Placement: what fits where, what is foretold, and what is said when memory runs out."""
 
 import json
+import struct
 import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from turbo import placement
+from turbo.cards import CARDS
 from turbo.footprint import HEADROOM, Footprint, measure_footprint
-from turbo.models import load_card, load_pipeline
+from turbo.models import find_card, load_card, load_pipeline
 from turbo.pipeline import VideoPipeline
 from turbo.placement import (
     Placement,
@@ -181,6 +186,63 @@ def test_the_foretold_activations_are_those_of_a_call(frames, side, student_card
     counted = _activations(unet, call)
 
     assert 0.95 < measure_footprint(card).denoise / counted < 1.2
+
+
+def _save_heads(network: torch.nn.Module, folder: Path) -> None:
+    """Write a network's configuration, and a file with the shapes of its weights but no weights."""
+    folder.mkdir(parents=True)
+    config = network.config
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    (folder / "config.json").write_text(json.dumps(config, default=str))
+    heads = {
+        name: {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [0, 0]}
+        for name, tensor in network.state_dict().items()
+    }
+    text = json.dumps(heads).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+@pytest.mark.parametrize("name", ["t2v-turbo-v2", "t2v-turbo-ms"])
+def test_cards_tell_the_memory_that_the_full_networks_are_foretold(name, tmp_path):
+    """In half precision with everything on the device, before any file is there."""
+    card = replace(find_card(name), folder=tmp_path)
+    widths = (128, 256, 512, 512)
+    videocrafter2 = card.family == "videocrafter2"
+    with torch.device("meta"):
+        unet = VideoUNet(
+            time_cond_proj_dim=256,
+            fps_conditioning=videocrafter2,
+            motion_conditioning=videocrafter2,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=widths,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+        tower = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_hidden_layers=23,
+                num_attention_heads=16,
+                vocab_size=49408,
+            )
+        )
+    for part, network in ((card.unet, unet), ("vae", vae), ("text_encoder", tower)):
+        _save_heads(network, tmp_path / part)
+
+    foretold = round(measure_footprint(card).peak("full", 2) / 1e9, 1)
+
+    assert {other.memory_gb for other in CARDS if other.family == card.family} == {foretold}
+
+
+def test_the_cards_of_tiny_models_tell_the_least_that_is_told():
+    tiny = [card for card in CARDS if not card.sources]
+
+    assert all(measure_footprint(card).peak("full", 2) / 1e9 < card.memory_gb for card in tiny)
+    assert {card.memory_gb for card in tiny} == {0.1}
 
 
 def test_a_pipeline_loads_where_and_as_it_is_told(saved_card, monkeypatch):

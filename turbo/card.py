@@ -41,7 +41,7 @@ class ModelCard:
     unet: str  # that folder's name
     lora: str | None = None  # folder of the adapters that make a student of it
     sources: tuple[HubFile, ...] = ()  # the published files; none for what is trained here
-    memory_gb: float = 0.5  # of an accelerator, everything on it in half precision; an estimate
+    memory_gb: float = 0.1  # foretold by turbo/footprint.py: half precision, memory "full"
 
     height: int  # pixels
     width: int  # pixels

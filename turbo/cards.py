@@ -83,7 +83,7 @@ _VIDEOCRAFTER2: dict[str, Any] = {
     "width": 512,
     "num_frames": 16,
     "half": True,
-    "memory_gb": 9.5,
+    "memory_gb": 6.5,
 }
 _MODELSCOPE: dict[str, Any] = {
     "family": "modelscope",
@@ -93,7 +93,7 @@ _MODELSCOPE: dict[str, Any] = {
     "num_frames": 16,
     "fps": 8,
     "half": True,
-    "memory_gb": 8.0,
+    "memory_gb": 5.1,
 }
 _TEACHER: dict[str, Any] = {
     "role": "teacher",

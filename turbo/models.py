@@ -123,7 +123,8 @@ def _show(options: argparse.Namespace) -> None:
         "sampling": f"{steps}{motion}; told {card.told_fps} frames per second",
         "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
         f"{card.guidance_kind}",
-        "memory": f"{card.memory_gb:g} GB of an accelerator (estimate)",
+        "memory": f"{card.memory_gb:g} GB of an accelerator in half precision, everything on it "
+        "(estimate)",
     }
     for source in card.sources:
         lines[source.path] = f"{source.size / 1e9:.2f} GB, {source.address}"
