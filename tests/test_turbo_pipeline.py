@@ -103,6 +103,7 @@ def test_video_carries_its_recipe(tiny_pipeline):
         "guidance": 5.0,
         "dtype": "float32",
         "device": "cpu",
+        "memory": "full",
         "compiled": False,
         "versions": None,
     }

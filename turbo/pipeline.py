@@ -293,6 +293,7 @@ class VideoPipeline:
             **asdict(request),
             "dtype": str(self.placement.dtype).removeprefix("torch."),
             "device": self.placement.device.type,
+            "memory": self.placement.memory,
             "compiled": self.compiled,
             "versions": versions,
         }
