@@ -33,7 +33,10 @@ from human_eval.submission import Ballot, Receipt
 from human_eval.tables import Rater, Study
 from human_eval.tokens import Keys, create_secret, load_secret
 
-INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}  # those that know conflicts
+INSERT: dict[str, Callable[..., sqlite.Insert | postgresql.Insert]] = {  # that know conflicts
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
 SIMULATED = "simulated"  # the provider of raters who are none
 
 
