@@ -154,6 +154,26 @@ def test_student_starts_as_its_teacher_for_every_scale(tiny_unet):
         assert_close(output, tiny_unet(noisy, timesteps, text), rtol=0, atol=1e-5)
 
 
+def test_student_is_a_copy_and_training_it_leaves_its_teacher_alone(tiny_unet):
+    before = copy.deepcopy(tiny_unet.state_dict())
+    student = student_of(tiny_unet)
+
+    for parameter in student.parameters():
+        parameter.data += 1
+
+    assert all(p.requires_grad for p in student.parameters())
+    assert all(torch.equal(before[name], t) for name, t in tiny_unet.state_dict().items())
+
+
+def test_student_that_shares_is_the_same_network_without_a_copy(tiny_unet):
+    shared, copied = student_of(tiny_unet, share=True), student_of(tiny_unet)
+
+    assert_close(shared.state_dict(), copied.state_dict(), rtol=0, atol=0)
+    own = {p.data_ptr() for p in tiny_unet.parameters()}
+    added = [name for name, p in shared.named_parameters() if p.data_ptr() not in own]
+    assert added == ["time_embedding.cond_proj.weight"]
+
+
 @pytest.fixture
 def batch():
     latents, text = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 6, 16)

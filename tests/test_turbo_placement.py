@@ -1,5 +1,6 @@
 """Placement: what fits where, what is foretold, and what is said when memory runs out."""
 
+import gc
 import json
 import struct
 import subprocess
@@ -20,7 +21,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from turbo import placement
 from turbo.cards import CARDS
+from turbo.distillation import student_of
 from turbo.footprint import HEADROOM, Footprint, measure_footprint
+from turbo.lora import LORA_FILE, add_lora, merge_lora, save_lora
 from turbo.models import find_card, load_card, load_pipeline
 from turbo.pipeline import VideoPipeline
 from turbo.placement import (
@@ -254,6 +257,33 @@ def test_a_pipeline_loads_where_and_as_it_is_told(saved_card, monkeypatch):
     }
     recipe = placed("a cat", steps=2).recipe
     assert (recipe["dtype"], recipe["device"]) == ("bfloat16", "cpu")
+
+
+def _bytes_held() -> int:
+    """Add up the storages of all tensors of this process."""
+    gc.collect()
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in kinds]
+    return sum({s.data_ptr(): s.nbytes() for s in storages if s.device.type == "cpu"}.values())
+
+
+def test_a_student_made_of_adapters_is_in_memory_once(saved_card, tiny_unet, monkeypatch):
+    student = add_lora(student_of(tiny_unet), rank=1)
+    save_lora(student, saved_card.folder / "adapters" / LORA_FILE)
+    tiny_unet.save_pretrained(saved_card.folder / "teacher")
+    card = replace(saved_card, unet="teacher", lora="adapters")
+    at_the_worst = []
+
+    def merge(unet):
+        at_the_worst.append(_bytes_held())
+        return merge_lora(unet)
+
+    monkeypatch.setattr("turbo.pipeline.merge_lora", merge)
+    before = _bytes_held()
+
+    VideoPipeline.load(card, "cpu")
+
+    assert at_the_worst[0] - before < 1.5 * 4 * measure_footprint(card).unet
 
 
 def test_half_precision_changes_a_video_but_little(saved_card):

@@ -7,6 +7,7 @@ T2V-Turbo asks its teacher in every step (`consistency_loss`). T2V-Turbo-v2 asks
 trains on what was recorded (`turbo/record.py`, then `hop_loss`).
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -218,17 +219,24 @@ def consistency_loss(
     return hop_loss(student, target, hop, schedule, kappa=kappa)
 
 
-def student_of(teacher: VideoUNet, guidance_size: int = 256) -> VideoUNet:
+def student_of(teacher: VideoUNet, guidance_size: int = 256, *, share: bool = False) -> VideoUNet:
     """Copy a teacher into a network that also takes the guidance scale.
 
     The new projection starts at zero, so the student starts as its teacher for every scale. (The
     published code leaves it random and frozen, so that its LoRA files alone do not fix a network.)
+
+    Args:
+        share: take the teacher's own tensors, for whoever needs no teacher beside the student:
+            half the memory, and what changes the one changes the other.
     """
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    student = VideoUNet(**{**config, "time_cond_proj_dim": guidance_size})
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    torch.nn.init.zeros_(student.time_embedding.cond_proj.weight)
-    return student.to(teacher.device).train(teacher.training)
+    with torch.device("meta"):
+        student = VideoUNet(**{**config, "time_cond_proj_dim": guidance_size})
+    weights = teacher.state_dict() if share else copy.deepcopy(teacher.state_dict())
+    name, width = "time_embedding.cond_proj.weight", student.config.block_out_channels[0]
+    weights[name] = teacher.conv_in.weight.new_zeros(width, guidance_size)
+    student.load_state_dict(weights, assign=True)
+    return student.train(teacher.training)
 
 
 @torch.no_grad()

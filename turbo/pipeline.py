@@ -121,7 +121,8 @@ class VideoPipeline:
         exact = torch.float32 if card.lora else placement.dtype
         unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
         if card.lora:
-            unet = merge_lora(load_lora(student_of(unet), card.folder / card.lora / LORA_FILE))
+            student = student_of(unet, share=True)  # one copy of the weights is enough
+            unet = merge_lora(load_lora(student, card.folder / card.lora / LORA_FILE))
             nn.Module.to(unet, placement.dtype)  # diffusers' own `to` warns of what is not there
         return cls(
             card,
