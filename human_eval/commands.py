@@ -18,7 +18,7 @@ from human_eval import backup as backups
 from human_eval.assignment import check_open, is_paused
 from human_eval.clips import ingest as pass_gate
 from human_eval.clips import tabulate_clips
-from human_eval.definition import StudyDefinition, load_definition
+from human_eval.definition import load_definition
 from human_eval.erasure import erase_rater, erase_simulation, list_leftovers
 from human_eval.errors import StudyError
 from human_eval.events import Exclusion, exclusions
@@ -200,43 +200,33 @@ def status(options: Namespace) -> None:
 def _is_simulated(connection: Connection, excluded: Exclusion) -> bool | None:
     """Return whether a simulated rater or turn is excluded; None if it is gone."""
     kind, _, number = excluded.subject.partition(":")
-    table = Rater if kind == "rater" else AssignmentRow
+    table: type[Rater | AssignmentRow] = Rater if kind == "rater" else AssignmentRow
     return connection.execute(select(table.simulated).where(table.id == int(number))).scalar()
 
 
 def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
-    from human_eval.report import write_report
+    from human_eval.report import report_from_export, write_report
 
     if any(options.study.glob("votes.*")):  # an export, which has no database
-        votes, definition = _read_export(options)
+        if options.as_of:
+            raise StudyError(
+                f"Expected --as-of with a study, got an export, {options.study}: it holds the "
+                "answers and exclusions of one moment alone. Make the report from the study."
+            )
         folder = options.out or Path("report")
+        with _counting("report", "table") as advance:
+            written = report_from_export(
+                options.study, folder, simulated=options.simulated, progress=advance
+            )
     else:
         with _opened(options) as store:
-            votes, definition = _votes(store, options), store.definition
-        name = "report-simulated" if options.simulated else "report"
-        folder = options.out or options.study / name
-    with _counting("report", "table") as advance:
-        written = write_report(votes, definition, folder, progress=advance)
+            votes = _votes(store, options)
+            name = "report-simulated" if options.simulated else "report"
+            folder = options.out or store.folder / name
+            with _counting("report", "table") as advance:
+                written = write_report(votes, store.definition, folder, progress=advance)
     print("\n".join(str(path) for path in written))
-
-
-def _read_export(options: Namespace) -> tuple[pd.DataFrame, StudyDefinition]:
-    """Read an export; what it holds was chosen when it was made."""
-    from human_eval.export import read_export
-
-    if options.as_of:
-        raise StudyError(
-            f"Expected --as-of with a study, got an export, {options.study}: it holds the answers "
-            "and exclusions of one moment alone. Make the report from the study."
-        )
-    votes, definition = read_export(options.study)
-    if options.simulated and not votes["simulated"].all():
-        raise StudyError(
-            f"Expected simulated votes in {options.study}, got those of people. Leave --simulated "
-            "out, or export the simulation with it."
-        )
-    return votes, definition
 
 
 @contextmanager
@@ -362,10 +352,7 @@ def restore(options: Namespace) -> None:
 def erase(options: Namespace) -> None:
     """Forget a rater, or the simulation."""
     if options.simulated and options.provider is not None:
-        raise StudyError(
-            "Expected PROVIDER and RATER, or --simulated, got both. Nothing was erased; leave one "
-            "of them out."
-        )
+        raise StudyError("Expected PROVIDER and RATER, or --simulated, got both. Leave one out.")
     with _opened(options) as store:
         if options.simulated:
             done = erase_simulation(store)

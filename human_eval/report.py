@@ -179,10 +179,26 @@ def write_report(
 
 
 def report_from_export(
-    export: Path, folder: Path, *, progress: Progress = lambda what: None
+    export: Path,
+    folder: Path,
+    *,
+    simulated: bool = False,
+    progress: Progress = lambda what: None,
 ) -> list[Path]:
-    """Write the report of an export, which needs nothing but its folder."""
+    """Write the report of an export, which needs nothing but its folder.
+
+    Args:
+        simulated: refuse the votes of people; the report says in any case whose they are.
+
+    Raises:
+        StudyError: as said, or as of `read_export` and `write_report`.
+    """
     votes, definition = read_export(export)
+    if simulated and not votes["simulated"].all():
+        raise StudyError(
+            f"Expected simulated votes in {export}, got those of people. Leave --simulated out, or "
+            "export the simulation with it."
+        )
     return write_report(votes, definition, folder, progress=progress)
 
 
