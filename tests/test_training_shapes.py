@@ -39,6 +39,8 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Reci
     monkeypatch.setattr(reward_card, "HELD_OUT_SCENES", HELD_OUT_SCENES[:4])
     monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
     monkeypatch.setattr(recipe, "CLIPS", 4)
+    monkeypatch.setattr(student, "START_CONFIG", brief)
+    monkeypatch.setattr(recipe, "JUMPS", 4)
     return recipe.Recipe(tmp_path / "runs", tmp_path / "weights")
 
 
