@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import weakref
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -443,6 +444,19 @@ def test_offloaded_parts_are_on_the_device_only_while_they_work(tiny_pipeline, m
 
     there_and_back = [False, True]  # the device, then "cpu"
     assert moves == [(name, back) for name in parts for back in there_and_back]
+
+
+@pytest.mark.parametrize("memory, home", [("full", "meta"), ("offload", "cpu")])
+def test_offloaded_parts_wait_on_the_cpu_from_the_beginning(memory, home, tiny_pipeline):
+    parts = [tiny_pipeline.unet, tiny_pipeline.vae, tiny_pipeline.text_encoder]
+    placement = Placement(torch.device("meta"), torch.float32, memory)
+
+    pipeline = VideoPipeline(
+        tiny_pipeline.card, *deepcopy(parts), tiny_pipeline.schedule, placement=placement
+    )
+
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder.model)
+    assert [network.device.type for network in networks] == [home] * 3
 
 
 def test_a_stopped_video_leaves_the_device(tiny_pipeline, monkeypatch):
