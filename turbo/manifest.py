@@ -82,5 +82,6 @@ class Manifest:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the hash of a file, in hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """Return the hash of a file, which may be larger than the memory, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

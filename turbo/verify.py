@@ -1,6 +1,5 @@
 """Check weights: a published file before it is converted, or a model's folders after."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from turbo.convert.plan import (
 )
 from turbo.convert.unet import on_meta
 from turbo.lora import NO_STUDENT, find_lacking, find_strangers
+from turbo.manifest import sha256_of
 from turbo.models import describe_remedy
 from turbo.unet import VideoUNet
 
@@ -193,9 +193,3 @@ def _changes(file: Path) -> list[str]:
     if found == noted:
         return []
     return [f"changed since it was converted: expected SHA-256 {noted}, got {found}; convert again"]
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hash of a file, which may be larger than the memory, in hexadecimal."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

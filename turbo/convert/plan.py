@@ -296,8 +296,7 @@ def _plan_adapters(
             f"{_DESCRIPTIONS['adapters']}, of T2V-Turbo. Convert it as t2v-turbo-vc2."
         )
     base = _base_of_adapters(card, checkpoint, jobs)
-    assert isinstance(base.network, VideoUNet)
-    student = on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
+    student = _student_on(base)
     fps = student.config.fps_conditioning
     part = videocrafter_part(student) if fps else modelscope_part(student)
     pairs = pair_up(checkpoint, part)
@@ -336,12 +335,17 @@ def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job
             f"of your own distillation. Convert them as one of {OWN_STUDENTS}."
         )
     base = _base_of_adapters(card, checkpoint, jobs)
-    assert isinstance(base.network, VideoUNet)
-    student = on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
+    student = _student_on(base)
     refuse_others(student, checkpoint.tensors, checkpoint.path)
     tensors = checkpoint.tensors
     slots = {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
     return Job(card.lora, LORA_FILE, slots, checkpoint.read, None, {"file": checkpoint.path.name})
+
+
+def _student_on(base: Job) -> VideoUNet:
+    """Return the student that adapters make of this teacher, without its numbers."""
+    assert isinstance(base.network, VideoUNet)
+    return on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
 
 
 def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
