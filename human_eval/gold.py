@@ -4,7 +4,7 @@ They look like any other pair, and they never count as evidence about a system.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Connection, insert, select
 
 from human_eval import intake
-from human_eval.clips import Clip
+from human_eval.clips import Clip, Place
 from human_eval.definition import Comparison
 from human_eval.media import Footage, read_footage, store_footage
 from human_eval.store import StudyStore
@@ -50,25 +50,30 @@ def make_gold(
         chosen = rng.sample(indices, min(len(recipes), len(indices)))
         for index, recipe in zip(chosen, recipes, strict=False):
             plans.append((comparison, index, recipe, rng.choice("ab"), rng.getrandbits(32)))
-    made = 0
+    made, numbers = 0, _stored_clips(store)
     for number, (comparison, index, recipe, answer, draw) in enumerate(plans, 1):
-        made += _make_one(store, comparison, index, recipe, answer, random.Random(draw))
+        rng = random.Random(draw)
+        made += _make_one(store, clips, numbers, comparison, index, recipe, answer, rng)
         progress(number, len(plans))
     return made
 
 
 def _make_one(
     store: StudyStore,
+    clips: Mapping[Place, Clip],
+    stored: Mapping[Place, int],
     comparison: Comparison,
     index: int,
     recipe: str,
     answer: str,
     rng: random.Random,
 ) -> bool:
-    """Spoil one side of a pair; return False if no clip of the study can stand for it."""
+    """Spoil one side of a pair; return False if no clip of the study can stand for it.
+
+    Args:
+        clips, stored: the unspoiled clips of the study, and their numbers in its database.
+    """
     kind = "identical" if recipe == "identical" else "gold"
-    stored = _stored_clips(store)
-    clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
     good = comparison.a if answer == "a" else comparison.b
     bad = comparison.b if answer == "a" else comparison.a
     spoiled: int | Clip
@@ -117,7 +122,7 @@ def _spoiled_prompts(store: StudyStore, comparison: Comparison) -> set[int]:
         return set(connection.execute(made).scalars())
 
 
-def _stored_clips(store: StudyStore) -> dict[tuple[str, int], int]:
+def _stored_clips(store: StudyStore) -> dict[Place, int]:
     """Return the numbers of the systems' own clips, by system and prompt."""
     spotless = select(ClipRow.id, ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")
     with store.read() as connection:
