@@ -50,7 +50,7 @@ def test_embedding_has_parity_with_the_published_code(size, golden):
 
     embedding = embed_guidance_scale(recorded["w"], size)
 
-    assert_close(embedding, recorded[f"guidance_scale_embedding/{size}"], rtol=0, atol=2e-3)
+    assert_close(embedding, recorded[f"guidance_scale_embedding/{size}"], rtol=0, atol=1e-6)
 
 
 def test_embedding_refuses_an_odd_size():

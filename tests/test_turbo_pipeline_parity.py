@@ -164,7 +164,6 @@ def test_pipeline_has_parity_with_videocrafter(run, golden, trace, draw_recorded
 
 def test_pipeline_has_parity_with_modelscope(
     golden,
-    rounds_as_recorded,
     trace,
     draw_recorded,
     tmp_path,
@@ -191,10 +190,7 @@ def test_pipeline_has_parity_with_modelscope(
     pipeline("a cat")
 
     assert trace.timesteps == [999, 759, 519, 279]
-    # At 999 the output's rounding counts 15 times (sigma / alpha), and again in every later step:
-    # 1.2e-3 where the processor's exp differs from the recording's in the last bit.
-    tolerance = WHOLE_RUN if rounds_as_recorded else 2e-3
-    assert_close(trace.clean[-1], recorded["denoised"], rtol=WHOLE_RUN, atol=tolerance)
+    assert_close(trace.clean[-1], recorded["denoised"], rtol=WHOLE_RUN, atol=WHOLE_RUN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,7 @@ def test_the_training_step_is_in_parity_with_the_published_one(golden, schedule)
     assert_close(strength, recorded["step/motion_gs"])
     for told, embedding in ((strength, "motion_gs_embedding"), (recorded["step/w"], "w_embedding")):
         embedded = embed_guidance_scale(told)
-        assert_close(embedded, recorded[f"step/{embedding}"], rtol=0, atol=2e-3)
+        assert_close(embedded, recorded[f"step/{embedding}"], rtol=0, atol=1e-6)
     assert_near(hop.landed, recorded["step/x_prev"], 2e-5)
     assert_near(loss.clean, recorded["step/model_pred"], 2e-4)
     assert_near(loss.target, recorded["step/target"], 2e-4)

@@ -19,8 +19,7 @@ from turbo.unet import ConditionedTimestepEmbedding, Conditioning, VideoUNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*should be kept in float32")
 SINGLE = 2e-5  # absolute, as recorded
-DOUBLE = 1e-12  # where the processor's float32 exp is the recording's; elsewhere:
-OTHER_EXP = 5e-6  # 2.4e-6 seen; 3e-7 with one frequency of 32 moved by its last bit
+DOUBLE = 1e-12
 
 
 @pytest.fixture
@@ -86,17 +85,13 @@ def test_network_has_parity_with_videocrafter(recorded, weights, variant):
 
 
 @pytest.mark.parametrize("file", ["vc2_unet_tiny", "vc2_unet_recipe"])
-def test_network_has_parity_with_videocrafter_in_double_precision(
-    recorded, weights, rounds_as_recorded
-):
+def test_network_has_parity_with_videocrafter_in_double_precision(recorded, weights):
     """Where float32 shows only rounding, float64 shows the formula."""
     unet = videocrafter_unet(recorded, "v2", _double(weights))
 
     output = _run_videocrafter(unet, recorded, "v2", recorded["x"].double())
 
-    assert_close(
-        output, recorded["v2/out__f64"], rtol=0, atol=DOUBLE if rounds_as_recorded else OTHER_EXP
-    )
+    assert_close(output, recorded["v2/out__f64"], rtol=0, atol=DOUBLE)
 
 
 @pytest.mark.parametrize("file", ["vc2_unet_tiny"])
@@ -149,19 +144,12 @@ def test_network_has_parity_with_modelscope(recorded, weights, variant):
 
 
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
-def test_network_has_parity_with_modelscope_in_double_precision(
-    recorded, weights, rounds_as_recorded
-):
+def test_network_has_parity_with_modelscope_in_double_precision(recorded, weights):
     unet = modelscope_unet(recorded, "v1", _double(weights))
 
     output = _run_modelscope(unet, recorded, recorded["x"].double(), recorded["timestep_cond"])
 
-    assert_close(
-        output,
-        recorded["student/out__f64"],
-        rtol=0,
-        atol=DOUBLE if rounds_as_recorded else OTHER_EXP,
-    )
+    assert_close(output, recorded["student/out__f64"], rtol=0, atol=DOUBLE)
 
 
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
@@ -176,7 +164,6 @@ def test_network_has_parity_with_modelscope_at_other_sizes(recorded, weights, ca
 
 
 def test_sinusoids_of_timesteps_and_frame_rates_are_in_parity_with_the_published_ones(golden):
-    """Within the last bit of their arguments: float32 holds numbers up to 999 to 6e-5."""
     recorded = golden("functions")
     names = recorded.names("timestep_embedding/")
 
@@ -189,5 +176,5 @@ def test_sinusoids_of_timesteps_and_frame_rates_are_in_parity_with_the_published
         unet.time_proj.num_channels = width  # as a network of that width has it
 
         for project in (embedding.fps_proj, unet.time_proj):
-            assert_close(project(recorded["t"]), recorded[name], rtol=0, atol=6e-5)
+            assert_close(project(recorded["t"]), recorded[name], rtol=0, atol=1e-6)
     assert names
