@@ -1,5 +1,7 @@
 """LoRA: what is adapted, what is saved, and that merging changes nothing."""
 
+import copy
+
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -53,6 +55,27 @@ def test_merged_network_is_the_adapted_one(student):
     assert not torch.allclose(adapted, before, atol=1e-2)
     assert_close(merged, adapted, rtol=0, atol=1e-5)
     assert set(student.state_dict()) == names
+
+
+def test_merging_leaves_the_weights_that_were_read_as_they_are(student):
+    """They may lie in a mapped file: each page that is written is a copy in memory."""
+    read = {name: (tensor, tensor.clone()) for name, tensor in student.state_dict().items()}
+
+    merge_lora(_train(add_lora(student, rank=4)))
+
+    for name, (tensor, before) in read.items():
+        if "_proj" not in name:  # trained in full
+            assert torch.equal(tensor, before), name
+
+
+def test_adapters_are_merged_in_full_before_the_network_is_rounded(student):
+    _train(add_lora(student, rank=4))
+    exact = merge_lora(copy.deepcopy(student)).state_dict()
+
+    rounded = merge_lora(student, torch.bfloat16).state_dict()
+
+    for name, tensor in exact.items():
+        assert torch.equal(rounded[name], tensor.bfloat16()), name
 
 
 def test_saved_adapters_restore_the_student(tiny_unet, student, tmp_path):

@@ -9,6 +9,8 @@ from turbo.options import MotionLayers, PredictionType, Role, Sampler, Spacing
 
 CONVERSION = "conversion.json"  # beside converted weights: their SHA-256, and what they came from
 
+PIECE = 2**20  # bytes to hash at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
@@ -127,7 +129,9 @@ class ModelCard:
                 if record.exists():
                     digest.update(json.loads(record.read_text())["sha256"].encode())
                 else:
-                    digest.update(file.read_bytes())
+                    with file.open("rb") as opened:
+                        while piece := opened.read(PIECE):
+                            digest.update(piece)
         return digest.hexdigest()[:16]
 
     def _files(self, part: str) -> list[Path]:

@@ -148,11 +148,21 @@ def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
     return tensor.shape[0] == weight.shape[0]
 
 
-def merge_lora(unet: VideoUNet) -> VideoUNet:
-    """Fold the adapters into the weights, in place; the names are the plain network's again."""
-    adapted = [(name, m) for name, m in unet.named_modules() if isinstance(m, LoraLayer)]
-    for name, module in adapted:
-        module.merge()
-        unet.set_submodule(name, module.get_base_layer())
+@torch.no_grad()
+def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
+    """Fold the adapters into the weights, in place; the names are the plain network's again.
+
+    Layer by layer, into new tensors: weights that lie in a mapped file are read and never written,
+    so that memory holds the network once, in the precision it ends with.
+
+    Args:
+        dtype: what the network ends with; None leaves it as it is. Sums are made before.
+    """
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            layer.weight.data = (layer.weight + module.get_delta_weight("default")).to(dtype)
+            unet.set_submodule(name, layer)
     unet.__dict__.pop("peft_config", None)
+    nn.Module.to(unet, dtype)  # diffusers' own `to` warns of what is not there
     return unet

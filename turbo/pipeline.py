@@ -122,8 +122,8 @@ class VideoPipeline:
         unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
         if card.lora:
             student = student_of(unet, share=True)  # one copy of the weights is enough
-            unet = merge_lora(load_lora(student, card.folder / card.lora / LORA_FILE))
-            nn.Module.to(unet, placement.dtype)  # diffusers' own `to` warns of what is not there
+            adapted = load_lora(student, card.folder / card.lora / LORA_FILE)
+            unet = merge_lora(adapted, placement.dtype)
         return cls(
             card,
             unet,
