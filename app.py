@@ -92,6 +92,10 @@ def read_flags() -> argparse.Namespace:
         help="let visitors fetch published models: gigabytes onto this machine",
     )
     args = parser.parse_args()
+    for flag, known in {"dtype": get_args(Dtype), "memory": get_args(Memory)}.items():
+        value = getattr(args, flag)  # argparse holds no default against its choices
+        if value is not None and value not in known:
+            parser.error(f"Expected T2V_{flag.upper()} from {list(known)}, got {value!r}.")
     if args.model not in MODELS:
         parser.error(f"Expected a model from {list(MODELS)}, got {args.model!r}.")
     if not MODELS[args.model].is_ready():

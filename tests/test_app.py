@@ -1,5 +1,7 @@
 """The app: what its flags mean for the models."""
 
+import pytest
+
 import app
 from turbo import placement
 
@@ -25,3 +27,14 @@ def test_the_app_has_the_flags_that_messages_name(monkeypatch):
     args = app.read_flags()
 
     assert (args.device, args.dtype, args.memory) == ("cpu", "bfloat16", "sliced")
+
+
+@pytest.mark.parametrize("variable", ["T2V_DTYPE", "T2V_MEMORY"])
+def test_the_app_refuses_an_unknown_choice_of_the_environment(variable, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.setenv(variable, "plenty")
+
+    with pytest.raises(SystemExit):
+        app.read_flags()
+
+    assert f"Expected {variable} from" in capsys.readouterr().err
