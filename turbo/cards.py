@@ -109,14 +109,20 @@ _STUDENT: dict[str, Any] = {
     "role": "student",
     "sampler": "consistency",
     "default_steps": 4,
-    "max_steps": 50,
+    "max_steps": 50,  # all of the grid they were distilled on
     "default_guidance": 7.5,
     "min_guidance": 5.0,  # the range they were distilled on
     "max_guidance": 15.0,
     "guidance_kind": _EMBEDDED_GUIDANCE,
 }
 # T2V-Turbo-v2, arXiv:2410.05677: a finer grid, 16 steps, clips of 8 frames a second.
-_V2: dict[str, Any] = {**_STUDENT, "origin_steps": 200, "default_steps": 16, "fps": 8}
+_V2: dict[str, Any] = {
+    **_STUDENT,
+    "origin_steps": 200,
+    "default_steps": 16,
+    "max_steps": 200,
+    "fps": 8,
+}
 
 _SHAPES_CARDS = [
     ModelCard(
