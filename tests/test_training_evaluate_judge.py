@@ -126,6 +126,7 @@ def test_a_bank_is_read_back_as_it_was_drawn(vae, tmp_path):
 
 
 def test_the_loss_reaches_every_weight():
+    """All but the bias of quality: a preference is a difference, in which it cancels."""
     scenes = JUDGE_SCENES[:60]
     source, rng = PairSource(scenes, drawn_bank(scenes)), np.random.default_rng(0)
     torch.manual_seed(0)
@@ -134,7 +135,8 @@ def test_the_loss_reaches_every_weight():
     preference_loss(untrained, [source.draw(rng) for _ in range(4)]).backward()
 
     for name, weight in untrained.named_parameters():
-        assert weight.grad is not None and weight.grad.abs().sum() > 0, name
+        if name != "quality.bias":  # rounding alone
+            assert weight.grad is not None and weight.grad.abs().sum() > 1e-6, name
 
 
 def test_captions_of_every_wording_name_their_scene():
