@@ -1,10 +1,12 @@
 """Latents: scaling, chunks, gradients."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from turbo.latents import decode_latents, encode_frames
+from turbo.latents import decode_latents, encode_frames, quicken_on_cpu
 
 
 @pytest.fixture
@@ -46,6 +48,17 @@ def test_chunks_change_nothing(tiny_vae, frames, chunk):
     assert_close(encode_frames(tiny_vae, frames, chunk=chunk), latents, rtol=0, atol=1e-5)
     whole = decode_latents(tiny_vae, latents)
     assert_close(decode_latents(tiny_vae, latents, chunk=chunk), whole, rtol=0, atol=1e-5)
+
+
+def test_a_quickened_vae_decodes_the_same_but_for_the_last_bits(tiny_vae, frames):
+    latents = encode_frames(tiny_vae, frames)
+    quick = quicken_on_cpu(deepcopy(tiny_vae))
+
+    kernels = [weight for weight in quick.parameters() if weight.ndim == 4]
+    assert kernels
+    assert all(k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
+    expected = decode_latents(tiny_vae, latents)
+    assert_close(decode_latents(quick, latents), expected, rtol=0, atol=1e-5)
 
 
 def test_posterior_is_drawn_from_the_generator(tiny_vae, frames):

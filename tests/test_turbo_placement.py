@@ -103,6 +103,24 @@ def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, monkeypatch):
     assert calls == ["empty", "read"]
 
 
+def test_a_cpu_decodes_large_frames_one_by_one_unless_told_otherwise(saved_card, monkeypatch):
+    """Eight at a time take it more time, and eight times the room."""
+    assert place(saved_card, device="cpu").memory == "full"
+
+    large = replace(saved_card, height=320, width=512)
+
+    assert place(large, device="cpu").memory == "sliced"
+    assert place(large, device="cpu", memory="full").memory == "full"
+    monkeypatch.setattr(placement, "free_memory", lambda _: 10**12)
+    assert place(large, device="cuda", dtype="float32").memory == "full"
+
+
+def test_a_cpu_convolves_in_its_own_layout(saved_card):
+    kernel = VideoPipeline.load(saved_card, "cpu").vae.decoder.conv_in.weight
+
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_cpu_has_nowhere_to_offload_to():
     assert memory_options(CPU) == ("full", "sliced")
     assert memory_options(torch.device("mps")) == ("full", "sliced")

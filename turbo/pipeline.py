@@ -21,7 +21,7 @@ from turbo.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.distillation import student_of
 from turbo.footprint import DECODE_CHUNK
 from turbo.guidance import bind_guided_unet
-from turbo.latents import decode_latents
+from turbo.latents import decode_latents, quicken_on_cpu
 from turbo.lora import LORA_FILE, load_lora, merge_lora
 from turbo.models import describe_remedy
 from turbo.motion import motion_strength
@@ -82,6 +82,8 @@ class VideoPipeline:
         home = "cpu" if self.placement.memory == "offload" else self.placement.device
         for network in (self.unet, self.vae, self.text_encoder.model):
             network.to(home)
+        if self.placement.device.type == "cpu":
+            quicken_on_cpu(self.vae)
         self.compiled = False
 
     @classmethod
