@@ -59,6 +59,7 @@ class Proposal:
     rule: str
     evidence: str
     in_force: bool
+    revoked: bool  # somebody has excluded the rater by this rule, and taken that back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +134,12 @@ def _count_cell(tally: pd.DataFrame, comparison: str, question: str, primary: bo
 
 def read_quality(store: StudyStore) -> Quality:
     """Screen the raters; reads every answer."""
-    from human_eval.quality import consistency, screen  # takes seconds to import
+    from human_eval.quality import consistency, find_settled, screen  # takes seconds to import
 
     votes = store.votes()
     proposed = screen(votes, store.definition)
     with store.read() as connection:
-        in_force = exclusions(connection)
+        in_force, settled = exclusions(connection), find_settled(connection)
         numbers = _rater_numbers(connection, list(proposed["rater"]))
         withheld, refused = list_withheld(connection), list_refused(connection)
     known = {(entry.subject, entry.rule) for entry in in_force}
@@ -152,6 +153,7 @@ def read_quality(store: StudyStore) -> Quality:
                 rule=row["rule"],
                 evidence=", ".join(f"{name} {value}" for name, value in row["evidence"].items()),
                 in_force=(subject, row["rule"]) in known,
+                revoked=(subject, row["rule"]) in settled - known,
             )
         )
     return Quality(

@@ -170,11 +170,13 @@ def test_a_rater_is_excluded_by_a_rule_and_the_exclusion_revoked(make_store):
         ada = TestClient(create_admin_app(store, raters.app.state.service), base_url="http://h")
         sign_in(ada)
         assert "one_sided" in ada.get("/").text
+        assert "taken back" not in ada.get("/").text
         assert decide(ada, "exclude", subject=f"rater:{rater}", rule="one_sided").status_code == 303
         assert store.votes()["excluded"].all()
         [event] = re.findall(r'name="event" value="(\d+)"', ada.get("/").text)
         assert decide(ada, "revoke", event=event, reason="").status_code == 400
         assert decide(ada, "revoke", event=event, reason="a pilot").status_code == 303
+        assert "Excluded before, and taken back." in ada.get("/").text
     assert not store.votes()["excluded"].any()
     assert events(store) == {"exclude": 1, "revoke": 1}
 
