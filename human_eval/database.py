@@ -26,6 +26,7 @@ FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
 FULL_TEXTS = ("database or disk is full", "No space left on device")
 AWAY_TEXTS = ("connection failed", "connection is bad", "connection timeout expired")
 DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
+READ_ONLY_TEXTS = ("readonly database", "read-only transaction")
 REFUSED_TEXTS = {  # of PostgreSQL on connecting; what they mean, without names
     "password authentication failed|no password supplied": "a wrong user or password",
     'FATAL: +(database|role) ".*" does not exist': "a user or a database that it does not have",
@@ -204,6 +205,11 @@ def translate(error: DBAPIError) -> Exception:
         return StorageDamaged(
             f"Expected a sound database, got: {message.strip()}. Bring a backup back: "
             "`python -m human_eval restore`."
+        )
+    if any(text in message for text in READ_ONLY_TEXTS):
+        return StorageBusy(
+            f"Expected a database that can be written, got: {message.strip()}; nothing was stored. "
+            "Make it writable (the file, its folder, its disk; of PostgreSQL, use the primary)."
         )
     for pattern, meaning in REFUSED_TEXTS.items():
         if re.search(pattern, message):

@@ -550,6 +550,16 @@ def test_what_postgresql_says_on_connecting_is_told_plainly(message, meaning):
     assert isinstance(error, StorageBusy) and meaning in str(error)
 
 
+def test_a_database_that_can_only_be_read_is_told_plainly(make_store):
+    store = make_store()
+    kind = "PRAGMA query_only=ON" if store.database.is_sqlite else "SET TRANSACTION READ ONLY"
+    engine = store.database.writing
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(kind))
+
+    with pytest.raises(StorageBusy, match="Expected a database that can be written, got: .*read"):
+        store.enter("test", "somebody")
+
+
 def test_what_happened_is_written_down(make_store):
     store = make_store()
     store.set_closed(True, author="jo")

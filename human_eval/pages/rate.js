@@ -60,7 +60,7 @@ function show(name) {
 
 /** Join the lines that the study's file breaks; blank ones still part paragraphs. */
 function joinLines(text) {
-  return text.trim().replace(/([^\n])\n(?!\n)/g, "$1 ");
+  return text.replace(/([^\n])\n(?!\n)/g, "$1 ");
 }
 
 function describe() {
