@@ -85,13 +85,16 @@ def test_network_has_parity_with_videocrafter(recorded, weights, variant):
 
 
 @pytest.mark.parametrize("file", ["vc2_unet_tiny", "vc2_unet_recipe"])
-def test_network_has_parity_with_videocrafter_in_double_precision(recorded, weights):
+@pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
+def test_network_has_parity_with_videocrafter_in_double_precision(recorded, weights, variant):
     """Where float32 shows only rounding, float64 shows the formula."""
-    unet = videocrafter_unet(recorded, "v2", _double(weights))
+    cases = [case for case in recorded.metadata("cases") if case.split("_")[0] == variant]
+    unet = videocrafter_unet(recorded, variant, _double(weights))
 
-    output = _run_videocrafter(unet, recorded, "v2", recorded["x"].double())
+    for case in cases:
+        output = _run_videocrafter(unet, recorded, case, recorded["x"].double())
 
-    assert_close(output, recorded["v2/out__f64"], rtol=0, atol=DOUBLE)
+        assert_close(output, recorded[f"{case}/out__f64"], rtol=0, atol=DOUBLE, msg=case)
 
 
 @pytest.mark.parametrize("file", ["vc2_unet_tiny"])
@@ -132,24 +135,25 @@ def test_gradients_have_parity_with_videocrafter(recorded, weights, tolerance):
 
 
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
-@pytest.mark.parametrize("variant", ["teacher", "v1"])
-def test_network_has_parity_with_modelscope(recorded, weights, variant):
+@pytest.mark.parametrize("variant, case", [("teacher", "teacher"), ("v1", "student")])
+def test_network_has_parity_with_modelscope(recorded, weights, variant, case):
     unet = modelscope_unet(recorded, variant, weights)
     guidance = None if variant == "teacher" else recorded["timestep_cond"]
 
     output = _run_modelscope(unet, recorded, recorded["x"], guidance)
 
-    expected = recorded["teacher/out" if variant == "teacher" else "student/out"]
-    assert_close(output, expected, rtol=0, atol=SINGLE)
+    assert_close(output, recorded[f"{case}/out"], rtol=0, atol=SINGLE)
 
 
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
-def test_network_has_parity_with_modelscope_in_double_precision(recorded, weights):
-    unet = modelscope_unet(recorded, "v1", _double(weights))
+@pytest.mark.parametrize("variant, case", [("teacher", "teacher"), ("v1", "student")])
+def test_network_has_parity_with_modelscope_in_double_precision(recorded, weights, variant, case):
+    unet = modelscope_unet(recorded, variant, _double(weights))
+    guidance = None if variant == "teacher" else recorded["timestep_cond"]
 
-    output = _run_modelscope(unet, recorded, recorded["x"].double(), recorded["timestep_cond"])
+    output = _run_modelscope(unet, recorded, recorded["x"].double(), guidance)
 
-    assert_close(output, recorded["student/out__f64"], rtol=0, atol=DOUBLE)
+    assert_close(output, recorded[f"{case}/out__f64"], rtol=0, atol=DOUBLE)
 
 
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
