@@ -51,8 +51,10 @@ def test_converted_vae_parity_in_double_precision(golden):
     vae = map_latent_diffusion_vae(shapes_of(weights)).filled(weights)
 
     decoded = vae.decode(recorded["decode/z"].double()).sample
+    moments = vae.encode(recorded["encode/x"].double()).latent_dist.parameters
 
     assert_close(decoded, recorded["decode/out__f64"], rtol=0, atol=1e-12)
+    assert_close(moments, recorded["encode/moments__f64"], rtol=0, atol=1e-12)
 
 
 def test_both_names_diffusers_has_had_lead_to_the_same_tensors(golden):
