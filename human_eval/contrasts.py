@@ -9,9 +9,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition import StudyDefinition
+from human_eval.winrates import holm
 
 CAVEAT = "indirect: the two never met"
 
@@ -51,7 +51,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
         )
     contrasts = pd.DataFrame(rows)
     if rows:
-        contrasts["p_family"] = multipletests(contrasts["p"], method="holm")[1]
+        contrasts["p_family"] = holm(contrasts["p"].to_numpy())
     return contrasts
 
 

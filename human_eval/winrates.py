@@ -110,6 +110,20 @@ def half_wins(votes: pd.DataFrame) -> np.ndarray:
     return np.asarray((1 + won - lost) / 2)
 
 
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjust p-values for several claims, in any order.
+
+    statsmodels' has the collector of garbage walk through the whole process at every call: a third
+    of a second where the models are loaded, in which no rater is answered.
+
+    Source: Holm (1979), Scand. J. Statist. 6, 65-70.
+    """
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)
+
+
 def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.ndarray:
     """Adjust the p-values so that false claims anywhere in the family stay below their level.
 
@@ -133,8 +147,7 @@ def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.
         gate = p[primary].max(initial=0.0)
         gated[rows[primary]] = p[primary]
         if (~primary).any():
-            others = multipletests(p[~primary], method="holm")[1]
-            gated[rows[~primary]] = np.maximum(others, gate)
+            gated[rows[~primary]] = np.maximum(holm(p[~primary]), gate)
     # A comparison leaves the family, and its share of the level passes on, once all of it is
     # claimed.
     order = sorted(places.values(), key=lambda rows: gated[rows].max())
