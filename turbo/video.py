@@ -34,7 +34,10 @@ class Video:
     def from_frames(
         cls, frames: Frames, fps: float, recipe: dict[str, Any] | None = None
     ) -> "Video":
-        """Take the one video of a batch of one, rounding to the nearest of 256 levels."""
+        """Take the one video of a batch of one, rounding to the nearest of 256 levels.
+
+        The published code cuts off instead, which is half a level darker on average.
+        """
         levels = (255 * frames[0]).round().clamp(0, 255).byte().cpu().numpy()
         pixels = rearrange(levels, "F rgb H W -> F H W rgb")
         return cls(np.ascontiguousarray(pixels), fps, recipe or {})
