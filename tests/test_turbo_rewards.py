@@ -16,11 +16,10 @@ from turbo.rewards.feedback import draw_frames, stride_frames
 from turbo.rewards.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     crop_middle,
     fit,
     normalise,
+    prepare_videos,
     scale_short_side,
     warp,
 )
@@ -162,7 +161,6 @@ def test_prepared_pictures_are_in_parity_with_the_published_rewards(height, widt
     name = f"{height}x{width}"
     assert_close(images[..., ::11, ::11], recorded[f"{name}/input_strided11"], rtol=0, atol=1e-6)
 
-    mean, std = CLIP_MEAN, CLIP_STD
     if reward == "hps":
         squares = fit(images, 224)
     elif reward in ("clip", "pick"):
@@ -172,8 +170,10 @@ def test_prepared_pictures_are_in_parity_with_the_published_rewards(height, widt
     else:
         top, left, *_ = recorded[f"{name}/viclip_crop_top_left_h_w"].tolist()
         squares = scale_short_side(images, 224)[..., top : top + 224, left : left + 224]
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    pixels = normalise(squares, mean, std)
+    if reward == "viclip":
+        pixels = prepare_videos(squares[:, None], 224)[:, 0]
+    else:
+        pixels = normalise(squares, CLIP_MEAN, CLIP_STD)
 
     assert pixels.shape == (2, 3, 224, 224)
     strided = recorded[f"{name}/{reward}_strided11"]
