@@ -12,7 +12,7 @@ from golden import modelscope_unet, shapes_of, variant_of, videocrafter_unet
 from turbo.convert.adapters import adapter_order, change_of, pair_up, read_projection
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
-from turbo.lora import DOWN, UP, load_lora
+from turbo.lora import DOWN, UP, load_lora, merge_lora
 from turbo.unet import Conditioning
 
 FAMILIES = {
@@ -88,7 +88,7 @@ def test_merged_adapters_parity(family, golden):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_named_adapters_parity(family, golden, tmp_path):
-    """The list becomes named adapters in a file, which PEFT applies without merging."""
+    """The list becomes named adapters in a file, which PEFT applies, and which are merged."""
     weights, part, checkpoint, recorded = recorded_adapters(golden, family)
     pairs = pair_up(checkpoint, part)
     projection = "time_embedding.cond_proj"
@@ -103,6 +103,7 @@ def test_named_adapters_parity(family, golden, tmp_path):
     unet = load_lora(part.filled(weights), tmp_path / "lora.safetensors").eval()
 
     assert_close(run(unet, recorded), recorded["out_lora_active"], rtol=0, atol=3e-5)
+    assert_close(run(merge_lora(unet), recorded), recorded["out_merged"], rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("family, other", [("vc2", "ms"), ("ms", "vc2")])

@@ -65,6 +65,7 @@ def test_cards_sample_as_the_papers_do(name, sampler, steps, grid, guidance, tol
     assert (card.sampler, card.default_steps, card.default_guidance) == (sampler, steps, guidance)
     assert grid is None or card.origin_steps == card.max_steps == grid
     assert (card.told_fps, card.motion_strength) == (told_fps, motion)
+    assert card.motion_share == 0.5
     assert card.clean_rescale == (name == "videocrafter2")
 
 

@@ -14,6 +14,7 @@ from turbo.distillation import (
     draw_batch,
     draw_guidance,
     hop_loss,
+    pseudo_huber,
     teacher_step,
 )
 from turbo.guidance import embed_guidance_scale
@@ -157,6 +158,8 @@ def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
     assert_close(hop.landed, teacher_step(tiny_unet, schedule, record.noisy, batch))
     assert_close(read.value, asked.value)
     assert_close(read.clean, asked.clean)
+    wide = hop_loss(student, student, hop, schedule, kappa=0.1)
+    assert_close(wide.value, pseudo_huber(wide.clean - wide.target, 0.1).mean())
 
 
 def test_a_recorded_score_leads_towards_the_motion_of_the_video(tiny_unet, batch, schedule):

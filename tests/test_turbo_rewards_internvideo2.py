@@ -97,7 +97,7 @@ def test_internvideo2_is_in_parity_with_the_published_modules(golden):
     score.sum().backward()
 
     pooled = model.vision_encoder.clip_projector(tokens)
-    assert_close(tokens, recorded["vision_embeds"], rtol=0, atol=1e-5)
+    assert_close(tokens, recorded["vision_embeds"], rtol=0, atol=1e-6)
     assert_close(pooled, recorded["pooled_vision_embeds"], rtol=0, atol=1e-5)
     assert_close(normalize(videos), recorded["video_features"], rtol=0, atol=2e-6)
     assert_close(normalize(texts), recorded["text_features"], rtol=0, atol=2e-6)

@@ -12,6 +12,7 @@ from turbo.text import clean_prompt, clip_tokenizer, tokenize
     [
         ("  a\tcat \n", "a cat"),
         ("cat &amp;amp; dog", "cat & dog"),
+        ("1 < 2 &amp;amp; 3", "1 < 2 & 3"),  # beside a "<" ftfy leaves escapes as they are
         ("schÃ¶n", "schön"),
         ("👩‍👩‍👧", "👩‍👩‍👧"),
         ("", ""),
