@@ -6,6 +6,7 @@ The page opens at once; torch, diffusers, the weights and the study load behind 
 import argparse
 import errno
 import json
+import logging
 import os
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -27,6 +28,8 @@ from human_eval.store import StudyStore, open_study
 from turbo.card import ModelCard
 from turbo.models import DEFAULT_MODEL, MODELS, describe_remedy, describe_state
 from turbo.options import Dtype, Memory
+
+logger = logging.getLogger(__name__)
 
 # Rows of the Compare tab. Those of models that this checkout lacks are left out.
 CONTENDERS = [
@@ -177,7 +180,7 @@ def describe_model(card: ModelCard) -> ModelInfo:
 
 
 def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
-    """Return "ready", or what a model needs: a download, its own training, or more memory.
+    """Return "ready", what a model needs (a download, training, more memory), or "damaged".
 
     Args:
         placing: what it would be loaded with, to look at the memory; imports torch, which takes
@@ -188,7 +191,11 @@ def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
     if state == "ready" and placing is not None:
         from turbo.placement import memory_wanting
 
-        wanting = memory_wanting(card, **placing)
+        try:
+            wanting = memory_wanting(card, **placing)
+        except ValueError as damage:  # of this model; the others are shown all the same
+            logger.error("%s", damage)
+            return "damaged"
         return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
     return state
 

@@ -1,9 +1,13 @@
 """The app: what its flags mean for the models."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 
 import app
 from turbo import placement
+from turbo.models import MODELS
 
 
 def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatch):
@@ -18,6 +22,20 @@ def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatc
     assert state(device="cpu") == "ready"
     assert state().startswith("needs ") and state().endswith(" GB memory")
     assert state(memory="offload") == "ready"  # insisted on, so loading does not check it
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x05\0\0\0\0\0\0\0[1,2]"])
+def test_a_damaged_model_is_marked_and_no_other(damage, monkeypatch, tmp_path, caplog):
+    card = MODELS["shapes-turbo"]
+    copy = replace(card, folder=shutil.copytree(card.folder, tmp_path / "shapes"))
+    [file] = (copy.folder / "vae").glob("*.safetensors")
+    file.write_bytes(damage)
+    monkeypatch.setitem(MODELS, "shapes-turbo", copy)
+    placing = {"device": "cpu", "dtype": "auto", "memory": None}
+
+    assert app.state_of("shapes-turbo", placing) == "damaged"
+    assert app.state_of("shapes-teacher", placing) == "ready"
+    assert "turbo.models verify shapes-turbo" in caplog.text
 
 
 def test_the_app_has_the_flags_that_messages_name(monkeypatch):

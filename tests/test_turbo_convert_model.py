@@ -1,6 +1,8 @@
 """Whole conversions through the command, and what is refused."""
 
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -426,6 +428,37 @@ def test_a_full_disk_is_noticed_before_anything_is_written(files, cards, monkeyp
         convert(card.name, files / "unet_mg.pt")
 
     assert not list(card.folder.glob("*"))
+
+
+def test_what_a_killed_conversion_left_is_removed_and_a_living_ones_is_not(files, cards):
+    card = cards["t2v-turbo-v2"]
+    left, living = (card.folder / f".converting-vae-{name}" for name in ("left", "living"))
+    for folder in (left, living):
+        folder.mkdir(parents=True)
+    descriptor = os.open(living, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+    convert(card.name, files / "unet_mg.pt")
+
+    os.close(descriptor)
+    assert (left.exists(), living.exists()) == (False, True)
+
+
+def test_a_tokenizer_without_its_words_is_missing_and_written_again(files, cards):
+    card = cards["t2v-turbo-v2"]
+    convert(card.name, files / "model.ckpt", files / "unet_mg.pt")
+    words = card.folder / "tokenizer" / "tokenizer.json"
+    written = words.read_bytes()
+
+    words.unlink()
+    assert card.missing == ["tokenizer"]
+    convert(card.name, files / "unet_mg.pt")
+    assert words.read_bytes() == written
+
+    words.write_text("{}")
+    convert(card.name, files / "unet_mg.pt", "--replace")
+    assert words.read_bytes() == written
+    assert not list(card.folder.glob(".*"))
 
 
 def test_streamed_tensors_are_read_back_by_safetensors(tmp_path):

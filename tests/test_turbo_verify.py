@@ -1,7 +1,9 @@
 """Verification: every difference by name and meaning, before and after a conversion."""
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from turbo.cards import CARDS
 from turbo.convert.difference import Difference
 from turbo.convert.model import convert_model
 from turbo.convert.unet import videocrafter_part
-from turbo.models import main
+from turbo.models import load_card, main
 from turbo.verify import sha256_of, verify_file, verify_model
 
 
@@ -109,6 +111,7 @@ def test_every_missing_tensor_is_listed_with_those_that_tell_the_sizes(card, gol
     folder = golden("vc2_unet_recipe").folder
     names = set(published.read_inventory(folder, "vc2_unet_v2_student"))
     lost = {"init_attn.0.proj_in.weight", "out.2.weight", "output_blocks.5.0.in_layers.0.bias"}
+    lost |= {"combine_proj.weight"}
     torch.save({name: torch.ones(1) for name in names - lost}, tmp_path / "unet_mg.pt")
 
     problems = verify_file(card, tmp_path / "unet_mg.pt").problems
@@ -177,7 +180,8 @@ def problems_of(card) -> list[str]:
 def test_a_converted_model_is_good(converted):
     findings = list(verify_model(converted))
 
-    assert [finding.place.name for finding in findings] == ["text_encoder", "t2v-turbo-v2", "vae"]
+    names = [finding.place.name for finding in findings]
+    assert names == ["text_encoder", "t2v-turbo-v2", "vae", "tokenizer"]
     assert not problems_of(converted)
 
 
@@ -187,9 +191,61 @@ def test_a_flipped_bit_after_the_conversion_is_found(converted):
     content[-1] ^= 1
     file.write_bytes(content)
 
-    [problem] = problems_of(converted)
+    problem, remedy = problems_of(converted)
 
     assert "changed since it was converted: expected SHA-256" in problem
+    assert remedy.startswith(f"To mend it delete {file.parent}, and fetch t2v-turbo-v2 or convert")
+
+
+def empty(folder: Path) -> None:
+    [file] = folder.glob("*.safetensors")
+    file.write_bytes(b"")
+
+
+def cut(folder: Path) -> None:
+    [file] = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def forget_words(folder: Path) -> None:
+    """Leave a tokenizer of few words, as transformers itself makes of a folder without any."""
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    few = dict(list(words["model"]["vocab"].items())[:100])
+    words["model"] |= {"vocab": few, "merges": []}
+    file.write_text(json.dumps(words))
+
+
+def garble(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def simplify(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "part, damage",
+    [
+        ("t2v-turbo-v2", empty),
+        ("t2v-turbo-v2", cut),
+        ("t2v-turbo-v2", garble),
+        ("t2v-turbo-v2", simplify),
+        ("text_encoder", cut),
+        ("text_encoder", garble),
+        ("vae", empty),
+        ("vae", garble),
+        ("tokenizer", forget_words),
+    ],
+)
+def test_damage_after_the_conversion_is_told_by_verify_and_at_loading(part, damage, converted):
+    damage(converted.folder / part)
+
+    problems = problems_of(converted)
+
+    assert any(f"delete {converted.folder / part}" in problem for problem in problems)
+    with pytest.raises(ValueError, match="Expected"):
+        load_card(converted, "cpu")
 
 
 def test_a_missing_folder_is_named_with_what_gets_it(converted):

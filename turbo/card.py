@@ -91,7 +91,7 @@ class ModelCard:
     def missing(self) -> list[str]:
         """Return the folders that are not on this disk; none means ready to load."""
         absent = [part for part in self.parts if not self._files(part)]
-        if not (self.folder / "tokenizer").is_dir():
+        if not (self.folder / "tokenizer" / "tokenizer.json").is_file():
             absent.append("tokenizer")
         return absent
 

@@ -78,7 +78,8 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
     """
     if card.is_ready():
         raise ValueError(
-            f"Expected a model to fetch, got {card.name}, which is ready in {card.folder}."
+            f"Expected a model to fetch, got {card.name}, which is ready in {card.folder}. Where "
+            "it is damaged, delete the folder that `verify` names, and fetch again."
         )
     if card.unpublished:
         raise ValueError(

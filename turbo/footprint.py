@@ -4,11 +4,12 @@ Free of torch, so that a page can say it at once.
 """
 
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from turbo.card import ModelCard
 from turbo.options import Memory
@@ -51,8 +52,19 @@ def measure_footprint(card: ModelCard) -> Footprint:
     """Read the footprint of a model from its configurations and from the heads of its weights.
 
     Raises:
-        FileNotFoundError: a part of it is not on this disk.
+        ValueError: a part of it is not on this disk, or damaged.
     """
+    try:
+        return _measure(card)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"Expected whole weights of {card.name} in {card.folder}, got "
+            f"{type(error).__name__}: {error}. `python -m turbo.models verify {card.name}` tells "
+            "what is damaged."
+        ) from error
+
+
+def _measure(card: ModelCard) -> Footprint:
     unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
     shrink = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
     places = (card.height // shrink) * (card.width // shrink)
@@ -78,10 +90,8 @@ def count_weights(folder: Path) -> int:
 
 
 def _shapes(file: Path) -> list[Sequence[int]]:
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        head = json.loads(opened.read(length))
-    return [tensor["shape"] for name, tensor in head.items() if name != "__metadata__"]
+    with safe_open(file, framework="numpy") as opened:
+        return [opened.get_slice(name).get_shape() for name in opened.keys()]
 
 
 def _read_config(folder: Path) -> dict:

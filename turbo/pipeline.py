@@ -5,12 +5,14 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from json import JSONDecodeError
 from time import perf_counter
 from typing import Any, Literal
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from turbo import __version__
@@ -106,13 +108,18 @@ class VideoPipeline:
             FileNotFoundError: a part of the weights is not on this disk.
             MemoryError: the model does not fit into the memory of the device; the message says
                 what would.
-            ValueError: this use of memory makes no sense on this device.
+            ValueError: this use of memory makes no sense on this device, or the weights are
+                damaged.
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
         if placement.device.type != "cpu":  # the pieces of a model before may fit none of this one
             torch.accelerator.empty_cache()
-        with explained_shortage(placement), fixed_threads(card, placement.device):
+        with (
+            explained_damage(card),
+            explained_shortage(placement),
+            fixed_threads(card, placement.device),
+        ):
             pipeline = cls._read(card, placement)
         return pipeline.compile() if compiled else pipeline
 
@@ -322,12 +329,24 @@ def fixed_threads(card: ModelCard, device: torch.device) -> Iterator[None]:
 
 def _check_folders(card: ModelCard) -> None:
     """Refuse a model that is not on this disk, naming what is missing."""
-    for part in (*card.parts, "tokenizer"):
-        if not (card.folder / part).is_dir():
-            raise FileNotFoundError(
-                f"Expected the weights of {card.name} in {card.folder}, got no {part!r}. "
-                f"{describe_remedy(card)}"
-            )
+    if card.missing:
+        raise FileNotFoundError(
+            f"Expected the weights of {card.name} in {card.folder}, got no {card.missing[0]!r}. "
+            f"{describe_remedy(card)}"
+        )
+
+
+@contextmanager
+def explained_damage(card: ModelCard) -> Iterator[None]:
+    """Turn what the libraries say of damaged weights into a `ValueError` that says what to do."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, SafetensorError, JSONDecodeError) as failure:
+        raise ValueError(
+            f"Expected weights of {card.name} that can be loaded from {card.folder}, got "
+            f"{type(failure).__name__}: {failure}. `python -m turbo.models verify {card.name}` "
+            "tells what is damaged."
+        ) from failure
 
 
 class _Clock:

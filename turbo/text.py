@@ -65,11 +65,20 @@ class TextEncoder:
     def load(
         cls, tokenizer: Path, model: Path, dtype: torch.dtype = torch.float32
     ) -> "TextEncoder":
-        """Load from two folders written by `save_pretrained`."""
-        return cls(
-            CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True),
-            CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype),
-        )
+        """Load from two folders written by `save_pretrained`.
+
+        Raises:
+            ValueError: the tokenizer knows other tokens than the text tower; transformers makes an
+                empty one of a folder without its vocabulary.
+        """
+        words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        tower = CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype)
+        if len(words) != tower.config.vocab_size:
+            raise ValueError(
+                f"Expected {tower.config.vocab_size:,} tokens, as the text encoder knows, in "
+                f"{tokenizer}, got {len(words):,}. Delete that folder, and convert or fetch again."
+            )
+        return cls(words, tower)
 
     def to(self, device: torch.device | str) -> "TextEncoder":
         self.model.to(device)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import Checkpoint, open_checkpoint
@@ -117,37 +117,54 @@ def find_strange_size(card: ModelCard, part: Part) -> list[str]:
 
 def verify_model(card: ModelCard) -> Iterator[Finding]:
     """Compare every folder of a model with its configuration, and with the hash it was noted."""
-    for folder in card.parts:
+    for folder in (*card.parts, "tokenizer"):
+        place = card.folder / folder
         if folder in card.missing:
-            yield Finding(card.folder / folder, 0, [f"missing. {describe_remedy(card)}"])
-        elif folder == card.lora:
-            yield _verify_adapters(card)
-        else:
-            yield _verify_network(card, card.folder / folder)
-    if "tokenizer" in card.missing:
-        yield Finding(card.folder / "tokenizer", 0, [f"missing. {describe_remedy(card)}"])
+            yield Finding(place, 0, [f"missing. {describe_remedy(card)}"])
+            continue
+        try:
+            finding = _verify_folder(card, folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # of a garbled configuration
+            finding = Finding(place, 0, [f"{type(error).__name__}: {error}"])
+        if finding.problems and card.sources:
+            remedy = f"To mend it delete {place}, and fetch {card.name} or convert it again."
+            finding.problems.append(remedy)
+        yield finding
 
 
-def _verify_network(card: ModelCard, folder: Path) -> Finding:
-    [file] = sorted(folder.glob("*.safetensors"))
-    try:
-        checkpoint = open_checkpoint(file)
-    except ValueError as error:
-        return Finding(folder, 0, [str(error)])
-    network = _network_of(folder)
+def _verify_folder(card: ModelCard, folder: str) -> Finding:
+    place = card.folder / folder
+    if folder == "tokenizer":
+        return Finding(place, 0, _strange_tokens(card))
+    files = sorted(place.glob("*.safetensors"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        return Finding(place, 0, [f"expected one file of weights, got {names}"])
+    checkpoint = open_checkpoint(files[0])
+    if folder == card.lora:
+        return _verify_adapters(card, checkpoint, files[0])
+    return _verify_network(card, checkpoint, files[0])
+
+
+def _strange_tokens(card: ModelCard) -> list[str]:
+    """Compare how many tokens there are with how many the text encoder knows."""
+    known = json.loads((card.folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    found = len(CLIPTokenizer.from_pretrained(card.folder / "tokenizer", local_files_only=True))
+    if found == known:
+        return []
+    return [f"expected {known:,} tokens, as the text encoder knows, got {found:,}"]
+
+
+def _verify_network(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Finding:
+    network = _network_of(file.parent)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     part = Part(network, {name: Origin(name, shape) for name, shape in shapes.items()})
     problems = [str(d) for d in find_differences([part], checkpoint.shapes)]
     problems += find_strange_size(card, part)
-    return Finding(folder, part.parameters, problems + _damages(checkpoint) + _changes(file))
+    return Finding(file.parent, part.parameters, problems + _damages(checkpoint) + _changes(file))
 
 
-def _verify_adapters(card: ModelCard) -> Finding:
-    [file] = sorted((card.folder / str(card.lora)).glob("*.safetensors"))
-    try:
-        checkpoint = open_checkpoint(file)
-    except ValueError as error:
-        return Finding(file.parent, 0, [str(error)])
+def _verify_adapters(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Finding:
     configuration = VideoUNet.load_config(card.folder / card.unet)
     student = on_meta({**configuration, "time_cond_proj_dim": GUIDANCE_SIZE})
     problems = [

@@ -1,9 +1,12 @@
 """Convert the published files of one model into its folders."""
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import AutoencoderKL
@@ -18,6 +21,8 @@ from turbo.space import check_space
 from turbo.text import clip_tokenizer
 from turbo.unet import VideoUNet
 
+TOKENIZER_SIZE = 5_000_000  # bytes, and some
+PARTIAL = ".converting-"  # how the name of an unfinished folder begins
 DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of a published diffusers layout
 
 
@@ -30,7 +35,8 @@ def convert_model(
 ) -> Iterator[tuple[int, int]]:
     """Write the folders of a model, one tensor at a time; yield bytes written, and those in all.
 
-    Each folder appears whole or not at all. Those that are there already are kept.
+    Each folder appears whole or not at all. Those that are there already are kept. What a killed
+    conversion left is removed.
 
     Args:
         paths: published files, or folders in diffusers' layout.
@@ -45,29 +51,30 @@ def convert_model(
     checkpoints = [open_checkpoint(file) for path in paths for file in files_at(path)]
     jobs = plan_jobs(card, checkpoints, projection)
     missing = set(card.missing)
+    wants_tokenizer = replace or "tokenizer" in missing
     own = [job for job in jobs if job.folder in card.parts]  # not a teacher that is only merged
     wanted = [job for job in own if replace or job.folder in missing]
-    if not wanted and "tokenizer" not in missing:
+    if not wanted and not wants_tokenizer:
         raise ValueError(
             f"Expected something to convert for {card.name}, got only what is in {card.folder} "
             "already. Convert again with --replace."
         )
     total, done = sum(job.size for job in wanted), 0
     card.folder.mkdir(parents=True, exist_ok=True)
-    check_space(card.folder, total)
+    _remove_abandoned(card.folder)
+    check_space(card.folder, total + TOKENIZER_SIZE)
     for job in wanted:
         for written in _write(job, card.folder):
             done += written
             yield done, total
-    if "tokenizer" in missing:
-        clip_tokenizer().save_pretrained(card.folder / "tokenizer")
+    if wants_tokenizer:
+        with _whole_or_not_at_all(card.folder / "tokenizer") as partial:
+            clip_tokenizer().save_pretrained(partial)
 
 
 def _write(job: Job, folder: Path) -> Iterator[int]:
-    """Write one folder under another name, and rename it when it is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{job.folder}-", dir=folder))
-    try:
-        partial.chmod(0o755)
+    """Write the folder of a job."""
+    with _whole_or_not_at_all(folder / job.folder) as partial:
         for written in write_tensors(partial / job.file, job.slots, job.read):
             if isinstance(written, int):
                 yield written
@@ -75,11 +82,39 @@ def _write(job: Job, folder: Path) -> Iterator[int]:
                 note = {"sha256": written.sha256, **job.origin}
                 (partial / CONVERSION).write_text(json.dumps(note, indent=2) + "\n")
         _save_configuration(job.network, partial)
-        if (folder / job.folder).exists():
-            (folder / job.folder).rename(partial / "former")
-        partial.rename(folder / job.folder)
-        shutil.rmtree(folder / job.folder / "former", ignore_errors=True)
+
+
+@contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+    """Yield a folder of another name to write into, which takes this one's name when it is whole.
+
+    Meanwhile it is locked, so that another conversion does not take it for abandoned.
+    """
+    partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        partial.chmod(0o755)
+        yield partial
+        if folder.exists():
+            folder.rename(partial / "former")
+        partial.rename(folder)
+        shutil.rmtree(folder / "former", ignore_errors=True)
     finally:
+        os.close(descriptor)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed conversions left; that of a living one is locked."""
+    for partial in folder.glob(f"{PARTIAL}*"):
+        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
         shutil.rmtree(partial, ignore_errors=True)
 
 
