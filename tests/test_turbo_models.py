@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from turbo import models
 from turbo.cards import CARDS
 from turbo.models import DEFAULT_MODEL, MODELS, describe_state, find_card, main
 from turbo.request import check_request
@@ -112,3 +113,32 @@ def test_the_readme_tells_the_memory_of_the_card(card):
 
     rows = [line for line in readme.splitlines() if line.startswith(f"| {card.title}")]
     assert rows and all(f"| {card.memory_gb:g} GB |" in row for row in rows)
+
+
+def test_a_stage_has_one_bar_which_is_closed_before_a_refusal_is_told(monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, desc, total, **_):
+            self.n, self.told, self.closed = 0, [desc, total], False
+            bars.append(self)
+
+        def update(self, step):
+            self.n += step
+
+        def close(self):
+            self.closed = True
+
+    def steps():
+        yield from (("check", done, 3) for done in (1, 2, 3))
+        yield from (("check", 9, 9), ("convert", 4, 9))
+        raise ValueError("Damaged.")
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+
+    with pytest.raises(ValueError, match="Damaged"):
+        models._show_progress(steps())
+
+    assert [bar.told for bar in bars] == [["check", 3], ["check", 9], ["convert", 9]]
+    assert [bar.n for bar in bars] == [3, 9, 4]
+    assert all(bar.closed for bar in bars)

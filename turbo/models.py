@@ -189,14 +189,17 @@ def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
     from tqdm import tqdm
 
     bar: tqdm | None = None
-    for stage, done, total in steps:
-        if bar is None or (bar.desc, bar.total) != (f"{stage}: ", total):
-            if bar is not None:
-                bar.close()
-            bar = tqdm(desc=stage, total=total, unit="B", unit_scale=True)
-        bar.update(done - bar.n)
-    if bar is not None:
-        bar.close()
+    shown: tuple[str, int] | None = None
+    try:
+        for stage, done, total in steps:
+            if bar is None or shown != (stage, total):
+                if bar is not None:
+                    bar.close()
+                bar, shown = tqdm(desc=stage, total=total, unit="B", unit_scale=True), (stage, total)
+            bar.update(done - bar.n)
+    finally:  # a refusal is told below the bar, not in its line
+        if bar is not None:
+            bar.close()
 
 
 def _parser() -> argparse.ArgumentParser:
