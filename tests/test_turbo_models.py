@@ -107,6 +107,16 @@ def test_the_command_refuses_an_unknown_model():
         main(["show", "nobody"])
 
 
+def test_a_projection_is_refused_where_no_adapters_are_fetched(tmp_path, monkeypatch):
+    for name in ("t2v-turbo-v2", "t2v-turbo-ms"):
+        monkeypatch.setitem(MODELS, name, replace(find_card(name), folder=tmp_path))
+
+    with pytest.raises(SystemExit, match="no --projection for t2v-turbo-v2, .* got 'zeros'. Leave"):
+        main(["fetch", "t2v-turbo-v2", "--projection", "zeros"])
+    with pytest.raises(SystemExit, match="Expected --yes to download"):
+        main(["fetch", "t2v-turbo-ms", "--projection", "zeros"])
+
+
 @pytest.mark.parametrize("card", [c for c in CARDS if c.sources], ids=lambda card: card.name)
 def test_the_readme_tells_the_memory_of_the_card(card):
     readme = (Path(__file__).parents[1] / "README.md").read_text()

@@ -140,6 +140,11 @@ def _fetch(options: argparse.Namespace) -> None:
 
     card = find_card(options.name)
     check_request(card, options.projection)
+    if options.projection is not None and not needs_choice(card):
+        raise ValueError(
+            f"Expected no --projection for {card.name}, which fetches no adapters, got "
+            f"{options.projection!r}. Leave --projection out."
+        )
     absent = [source for source in card.needed if find_cached(source) is None]
     size = sum(source.size for source in absent)
     for source in absent:
