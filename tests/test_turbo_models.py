@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from turbo import models
-from turbo.cards import CARDS
+from turbo.cards import CARDS, published_folder
 from turbo.models import DEFAULT_MODEL, MODELS, describe_state, find_card, main
 from turbo.request import check_request
 
@@ -105,6 +105,25 @@ def test_the_command_lists_and_shows_models(capsys):
 def test_the_command_refuses_an_unknown_model():
     with pytest.raises(SystemExit, match="Expected a model from .*, got 'nobody'"):
         main(["show", "nobody"])
+
+
+def test_published_weights_go_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+
+    assert published_folder({"T2V_WEIGHTS_DIR": "~/x"}) == Path("/home/ada/x")
+    assert published_folder({"T2V_WEIGHTS_DIR": "/x"}) == Path("/x")
+    assert published_folder({"XDG_CACHE_HOME": "/y"}) == Path("/y/t2v-turbo")
+    assert published_folder({}) == Path("/home/ada/.cache/t2v-turbo")
+
+
+@pytest.mark.parametrize("within", [".", "deeper/still"])
+def test_a_file_in_the_place_of_the_weights_is_refused(within, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(models, "PUBLISHED", file / within)
+
+    with pytest.raises(SystemExit, match="folder in T2V_WEIGHTS_DIR, got .*file is none. Set it"):
+        main(["list"])
 
 
 def test_a_projection_is_refused_where_no_adapters_are_fetched(tmp_path, monkeypatch):

@@ -1,18 +1,40 @@
 """The table of models: the embedded ones, and those of the two papers."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from turbo.card import HubFile, ModelCard
 
 WEIGHTS = Path(__file__).parent / "weights"  # those of the embedded models
-# Where published weights go once they are converted; the downloads themselves stay in the Hub's
-# own cache.
-PUBLISHED = Path(
-    os.environ.get("T2V_WEIGHTS_DIR")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
-)
+
+
+def published_folder(environment: Mapping[str, str]) -> Path:
+    """Return where published weights go once they are converted.
+
+    The downloads themselves stay in the Hub's own cache.
+    """
+    if chosen := environment.get("T2V_WEIGHTS_DIR"):
+        return Path(os.path.expanduser(chosen))  # "~" of an unknown user stays, and raises nothing
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
+
+
+def check_published(folder: Path) -> None:
+    """Refuse a place for published weights that cannot be a folder.
+
+    Raises:
+        ValueError: it, or what it should lie in, is a file.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(
+            f"Expected a folder in T2V_WEIGHTS_DIR, got {folder}, where {there} is none. Set it to "
+            "a folder, or unset it."
+        )
+
+
+PUBLISHED = published_folder(os.environ)
 
 _SHARED = ("vae", "text_encoder")
 

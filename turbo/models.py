@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbo.card import ModelCard
-from turbo.cards import CARDS, WEIGHTS
+from turbo.cards import CARDS, PUBLISHED, WEIGHTS, check_published
 
 if TYPE_CHECKING:
     import turbo.pipeline
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        check_published(PUBLISHED)
         options.run(options)
     except (ValueError, OSError) as refusal:  # ConnectionError and FileNotFoundError are OSErrors
         sys.exit(f"{parser.prog}: {refusal}")
@@ -200,7 +201,10 @@ def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
             if bar is None or shown != (stage, total):
                 if bar is not None:
                     bar.close()
-                bar, shown = tqdm(desc=stage, total=total, unit="B", unit_scale=True), (stage, total)
+                bar, shown = (
+                    tqdm(desc=stage, total=total, unit="B", unit_scale=True),
+                    (stage, total),
+                )
             bar.update(done - bar.n)
     finally:  # a refusal is told below the bar, not in its line
         if bar is not None:
