@@ -12,6 +12,7 @@ from turbo.models import MODELS
 
 def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatch):
     rooms = {"cpu": 10**12, "cuda": 1000}
+    monkeypatch.setattr(placement, "available_devices", lambda: list(rooms))
     monkeypatch.setattr(placement, "free_memory", lambda device: rooms[device.type])
 
     def state(**flags):

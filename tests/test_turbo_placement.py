@@ -55,6 +55,12 @@ def saved_card(tiny_pipeline):
 
 
 @pytest.fixture
+def accelerators(monkeypatch):
+    """Pretend that the machine has accelerators; nothing is moved there."""
+    monkeypatch.setattr(placement, "available_devices", lambda: ["cpu", "cuda", "cuda:0", "mps"])
+
+
+@pytest.fixture
 def two_threads():
     torch.set_num_threads(2)
     yield
@@ -92,7 +98,7 @@ def test_what_torch_keeps_of_former_models_is_free(kind, monkeypatch):
     assert placement.free_memory(torch.device(kind)) == 1_000 + 7_000
 
 
-def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, monkeypatch):
+def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, accelerators, monkeypatch):
     """As if on an accelerator, which reports every call."""
     calls = []
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: calls.append("empty"))
@@ -104,7 +110,9 @@ def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, monkeypatch):
     assert calls == ["empty", "read"]
 
 
-def test_a_cpu_decodes_large_frames_one_by_one_unless_told_otherwise(saved_card, monkeypatch):
+def test_a_cpu_decodes_large_frames_one_by_one_unless_told_otherwise(
+    saved_card, accelerators, monkeypatch
+):
     """Eight at a time take it more time, and eight times the room."""
     assert place(saved_card, device="cpu").memory == "full"
 
@@ -129,7 +137,9 @@ def test_a_cpu_has_nowhere_to_offload_to():
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_offloading_is_refused_where_there_is_nowhere_to_offload_to(device, saved_card):
+def test_offloading_is_refused_where_there_is_nowhere_to_offload_to(
+    device, saved_card, accelerators
+):
     with pytest.raises(ValueError, match=rf"'full' or 'sliced' on {device}, got 'offload'. Only a"):
         place(saved_card, device=device, memory="offload")
 
@@ -369,6 +379,23 @@ def test_a_model_goes_to_the_accelerator_unless_its_frames_are_fixed_on_the_cpu(
     assert place(tiny, device="cuda").device.type == "cuda"
 
 
+@pytest.mark.parametrize(
+    "device", ["cuda", "cuda:9", "bogus", "", "meta", "mps", torch.device("meta"), CUDA]
+)
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(device, saved_card, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
+
+    with pytest.raises(ValueError, match=f"this machine: cpu, got '{device}'. Choose one"):
+        VideoPipeline.load(saved_card, device)
+
+
+def test_the_devices_of_a_machine_are_its_cpu_and_each_of_its_accelerators(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+
+    assert placement.available_devices() == ["cpu", "cuda", "cuda:0", "cuda:1"]
+
+
 def test_loading_by_name_goes_where_the_card_says(saved_card, monkeypatch):
     asked = []
     monkeypatch.setattr(VideoPipeline, "load", lambda _, device, **__: asked.append(device))
@@ -388,7 +415,7 @@ def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, mon
 
 
 def test_what_a_model_wants_is_told_for_the_chosen_device_precision_and_memory(
-    saved_card, monkeypatch
+    saved_card, accelerators, monkeypatch
 ):
     half = replace(saved_card, half=True)
     footprint = measure_footprint(half)

@@ -56,7 +56,7 @@ def place(
 
     Raises:
         MemoryError: nothing fits; the message says what would.
-        ValueError: this use of memory makes no sense on this device.
+        ValueError: this machine has no such device, or this use of memory makes no sense on it.
     """
     device = choose_device(card, device)
     precision = choose_dtype(card, device, dtype)
@@ -166,12 +166,31 @@ def choose_device(card: ModelCard, device: torch.device | str) -> torch.device:
     """Return that device; of "auto", the accelerator of this machine, or its CPU.
 
     "auto" leaves a model that fixes its number of CPU threads there, where its frames are fixed.
+
+    Raises:
+        ValueError: this machine has no such device.
     """
     if device != "auto":
+        there = available_devices()
+        if str(device) not in there:
+            raise ValueError(
+                f"Expected a device of this machine: {', '.join(there)}, got {str(device)!r}. "
+                "Choose one of these, or leave --device out; an accelerator counts once its driver "
+                "and a torch built for it are installed."
+            )
         return torch.device(device)
     if card.cpu_threads is not None:
         return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def available_devices() -> list[str]:
+    """Return the names of what this machine can compute on."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    kind = accelerator.type
+    return ["cpu", kind, *(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))]
 
 
 def choose_dtype(card: ModelCard, device: torch.device, dtype: Dtype) -> torch.dtype:
