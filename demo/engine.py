@@ -40,7 +40,7 @@ class Engine:
     def start(self) -> None:
         """Begin to load, once the page is open: importing torch would hold it up for seconds."""
         for name, promised in self._models.items():
-            loading = self._loader.submit(self._load, name)
+            loading = self._loader.submit(self._load_or_log, name)
             loading.add_done_callback(partial(_keep, promised))
 
     def holds(self, name: str) -> bool:
@@ -70,7 +70,6 @@ class Engine:
             except TimeoutError:
                 continue
         if failure := model.exception():
-            logger.error("Model %s did not load: %r", request.model, failure)
             if isinstance(failure, EngineError | MemoryError):
                 raise EngineError(str(failure)) from failure
             raise EngineError(
@@ -100,8 +99,16 @@ class Engine:
             guest = self._guests.get(name)
             if guest is None or (guest.done() and guest.exception()):
                 self._guests.clear()
-                self._guests[name] = guest = self._loader.submit(self._load, name)
+                self._guests[name] = guest = self._loader.submit(self._load_or_log, name)
             return guest
+
+    def _load_or_log(self, name: str) -> Generate:
+        """Load a model; the log says why it did not, whether or not a visitor asks for it."""
+        try:
+            return self._load(name)
+        except Exception as failure:
+            logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
+            raise
 
 
 def _keep(promised: Future[Generate], loaded: Future[Generate]) -> None:

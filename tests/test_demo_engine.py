@@ -1,5 +1,6 @@
 import logging
 import threading
+import time
 
 import pytest
 
@@ -69,6 +70,31 @@ def test_a_model_that_does_not_load_is_an_error_for_visitors(tmp_path, caplog):
         list(engine.generate(REQUEST, tmp_path / "clip.mp4"))
     assert "/secret" not in str(failure.value)
     assert engine.readiness("fake-student") == "failed"
+
+
+def test_the_log_says_why_a_model_did_not_load_before_anybody_asks_for_it(caplog):
+    def load(name):
+        raise ValueError("Expected a device of this machine: cpu, got 'cuda'.")
+
+    engine = start(load)
+    while engine.readiness("fake-student") == "loading":
+        time.sleep(0.01)
+
+    assert "fake-student did not load: ValueError: Expected a device of this machine" in caplog.text
+
+
+def test_the_log_says_why_a_model_that_a_visitor_asked_for_did_not_load(fake, tmp_path, caplog):
+    def load(name):
+        if name == "large":
+            raise FileNotFoundError("/secret/path")
+        return fake.generate
+
+    request = Request(model="large", prompt="a star", steps=1, guidance=1.0, seed=0)
+
+    with pytest.raises(EngineError, match="did not load"):
+        list(start(load).generate(request, tmp_path / "clip.mp4"))
+
+    assert caplog.text.count("large did not load: FileNotFoundError: /secret/path") == 1
 
 
 def test_a_failed_computation_tells_neither_page_nor_log_the_prompt(fake, tmp_path, caplog):
