@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from functools import partial
@@ -39,6 +40,7 @@ CONTENDERS = [
     Contender(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     Contender(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
 ]
+LAST_PORT = 2**16 - 1
 # Prompts to try on models that know the whole world.
 EXAMPLES = (
     "a corgi surfing at sunset, slow motion",
@@ -51,6 +53,7 @@ EXAMPLES = (
 def main() -> None:
     """Serve the page until it is interrupted."""
     args = read_flags()
+    make_data_dir(args.data_dir)
     placing = {"device": args.device, "dtype": args.dtype, "memory": args.memory}
     engine = Engine(partial(load_model, **placing), models_to_keep(args.model))
     studio = open_studio(
@@ -99,6 +102,11 @@ def read_flags() -> argparse.Namespace:
         value = getattr(args, flag)  # argparse holds no default against its choices
         if value is not None and value not in known:
             parser.error(f"Expected T2V_{flag.upper()} from {list(known)}, got {value!r}.")
+    if args.port is not None and not 0 <= args.port <= LAST_PORT:
+        parser.error(
+            f"Expected a --port (T2V_PORT) up to {LAST_PORT}, got {args.port}. "
+            "Leave it out for the first free one from 7860."
+        )
     if args.model not in MODELS:
         parser.error(f"Expected a model from {list(MODELS)}, got {args.model!r}.")
     if not MODELS[args.model].is_ready():
@@ -107,6 +115,17 @@ def read_flags() -> argparse.Namespace:
             f"{describe_remedy(MODELS[args.model])}"
         )
     return args
+
+
+def make_data_dir(folder: Path) -> None:
+    """Make the data folder with its place for clips, or end the program with what is amiss."""
+    try:
+        (folder / "clips").mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        sys.exit(
+            f"app.py: Expected a --data-dir (T2V_DATA_DIR) to write to, got {folder}: "
+            f"{failure.strerror}. Name another folder."
+        )
 
 
 def models_to_keep(default_model: str) -> list[str]:

@@ -57,3 +57,22 @@ def test_the_app_refuses_an_unknown_choice_of_the_environment(variable, monkeypa
         app.read_flags()
 
     assert f"Expected {variable} from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_the_app_refuses_a_port_that_no_machine_has(port, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py", "--port", port])
+
+    with pytest.raises(SystemExit):
+        app.read_flags()
+
+    assert f"up to 65535, got {port}. Leave it out" in capsys.readouterr().err
+
+
+def test_the_app_refuses_a_data_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["app.py", "--data-dir", str(file / "data")])
+
+    with pytest.raises(SystemExit, match="a --data-dir .T2V_DATA_DIR. to write to, got .*/file/da"):
+        app.main()
