@@ -91,7 +91,7 @@ def test_batch_makes_only_what_is_missing(tiny_model, prompts, tmp_path, monkeyp
 
 
 def test_batch_killed_halfway_is_finished_by_running_again(
-    tiny_model, prompts, tmp_path, monkeypatch
+    tiny_model, prompts, tmp_path, monkeypatch, capsys
 ):
     folder = tmp_path / "clips"
     add, made = Manifest.add, []
@@ -106,8 +106,10 @@ def test_batch_killed_halfway_is_finished_by_running_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Manifest, "add", add_then_die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit) as end:
             _run(tiny_model, "--prompts", prompts, "--out", folder)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("\nStopped. Run the same command again to go on.\n")
     _run(tiny_model, "--prompts", prompts, "--out", folder)
 
     rows = _rows(folder)
@@ -133,7 +135,12 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
         (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/cards.py."),
         (["a cat", "--steps", "0"], "Expected a whole number of steps between 1 and"),
         ([""], "Expected a prompt, got ''."),
-        (["--prompts", "no such file"], "No such file"),
+        (["--prompts", "no such file"], "in --prompts, got no such file: No such file"),
+        (["--prompts", "."], "Expected a file of prompts in --prompts, got .: Is a directory"),
+        (["a cat", "--device", "bogus"], "Expected a device of this machine: cpu"),
+        (["a cat", "--out", "."], "Expected a file in --out, got ., which is a folder. Name"),
+        (["a cat", "--out", "/dev/full"], "got /dev/full, which is no regular file. Name one"),
+        (["a cat", "--out", "/dev/null/x.mp4"], "for --out /dev/null/x.mp4, got /dev/null. Name"),
     ],
 )
 def test_command_refuses_in_one_line(arguments, message, capsys):
@@ -154,6 +161,63 @@ def test_refusal_names_the_line_of_the_file(tiny_model, tmp_path, capsys):
     assert "prompts.txt, line 2: Expected a prompt without control characters" in (
         capsys.readouterr().err
     )
+
+
+def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"a cat\n\xff")
+
+    with pytest.raises(SystemExit):
+        generate.main(["--prompts", str(file)])
+
+    assert f"Expected UTF-8 text in {file}, got byte 0xff at 6. Save" in capsys.readouterr().err
+
+
+def test_a_batch_is_not_made_in_a_file(prompts, capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--prompts", str(prompts), "--out", str(prompts)])
+
+    assert f"Expected a folder to write to for --out {prompts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 99, None])
+@pytest.mark.parametrize("file", ["vae/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_damaged_weights_are_refused_with_what_tells_more(
+    file, content, tiny_model, tmp_path, capsys
+):
+    damaged = tiny_model.folder / file
+    if content is None:
+        content = damaged.read_bytes()[:-2]
+    damaged.write_bytes(content)
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    said = capsys.readouterr().err
+    assert f"Expected whole weights of {tiny_model.name} in {tiny_model.folder}, got: " in said
+    assert said.endswith(f"`python -m turbo.models verify {tiny_model.name}` tells more.\n")
+
+
+def test_a_missing_configuration_is_refused_with_its_path(tiny_model, tmp_path, capsys):
+    file = tiny_model.folder / "text_encoder" / "config.json"
+    file.unlink()
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert f"No such file or directory: '{file}'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("turbo.video.Video.save", fail)
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert "No space left on device. Check the path, its" in capsys.readouterr().err
 
 
 def test_missing_weights_are_refused_in_words(student_card):

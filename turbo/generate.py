@@ -7,13 +7,16 @@ python -m turbo.generate --prompts prompts.txt --out clips/
 import argparse
 import hashlib
 import json
+import os
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import transformers
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from turbo.manifest import Manifest, ManifestRow, sha256_of
@@ -22,6 +25,16 @@ from turbo.options import Dtype, Memory
 from turbo.pipeline import Progress, Result, VideoPipeline
 from turbo.request import Request, check_request
 from turbo.video import Video
+
+# What damaged weights raise as they are loaded; a length read from garbage is a MemoryError.
+DAMAGE = (
+    OSError,
+    MemoryError,
+    SafetensorError,
+    struct.error,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,21 +45,80 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("Expected a PROMPT or --prompts FILE, got both or neither.")
     transformers.utils.logging.disable_progress_bar()  # of loading; ours is of the videos
     try:
-        requests = _read_requests(options)
-        pipeline = load_pipeline(
+        _run(options)
+    except (ValueError, MemoryError) as refusal:
+        parser.error(str(refusal))
+    except OSError as failure:
+        if failure.errno is None:  # of the library, which says what to do
+            parser.error(str(failure))
+        parser.error(
+            f"Expected files that can be read and written, got: {failure}. "
+            "Check the path, its permissions and the free space."
+        )
+    except KeyboardInterrupt:
+        advice = "" if options.prompts is None else " Run the same command again to go on."
+        parser.exit(130, f"\nStopped.{advice}\n")
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Refuse what cannot be done before anything is loaded; then load, and make the clips."""
+    requests = _read_requests(options)
+    batch = options.prompts is not None
+    out = options.out or Path("clips" if batch else "clip.mp4")
+    check_out(out, batch=batch)
+    pipeline = _load(options)
+    print(f"{options.model} on {pipeline.placement}")
+    if batch:
+        make_batch(pipeline, requests, out)
+    else:
+        make_one(pipeline, requests[0], out)
+
+
+def check_out(out: Path, *, batch: bool) -> None:
+    """Refuse a place that no clips can be written to, before minutes of computing.
+
+    Raises:
+        ValueError: a clip would replace a folder or a device, or there is no folder to write to.
+    """
+    if not batch and out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        raise ValueError(
+            f"Expected a file in --out, got {out}, which is {kind}. Name one, such as clip.mp4."
+        )
+    folder = out if batch else out.parent
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(
+            f"Expected a folder to write to for --out {out}, got {there}. Name another --out."
+        )
+
+
+def _load(options: argparse.Namespace) -> VideoPipeline:
+    """Load the model.
+
+    Raises:
+        ValueError: its files are damaged; or as `VideoPipeline.load`, which also says the others.
+    """
+    card = find_card(options.model)
+    try:
+        if card.is_ready():
+            for part in (card.unet, "vae", "text_encoder"):  # transformers would make one up
+                (card.folder / part / "config.json").read_bytes()
+        return load_pipeline(
             options.model,
             options.device,
             dtype=options.dtype,
             memory=options.memory,
             compiled=options.compile,
         )
-        print(f"{options.model} on {pipeline.placement}")
-        if options.prompts is None:
-            make_one(pipeline, requests[0], options.out or Path("clip.mp4"))
-        else:
-            make_batch(pipeline, requests, options.out or Path("clips"))
-    except (ValueError, FileNotFoundError, MemoryError) as refusal:
-        parser.error(str(refusal))
+    except DAMAGE as failure:
+        if str(failure).startswith("Expected"):  # a refusal of the library's own
+            raise
+        said = str(failure).strip(" .") or type(failure).__name__
+        raise ValueError(
+            f"Expected whole weights of {card.name} in {card.folder}, got: {said}. "
+            f"`python -m turbo.models verify {card.name}` tells more."
+        ) from failure
 
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
@@ -115,7 +187,7 @@ def _read_requests(options: argparse.Namespace) -> list[Request]:
     settings = {"steps": options.steps, "guidance": options.guidance}
     if options.prompts is None:
         return [check_request(card, options.prompt, seed=options.seed, **settings)]
-    lines = options.prompts.read_text(encoding="utf-8-sig").split("\n")
+    lines = _read_lines(options.prompts)
     if not any(line.strip() for line in lines):
         raise ValueError(f"Expected a prompt a line in {options.prompts}, got none.")
     requests = []
@@ -128,6 +200,21 @@ def _read_requests(options: argparse.Namespace) -> list[Request]:
         except ValueError as refusal:
             raise ValueError(f"{options.prompts}, line {number + 1}: {refusal}") from refusal
     return requests
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as failure:
+        raise ValueError(
+            f"Expected a file of prompts in --prompts, got {file}: {failure.strerror}. "
+            "Name a text with a prompt a line."
+        ) from failure
+    except UnicodeDecodeError as failure:
+        raise ValueError(
+            f"Expected UTF-8 text in {file}, got byte {failure.object[failure.start]:#04x} at "
+            f"{failure.start}. Save it as UTF-8, a prompt a line."
+        ) from failure
 
 
 def _parser() -> argparse.ArgumentParser:
