@@ -199,7 +199,8 @@ def describe_model(card: ModelCard) -> ModelInfo:
 
 
 def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
-    """Return "ready", what a model needs (a download, training, more memory), or "damaged".
+    """Return "ready", what a model needs (a download, training, more memory), or that it
+    cannot be loaded.
 
     Args:
         placing: what it would be loaded with, to look at the memory; imports torch, which takes
@@ -212,9 +213,9 @@ def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
 
         try:
             wanting = memory_wanting(card, **placing)
-        except ValueError as damage:  # of this model; the others are shown all the same
-            logger.error("%s", damage)
-            return "damaged"
+        except ValueError as refusal:  # it is damaged, or this machine has no such device
+            logger.error("%s", refusal)
+            return "cannot be loaded, see the log"
         return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
     return state
 

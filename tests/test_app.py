@@ -34,7 +34,7 @@ def test_a_damaged_model_is_marked_and_no_other(damage, monkeypatch, tmp_path, c
     monkeypatch.setitem(MODELS, "shapes-turbo", copy)
     placing = {"device": "cpu", "dtype": "auto", "memory": None}
 
-    assert app.state_of("shapes-turbo", placing) == "damaged"
+    assert app.state_of("shapes-turbo", placing) == "cannot be loaded, see the log"
     assert app.state_of("shapes-teacher", placing) == "ready"
     assert "turbo.models verify shapes-turbo" in caplog.text
 

@@ -9,14 +9,12 @@ import hashlib
 import json
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import transformers
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from turbo.manifest import Manifest, ManifestRow, sha256_of
@@ -25,16 +23,6 @@ from turbo.options import Dtype, Memory
 from turbo.pipeline import Progress, Result, VideoPipeline
 from turbo.request import Request, check_request
 from turbo.video import Video
-
-# What damaged weights raise as they are loaded; a length read from garbage is a MemoryError.
-DAMAGE = (
-    OSError,
-    MemoryError,
-    SafetensorError,
-    struct.error,
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +54,13 @@ def _run(options: argparse.Namespace) -> None:
     batch = options.prompts is not None
     out = options.out or Path("clips" if batch else "clip.mp4")
     check_out(out, batch=batch)
-    pipeline = _load(options)
+    pipeline = load_pipeline(
+        options.model,
+        options.device,
+        dtype=options.dtype,
+        memory=options.memory,
+        compiled=options.compile,
+    )
     print(f"{options.model} on {pipeline.placement}")
     if batch:
         make_batch(pipeline, requests, out)
@@ -91,34 +85,6 @@ def check_out(out: Path, *, batch: bool) -> None:
         raise ValueError(
             f"Expected a folder to write to for --out {out}, got {there}. Name another --out."
         )
-
-
-def _load(options: argparse.Namespace) -> VideoPipeline:
-    """Load the model.
-
-    Raises:
-        ValueError: its files are damaged; or as `VideoPipeline.load`, which also says the others.
-    """
-    card = find_card(options.model)
-    try:
-        if card.is_ready():
-            for part in (card.unet, "vae", "text_encoder"):  # transformers would make one up
-                (card.folder / part / "config.json").read_bytes()
-        return load_pipeline(
-            options.model,
-            options.device,
-            dtype=options.dtype,
-            memory=options.memory,
-            compiled=options.compile,
-        )
-    except DAMAGE as failure:
-        if str(failure).startswith("Expected"):  # a refusal of the library's own
-            raise
-        said = str(failure).strip(" .") or type(failure).__name__
-        raise ValueError(
-            f"Expected whole weights of {card.name} in {card.folder}, got: {said}. "
-            f"`python -m turbo.models verify {card.name}` tells more."
-        ) from failure
 
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:

@@ -201,10 +201,8 @@ def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
             if bar is None or shown != (stage, total):
                 if bar is not None:
                     bar.close()
-                bar, shown = (
-                    tqdm(desc=stage, total=total, unit="B", unit_scale=True),
-                    (stage, total),
-                )
+                bar = tqdm(desc=stage, total=total, unit="B", unit_scale=True)
+                shown = stage, total
             bar.update(done - bar.n)
     finally:  # a refusal is told below the bar, not in its line
         if bar is not None:

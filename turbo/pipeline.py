@@ -336,12 +336,19 @@ def _check_folders(card: ModelCard) -> None:
         )
 
 
+# What diffusers, transformers and safetensors raise of damaged weights and configurations.
+DAMAGE = (
+    *(OSError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(SafetensorError, JSONDecodeError, UnicodeDecodeError),
+)
+
+
 @contextmanager
 def explained_damage(card: ModelCard) -> Iterator[None]:
     """Turn what the libraries say of damaged weights into a `ValueError` that says what to do."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, SafetensorError, JSONDecodeError) as failure:
+    except DAMAGE as failure:
         raise ValueError(
             f"Expected weights of {card.name} that can be loaded from {card.folder}, got "
             f"{type(failure).__name__}: {failure}. `python -m turbo.models verify {card.name}` "
