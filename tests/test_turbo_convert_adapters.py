@@ -9,7 +9,13 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from golden import modelscope_unet, shapes_of, variant_of, videocrafter_unet
-from turbo.convert.adapters import adapter_order, change_of, pair_up, read_projection
+from turbo.convert.adapters import (
+    adapter_order,
+    change_of,
+    check_projection,
+    pair_up,
+    read_projection,
+)
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
 from turbo.lora import DOWN, UP, load_lora, merge_lora
@@ -158,3 +164,11 @@ def test_a_file_without_the_projection_is_refused(tmp_path):
         read_projection(str(tmp_path / "other.pt"), (32, 256), tmp_path)
     with pytest.raises(ValueError, match=r"of shape \(32, 256\) in .*small.pt, got \(2, 3\)"):
         read_projection(str(tmp_path / "small.pt"), (32, 256), tmp_path)
+
+
+@pytest.mark.parametrize("seed", ["9" * 23, str(2**63), "9" * 5000])
+def test_a_seed_out_of_range_is_refused_before_anything_is_drawn(seed):
+    check_projection(f"random:{2**63 - 1}")
+
+    with pytest.raises(ValueError, match="Expected a seed from 0 to 9223372036854775807 .*random:"):
+        check_projection(f"random:{seed}")

@@ -15,6 +15,7 @@ from turbo.convert.checkpoint import Checkpoint, open_checkpoint
 from turbo.convert.part import Part
 
 PROJECTION = "time_embedding.cond_proj"
+LARGEST_SEED = 2**63 - 1
 PROJECTION_ORIGINS = ("time_cond_proj.weight", f"{PROJECTION}.weight")
 
 THE_TRAP = (
@@ -142,7 +143,15 @@ def check_projection(choice: str) -> None:
 
 def _seed_of(choice: str) -> int | None:
     kind, _, seed = choice.partition(":")
-    return int(seed) if kind == "random" and seed.isdecimal() else None
+    if kind != "random" or not seed.isdecimal():
+        return None
+    # By its digits first: Python refuses to read a number of thousands of them.
+    if len(seed) > len(str(LARGEST_SEED)) or int(seed) > LARGEST_SEED:
+        raise ValueError(
+            f"Expected a seed from 0 to {LARGEST_SEED} as projection, got {choice[:40]!r}. "
+            "Choose a smaller one."
+        )
+    return int(seed)
 
 
 def _find_projection(choice: str) -> tuple[Checkpoint, str]:
