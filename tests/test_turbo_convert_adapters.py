@@ -2,13 +2,16 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+import published
 from golden import modelscope_unet, shapes_of, variant_of, videocrafter_unet
+from turbo.cards import CARDS
 from turbo.convert.adapters import (
     adapter_order,
     change_of,
@@ -17,6 +20,7 @@ from turbo.convert.adapters import (
     read_projection,
 )
 from turbo.convert.checkpoint import open_checkpoint
+from turbo.convert.plan import plan_jobs
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
 from turbo.lora import DOWN, UP, load_lora, merge_lora
 from turbo.unet import Conditioning
@@ -172,3 +176,29 @@ def test_a_seed_out_of_range_is_refused_before_anything_is_drawn(seed):
 
     with pytest.raises(ValueError, match="Expected a seed from 0 to 9223372036854775807 .*random:"):
         check_projection(f"random:{seed}")
+
+
+def card_of(name, folder):
+    return replace(next(card for card in CARDS if card.name == name), folder=folder)
+
+
+def test_a_projection_that_no_file_takes_up_is_refused(tmp_path):
+    torch.save(published.videocrafter_checkpoint(published.videocrafter_unet()), tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    card = card_of("videocrafter2", tmp_path)
+
+    assert plan_jobs(card, [checkpoint])
+    assert plan_jobs(card, [checkpoint], "zeros")  # as verify does with every file
+    with pytest.raises(ValueError, match=r"for the projection 'random:3', got .*m.pt: only publ"):
+        plan_jobs(card, [checkpoint], "random:3")
+
+
+def test_a_projection_of_adapters_that_are_there_already_is_no_fault(tmp_path):
+    torch.save(published.videocrafter_checkpoint(published.videocrafter_unet()), tmp_path / "m.pt")
+    card = card_of("vcm-vc2", tmp_path)
+    with pytest.raises(ValueError, match="Leave --projection out"):
+        plan_jobs(card, [open_checkpoint(tmp_path / "m.pt")], "random:3")
+    (tmp_path / card.lora).mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / card.lora / "lora.safetensors")
+
+    assert plan_jobs(card, [open_checkpoint(tmp_path / "m.pt")], "random:3")

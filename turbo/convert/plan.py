@@ -205,6 +205,8 @@ def plan_jobs(
     """
     jobs: list[Job] = []
     kinds = [recognise(checkpoint) for checkpoint in checkpoints]
+    if "adapters" not in kinds:
+        _refuse_projection(card, checkpoints, projection)
     for checkpoint, kind in zip(checkpoints, kinds, strict=True):
         if kind not in _FITTING.get(card.family, ()):
             raise ValueError(
@@ -228,6 +230,23 @@ def plan_jobs(
         if kind == "named":
             jobs.append(_plan_named(card, checkpoint, jobs))
     return jobs
+
+
+def _refuse_projection(
+    card: ModelCard, checkpoints: list[Checkpoint], projection: str | None
+) -> None:
+    """Refuse a choice that none of the files takes up, which would be lost without a word.
+
+    Zeros are let pass: `verify` chooses them for every file, whatever it is.
+    """
+    has_adapters = card.lora is not None and card.lora not in card.missing  # a fetch goes on
+    if projection in (None, "zeros") or has_adapters:
+        return
+    raise ValueError(
+        f"Expected a list of adapters for the projection {projection!r}, got "
+        f"{', '.join(str(checkpoint.path) for checkpoint in checkpoints)}: only published "
+        "adapters need one. Leave --projection out, or give the adapters too."
+    )
 
 
 def _is_student(part: Part) -> bool:
