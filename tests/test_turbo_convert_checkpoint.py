@@ -202,6 +202,49 @@ def test_a_tensor_that_is_no_number_is_refused(weights, tmp_path):
         open_checkpoint(tmp_path / "model.pt").read("second")
 
 
+UNFIT = {
+    "int8": lambda tensor: tensor.to(torch.int8),
+    "int64": lambda tensor: tensor.to(torch.int64),
+    "bool": lambda tensor: tensor > 0,
+    "complex64": lambda tensor: tensor.to(torch.complex64),
+    "float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "qint8": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    r"float32 \(sparse_coo\)": lambda tensor: tensor.to_sparse(),
+    r"float32 \(meta, a tensor without numbers\)": lambda tensor: tensor.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch: quantised tensors age, sparse ones are slow
+@pytest.mark.parametrize("dtype, change", UNFIT.items(), ids=UNFIT)
+def test_what_no_weight_can_be_is_refused(dtype, change, weights, tmp_path):
+    weights["second"] = change(weights["second"])
+    torch.save(weights, tmp_path / "model.pt")
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+
+    for use in (checkpoint.read, checkpoint.dtype):
+        with pytest.raises(ValueError, match=f"under 'second' in .*model.pt, got {dtype}. Use"):
+            use("second")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_every_precision_are_read(dtype, weights, tmp_path):
+    torch.save({"second": weights["second"].to(dtype)}, tmp_path / "model.pt")
+
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+
+    assert checkpoint.read("second").dtype == checkpoint.dtype("second") == dtype
+
+
+def test_positions_that_old_files_count_are_read_and_no_weight(tmp_path):
+    name = "text_model.embeddings.position_ids"
+    torch.save({name: torch.arange(77)}, tmp_path / "model.pt")
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+
+    assert_close(checkpoint.read(name), torch.arange(77), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="position_ids' in .*, got int64"):
+        checkpoint.dtype(name)
+
+
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a file of weights at"):
         open_checkpoint(tmp_path / "nothing.pt")

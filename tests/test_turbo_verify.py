@@ -274,3 +274,17 @@ def test_adapters_without_their_guidance_projection_are_a_problem(tmp_path):
     [problem] = problems_of(copy)
 
     assert "missing time_embedding.cond_proj.weight. Adapters alone are no student" in problem
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64])
+def test_weights_of_a_kind_that_no_weight_is_are_a_problem(dtype, card, weights, tmp_path):
+    name = "middle_block.0.in_layers.2.weight"
+    weights[name] = weights[name].to(dtype)
+    torch.save(weights, tmp_path / "unet_mg.pt")
+
+    [problem] = verify_file(card, tmp_path / "unet_mg.pt").problems
+
+    assert f"under {name!r} in {tmp_path / 'unet_mg.pt'}, got {str(dtype)[6:]}" in problem
+    with pytest.raises(ValueError, match=f"got {str(dtype)[6:]}"):
+        list(convert_model(card, [tmp_path / "unet_mg.pt"]))
+    assert not list(card.folder.glob("*"))

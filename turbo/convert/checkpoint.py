@@ -16,6 +16,8 @@ from torch import Tensor
 
 FETCH_AGAIN = "Download it again."
 NESTS = ("state_dict", "module", "model")  # keys under which trainers keep the weights
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTERS = "position_ids"  # integers that old files hold beside their weights
 
 
 class Checkpoint:
@@ -42,13 +44,30 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"{self.path} ({len(self.tensors)} tensors)"
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the precision of a tensor that is to be a weight.
+
+        Raises:
+            ValueError: no weight can be of its kind.
+        """
+        tensor = self.tensors[name]
+        if not _is_dense(tensor) or tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"Expected a weight of float16, bfloat16, float32 or float64 under {name!r} in "
+                f"{self.path}, got {_describe(tensor)}. Use the file as it was published, not a "
+                "quantised or otherwise packed copy."
+            )
+        return tensor.dtype
+
     def read(self, name: str) -> Tensor:
         """Return one tensor, whose bytes are those that were saved.
 
         Raises:
-            ValueError: they are not, or not all of them are numbers.
+            ValueError: they are not, not all of them are numbers, or no weight is of its kind.
         """
         tensor = self.tensors[name]
+        if not (name.endswith(COUNTERS) and tensor.dtype == torch.int64 and _is_dense(tensor)):
+            self.dtype(name)
         if self.checksums and zlib.crc32(_bytes_of(tensor)) not in self.checksums:
             raise ValueError(
                 f"Expected the bytes that were saved under {name!r} in {self.path}, "
@@ -158,14 +177,28 @@ def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset
 
 def _only_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     for name, value in content.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.is_nested:  # a nested tensor has no shape
             raise ValueError(
-                f"Expected a tensor under {name!r} in {path}, got {type(value).__name__}. "
+                f"Expected a tensor under {name!r} in {path}, got {_describe(value)}. "
                 "Choose a file that holds a network's weights alone."
             )
     if not content:
         raise ValueError(f"Expected tensors in {path}, got none. {FETCH_AGAIN}")
     return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
+
+
+def _describe(value: Any) -> str:
+    """Return the kind of a value: of a tensor also how it is kept, if not number by number."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kept = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_meta:
+        kept = "meta, a tensor without numbers"
+    return str(value.dtype).removeprefix("torch.") + ("" if _is_dense(value) else f" ({kept})")
 
 
 def _open_safetensors(path: Path, head: bytes) -> Checkpoint:

@@ -289,7 +289,7 @@ def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: K
 
 def _plan_part(folder: str, part: Part, checkpoint: Checkpoint) -> Job:
     slots = {
-        name: Slot(checkpoint.tensors[origin.name].dtype, part.shapes[name])
+        name: Slot(checkpoint.dtype(origin.name), part.shapes[name])
         for name, origin in part.origins.items()
     }
 
@@ -335,7 +335,7 @@ def _plan_adapters(
     places = {f"{layer}{DOWN}": pair.down for layer, pair in pairs.items()}
     places |= {f"{layer}{UP}": pair.up for layer, pair in pairs.items()}
     slots = {
-        name: Slot(checkpoint.tensors[place].dtype, checkpoint.shapes[place])
+        name: Slot(checkpoint.dtype(place), checkpoint.shapes[place])
         for name, place in places.items()
     }
     slots[weight] = Slot(torch.float32, part.shapes[weight])
@@ -356,8 +356,7 @@ def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job
     base = _base_of_adapters(card, checkpoint, jobs)
     student = _student_on(base)
     refuse_others(student, checkpoint.tensors, checkpoint.path)
-    tensors = checkpoint.tensors
-    slots = {name: Slot(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    slots = _slots_of(checkpoint)
     return Job(card.lora, LORA_FILE, slots, checkpoint.read, None, {"file": checkpoint.path.name})
 
 
@@ -379,6 +378,9 @@ def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) 
             f"got none. First run `python -m turbo.models fetch {card.family}`."
         )
     teacher = open_checkpoint(folder / DIFFUSERS_FILE)
-    slots = {name: Slot(t.dtype, tuple(t.shape)) for name, t in teacher.tensors.items()}
     network = on_meta(VideoUNet.load_config(folder))
-    return Job("teacher", DIFFUSERS_FILE, slots, teacher.read, network)
+    return Job("teacher", DIFFUSERS_FILE, _slots_of(teacher), teacher.read, network)
+
+
+def _slots_of(checkpoint: Checkpoint) -> dict[str, Slot]:
+    return {name: Slot(checkpoint.dtype(name), shape) for name, shape in checkpoint.shapes.items()}
