@@ -245,6 +245,23 @@ def test_positions_that_old_files_count_are_read_and_no_weight(tmp_path):
         checkpoint.dtype(name)
 
 
+def test_a_nest_in_itself_is_refused(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match="model.pt, got 4 nests in one another, or one in itself"):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+def test_names_of_a_wrapped_network_are_unwrapped(weights, tmp_path):
+    torch.save({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "a.pt")
+
+    checkpoint = open_checkpoint(tmp_path / "a.pt")
+
+    assert_close({name: checkpoint.read(name) for name in weights}, weights, rtol=0, atol=0)
+
+
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a file of weights at"):
         open_checkpoint(tmp_path / "nothing.pt")

@@ -16,6 +16,8 @@ from torch import Tensor
 
 FETCH_AGAIN = "Download it again."
 NESTS = ("state_dict", "module", "model")  # keys under which trainers keep the weights
+DEEPEST = 4  # nests in one another; published files have two
+WRAPPER = "module."  # before every name, where torch's DataParallel was saved
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTERS = "position_ids"  # integers that old files hold beside their weights
 
@@ -162,13 +164,21 @@ def _unpickle(path: Path, *, mmap: bool) -> Any:
 
 def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset()) -> Checkpoint:
     if isinstance(content, list):
-        named = {str(index): tensor for index, tensor in enumerate(content)}
-        return Checkpoint(path, _only_tensors(path, named), positional=True, checksums=checksums)
-    while isinstance(content, Mapping):
-        nests = [key for key in NESTS if isinstance(content.get(key), Mapping)]
+        names = {str(index): tensor for index, tensor in enumerate(content)}
+        return Checkpoint(path, _only_tensors(path, names), positional=True, checksums=checksums)
+    for _ in range(DEEPEST):
+        inner: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
+        nests = [key for key in NESTS if isinstance(inner.get(key), Mapping)]
         if not nests:
-            return Checkpoint(path, _only_tensors(path, content), checksums=checksums)
+            break
         content = content[nests[0]]
+    else:
+        raise ValueError(
+            f"Expected tensors by name in {path}, got {DEEPEST} nests in one another, or one in "
+            "itself. Save the innermost, the weights alone."
+        )
+    if isinstance(content, Mapping):
+        return Checkpoint(path, _only_tensors(path, content), checksums=checksums)
     raise ValueError(
         f"Expected tensors by name, or a list of them, in {path}, got {type(content).__name__}. "
         "Choose a file that holds a network's weights."
@@ -184,7 +194,11 @@ def _only_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
             )
     if not content:
         raise ValueError(f"Expected tensors in {path}, got none. {FETCH_AGAIN}")
-    return {str(name): tensor.detach() for name, tensor in content.items()}
+    wrapped = all(str(name).startswith(WRAPPER) for name in content)
+    return {
+        str(name).removeprefix(WRAPPER if wrapped else ""): tensor.detach()
+        for name, tensor in content.items()
+    }
 
 
 def _is_dense(tensor: Tensor) -> bool:
