@@ -2,11 +2,12 @@
 
 import os
 import pickle
+import random
 import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch.testing import assert_close
 
 from turbo.convert.checkpoint import open_checkpoint
@@ -245,6 +246,116 @@ def test_positions_that_old_files_count_are_read_and_no_weight(tmp_path):
         checkpoint.dtype(name)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80",
+        b"\x80\x02junk",
+        b"\x80\x04\x95",
+        b"\x80\x02N.",
+        b"PK",
+        b"PK\x05\x06" + bytes(18),
+    ],
+)
+def test_pickles_that_are_none_are_refused(content, tmp_path):
+    (tmp_path / "model.pt").write_bytes(content)
+
+    with pytest.raises(ValueError, match=r"Expected .* in .*model.pt, got"):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+def damaged(content: bytes, count: int) -> list[bytes]:
+    """Return a file cut short at places, and with wrong bytes at others."""
+    chance = random.Random(0)
+    cut = [content[:end] for end in range(1, len(content), len(content) // count)]
+    changed = []
+    for index in range(count):
+        mutant = bytearray(content)
+        for _ in range(1 + index % 4):
+            mutant[chance.randrange(len(mutant))] = chance.randrange(256)
+        changed.append(bytes(mutant))
+    return cut + changed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["legacy", "archive", "safetensors"])
+def test_damaged_files_are_read_or_refused(kind, tmp_path):
+    """An unpickler that foreign bytes lead astray raises nearly anything."""
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    tensors = {name: torch.ones(2) for name in "abc"}
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == "archive")
+    refused = 0
+
+    for content in damaged(path.read_bytes(), 150):
+        path.write_bytes(content)
+        try:
+            checkpoint = open_checkpoint(path)
+            for name in checkpoint.shapes:
+                checkpoint.read(name)
+        except ValueError as refusal:
+            refused += 1
+            assert str(path) in str(refusal) and "weights_only" not in str(refusal)
+
+    assert refused > 50
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(error, weights, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise error
+
+    torch.save(weights, tmp_path / "model.pt")
+    monkeypatch.setattr("turbo.convert.checkpoint.torch.load", interrupt)
+
+    with pytest.raises(error):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":{"dtype":"F32","shape":[2]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[]}}',
+        b'{"a":3}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,"x"]}}',
+        b"{" * 5000,
+    ],
+)
+def test_safetensors_with_a_wrong_table_are_refused(header, tmp_path):
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    (tmp_path / "model.safetensors").write_bytes(content)
+
+    with pytest.raises(ValueError, match="model.safetensors, .* in its header .*Download it again"):
+        open_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_a_pickle_under_the_name_of_safetensors_is_to_be_renamed(modern, weights, tmp_path):
+    path = tmp_path / "model.safetensors"
+    torch.save(weights, path, _use_new_zipfile_serialization=modern)
+
+    with pytest.raises(ValueError, match="model.safetensors, .* got a pickle .* Rename it"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("length", [None, 0x80])  # a pickle begins with this byte, too
+def test_safetensors_under_another_name_are_read(length, weights, tmp_path):
+    metadata = None
+    if length:  # pad the table until its length ends in that byte
+        plain = save(weights, metadata={"note": ""})[0]
+        metadata = {"note": " " * ((length - plain) % 256)}
+    content = save(weights, metadata=metadata)
+    assert length in (None, content[0])
+    (tmp_path / "model.pt").write_bytes(content)
+
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+
+    assert_close(checkpoint.read("third"), weights["third"], rtol=0, atol=0)
+
+
 def test_a_nest_in_itself_is_refused(tmp_path):
     content = {}
     content["model"] = content
@@ -260,6 +371,50 @@ def test_names_of_a_wrapped_network_are_unwrapped(weights, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "a.pt")
 
     assert_close({name: checkpoint.read(name) for name in weights}, weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["bare", "archive", "legacy"])
+def test_code_is_named_in_every_protocol_without_advice_to_run_it(
+    protocol, kind, weights, tmp_path
+):
+    path, content = tmp_path / "evil.pt", {**weights, "payload": Bomb(tmp_path / "ran")}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": kind == "archive"}
+    if kind == "bare":
+        path.write_bytes(pickle.dumps({"payload": content["payload"]}, protocol=protocol))
+    else:
+        torch.save(content, path, **options)
+
+    with pytest.raises(ValueError, match=r"got pickled code \(posix.system\)") as refusal:
+        open_checkpoint(path)
+
+    assert "weights_only" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_a_new_protocol_are_not_called_code(weights, tmp_path):
+    torch.save(weights, tmp_path / "model.pt", pickle_protocol=4)
+
+    with pytest.raises(ValueError, match="in .*model.pt, got one of protocol 4, .* Use a copy"):
+        open_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_called_what_it_is(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
+
+    with pytest.raises(ValueError, match="model.pt, got TorchScript, .* was not run") as refusal:
+        open_checkpoint(tmp_path / "model.pt")
+
+    assert "weights_only" not in str(refusal.value)
+
+
+def test_an_archive_of_other_things_is_refused_with_what_is_in_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model.safetensors", "")
+
+    with pytest.raises(ValueError, match=r"an archive of \['model.safetensors'\]. Unpack it"):
+        open_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):

@@ -1,8 +1,9 @@
 """Foreign files of weights: pickles and safetensors, read lazily, and never run."""
 
+import io
 import json
 import mmap
-import pickle
+import pickletools
 import re
 import zipfile
 import zlib
@@ -15,11 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FETCH_AGAIN = "Download it again."
+WEIGHTS_ALONE = "Use a file that holds weights alone, from its publisher."
 NESTS = ("state_dict", "module", "model")  # keys under which trainers keep the weights
 DEEPEST = 4  # nests in one another; published files have two
 WRAPPER = "module."  # before every name, where torch's DataParallel was saved
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTERS = "position_ids"  # integers that old files hold beside their weights
+PICKLES = 4  # in a file of torch before 1.6: a mark, a version, the system, the content
+SEARCHED = 8 * 2**20  # bytes at the beginning of a pickle in which the names of code are sought
 
 
 class Checkpoint:
@@ -84,7 +88,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a `.ckpt`, `.pt`, `.bin` or `.safetensors` file. Nothing in it is ever executed.
+    """Open a file of weights, by its content. Nothing in it is ever executed.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -94,16 +98,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"Expected a file of weights at {path}, got none. Check the path.")
     with path.open("rb") as file:
         head = file.read(512)
+    named = path.suffix == ".safetensors"
+    has_table = head[8:9] == b"{" and (named or _table_fits(path, head))  # may begin as a pickle
+    is_pickle = head.startswith((b"PK", b"\x80")) and not has_table
+    if has_table or (named and not is_pickle):
+        return _open_safetensors(path, head)
+    if named:  # torch would go by the name
+        raise ValueError(
+            f"Expected safetensors in {path}, as its name says, got a pickle of torch's. "
+            "Rename it, to end in .pt."
+        )
     if head.startswith(b"PK"):
         return _open_archive(path)
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path, head)
-    if head.startswith(b"\x80"):  # written by torch before 1.6, hence not mappable
+    if is_pickle:  # written by torch before 1.6, hence not mappable
         return _from_object(path, _unpickle(path, mmap=False))
     raise ValueError(
         f"Expected weights in {path}, got a file that begins with {head[:24]!r}{_likely(head)} "
         f"{FETCH_AGAIN}"
     )
+
+
+def _table_fits(path: Path, head: bytes) -> bool:
+    """Return whether the table of tensors with which safetensors begin ends in the file."""
+    return int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def _likely(head: bytes) -> str:
@@ -124,18 +141,38 @@ def _read_checksums(path: Path) -> frozenset[int]:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            _refuse_other_archives(path, [record.filename for record in records])
             checksums = frozenset(record.CRC for record in records)
             if checksums == {0}:
                 return frozenset()
             for record in records:
                 if record.filename.endswith("/data.pkl"):  # names, shapes; the rest is read later
                     archive.read(record)
-    except zipfile.BadZipFile as error:
+    except (MemoryError, _Refusal):
+        raise
+    except Exception as error:  # zipfile lets through what a damaged table leads it to
         raise ValueError(
             f"Expected a whole archive in {path}, got one that is damaged or cut short after "
             f"{path.stat().st_size} bytes, in {_last_record(path)!r} ({error}). {FETCH_AGAIN}"
         ) from error
     return checksums
+
+
+class _Refusal(ValueError):
+    """A refusal that is whole, and needs no further explanation."""
+
+
+def _refuse_other_archives(path: Path, names: list[str]) -> None:
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise _Refusal(
+            f"Expected only tensors in {path}, got TorchScript, which is code and was not run. "
+            f"{WEIGHTS_ALONE}"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise _Refusal(
+            f"Expected weights that torch saved in {path}, got an archive of {names[:3]}. "
+            "Unpack it if the weights are inside, or choose another file."
+        )
 
 
 def _last_record(path: Path) -> str:
@@ -147,19 +184,73 @@ def _last_record(path: Path) -> str:
 
 
 def _unpickle(path: Path, *, mmap: bool) -> Any:
+    """Return what a pickle of tensors holds.
+
+    What torch says of a refusal is not passed on: it advises to run the code.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
+    except (MemoryError, OSError):  # of this machine, not of the file
+        raise
+    except Exception as error:  # torch lets through what damaged bytes lead its unpickler to
         named = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"Expected only tensors in {path}, got pickled code ({named[1] if named else error}), "
-            "which was not run. Use a file that holds weights alone, from its publisher."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"Expected tensors in {path}, got what torch cannot read: the file is damaged "
-            f"({str(error).splitlines()[0]}). {FETCH_AGAIN}"
-        ) from error
+        raise ValueError(_explain(path, named[1] if named else None)) from error
+
+
+def _explain(path: Path, code: str | None) -> str:
+    """Return why a pickle is refused; the code in it has a name, if torch came upon it."""
+    content = _read_pickle(path)
+    code = code or _find_code(content)
+    if code:
+        return (
+            f"Expected only tensors in {path}, got pickled code ({code}), which was not run. "
+            f"{WEIGHTS_ALONE}"
+        )
+    if content[:1] == b"\x80" and content[1:2] in (b"\x03", b"\x04", b"\x05"):
+        return (
+            f"Expected a pickle of protocol 2 in {path}, got one of protocol {content[1]}, which "
+            "torch does not read without running it. Use a copy in safetensors, or one that was "
+            "saved in torch's own protocol, from its publisher."
+        )
+    return (
+        f"Expected tensors in {path}, got what torch cannot read: the file is damaged. "
+        f"{FETCH_AGAIN}"
+    )
+
+
+def _find_code(content: bytes) -> str | None:
+    """Return the first name in a pickle that is neither torch's nor of a dictionary, if any."""
+    stream, texts = io.BytesIO(content), ["?", "?"]
+    try:
+        for _ in range(PICKLES):
+            for operation, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str):
+                    texts.append(argument)
+                if operation.name not in ("GLOBAL", "STACK_GLOBAL"):
+                    continue
+                # One has module and name for argument, the other takes them from the stack.
+                name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
+                if not name.startswith(("torch.", "collections.")):
+                    return name
+    except (ValueError, LookupError, OverflowError):  # it ends, or is no pickle further on
+        pass
+    return None
+
+
+def _read_pickle(path: Path) -> bytes:
+    """Return the beginning of a pickle, or of that in an archive."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            return file.read(SEARCHED)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as record:
+                return record.read(SEARCHED)
+    except MemoryError:
+        raise
+    except Exception:  # as for the checksums; what cannot be read names no code
+        return b""
 
 
 def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset()) -> Checkpoint:
@@ -218,29 +309,28 @@ def _describe(value: Any) -> str:
 def _open_safetensors(path: Path, head: bytes) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
-            return Checkpoint(path, {name: file.get_tensor(name) for name in file.keys()})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(
             f"Expected a whole safetensors file in {path}, got one of {path.stat().st_size} bytes "
             f"that is damaged or cut short, {_first_lost(path, head)} ({error}). {FETCH_AGAIN}"
         ) from error
+    return Checkpoint(path, _only_tensors(path, tensors))
 
 
 def _first_lost(path: Path, head: bytes) -> str:
     """Name the first tensor of a safetensors file whose bytes are not all there."""
-    length = int.from_bytes(head[:8], "little")
-    size = path.stat().st_size
-    if length > size - 8:
+    if not _table_fits(path, head):
         return "in its header"
-    with path.open("rb") as file:
-        try:
+    length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
+    try:
+        with path.open("rb") as file:
             header = json.loads(file.read(8 + length)[8:])
-        except ValueError:
-            return "in its header"
-    ends = {
-        entry["data_offsets"][1]: name for name, entry in header.items() if name != "__metadata__"
-    }
-    lost = [name for end, name in sorted(ends.items()) if 8 + length + end > size]
+        header.pop("__metadata__", None)
+        ends = sorted((entry["data_offsets"][1], name) for name, entry in header.items())
+        lost = [name for end, name in ends if 8 + length + end > size]
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # not a table
+        return "in its header"
     return f"in {lost[0]!r}" if lost else "in its header"
 
 
