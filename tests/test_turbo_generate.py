@@ -204,18 +204,18 @@ def test_damaged_weights_are_refused_with_what_tells_more(
         _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
 
     said = capsys.readouterr().err
-    assert f"Expected whole weights of {tiny_model.name} in {tiny_model.folder}, got: " in said
-    assert said.endswith(f"`python -m turbo.models verify {tiny_model.name}` tells more.\n")
+    assert f"Expected whole weights of {tiny_model.name} in {tiny_model.folder}, got " in said
+    assert f"`python -m turbo.models verify {tiny_model.name}` tells what is damaged.\n" in said
 
 
-def test_a_missing_configuration_is_refused_with_its_path(tiny_model, tmp_path, capsys):
-    file = tiny_model.folder / "text_encoder" / "config.json"
-    file.unlink()
+def test_a_missing_configuration_is_refused(tiny_model, tmp_path, capsys):
+    """transformers makes one up."""
+    (tiny_model.folder / "text_encoder" / "config.json").unlink()
 
     with pytest.raises(SystemExit):
         _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
 
-    assert f"No such file or directory: '{file}'" in capsys.readouterr().err
+    assert f"verify {tiny_model.name}` tells what is damaged." in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch):

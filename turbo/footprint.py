@@ -57,11 +57,15 @@ def measure_footprint(card: ModelCard) -> Footprint:
     try:
         return _measure(card)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(
-            f"Expected whole weights of {card.name} in {card.folder}, got "
-            f"{type(error).__name__}: {error}. `python -m turbo.models verify {card.name}` tells "
-            "what is damaged."
-        ) from error
+        raise ValueError(explain_damage(card, error)) from error
+
+
+def explain_damage(card: ModelCard, error: Exception) -> str:
+    """Say what damaged weights led to, and what tells which they are."""
+    return (
+        f"Expected whole weights of {card.name} in {card.folder}, got {type(error).__name__}: "
+        f"{error}. `python -m turbo.models verify {card.name}` tells what is damaged."
+    )
 
 
 def _measure(card: ModelCard) -> Footprint:

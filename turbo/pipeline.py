@@ -21,7 +21,7 @@ from turbo.compilation import compile_blocks
 from turbo.consistency import bind_consistency_function
 from turbo.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.distillation import student_of
-from turbo.footprint import DECODE_CHUNK
+from turbo.footprint import DECODE_CHUNK, explain_damage
 from turbo.guidance import bind_guided_unet
 from turbo.latents import decode_latents, quicken_on_cpu
 from turbo.lora import LORA_FILE, load_lora, merge_lora
@@ -349,11 +349,7 @@ def explained_damage(card: ModelCard) -> Iterator[None]:
     try:
         yield
     except DAMAGE as failure:
-        raise ValueError(
-            f"Expected weights of {card.name} that can be loaded from {card.folder}, got "
-            f"{type(failure).__name__}: {failure}. `python -m turbo.models verify {card.name}` "
-            "tells what is damaged."
-        ) from failure
+        raise ValueError(explain_damage(card, failure)) from failure
 
 
 class _Clock:
