@@ -188,9 +188,9 @@ def test_a_projection_that_no_file_takes_up_is_refused(tmp_path):
     card = card_of("videocrafter2", tmp_path)
 
     assert plan_jobs(card, [checkpoint])
-    assert plan_jobs(card, [checkpoint], "zeros")  # as verify does with every file
-    with pytest.raises(ValueError, match=r"for the projection 'random:3', got .*m.pt: only publ"):
-        plan_jobs(card, [checkpoint], "random:3")
+    for projection in ("zeros", "random:3"):
+        with pytest.raises(ValueError, match=rf"projection '{projection}', got .*m.pt: only publ"):
+            plan_jobs(card, [checkpoint], projection)
 
 
 def test_a_projection_of_adapters_that_are_there_already_is_no_fault(tmp_path):

@@ -58,7 +58,7 @@ class Finding:
         return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
 
-def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -> Finding:
+def verify_file(card: ModelCard, path: Path) -> Finding:
     """Compare a published file with what its model needs; every difference is a problem.
 
     Where the card knows the SHA-256 of the file, one flipped bit is a difference.
@@ -76,7 +76,8 @@ def verify_file(card: ModelCard, path: Path, projection: str | None = "zeros") -
             problems = [str(d) for d in find_differences(parts.values(), checkpoint.shapes)]
         if not problems:
             try:
-                plan_jobs(card, [checkpoint], projection)
+                # Which projection the adapters get is to be chosen when they are converted.
+                plan_jobs(card, [checkpoint], "zeros" if kind == "adapters" else None)
             except NoTeacher:  # yet; it is of the published size
                 check_adapters(card, checkpoint)
             problems = _damages(checkpoint)

@@ -235,12 +235,9 @@ def plan_jobs(
 def _refuse_projection(
     card: ModelCard, checkpoints: list[Checkpoint], projection: str | None
 ) -> None:
-    """Refuse a choice that none of the files takes up, which would be lost without a word.
-
-    Zeros are let pass: `verify` chooses them for every file, whatever it is.
-    """
+    """Refuse a choice that none of the files takes up, which would be lost without a word."""
     has_adapters = card.lora is not None and card.lora not in card.missing  # a fetch goes on
-    if projection in (None, "zeros") or has_adapters:
+    if projection is None or has_adapters:
         return
     raise ValueError(
         f"Expected a list of adapters for the projection {projection!r}, got "
