@@ -493,7 +493,8 @@ card = replace(next(c for c in CARDS if c.name == sys.argv[1]), folder=Path(sys.
 clip_tokenizer()  # what it takes is the same for every file
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = peak()
-for _ in convert_model(card, [Path(path) for path in sys.argv[3:]], projection="zeros"):
+projection = "zeros" if "lora" in sys.argv[3] else None
+for _ in convert_model(card, [Path(path) for path in sys.argv[3:]], projection=projection):
     pass
 print(peak() - before)
 """
