@@ -199,8 +199,7 @@ def describe_model(card: ModelCard) -> ModelInfo:
 
 
 def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
-    """Return "ready", what a model needs (a download, training, more memory), or that it
-    cannot be loaded.
+    """Return "ready", what a model needs (download, training, memory), or that nothing helps.
 
     Args:
         placing: what it would be loaded with, to look at the memory; imports torch, which takes

@@ -143,6 +143,7 @@ def read_quality(store: StudyStore) -> Quality:
         numbers = _rater_numbers(connection, list(proposed["rater"]))
         withheld, refused = list_withheld(connection), list_refused(connection)
     known = {(entry.subject, entry.rule) for entry in in_force}
+    revoked = settled - known
     proposals = []
     for row in proposed.to_dict("records"):
         subject = f"rater:{numbers[row['rater']]}"
@@ -153,7 +154,7 @@ def read_quality(store: StudyStore) -> Quality:
                 rule=row["rule"],
                 evidence=", ".join(f"{name} {value}" for name, value in row["evidence"].items()),
                 in_force=(subject, row["rule"]) in known,
-                revoked=(subject, row["rule"]) in settled - known,
+                revoked=(subject, row["rule"]) in revoked,
             )
         )
     return Quality(

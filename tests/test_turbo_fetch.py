@@ -282,6 +282,18 @@ def test_a_fetched_model_is_ready(card, monkeypatch):
         next(fetch_model(card))
 
 
+def test_a_fetch_that_was_stopped_after_its_adapters_goes_on_with_the_same_command(tmp_path):
+    """They are there then, and the projection that the command names is chosen already."""
+    card = next(card for card in CARDS if card.name == "t2v-turbo-ms")
+    card = replace(card, folder=tmp_path)
+    for part in card.parts:
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "weights.safetensors").touch()
+    assert card.missing == ["tokenizer"]
+
+    fetch.check_request(card, "zeros")
+
+
 def test_a_missing_tokenizer_is_brought_back_by_what_verify_says(card, hub, monkeypatch, capsys):
     monkeypatch.setattr(fetch, "CHUNK", 2**20)
     monkeypatch.setattr("turbo.verify.find_strange_size", lambda card, part: [])

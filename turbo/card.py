@@ -9,8 +9,6 @@ from turbo.options import MotionLayers, PredictionType, Role, Sampler, Spacing
 
 CONVERSION = "conversion.json"  # beside converted weights: their SHA-256, and what they came from
 
-PIECE = 2**20  # bytes to hash at a time
-
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
@@ -130,8 +128,7 @@ class ModelCard:
                     digest.update(json.loads(record.read_text())["sha256"].encode())
                 else:
                     with file.open("rb") as opened:
-                        while piece := opened.read(PIECE):
-                            digest.update(piece)
+                        hashlib.file_digest(opened, lambda: digest)
         return digest.hexdigest()[:16]
 
     def _files(self, part: str) -> list[Path]:

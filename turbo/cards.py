@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import HubFile, ModelCard
+from turbo.space import nearest_existing
 
 WEIGHTS = Path(__file__).parent / "weights"  # those of the embedded models
 
@@ -26,7 +27,7 @@ def check_published(folder: Path) -> None:
     Raises:
         ValueError: it, or what it should lie in, is a file.
     """
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = nearest_existing(folder)
     if not there.is_dir():
         raise ValueError(
             f"Expected a folder in T2V_WEIGHTS_DIR, got {folder}, where {there} is none. Set it to "

@@ -32,7 +32,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_s
 
 from turbo.card import HubFile, ModelCard
 from turbo.models import describe_remedy, needs_choice
-from turbo.space import check_space
+from turbo.space import check_space, nearest_existing
 
 CHUNK = 4 * 2**20  # bytes between two reports
 ATTEMPTS = 5  # without a new byte, before giving up
@@ -87,6 +87,11 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
             f"published. {describe_remedy(card)}"
         )
     if projection is not None:
+        if not any(card.lora in file.gives for file in card.sources):
+            raise ValueError(
+                f"Expected no --projection for {card.name}, which fetches no adapters, got "
+                f"{projection!r}. Leave --projection out."
+            )
         from turbo.convert.adapters import check_projection
 
         check_projection(projection)
@@ -128,7 +133,7 @@ def download_files(
 
 
 def _disk_of(folder: Path) -> int:
-    return next(parent for parent in (folder, *folder.parents) if parent.exists()).stat().st_dev
+    return nearest_existing(folder).stat().st_dev
 
 
 def find_cached(file: HubFile) -> Path | None:

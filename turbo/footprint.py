@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from turbo.card import ModelCard
+from turbo.damage import explained_damage
 from turbo.options import Memory
 
 # How many frames the VAE decodes at a time.
@@ -54,32 +55,18 @@ def measure_footprint(card: ModelCard) -> Footprint:
     Raises:
         ValueError: a part of it is not on this disk, or damaged.
     """
-    try:
-        return _measure(card)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(explain_damage(card, error)) from error
-
-
-def explain_damage(card: ModelCard, error: Exception) -> str:
-    """Say what damaged weights led to, and what tells which they are."""
-    return (
-        f"Expected whole weights of {card.name} in {card.folder}, got {type(error).__name__}: "
-        f"{error}. `python -m turbo.models verify {card.name}` tells what is damaged."
-    )
-
-
-def _measure(card: ModelCard) -> Footprint:
-    unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
-    shrink = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
-    places = (card.height // shrink) * (card.width // shrink)
-    return Footprint(
-        text_encoder=count_weights(card.folder / "text_encoder"),
-        unet=count_weights(card.folder / card.unet),
-        vae=count_weights(card.folder / "vae"),
-        denoise=int(card.num_frames * places * _numbers_a_place(unet)),
-        decode=int(VAE_NUMBERS * card.height * card.width * vae["block_out_channels"][0]),
-        frames=card.num_frames,
-    )
+    with explained_damage(card):
+        unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
+        shrink = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
+        places = (card.height // shrink) * (card.width // shrink)
+        return Footprint(
+            text_encoder=count_weights(card.folder / "text_encoder"),
+            unet=count_weights(card.folder / card.unet),
+            vae=count_weights(card.folder / "vae"),
+            denoise=int(card.num_frames * places * _numbers_a_place(unet)),
+            decode=int(VAE_NUMBERS * card.height * card.width * vae["block_out_channels"][0]),
+            frames=card.num_frames,
+        )
 
 
 def _numbers_a_place(unet: dict) -> float:

@@ -22,6 +22,7 @@ from turbo.models import DEFAULT_MODEL, MODELS, find_card, load_pipeline
 from turbo.options import Dtype, Memory
 from turbo.pipeline import Progress, Result, VideoPipeline
 from turbo.request import Request, check_request
+from turbo.space import nearest_existing
 from turbo.video import Video
 
 
@@ -80,7 +81,7 @@ def check_out(out: Path, *, batch: bool) -> None:
             f"Expected a file in --out, got {out}, which is {kind}. Name one, such as clip.mp4."
         )
     folder = out if batch else out.parent
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = nearest_existing(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ValueError(
             f"Expected a folder to write to for --out {out}, got {there}. Name another --out."

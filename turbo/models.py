@@ -9,6 +9,9 @@ Reading the table takes no time: torch and diffusers are imported by the first l
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +144,6 @@ def _fetch(options: argparse.Namespace) -> None:
 
     card = find_card(options.name)
     check_request(card, options.projection)
-    if options.projection is not None and not needs_choice(card):
-        raise ValueError(
-            f"Expected no --projection for {card.name}, which fetches no adapters, got "
-            f"{options.projection!r}. Leave --projection out."
-        )
     absent = [source for source in card.needed if find_cached(source) is None]
     size = sum(source.size for source in absent)
     for source in absent:
@@ -194,19 +192,11 @@ def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
     """Draw one bar after another, in bytes."""
     from tqdm import tqdm
 
-    bar: tqdm | None = None
-    shown: tuple[str, int] | None = None
-    try:
-        for stage, done, total in steps:
-            if bar is None or shown != (stage, total):
-                if bar is not None:
-                    bar.close()
-                bar = tqdm(desc=stage, total=total, unit="B", unit_scale=True)
-                shown = stage, total
-            bar.update(done - bar.n)
-    finally:  # a refusal is told below the bar, not in its line
-        if bar is not None:
-            bar.close()
+    for (stage, total), part in groupby(steps, key=itemgetter(0, 2)):
+        # Closed also by a refusal, which is told below the bar, not in its line.
+        with closing(tqdm(desc=stage, total=total, unit="B", unit_scale=True)) as bar:
+            for _, done, _ in part:
+                bar.update(done - bar.n)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,23 +5,22 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from json import JSONDecodeError
 from time import perf_counter
 from typing import Any, Literal
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from turbo import __version__
 from turbo.card import ModelCard
 from turbo.compilation import compile_blocks
 from turbo.consistency import bind_consistency_function
+from turbo.damage import explained_damage
 from turbo.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.distillation import student_of
-from turbo.footprint import DECODE_CHUNK, explain_damage
+from turbo.footprint import DECODE_CHUNK
 from turbo.guidance import bind_guided_unet
 from turbo.latents import decode_latents, quicken_on_cpu
 from turbo.lora import LORA_FILE, load_lora, merge_lora
@@ -334,22 +333,6 @@ def _check_folders(card: ModelCard) -> None:
             f"Expected the weights of {card.name} in {card.folder}, got no {card.missing[0]!r}. "
             f"{describe_remedy(card)}"
         )
-
-
-# What diffusers, transformers and safetensors raise of damaged weights and configurations.
-DAMAGE = (
-    *(OSError, KeyError, TypeError, AttributeError, RuntimeError),
-    *(SafetensorError, JSONDecodeError, UnicodeDecodeError),
-)
-
-
-@contextmanager
-def explained_damage(card: ModelCard) -> Iterator[None]:
-    """Turn what the libraries say of damaged weights into a `ValueError` that says what to do."""
-    try:
-        yield
-    except DAMAGE as failure:
-        raise ValueError(explain_damage(card, failure)) from failure
 
 
 class _Clock:

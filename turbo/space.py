@@ -4,6 +4,11 @@ import shutil
 from pathlib import Path
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return a path, or of those it lies in the innermost that is there."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def check_space(folder: Path, needed: int) -> None:
     """Refuse to begin what would fill the disk.
 
@@ -14,8 +19,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         OSError: there is less room.
     """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
         raise OSError(
             f"Expected {needed / 1e9:.1f} GB free in {folder}, got {free / 1e9:.1f} GB. Make room, "

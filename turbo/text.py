@@ -36,6 +36,22 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=published.context_length)
 
 
+def load_tokenizer(folder: Path, num_tokens: int) -> CLIPTokenizer:
+    """Load the tokenizer of a text encoder that knows so many tokens.
+
+    Raises:
+        ValueError: it has another number of them; transformers makes one of hardly any out of a
+            folder without its vocabulary.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) != num_tokens:
+        raise ValueError(
+            f"Expected {num_tokens:,} tokens, as the text encoder knows, in {folder}, got "
+            f"{len(tokenizer):,}. Delete that folder, and convert or fetch again."
+        )
+    return tokenizer
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]:
     """Return token ids, cut to the model's length and padded with id 0 after the end token.
 
@@ -68,17 +84,10 @@ class TextEncoder:
         """Load from two folders written by `save_pretrained`.
 
         Raises:
-            ValueError: the tokenizer knows other tokens than the text tower; transformers makes an
-                empty one of a folder without its vocabulary.
+            ValueError: as for `load_tokenizer`.
         """
-        words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
         tower = CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype)
-        if len(words) != tower.config.vocab_size:
-            raise ValueError(
-                f"Expected {tower.config.vocab_size:,} tokens, as the text encoder knows, in "
-                f"{tokenizer}, got {len(words):,}. Delete that folder, and convert or fetch again."
-            )
-        return cls(words, tower)
+        return cls(load_tokenizer(tokenizer, tower.config.vocab_size), tower)
 
     def to(self, device: torch.device | str) -> "TextEncoder":
         self.model.to(device)
