@@ -108,7 +108,10 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed conversions left; that of a living one is locked."""
     for partial in folder.glob(f"{PARTIAL}*"):
-        descriptor = os.open(partial, os.O_RDONLY)
+        try:
+            descriptor = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # whole by now, and renamed
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
