@@ -36,9 +36,9 @@ $(VENV)/.demo: requirements.txt $(VENV)/.venv
 	$(PIP) install --requirement requirements.txt
 	@touch $@
 
-$(VENV)/.test: pyproject.toml tests/chromium.py $(VENV)/.demo
+$(VENV)/.test: pyproject.toml tests/support/chromium.py $(VENV)/.demo
 	@echo "Installing the test tools."
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	$(PIP) install --group dev
-	$(BIN)/python tests/chromium.py
+	$(BIN)/python tests/support/chromium.py
 	@touch $@

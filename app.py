@@ -16,19 +16,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
 
-from demo.desk import Desk
+from demo.clip_store import Shelf
+from demo.context import Studio
 from demo.engine import Engine, EngineError
-from demo.house import build_house, serve_house
 from demo.page import build_page
 from demo.session import Clip, Contender, Generate, ModelInfo, Request, Update
-from demo.shelf import Shelf
 from demo.starter import PRESET, open_or_start
-from demo.studio import Studio
+from demo.web.server import build_house, serve_house
+from demo.web.study_mount import Desk
 from demo.world import World
-from human_eval.store import StudyStore, open_study
-from turbo.card import ModelCard
-from turbo.models import DEFAULT_MODEL, MODELS, describe_remedy, describe_state
-from turbo.options import Dtype, Memory
+from human_eval.study.store import StudyStore, open_study
+from turbo.card import Dtype, Memory, ModelCard, describe_remedy, describe_state
+from turbo.models.registry import DEFAULT_MODEL, MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +207,7 @@ def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
     card = MODELS[name]
     state = describe_state(card)
     if state == "ready" and placing is not None:
-        from turbo.placement import memory_wanting
+        from turbo.models.placement import memory_wanting
 
         try:
             wanting = memory_wanting(card, **placing)
@@ -221,7 +220,7 @@ def state_of(name: str, placing: Mapping[str, Any] | None = None) -> str:
 
 def fetch_model(name: str) -> Generator[Update, None, None]:
     """Bring the weights of a model, and tell every few megabytes."""
-    from turbo import fetch
+    from turbo.models import fetch
 
     began = perf_counter()
     try:
@@ -254,7 +253,7 @@ def load_model(
         remedy = describe_remedy(MODELS[name])
         raise EngineError(f"{MODELS[name].title} is not on this machine ({state}). {remedy}")
 
-    from turbo.models import load_pipeline  # brings torch: seconds, which the page need not wait
+    from turbo.pipeline import load_pipeline  # brings torch: seconds, which the page need not wait
 
     pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
     if not pipeline.card.sources:  # a large model is tried by its first visitor

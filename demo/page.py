@@ -5,25 +5,25 @@ from typing import Any
 import gradio as gr
 from gradio.blocks import BlockFunction
 
-from demo import look
-from demo.compare_tab import build_compare_tab
-from demo.desk import Desk
-from demo.generate_tab import build_generate_tab
-from demo.rate_tab import build_rate_tab
+from demo.context import QUIET, Studio, toast
 from demo.requests import RequestError
-from demo.results_tab import build_results_tab
-from demo.studio import QUIET, Studio, toast
+from demo.tabs.compare import build_compare_tab
+from demo.tabs.generate import build_generate_tab
+from demo.tabs.rate import build_rate_tab
+from demo.tabs.results import build_results_tab
+from demo.web.study_mount import Desk
+from demo.widgets import theme
 
 WAITING_LINE = 20  # computations; further visitors are told that the page is busy
 
 
 def build_page(studio: Studio, desk: Desk) -> gr.Blocks:
-    """Lay out the whole page; `demo.house` serves it."""
+    """Lay out the whole page; `demo.web.server` serves it."""
     # Clips copied by Gradio go after an hour; ours are kept by the shelf.
     with _DiscreetBlocks(
         title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
-        gr.HTML(look.HEADER, elem_id="masthead")
+        gr.HTML(theme.HEADER, elem_id="masthead")
         _add_readiness(studio)
         _add_guidelines(page)
         with gr.Tabs() as tabs:
@@ -35,7 +35,7 @@ def build_page(studio: Studio, desk: Desk) -> gr.Blocks:
                 build_rate_tab()
             with gr.Tab("Results", id="results") as results:
                 build_results_tab(desk, results, tabs)
-        gr.HTML(look.FOOTER, elem_id="colophon")
+        gr.HTML(theme.FOOTER, elem_id="colophon")
     # Closed to direct calls: whatever computes goes through the line.
     page.queue(max_size=WAITING_LINE, default_concurrency_limit=1, api_open=False)
     return page
@@ -52,12 +52,12 @@ class _DiscreetBlocks(gr.Blocks):
 
 def _add_readiness(studio: Studio) -> None:
     """Show that the model is loading until it is there."""
-    badge = gr.HTML(look.show_readiness("loading"), elem_id="readiness")
+    badge = gr.HTML(theme.show_readiness("loading"), elem_id="readiness")
     timer = gr.Timer(1.0)
 
     def on_tick() -> tuple[gr.HTML, gr.Timer]:
         state = studio.readiness(studio.default_model)
-        text = gr.HTML(look.show_readiness(state), visible=state != "ready")
+        text = gr.HTML(theme.show_readiness(state), visible=state != "ready")
         return text, gr.Timer(active=state == "loading")
 
     timer.tick(on_tick, None, [badge, timer], **QUIET)
@@ -68,7 +68,7 @@ def _add_guidelines(page: gr.Blocks) -> None:
     # Not a secret: it keeps what the browser stores readable after a restart.
     accepted = gr.BrowserState(False, storage_key="t2v-turbo-guidelines", secret="t2v-turbo")
     with gr.Accordion("Usage guidelines", open=False, elem_id="guidelines") as guidelines:
-        gr.HTML(look.GUIDELINES)
+        gr.HTML(theme.GUIDELINES)
         agree = gr.Button("I have read this", size="sm", min_width=160, elem_id="guidelines-accept")
     page.load(lambda seen: gr.Accordion(open=not seen), accepted, guidelines, **QUIET)
     agree.click(lambda: (True, gr.Accordion(open=False)), None, [accepted, guidelines], **QUIET)

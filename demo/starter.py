@@ -8,12 +8,12 @@ that the Results page has something to show before the first person votes.
 import shutil
 from pathlib import Path
 
-from human_eval.definition import load_definition
-from human_eval.prompts import load_prompts
-from human_eval.results import set_published
-from human_eval.simulation import Crowd, simulate
-from human_eval.sources import find_sources, find_systems
-from human_eval.store import StudyStore, create_study, open_study
+from human_eval.clips.sources import find_sources, find_systems
+from human_eval.definition.definition import load_definition
+from human_eval.definition.prompts import load_prompts
+from human_eval.reporting.live_results import set_published
+from human_eval.study.simulation import Crowd, simulate
+from human_eval.study.store import StudyStore, create_study, open_study
 
 PRESET = "shapes-demo"
 CLIPS = Path(__file__).parent / "media" / "starter"
@@ -39,7 +39,7 @@ def open_or_start(folder: Path) -> StudyStore:
 
 def make_starter_study(folder: Path) -> None:
     """Create the study, take the clips in, and let the simulated crowd vote."""
-    from human_eval.clips import ingest  # reads videos, which takes a while to import
+    from human_eval.clips.ingest import ingest  # reads videos, which takes a while to import
 
     definition = load_definition(PRESET)
     prompts = load_prompts(str(CLIPS / "prompts.txt"))

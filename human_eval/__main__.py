@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from human_eval import commands, serving
-from human_eval.definition import PRESETS
+from human_eval.cli import commands, serving
+from human_eval.definition.definition import PRESETS
 from human_eval.errors import StudyError
 
 

@@ -10,18 +10,18 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from golden import Golden
+from tests.support.golden import Golden
 from turbo.card import ModelCard
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.networks.text import TextEncoder
+from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline
-from turbo.schedule import NoiseSchedule
-from turbo.text import TextEncoder
-from turbo.unet import VideoUNet
 
 # MKL rounds float32 exp, sin and cos by the processor, unless told before its first call to do as
 # on all. The last bit of a frequency, times timestep 999, is seen in a recording made in float64.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
-pytest_plugins = ["browser", "rated_study", "studies"]
+pytest_plugins = ["tests.support.browser", "tests.support.rated_study", "tests.support.studies"]
 
 TINY_UNET = {
     "block_out_channels": (16, 32),

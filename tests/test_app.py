@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 import app
-from turbo import placement
-from turbo.models import MODELS
+from turbo.models import placement
+from turbo.models.registry import MODELS
 
 
 def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatch):

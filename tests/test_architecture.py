@@ -1,70 +1,149 @@
-"""The shape of the repository: who may import whom, and how long things may grow."""
+"""The structure of the repository: who may import whom, no cycles, no crowded folders."""
 
 import ast
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"app", "demo", "human_eval", "training", "turbo"}
+TOP = {"app", "demo", "human_eval", "training", "turbo"}
 FORBIDDEN = {
-    "turbo": PACKAGES - {"turbo"} | {"gradio", "sqlalchemy", "pandas"},
-    "human_eval": PACKAGES - {"human_eval"} | {"torch", "diffusers", "gradio"},
-    "training": {"app", "demo", "human_eval", "gradio"},
-    "demo": {"app", "training", "turbo", "torch", "diffusers"},
+    "turbo": TOP - {"turbo"} | {"gradio", "sqlalchemy", "pandas"},
+    "human_eval": TOP - {"human_eval"} | {"torch", "diffusers", "gradio"},
+    "human_eval.statistics": {"sqlalchemy"},
+    "training": {"app", "demo", "gradio"},
+    "demo": {"app", "training", "torch", "diffusers"},
     "app": {"training"},
 }
+# Each package may import itself and those before it. A name without a folder is a module.
+ORDER = {
+    "turbo": ["types", "manifest", "video", "disk_space", "card", "request"]
+    + ["networks", "diffusion", "convert", "rewards", "models", "pipeline", "generate"],
+    "human_eval": ["errors", "definition", "storage", "statistics", "clips", "collection"]
+    + ["study", "reporting", "mturk", "server", "cli", "__main__"],
+    "training.shapes": ["world", "models", "evaluation", "__main__"],
+}
+# The seams between the three products, module by module.
+SEAMS = {
+    ("demo", "turbo"): {"demo.models"},
+    ("training", "human_eval"): {"training.shapes.evaluation.intervals"},
+}
+MAX_FILES = 15  # Python files of one folder
 NAMELESS = {"base", "common", "core", "helper", "helpers", "misc", "util", "utils"}
-MAX_FILE, MAX_FUNCTION = 400, 60  # lines
-
-OURS = [
-    path
-    for package in sorted(PACKAGES)
-    for path in [*ROOT.glob(f"{package}.py"), *sorted((ROOT / package).rglob("*.py"))]
-]
-files = pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    """Return the top-level package of every import, also of those inside functions."""
+def _name(path: Path) -> str:
+    """Return a file's dotted name; a package is its folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+OURS = {
+    _name(path): path
+    for top in sorted(TOP)
+    for path in [*ROOT.glob(f"{top}.py"), *sorted((ROOT / top).rglob("*.py"))]
+}
+modules = pytest.mark.parametrize("module", OURS)
+
+
+def _imports(source: str) -> set[str]:
+    """Return the full name of everything imported, also inside functions."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute"
-            found.add(node.module.partition(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-@files
-def test_imports_point_one_way(path):
-    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-    assert not _imports(ast.parse(path.read_text())) & FORBIDDEN[package]
-
-
-@files
-def test_files_and_functions_stay_short(path):
-    source = path.read_text()
-    functions = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-
-    assert len(source.splitlines()) <= MAX_FILE
-    for function in functions:
-        assert function.end_lineno - function.lineno < MAX_FUNCTION, function.name
+def _module_of(name: str) -> str | None:
+    """Return which of our modules holds an imported name; None for other people's."""
+    while name not in OURS:
+        name, _, last = name.rpartition(".")
+        if not last or not name:
+            return None
+    return name
 
 
-@files
-def test_files_are_named_after_a_noun(path):
-    assert not NAMELESS & {*path.relative_to(ROOT).with_suffix("").parts}
+IMPORTS = {module: _imports(path.read_text()) for module, path in OURS.items()}
+GRAPH = {
+    module: {found for name in names if (found := _module_of(name)) not in (None, module)}
+    for module, names in IMPORTS.items()
+}
+
+
+def _is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@modules
+def test_packages_keep_to_themselves(module):
+    for package, others in FORBIDDEN.items():
+        if _is_in(module, package):
+            assert not {name.partition(".")[0] for name in IMPORTS[module]} & others
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_part_of_a_package_has_its_place(package):
+    folder = ROOT / package.replace(".", "/")
+    parts = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    parts |= {path.parent.name for path in folder.glob("*/__init__.py")}
+
+    assert parts == set(ORDER[package])
+
+
+@modules
+def test_imports_point_downward(module):
+    for package, order in ORDER.items():
+        rank = {f"{package}.{part}": number for number, part in enumerate(order)}
+        mine = next((rank[part] for part in rank if _is_in(module, part)), None)
+        if mine is not None:
+            upward = {
+                name
+                for name in GRAPH[module]
+                for part in rank
+                if _is_in(name, part) and rank[part] > mine
+            }
+            assert not upward
+
+
+@modules
+def test_products_meet_at_their_seams_alone(module):
+    for (package, other), allowed in SEAMS.items():
+        if _is_in(module, package) and module not in allowed:
+            assert not any(_is_in(name, other) for name in GRAPH[module])
+
+
+def test_imports_go_in_no_circle():
+    try:
+        list(TopologicalSorter(GRAPH).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_folder_is_crowded():
+    files = Counter(
+        path.parent.relative_to(ROOT)
+        for top in sorted(TOP | {"tests"})
+        for path in (ROOT / top).rglob("*.py")
+    )
+
+    assert {folder: count for folder, count in files.items() if count > MAX_FILES} == {}
+
+
+@modules
+def test_files_are_named_after_what_they_hold(module):
+    assert not NAMELESS & set(module.split("."))
 
 
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
-def test_a_forbidden_import_would_be_seen(package):
+def test_a_hidden_import_would_be_seen(package):
     culprit = sorted(FORBIDDEN[package])[0]
 
-    assert culprit in _imports(ast.parse(f"def hidden():\n    from {culprit}.part import thing"))
+    assert f"{culprit}.part.thing" in _imports(
+        f"def hidden():\n    from {culprit}.part import thing"
+    )

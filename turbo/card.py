@@ -4,8 +4,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from turbo.options import MotionLayers, PredictionType, Role, Sampler, Spacing
+# The choices a card makes. Free of torch, so that the table of models reads at once.
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]  # turbo/placement.py
+Memory = Literal["full", "sliced", "offload"]  # from largest to smallest; turbo/footprint.py
+MotionLayers = Literal["never", "maybe", "always"]  # "maybe": both kinds of file are published
+PredictionType = Literal["epsilon", "v_prediction"]  # what a network outputs; turbo/schedule.py
+Role = Literal["teacher", "student"]
+Sampler = Literal["ddim", "consistency"]  # turbo/ddim.py, turbo/sampling.py
+Spacing = Literal["leading", "trailing"]  # of DDIM timesteps; turbo/ddim.py
 
 CONVERSION = "conversion.json"  # beside converted weights: their SHA-256, and what they came from
 
@@ -28,7 +36,7 @@ class HubFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """One line of the table in `turbo/cards.py`; a model is this and its weights."""
+    """One line of the table in `turbo/models/registry.py`; a model is this and its weights."""
 
     name: str  # what commands, manifests and recipes call it
     title: str  # what people read
@@ -41,7 +49,7 @@ class ModelCard:
     unet: str  # that folder's name
     lora: str | None = None  # folder of the adapters that make a student of it
     sources: tuple[HubFile, ...] = ()  # the published files; none for what is trained here
-    memory_gb: float = 0.1  # foretold by turbo/footprint.py: half precision, memory "full"
+    memory_gb: float = 0.1  # foretold by turbo/models/footprint.py: half precision, memory "full"
 
     height: int  # pixels
     width: int  # pixels
@@ -133,3 +141,36 @@ class ModelCard:
 
     def _files(self, part: str) -> list[Path]:
         return sorted((self.folder / part).glob("*.safetensors"))
+
+
+def describe_state(card: ModelCard) -> str:
+    """Return in a few words what a model still needs."""
+    if card.is_ready():
+        return "ready"
+    if card.unpublished:
+        return "to be trained by you"
+    if needs_choice(card):  # which no visitor of a page can make
+        return f"needs {card.download_bytes / 1e9:.1f} GB and a choice"
+    return f"needs {card.download_bytes / 1e9:.1f} GB download"
+
+
+def needs_choice(card: ModelCard) -> bool:
+    """Return whether published adapters are to be fetched, which lack their guidance projection."""
+    return card.lora is not None and any(card.lora in file.gives for file in card.needed)
+
+
+def describe_remedy(card: ModelCard) -> str:
+    """Return what makes a model ready that is not."""
+    command = "python -m turbo.models"
+    if card.sources and card.unpublished:
+        return (
+            f"Distil it from {card.family} with this repository's losses, save it by "
+            f"`turbo.networks.lora.save_lora`, and convert that: {command} fetch {card.family}, "
+            "then "
+            f"{command} convert {card.name} lora.safetensors."
+        )
+    if needs_choice(card):
+        return f"Fetch them: {command} fetch {card.name} --projection zeros (README: why)."
+    if card.sources:
+        return f"Fetch them: {command} fetch {card.name}."
+    return "Train them, or check out the repository with its weights."

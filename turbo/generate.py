@@ -17,12 +17,12 @@ from typing import get_args
 import transformers
 from tqdm import tqdm
 
+from turbo.card import Dtype, Memory
+from turbo.disk_space import nearest_existing
 from turbo.manifest import Manifest, ManifestRow, sha256_of
-from turbo.models import DEFAULT_MODEL, MODELS, find_card, load_pipeline
-from turbo.options import Dtype, Memory
-from turbo.pipeline import Progress, Result, VideoPipeline
+from turbo.models.registry import DEFAULT_MODEL, MODELS, find_card
+from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
 from turbo.request import Request, check_request
-from turbo.space import nearest_existing
 from turbo.video import Video
 
 

@@ -14,26 +14,25 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from turbo import __version__
-from turbo.card import ModelCard
-from turbo.compilation import compile_blocks
-from turbo.consistency import bind_consistency_function
-from turbo.damage import explained_damage
-from turbo.ddim import ddim_timesteps, sample_ddim, signal_scales
-from turbo.distillation import student_of
-from turbo.footprint import DECODE_CHUNK
-from turbo.guidance import bind_guided_unet
-from turbo.latents import decode_latents, quicken_on_cpu
-from turbo.lora import LORA_FILE, load_lora, merge_lora
-from turbo.models import describe_remedy
-from turbo.motion import motion_strength
-from turbo.options import Dtype, Memory
-from turbo.placement import Placement, explained_shortage, place
+from turbo.card import Dtype, Memory, ModelCard, describe_remedy
+from turbo.diffusion.consistency import bind_consistency_function
+from turbo.diffusion.ddim import ddim_timesteps, sample_ddim, signal_scales
+from turbo.diffusion.distillation import student_of
+from turbo.diffusion.few_step import draw_noise, few_step_timesteps, sample_latents
+from turbo.diffusion.guidance import bind_guided_unet
+from turbo.diffusion.motion import motion_strength
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.models.errors import explained_damage
+from turbo.models.footprint import DECODE_CHUNK
+from turbo.models.placement import Placement, explained_shortage, place
+from turbo.models.registry import DEFAULT_MODEL, find_card
+from turbo.networks.compilation import compile_blocks
+from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
+from turbo.networks.text import TextEncoder
+from turbo.networks.unet import VideoUNet
+from turbo.networks.vae import decode_latents, quicken_on_cpu
 from turbo.request import Request, check_request
-from turbo.sampling import draw_noise, few_step_timesteps, sample_latents
-from turbo.schedule import NoiseSchedule
-from turbo.text import TextEncoder
 from turbo.types import Latents, PerVideo, Timesteps
-from turbo.unet import VideoUNet
 from turbo.video import Video
 
 Stage = Literal["text", "denoise", "decode"]
@@ -306,6 +305,16 @@ class VideoPipeline:
             "compiled": self.compiled,
             "versions": versions,
         }
+
+
+def load_pipeline(name: str = DEFAULT_MODEL, device: str = "auto", **options: Any) -> VideoPipeline:
+    """Load a model by name from local files only; `options` are those of `VideoPipeline.load`."""
+    return load_card(find_card(name), device, **options)
+
+
+def load_card(card: ModelCard, device: str = "auto", **options: Any) -> VideoPipeline:
+    """Load the model a card describes, which need not be in the table."""
+    return VideoPipeline.load(card, device, **options)
 
 
 @contextmanager

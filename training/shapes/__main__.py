@@ -21,24 +21,25 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from training.loop import FitConfig, StepReport
-from training.shapes import judge, rewards, student, teacher, text, vae
-from training.shapes.clips import CAPTIONS, EncodedClips, encode_clips
-from training.shapes.evaluate import evaluate
-from training.shapes.export import export_module, export_tokenizer, export_world
-from training.shapes.figure import draw_watch
-from training.shapes.flaws import draw_bank
-from training.shapes.jumps import Jumps, draw_jumps
-from training.shapes.measurement import Reward
-from training.shapes.picture import draw_picture
-from training.shapes.report import format_report
-from training.shapes.reward_card import write_reward_card
-from training.shapes.watch import watch_runs
-from turbo.lora import LORA_FILE, save_lora
-from turbo.models import WEIGHTS
+from training.shapes.evaluation import judge
+from training.shapes.evaluation.evaluate import evaluate
+from training.shapes.evaluation.figure import draw_watch
+from training.shapes.evaluation.measurement import Reward
+from training.shapes.evaluation.picture import draw_picture
+from training.shapes.evaluation.report import format_report
+from training.shapes.evaluation.watch import watch_runs
+from training.shapes.models import rewards, student, teacher, text, vae
+from training.shapes.models.export import export_module, export_tokenizer, export_world
+from training.shapes.models.jumps import Jumps, draw_jumps
+from training.shapes.models.reward_card import write_reward_card
+from training.shapes.world.clips import CAPTIONS, EncodedClips, encode_clips
+from training.shapes.world.flaws import draw_bank
+from turbo.models.registry import WEIGHTS
+from turbo.networks.lora import LORA_FILE, save_lora
+from turbo.networks.text import TextEncoder
+from turbo.networks.unet import VideoUNet
 from turbo.rewards import Feedback, ImageTextReward, VideoTextReward
 from turbo.rewards.video_text import save_viclip
-from turbo.text import TextEncoder
-from turbo.unet import VideoUNet
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIPS = 4000  # encoded per process

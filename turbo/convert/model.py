@@ -17,9 +17,9 @@ from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import Job, plan_jobs
 from turbo.convert.stream import write_tensors
-from turbo.space import check_space
-from turbo.text import clip_tokenizer
-from turbo.unet import VideoUNet
+from turbo.disk_space import check_space
+from turbo.networks.text import clip_tokenizer
+from turbo.networks.unet import VideoUNet
 
 TOKENIZER_SIZE = 5_000_000  # bytes, and some
 PARTIAL = ".converting-"  # how the name of an unfinished folder begins

@@ -42,8 +42,8 @@ from turbo.convert.vae import (
     map_latent_diffusion_vae,
     published_vae,
 )
-from turbo.lora import DOWN, LORA_FILE, UP, refuse_others
-from turbo.unet import VideoUNet
+from turbo.networks.lora import DOWN, LORA_FILE, UP, refuse_others
+from turbo.networks.unet import VideoUNet
 
 Kind = Literal[
     "checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters", "named"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from turbo.convert.part import Origin, Part, Shapes
-from turbo.unet import VideoUNet
+from turbo.networks.unet import VideoUNet
 
 INPUT_HEADS = 8  # of the first temporal transformer, in both networks
 

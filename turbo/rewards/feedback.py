@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from turbo.latents import decode_latents
+from turbo.networks.vae import decode_latents
 from turbo.types import Frames, Latents, PerVideo
 
 RewardModel = Callable[[Frames, list[str]], PerVideo]  # differentiable in the frames

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPModel, CLIPTokenizer
 
+from turbo.networks.text import tokenize
 from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, Images, Squares, normalise, warp
-from turbo.text import tokenize
 from turbo.types import Embedding, Frames, PerVideo
 
 MakeSquare = Callable[[Images, int], Squares]  # (images, side) -> images as the model takes them

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizer, CLIPModel
 
+from turbo.networks.text import clip_tokenizer
 from turbo.rewards.checkpoints import read_internvideo2, read_open_clip, read_viclip
 from turbo.rewards.image_text import ImageTextReward
 from turbo.rewards.internvideo2 import InternVideo2Reward
 from turbo.rewards.preprocess import fit
 from turbo.rewards.video_text import VideoTextReward
-from turbo.text import clip_tokenizer
 
 Reward = ImageTextReward | VideoTextReward | InternVideo2Reward
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPTokenizer
 
+from turbo.networks.text import tokenize
 from turbo.rewards.preprocess import check_videos, prepare_videos
 from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
-from turbo.text import tokenize
 from turbo.types import Embedding, Frames, PerVideo
 
 

@@ -1,0 +1,1 @@
+"""Collecting votes: pairs, assignments, submissions."""

@@ -1,0 +1,70 @@
+"""What a rater sees of a pair: the prompt and two clips, left and right, of nobody."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.orm import aliased
+
+from human_eval.clips.media import PADDING
+from human_eval.errors import NotYours
+from human_eval.storage.tables import AssignmentRow as Turn
+from human_eval.storage.tables import ClipRow, PromptRow, Task
+
+
+@dataclass(frozen=True)
+class Showing:
+    """A pair with its sides fixed."""
+
+    prompt: str
+    left: str  # name below the media folder; for the server alone
+    right: str
+    width: int  # pixels; both clips have the same shape
+    height: int
+    fps: float
+    frames: int
+    bytes: int  # that either side weighs on its way to the rater, so that no weight tells a system
+    until: int  # Unix time in milliseconds; the clips are served no longer
+
+    @property
+    def seconds(self) -> float:
+        """How long the clips last."""
+        return self.frames / self.fps
+
+
+def show(connection: Connection, assignment_id: int) -> Showing:
+    """Return what the rater of this turn sees.
+
+    Raises:
+        NotYours: there is no such turn.
+    """
+    row = connection.execute(_SHOWN, {"assignment": assignment_id}).one_or_none()
+    if row is None:
+        raise NotYours("Expected a pair of this study, got another one. Reload the page.")
+    left, right = (row.a, row.b) if row.side_a == "left" else (row.b, row.a)
+    weight = max(row.bytes_a, row.bytes_b) + PADDING
+    shape = (row.width, row.height, row.fps, row.frames)
+    return Showing(row.display, left, right, *shape, weight, row.expires_at)
+
+
+_ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
+_SHOWN = (
+    select(
+        PromptRow.display,
+        _ClipA.stored_name.label("a"),
+        _ClipB.stored_name.label("b"),
+        _ClipA.width,
+        _ClipA.height,
+        _ClipA.fps,
+        _ClipA.frames,
+        _ClipA.bytes.label("bytes_a"),
+        _ClipB.bytes.label("bytes_b"),
+        Turn.side_a,
+        Turn.expires_at,
+    )
+    .select_from(Turn)
+    .join(Task, Task.id == Turn.task_id)
+    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
+    .join(_ClipA, _ClipA.id == Task.clip_a)
+    .join(_ClipB, _ClipB.id == Task.clip_b)
+    .where(Turn.id == bindparam("assignment"))
+)

@@ -1,0 +1,89 @@
+"""What raters do not get to see: pairs withheld after reports, and clips refused at the gate."""
+
+import json
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select, update
+
+from human_eval.errors import StudyError
+from human_eval.storage.events import record
+from human_eval.storage.tables import ClipRow, Event, PromptRow, Task
+
+
+@dataclass(frozen=True)
+class WithheldPair:
+    """A pair that too many raters reported as broken."""
+
+    task_id: int
+    comparison: str
+    prompt: str
+    clip_a: int  # number of the clip
+    clip_b: int
+    reports: int
+
+
+@dataclass(frozen=True)
+class RefusedClip:
+    """A file that did not become a clip."""
+
+    system: str
+    prompt_index: int
+    reason: str
+
+
+def list_withheld(connection: Connection) -> list[WithheldPair]:
+    """Return the pairs that wait for somebody to look at them."""
+    return [WithheldPair(*row) for row in connection.execute(_WITHHELD)]
+
+
+def list_refused(connection: Connection) -> list[RefusedClip]:
+    """Return the clips that the gate refused and that have not come in since, and why."""
+    refused = {}
+    for payload in connection.execute(_REFUSALS).scalars():
+        clip = RefusedClip(**json.loads(payload))
+        refused[clip.system, clip.prompt_index] = clip  # the last refusal tells how it is
+    stored = {(system, index) for system, index in connection.execute(_STORED)}
+    return [refused[place] for place in sorted(refused.keys() - stored)]
+
+
+def release_pair(connection: Connection, task_id: int, *, author: str, now: int) -> None:
+    """Hand a withheld pair out again; older reports no longer count against it.
+
+    Raises:
+        StudyError: it is not withheld.
+    """
+    withheld = connection.execute(select(Task.withheld).where(Task.id == task_id)).scalar()
+    if not withheld:
+        raise StudyError(
+            f"Expected a pair that is withheld, got number {task_id}. Reload the page."
+        )
+    connection.execute(update(Task).where(Task.id == task_id).values(withheld=False))
+    record(connection, "released", actor=author, subject=f"task:{task_id}", now=now)
+
+
+def clip_name(connection: Connection, clip_id: int) -> str:
+    """Return the name of a clip below the media folder.
+
+    Raises:
+        StudyError: there is no such clip.
+    """
+    name = connection.execute(select(ClipRow.stored_name).where(ClipRow.id == clip_id)).scalar()
+    if name is None:
+        raise StudyError(f"Expected the number of a clip, got {clip_id}. Reload the page.")
+    return str(name)
+
+
+_REPORTS = (
+    select(func.count(Event.actor.distinct()))
+    .where(Event.kind == "broken", Event.subject == func.concat("task:", Task.id))
+    .correlate(Task)
+    .scalar_subquery()
+)
+_WITHHELD = (
+    select(Task.id, Task.comparison, PromptRow.display, Task.clip_a, Task.clip_b, _REPORTS)
+    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
+    .where(Task.withheld)
+    .order_by(Task.id)
+)
+_REFUSALS = select(Event.payload).where(Event.kind == "clip_refused").order_by(Event.id)
+_STORED = select(ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")

@@ -1,0 +1,250 @@
+"""Batches in the format of Amazon Mechanical Turk, as the paper's study used it. Legacy.
+
+The service is reported closed since September 2026. Its file formats live on: a batch CSV has one
+row a task for any crowd platform that fills a template, and old results can be taken in.
+"""
+
+import csv
+import random
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pandas as pd
+
+from human_eval.clips.sources import list_names
+from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.prompts import Prompt
+from human_eval.errors import StudyError
+from human_eval.mturk.votes_in import ImportedBallot
+from human_eval.reporting.export import write_csv
+from human_eval.statistics.votes import MTURK
+from human_eval.storage.keys import Keys
+from human_eval.study.store import StudyStore
+
+RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
+    *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],
+    *["MaxAssignments", "RequesterAnnotation", "AssignmentDurationInSeconds"],
+    *["AutoApprovalDelayInSeconds", "Expiration", "NumberOfSimilarHITs", "LifetimeInSeconds"],
+    *["AssignmentId", "WorkerId", "AssignmentStatus", "AcceptTime", "SubmitTime"],
+    *["AutoApprovalTime", "ApprovalTime", "RejectionTime", "RequesterFeedback"],
+    *["WorkTimeInSeconds", "LifetimeApprovalRate", "Last30DaysApprovalRate"],
+    *["Last7DaysApprovalRate"],
+]
+NEEDED = ["AssignmentId", "WorkerId", "AssignmentStatus", "SubmitTime", "WorkTimeInSeconds"]
+HIT = "pair"  # the variable that names a pair and its sides; it tells nothing
+ZONES = {"PST": -8, "PDT": -7, "UTC": 0, "GMT": 0}  # hours; the service wrote Pacific time
+WORDS = {"left", "right", "tie", "both_bad"}
+
+
+def write_batches(
+    store: StudyStore, url: str, path: Path, *, seed: int = 0
+) -> list[tuple[Path, int]]:
+    """Write one row for each pair of the study that still lacks raters.
+
+    A batch is published as a whole, for one number of workers. So pairs that lack one rater, two
+    and so on stand in files of their own, named after `path` and that number: more workers than
+    that would be paid for answers that the study does not take.
+
+    Columns: `pair`, `prompt`, `video_left`, `video_right`, to be used as ${pair} and so on in a
+    template, whose answers are to be named after the questions' keys, with the values left, right,
+    tie or both_bad. Sides are even within each comparison.
+
+    Args:
+        url: where the media folder of the study is served, over https.
+
+    Returns:
+        Each file, and for how many workers its rows are to be published.
+
+    Raises:
+        StudyError: the address is none, or there are no pairs to publish.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.netloc:
+        raise StudyError(
+            f"Expected an https address of the media folder, got {url!r}. The platform shows no "
+            "videos of other addresses."
+        )
+    pairs = store.pairs()
+    pairs = pairs[(pairs["kind"] == "real") & (pairs["taken"] < pairs["target"])]
+    if pairs.empty:
+        raise StudyError(
+            "Expected pairs that lack raters, got none. Ingest clips, or see the status."
+        )
+    rng = random.Random(seed)
+    batches: dict[int, list[list[str]]] = {}
+    for _, cell in pairs.groupby("comparison"):
+        sides = (["left", "right"] * len(cell))[: len(cell)]
+        rng.shuffle(sides)
+        for side, pair in zip(sides, cell.itertuples(), strict=True):
+            clips = [f"{url.rstrip('/')}/{name}" for name in (pair.clip_a, pair.clip_b)]
+            left, right = clips if side == "left" else reversed(clips)
+            name = _name_pair(store.keys, pair.comparison, pair.prompt_index, side)
+            row = [name, Prompt(pair.prompt_index, pair.prompt).display, left, right]
+            batches.setdefault(int(pair.target - pair.taken), []).append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for workers, rows in sorted(batches.items()):
+        rng.shuffle(rows)
+        batch = path.with_stem(f"{path.stem}-{workers}")
+        write_csv(pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"]), batch)
+        written.append((batch, workers))
+    return written
+
+
+def _name_pair(keys: Keys, comparison: str, prompt_index: int, side: str) -> str:
+    """Return a name that only the study can trace back to its pair and sides."""
+    return keys.pseudonym("mturk pair", f"{comparison}\0{prompt_index}\0{side}")
+
+
+def read_results(
+    path: Path, store: StudyStore, *, columns: Mapping[str, str] | None = None
+) -> list[ImportedBallot]:
+    """Read the results of a batch that `write_batches` wrote.
+
+    Assignments that were rejected are left out.
+
+    Args:
+        columns: by question, the column with its answer, where it is not `Answer.<question>` or
+            `Answer.<question>.label`.
+
+    Raises:
+        StudyError: the file is no results CSV of this study; the message lists what is wrong,
+            with line numbers, and nothing is read.
+    """
+    for key in columns or {}:
+        store.definition.question(key)  # refuses one that is not asked
+    rows = _read_rows(path)
+    named = _find_columns(list(rows[0][1]), store.definition, columns or {}, path)
+    pairs = store.pairs()
+    real = pairs[pairs["kind"] == "real"]
+    known = {
+        _name_pair(store.keys, comparison, index, side): (comparison, int(index), side)
+        for comparison, index in zip(real["comparison"], real["prompt_index"], strict=True)
+        for side in ("left", "right")
+    }
+    ballots, problems = [], []
+    for line, row in rows:
+        if row["AssignmentStatus"] == "Rejected":
+            continue
+        try:
+            ballots.append(_read_ballot(row, f"{path.name}, line {line}", named, known))
+        except ValueError as problem:
+            problems.append(f"line {line}: {problem}")
+    if problems:
+        raise StudyError(
+            f"Expected {len(rows):,} answers of this study in {path}, got "
+            f"{len(problems):,} others: {list_names(problems, '; ')}. Correct the file; nothing "
+            "was imported."
+        )
+    return ballots
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            names = list(reader.fieldnames or [])
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"Expected a results CSV at {path}, got: {error}. Download it again."
+        ) from error
+    missing = [name for name in [*NEEDED, f"Input.{HIT}"] if name not in names]
+    if missing:
+        raise StudyError(
+            f"Expected the columns {', '.join([*NEEDED, f'Input.{HIT}'])} in {path}, got no "
+            f"{', '.join(missing)}. Download the results of a batch made by `export --mturk`."
+        )
+    uneven = [str(line) for line, row in rows if None in row or None in row.values()]
+    if uneven or not rows:
+        raise StudyError(
+            f"Expected {len(names)} cells in each row of {path}, got another number in line "
+            f"{list_names(uneven) or 'none: there are no rows'}. Download the file again."
+        )
+    return rows
+
+
+def _find_columns(
+    names: list[str], definition: StudyDefinition, columns: Mapping[str, str], path: Path
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return, by question, the column of its answers and the answers it takes."""
+    found = {}
+    for question in definition.questions:
+        usual = [f"Answer.{question.key}", f"Answer.{question.key}.label"]
+        wanted = [columns[question.key]] if question.key in columns else usual
+        present = [name for name in wanted if name in names]
+        if not present:
+            raise StudyError(
+                f"Expected the answers to {question.key} in the column {wanted[0]} of {path}, "
+                f"got {', '.join(name for name in names if name.startswith('Answer.'))}. Name the "
+                "column."
+            )
+        found[question.key] = (present[0], question.choices)
+    return found
+
+
+def _read_ballot(
+    row: Mapping[str, str],
+    source: str,
+    named: Mapping[str, tuple[str, tuple[str, ...]]],
+    known: Mapping[str, tuple[str, int, str]],
+) -> ImportedBallot:
+    name = row[f"Input.{HIT}"]
+    if name not in known:
+        raise ValueError(f"unknown pair {name!r}")
+    comparison, index, side = known[name]
+    answers = {}
+    for question, (column, choices) in named.items():
+        word = row[column].strip().lower()
+        if word not in WORDS:
+            raise ValueError(f"{column} is {row[column]!r}, not left, right, tie or both_bad")
+        choice = word if word not in ("left", "right") else "a" if word == side else "b"
+        if choice not in choices:
+            raise ValueError(f"{column} is {word!r}, which {question} does not allow")
+        answers[question] = choice
+    if not row["WorkerId"].strip():
+        raise ValueError("no WorkerId")
+    return ImportedBallot(
+        provider=MTURK,
+        rater=row["WorkerId"].strip(),
+        comparison=comparison,
+        prompt_index=index,
+        side_a=side,
+        answers=answers,
+        answered_at=read_time(row["SubmitTime"]),
+        seconds=_read_seconds(row["WorkTimeInSeconds"]),
+        source=source,
+    )
+
+
+def _read_seconds(text: str) -> float | None:
+    if not text.strip():
+        return None
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?", text.strip(), re.ASCII):
+        raise ValueError(f"WorkTimeInSeconds is {text!r}")
+    return float(text)
+
+
+def read_time(text: str) -> datetime:
+    """Read "Tue Mar 05 10:33:21 PST 2019", or an ISO time with its zone.
+
+    Raises:
+        ValueError: it is neither, or its zone is not known.
+    """
+    match = re.fullmatch(r"(\w{3} \w{3} \d{1,2} [\d:]{8}) (\w{3,4}) (\d{4})", text.strip())
+    if match is None:
+        try:
+            moment = datetime.fromisoformat(text.strip())
+        except ValueError as error:
+            raise ValueError(f"SubmitTime is {text!r}") from error
+        if moment.tzinfo is None:
+            raise ValueError(f"SubmitTime {text!r} has no time zone")
+        return moment.astimezone(UTC)
+    moment_text, zone, year = match.groups()
+    if zone not in ZONES:
+        raise ValueError(f"SubmitTime {text!r} is in a zone other than {', '.join(ZONES)}")
+    local = datetime.strptime(f"{moment_text} {year}", "%a %b %d %H:%M:%S %Y")
+    return local.replace(tzinfo=timezone(timedelta(hours=ZONES[zone]))).astimezone(UTC)

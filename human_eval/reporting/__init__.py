@@ -1,0 +1,1 @@
+"""Charts, reports and exports made from votes."""

@@ -1,0 +1,92 @@
+"""The answered pairs one by one, with their clips: for everybody once a study is closed."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from sqlalchemy import select
+from sqlalchemy.orm import aliased
+
+from human_eval.errors import StudyError
+from human_eval.reporting.live_results import Results
+from human_eval.storage.tables import ClipRow, PromptRow, Task
+from human_eval.study.store import StudyStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredPair:
+    """A pair and what raters said about it."""
+
+    task_id: int
+    comparison: str
+    title_a: str
+    title_b: str
+    prompt: str
+    clip_a: str  # token of the clip
+    clip_b: str
+    fps: float
+    frames: int
+    answers: pd.DataFrame  # columns question, choice, rater, seconds, side_a
+
+
+def list_answered(results: Results, comparison: str | None = None) -> list[int]:
+    """Return the numbers of the answered pairs, in the order of prompts.
+
+    Raises:
+        StudyError: the results are masked: clips would show which system a letter stands for.
+    """
+    _check_named(results)
+    votes = results.votes
+    if comparison is not None:
+        votes = votes[votes["comparison"] == comparison]
+    pairs = votes[["comparison", "prompt_index", "task_id"]].drop_duplicates()
+    order = {entry.key: place for place, entry in enumerate(results.definition.comparisons)}
+    pairs = pairs.assign(place=pairs["comparison"].map(order))
+    return [int(task) for task in pairs.sort_values(["place", "prompt_index"])["task_id"]]
+
+
+def read_pair(store: StudyStore, results: Results, task_id: int) -> AnsweredPair:
+    """Return an answered pair.
+
+    Raises:
+        StudyError: nobody has answered it, or the results are masked.
+    """
+    _check_named(results)
+    answers = results.votes[results.votes["task_id"] == task_id]
+    if answers.empty:
+        raise StudyError(f"Expected the number of an answered pair, got {task_id}. Choose another.")
+    with store.read() as connection:
+        row = connection.execute(_PAIR.where(Task.id == task_id)).one()
+    comparison = results.definition.comparison(row.comparison)
+    return AnsweredPair(
+        task_id=task_id,
+        comparison=row.comparison,
+        title_a=results.definition.system(comparison.a).title,
+        title_b=results.definition.system(comparison.b).title,
+        prompt=row.display,
+        clip_a=store.keys.sign("clip", [row.clip_a]),
+        clip_b=store.keys.sign("clip", [row.clip_b]),
+        fps=row.fps,
+        frames=row.frames,
+        answers=answers[["question", "choice", "rater", "seconds", "side_a"]],
+    )
+
+
+def _check_named(results: Results) -> None:
+    if not results.named:
+        raise StudyError("Expected a closed study, got an open one. Its votes are read at the end.")
+
+
+_ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
+_PAIR = (
+    select(
+        Task.comparison,
+        PromptRow.display,
+        Task.clip_a,
+        Task.clip_b,
+        _ClipA.fps,
+        _ClipA.frames,
+    )
+    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
+    .join(_ClipA, _ClipA.id == Task.clip_a)
+    .join(_ClipB, _ClipB.id == Task.clip_b)
+)

@@ -1,0 +1,67 @@
+"""Letters in place of systems, so that results can be read while the study is still rated.
+
+Nobody who sees a masked table can tell which letter is which system, nor which of two systems the
+study is about: letters follow from the study's secret, and so does the order of a comparison.
+"""
+
+from dataclasses import replace
+from string import ascii_uppercase
+
+import pandas as pd
+
+from human_eval.definition.definition import Comparison, StudyDefinition, System
+from human_eval.errors import StudyError
+from human_eval.storage.keys import Keys
+
+OTHER_CHOICE = {"a": "b", "b": "a"}
+OTHER_SIDE = {"left": "right", "right": "left"}
+
+
+def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
+    """Return the definition with letters for systems, numbers for comparisons, and no source."""
+    letters = _letters(definition, keys)
+    systems = [System(key=letter, title=f"System {letter}") for letter in sorted(letters.values())]
+    comparisons = []
+    for number, comparison in enumerate(definition.comparisons, 1):
+        first, second = sorted((letters[comparison.a], letters[comparison.b]))
+        comparisons.append(Comparison(key=f"C{number}", a=first, b=second))
+    return replace(definition, systems=tuple(systems), comparisons=tuple(comparisons), source="")
+
+
+def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> pd.DataFrame:
+    """Return the votes frame in terms of `mask_definition`; raters become numbers."""
+    letters = _letters(definition, keys)
+    numbers = {entry.key: f"C{place}" for place, entry in enumerate(definition.comparisons, 1)}
+    turned = {entry.key for entry in definition.comparisons if letters[entry.a] > letters[entry.b]}
+    flip = votes["comparison"].isin(turned)
+    masked = votes.assign(definition_hash="")
+    for column, other in (
+        ("choice", OTHER_CHOICE),
+        ("side_a", OTHER_SIDE),
+        ("gold_answer", OTHER_CHOICE),
+    ):
+        values = masked[column].astype(object)
+        masked[column] = values.where(~flip, values.map(other).fillna(values))
+    first, second = masked["system_a"], masked["system_b"]
+    masked["system_a"] = first.where(~flip, second).map(letters).astype("str")
+    masked["system_b"] = second.where(~flip, first).map(letters).astype("str")
+    masked["comparison"] = masked["comparison"].map(numbers).astype("str")
+    masked[["choice", "side_a"]] = masked[["choice", "side_a"]].astype("str")
+    return number_raters(masked)
+
+
+def number_raters(votes: pd.DataFrame) -> pd.DataFrame:
+    """Return the votes with raters numbered by their first answer, instead of pseudonyms."""
+    numbers, _ = pd.factorize(votes["rater"])
+    width = len(str(numbers.max(initial=0) + 1))
+    return votes.assign(rater=[f"rater {number + 1:0{width}d}" for number in numbers])
+
+
+def _letters(definition: StudyDefinition, keys: Keys) -> dict[str, str]:
+    if len(definition.systems) > len(ascii_uppercase):
+        raise StudyError(
+            f"Expected at most 26 systems to name by letters, got {len(definition.systems)}. "
+            "Close the study to see its results."
+        )
+    order = sorted(definition.systems, key=lambda system: keys.pseudonym("system", system.key))
+    return {system.key: ascii_uppercase[place] for place, system in enumerate(order)}

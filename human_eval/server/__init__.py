@@ -1,0 +1,1 @@
+"""The web applications of a study: votes, results, administration."""

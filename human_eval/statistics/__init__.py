@@ -1,0 +1,1 @@
+"""Statistics of votes. Pure functions of a votes frame; no database."""

@@ -1,0 +1,70 @@
+"""Two comparisons against one opponent: which of the two systems fared better against it?
+
+That four steps and eight steps both beat the teacher does not say which of them is better. Clips of
+both met the same clips of the teacher, so that the prompts can be paired.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.contingency_tables import mcnemar
+
+from human_eval.definition.definition import StudyDefinition
+from human_eval.statistics.win_rates import holm
+
+CAVEAT = "indirect: the two never met"
+
+
+def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate, on the primary question, each two comparisons that share their opponent.
+
+    A prompt counts as won where more raters preferred the system than its opponent; prompts whose
+    raters are split are left out. Prompts of the same text are one, as in the intervals.
+
+    Returns:
+        Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
+        neither (numbers of prompts won), p (McNemar, exact), p_family (Holm).
+    """
+    [primary] = [question.key for question in definition.questions if question.primary]
+    won = prompts_won(votes[votes["question"] == primary])
+    rows = []
+    for first, second in combinations(definition.comparisons, 2):
+        if first.b != second.b or not {first.key, second.key} <= set(won.columns):
+            continue
+        paired = won[[first.key, second.key]].dropna()
+        table = pd.crosstab(paired[first.key], paired[second.key])
+        table = table.reindex(index=[1.0, 0.0], columns=[1.0, 0.0], fill_value=0).to_numpy()
+        rows.append(
+            {
+                "first": first.key,
+                "second": second.key,
+                "opponent": first.b,
+                "prompts": len(paired),
+                "both": table[0, 0],
+                "only_first": table[0, 1],
+                "only_second": table[1, 0],
+                "neither": table[1, 1],
+                "p": paired_p(table),
+                "note": CAVEAT,
+            }
+        )
+    contrasts = pd.DataFrame(rows)
+    if rows:
+        contrasts["p_family"] = holm(contrasts["p"].to_numpy())
+    return contrasts
+
+
+def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
+    """Return 1, 0, or NaN for a split, for each text (rows) and comparison (columns)."""
+    lead = votes["choice"].eq("a").astype(int) - votes["choice"].eq("b").astype(int)
+    sums = lead.groupby([votes["prompt"], votes["comparison"]], observed=True).sum()
+    return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
+
+
+def paired_p(table: np.ndarray) -> float:
+    """Return the exact p-value of McNemar's test on a 2 x 2 table of paired outcomes.
+
+    Source: McNemar (1947), Psychometrika 12(2), 153-157.
+    """
+    return float(mcnemar(table, exact=True).pvalue)

@@ -1,0 +1,1 @@
+"""The study's database: connections, tables, migrations, events and signed keys."""

@@ -1,0 +1,14 @@
+"""Alembic's entry: it runs the steps over the connection of `human_eval.storage.migrate`."""
+
+from alembic import context
+
+from human_eval.storage.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,  # SQLite cannot alter a constraint: the table is copied
+    transactional_ddl=True,  # a step that fails leaves nothing behind
+)
+with context.begin_transaction():
+    context.run_migrations()

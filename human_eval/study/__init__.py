@@ -1,0 +1,1 @@
+"""One study as a whole: open, back up, erase, simulate."""

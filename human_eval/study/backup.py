@@ -1,0 +1,328 @@
+"""Copies of a study's database while it is in use, and the way back.
+
+A copy is one SQLite file, whichever database it is of; so it also moves a study from one to the
+other. Clips are not in it: their hashes are, and a restored study says which of them are missing.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import DBAPIError
+
+from human_eval.clips.ingest import Clip
+from human_eval.collection.tasks import list_clips
+from human_eval.definition.definition import StudyDefinition, parse_definition
+from human_eval.errors import StudyError
+from human_eval.storage import events
+from human_eval.storage.database import Database, create_file, open_database, refusals
+from human_eval.storage.keys import load_secret
+from human_eval.storage.lock import alone
+from human_eval.storage.migrate import (
+    downgrade_tables,
+    latest_version,
+    table_version,
+    upgrade_tables,
+)
+from human_eval.storage.tables import Base, Study
+from human_eval.study.queries import list_defects
+from human_eval.study.store import StudyStore, open_study
+
+KEEP = 48  # backups; older ones go
+ROWS = 10_000  # copied at once
+
+
+def back_up(store: StudyStore) -> Path:
+    """Copy the database into the backups folder, check the copy, and return its path.
+
+    Answers may come in meanwhile; the copy holds those acknowledged before it began.
+    """
+    store.backups.mkdir(mode=0o700, exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    path = store.backups / f"study-{stamp}.db"
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        if store.database.is_sqlite:
+            _copy_file(store.database, unfinished)
+        else:
+            _copy_into_file(store.database, unfinished)
+        _check_copy(unfinished)
+        _sync(unfinished)
+        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
+        path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+        unfinished.rename(path)
+    finally:
+        for leftover in store.backups.glob(f"{unfinished.name}*"):
+            leftover.unlink()
+    for old in list_backups(store)[:-KEEP]:
+        _remove(old)
+    return path
+
+
+def list_backups(store: StudyStore) -> list[Path]:
+    """Return the backups, oldest first."""
+    return sorted(store.backups.glob("study-*.db"))
+
+
+def replace_backups(store: StudyStore) -> Path:
+    """Make a new backup and remove all others: they know somebody who was erased since."""
+    old = list_backups(store)
+    fresh = back_up(store)
+    for path in old:
+        _remove(path)
+    return fresh
+
+
+def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStore, Path]:
+    """Open a study so that a backup can be restored, and return it with the backup's path.
+
+    An SQLite database that is missing or damaged gives way to an empty one; what is left of it
+    stays beside, as `study.db.damaged-TIME`. A PostgreSQL database may be empty.
+
+    Args:
+        backup: by default the newest.
+
+    Raises:
+        StudyError: there is no study, or no backup.
+    """
+    known = sorted((folder / "backups").glob("study-*.db"))
+    if backup is None and not known:
+        open_study(folder).close()  # says what is wrong with the study, if anything is
+        raise StudyError(f"Expected a backup in {folder / 'backups'}, got none. Name a file.")
+    chosen = backup or known[-1]
+    if not folder.is_dir():
+        return open_study(folder), chosen  # says so
+    load_secret(folder / "secret")
+    path = folder / "study.db"
+    if (folder / "study.url").is_file():
+        return open_study(folder, when_empty=lambda: _read_definition(chosen, folder)), chosen
+    if _is_sound(path):
+        return open_study(folder), chosen
+    definition = _read_definition(chosen, folder)
+    _set_aside(path)
+    create_file(path)
+    return open_study(folder, when_empty=lambda: definition), chosen
+
+
+def _read_definition(backup: Path, folder: Path) -> StudyDefinition:
+    """Return the definition of the study that a backup is of.
+
+    Raises:
+        StudyError: the backup is damaged, or of another study than the folder's.
+    """
+    _check_digest(backup)
+    _check_copy(backup)
+    source = open_database(backup)
+    try:
+        with source.read() as connection:
+            definition = connection.execute(select(Study.definition)).scalar_one()
+    finally:
+        source.dispose()
+    kept = folder / "study.toml"
+    if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
+        raise StudyError(
+            f"Expected a backup of this study, got one of another ({backup.name}). "
+            "Restore it into the folder of its own study."
+        )
+    return parse_definition(definition, origin=str(backup))
+
+
+def _set_aside(path: Path) -> None:
+    """Rename what is left of a database, with the files beside it."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    for ending in ("", "-wal", "-shm"):
+        left = path.with_name(f"{path.name}{ending}")
+        if left.exists():
+            left.rename(path.with_name(f"{path.name}.damaged-{stamp}{ending}"))
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        _check_copy(path)
+    except StudyError:
+        return False
+    return True
+
+
+def restore(store: StudyStore, backup: Path) -> list[Clip]:
+    """Put the rows of a backup in place of the study's, in one transaction.
+
+    Returns:
+        The clips whose files are missing from the media folder.
+
+    Raises:
+        StudyError: the backup is damaged, of another study, or made by a newer program; or a
+            service runs, whose answers would be lost.
+    """
+    _check_digest(backup)
+    _check_copy(backup)
+    source = open_database(backup)
+    try:
+        with (
+            alone(store.database, store.folder),
+            source.read() as copy,
+            _guarded(store) as connection,
+        ):
+            theirs = table_version(copy)
+            if theirs != latest_version():
+                raise StudyError(
+                    f"Expected a backup of version {latest_version()!r}, got {theirs!r}. "
+                    "Restore it with the program that made it."
+                )
+            study = Base.metadata.tables["study"]
+            hashes = [
+                side.execute(select(study.c.definition_hash)).scalar()
+                for side in (copy, connection)
+            ]
+            if hashes[1] is not None and hashes[0] != hashes[1]:
+                raise StudyError(
+                    f"Expected a backup of this study, got one of another ({backup.name}). "
+                    "Restore it into the folder of its own study."
+                )
+            _empty(connection)
+            _copy_rows(copy, connection)
+            events.record(
+                connection,
+                "restored",
+                actor="restore",
+                subject="study",
+                now=store.clock(),
+                payload={"backup": backup.name},
+            )
+            return [clip for clip in list_clips(copy, None) if not _is_stored(store, clip)]
+    finally:
+        source.dispose()
+
+
+def _is_stored(store: StudyStore, clip: Clip) -> bool:
+    return (store.media / clip.stored_name).is_file()
+
+
+@contextmanager
+def _guarded(store: StudyStore) -> Iterator[Connection]:
+    """Open a transaction that leaves a sound database behind, or the one that was there."""
+    with store.write() as connection:
+        yield connection
+        if defects := list_defects(connection):
+            raise StudyError(f"Expected a sound backup, got: {defects[0]}. Nothing was restored.")
+
+
+def _empty(connection: Connection) -> None:
+    """Remove all tables and make them anew: their triggers let no row go otherwise."""
+    downgrade_tables(connection, "base")
+    upgrade_tables(connection)
+
+
+def _copy_rows(source: Connection, target: Connection) -> None:
+    for table in Base.metadata.sorted_tables:
+        rows = source.execution_options(yield_per=ROWS).execute(select(table))
+        flags = [column.name for column in table.columns if column.type.python_type is bool]
+        for batch in rows.mappings().partitions(ROWS):
+            values = [{**row, **{name: bool(row[name]) for name in flags}} for row in batch]
+            target.execute(insert(table), values)
+        if target.dialect.name == "postgresql" and "id" in table.columns:
+            # The rows brought their numbers along: the next one must be a new one.
+            target.execute(
+                text(
+                    f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), "
+                    f"COALESCE((SELECT MAX(id) FROM {table.name}), 1))"
+                )
+            )
+
+
+def _copy_file(database: Database, path: Path) -> None:
+    """Let SQLite copy its pages, as of one moment."""
+    create_file(path)
+    target = open_database(path)
+    try:
+        with (
+            refusals(),
+            database.reading.connect() as source,
+            target.writing.connect() as copy,
+            _driver(source) as from_driver,
+            _driver(copy) as to_driver,
+        ):
+            from_driver.backup(to_driver)
+            to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
+    finally:
+        target.dispose()
+
+
+def _copy_into_file(database: Database, path: Path) -> None:
+    create_file(path)
+    target = open_database(path)
+    try:
+        with database.read() as source, target.write() as connection:
+            upgrade_tables(connection)
+            _copy_rows(source, connection)
+        with refusals(), target.writing.connect() as connection, _driver(connection) as driver:
+            driver.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        target.dispose()
+
+
+@contextmanager
+def _driver(connection: Connection) -> Iterator[Any]:
+    """Lend the driver's own connection; its errors become SQLAlchemy's, as they are elsewhere."""
+    assert connection.dialect.loaded_dbapi is not None
+    try:
+        yield connection.connection.driver_connection
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError(None, None, error) from error
+
+
+def _check_copy(path: Path) -> None:
+    if not path.is_file():
+        raise StudyError(f"Expected a backup, got no file {path}. `backups/` lists them.")
+    with path.open("rb") as file:
+        head = file.read(15)
+    if head != b"SQLite format 3":
+        raise StudyError(f"Expected a backup, got another kind of file: {path}.")
+    database = open_database(path)
+    try:
+        with database.read() as connection:
+            study = connection.execute(select(Study.id)).first()
+            defects = list_defects(connection)
+    except DBAPIError as error:
+        raise StudyError(
+            f"Expected a backup of a study, got another database ({error.orig}): {path}. "
+            "`backups/` lists them."
+        ) from error
+    finally:
+        database.dispose()
+    if study is None:
+        raise StudyError(
+            f"Expected a backup of a study, got a database without one: {path}. "
+            "`backups/` lists them."
+        )
+    if defects:
+        raise StudyError(f"Expected a sound copy, got: {defects[0]} in {path}. Use another one.")
+
+
+def _check_digest(path: Path) -> None:
+    beside = path.with_suffix(".sha256")
+    if not beside.is_file() or not path.is_file():
+        return  # a copy from elsewhere; `_check_copy` looks inside
+    expected = beside.read_text().split()[0]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise StudyError(
+            f"Expected {path} as it was written, got a changed file. Use another backup."
+        )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    path.with_suffix(".sha256").unlink(missing_ok=True)

@@ -1,0 +1,253 @@
+import json
+import re
+import time
+from urllib.request import urlopen
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+VIDEO = "#screen video"
+PLAYS = "() => document.querySelector('#screen video')?.readyState >= 2"
+
+
+def generate(page):
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def set_slider(page, name: str, value: float):
+    box = page.get_by_label(f"number input for {name}")
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def read_recipe(page) -> dict:
+    """Return the recipe that the page offers for download."""
+    link = page.get_by_role("link", name="Download recipe")
+    return json.loads(
+        page.evaluate("url => fetch(url).then(r => r.text())", link.get_attribute("href"))
+    )
+
+
+def scrolls_sideways(page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def toast(page):
+    return page.locator("[data-testid=toast-body]").first
+
+
+def test_a_prompt_with_other_dials_becomes_a_looping_video(fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_label("Prompt", exact=True).fill("a blue heart jumping on a white background")
+    set_slider(page, "Steps", 3)
+    set_slider(page, "Guidance", 9.5)
+    page.get_by_label("Seed", exact=True).fill("42")
+
+    generate(page)
+    page.get_by_text(re.compile(r"step [123] of 3")).wait_for()
+    page.get_by_text("Done in").wait_for()
+
+    page.wait_for_function(PLAYS)
+    looks = page.eval_on_selector(
+        VIDEO, "v => [v.loop, v.muted, v.duration, getComputedStyle(v).imageRendering]"
+    )
+    assert looks == [True, True, pytest.approx(2.0, abs=0.2), "pixelated"]
+    recipe = read_recipe(page)
+    assert (recipe["steps"], recipe["guidance"], recipe["seed"]) == (3, 9.5, 42)
+    assert "text" in page.locator("#status").inner_text()
+    href = page.get_by_role("link", name="Download video").get_attribute("href")
+    with urlopen(f"{fake_server.url}/{href}") as file:
+        assert file.read(12)[4:8] == b"ftyp"
+
+
+def test_stop_ends_the_computation_within_a_step(fake_server, open_page):
+    page = open_page(fake_server)
+    choose_model(page, "Fake teacher")
+    set_slider(page, "Steps", 57)
+    generate(page)
+    page.get_by_text(re.compile(r"step [2-9] of 57")).wait_for()
+
+    seen = fake_server.engine_log()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_text("Stopped.").wait_for()
+    time.sleep(1.0)
+
+    log = fake_server.engine_log()
+    assert log[-1] == "stopped"
+    assert len(log) - len(seen) <= 4  # the click travels; then one step at most
+    assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
+    assert page.get_by_role("button", name="Stop", exact=True).is_disabled()
+    generate(page)
+    page.get_by_text(re.compile(r"step \d+ of 57")).wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_text("Stopped.").wait_for()
+
+
+def choose_model(page, title: str):
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name=title).click()
+
+
+def test_the_dials_follow_the_model_and_say_what_guidance_is(fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_text("Embedded w: one call a step").wait_for()
+
+    choose_model(page, "Fake teacher")
+
+    page.get_by_text("Classifier-free: two calls a step").wait_for()
+    assert page.get_by_label("number input for Steps").input_value() == "50"
+    assert page.get_by_label("number input for Guidance").input_value() == "3"
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ("   ", "Expected a prompt, got an empty one"),
+        ("x" * 10_000, "at most 1000 characters, got 10000"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_in_words(fake_server, open_page, prompt, message):
+    page = open_page(fake_server)
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+
+    generate(page)
+
+    toast(page).wait_for()
+    assert message in toast(page).inner_text()
+    assert message in page.locator("#status").inner_text()
+    assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
+
+
+def test_a_seed_out_of_range_is_refused_in_words(fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_label("Seed", exact=True).fill("-5")
+
+    generate(page)
+
+    toast(page).wait_for()
+    assert "Expected seed as a whole number between 0 and" in toast(page).inner_text()
+
+
+def test_a_failed_computation_says_so_without_details(fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_label("Prompt", exact=True).fill("explode")
+
+    generate(page)
+
+    toast(page).wait_for()
+    assert "The computation failed (RuntimeError)" in toast(page).inner_text()
+    assert "/etc/secret" not in page.content()
+
+
+def test_an_example_fills_in_the_prompt(fake_server, open_page):
+    page = open_page(fake_server)
+
+    page.get_by_role("button", name="a green circle standing still in the desert").click()
+
+    page.wait_for_function(
+        "document.querySelector('#prompt textarea').value.startsWith('a green circle')"
+    )
+
+
+def test_a_prompt_outside_the_world_is_told_so_offered_a_fitting_one_and_still_runs(
+    fake_server, open_page
+):
+    page = open_page(fake_server)
+    page.get_by_label("Prompt", exact=True).fill("a blue corgi 🏄 surfing <b>at</b> ${sunset}")
+
+    generate(page)
+
+    page.get_by_text("This prompt is outside the world of Fake student.").first.wait_for()
+    page.get_by_text("Done in").wait_for()
+    page.get_by_role("button", name=re.compile("Use .a blue ")).click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('a blue ')")
+    page.get_by_text("This prompt is outside the world").first.wait_for(state="hidden")
+    assert "${sunset}" in page.locator("#history").inner_text()
+
+
+def test_the_history_brings_a_video_and_its_dials_back(fake_server, open_page):
+    page = open_page(fake_server)
+    first = "a red star jumping in the desert"
+    for prompt, steps in ((first, 2), ("a blue star jumping in the desert", 1)):
+        page.get_by_label("Prompt", exact=True).fill(prompt)
+        set_slider(page, "Steps", steps)
+        generate(page)
+        page.locator(f"#history [aria-label='Bring back: {prompt}']").wait_for()
+
+    page.get_by_role("button", name=f"Bring back: {first}").click()
+
+    page.locator(f"{VIDEO}[aria-label='Video: {first}']").wait_for()
+    assert read_recipe(page)["steps"] == 2
+    page.wait_for_function(f"document.querySelector('#prompt textarea').value === '{first}'")
+    assert page.get_by_label("number input for Steps").input_value() == "2"
+
+
+def test_the_dice_draws_another_seed(fake_server, open_page):
+    page = open_page(fake_server)
+
+    page.locator("#dice").click()
+
+    page.wait_for_function("document.querySelector('#seed input').value !== '0'")
+
+
+def test_the_guidelines_are_shown_until_they_are_accepted(fake_server, open_page):
+    page = open_page(fake_server)
+    accept = page.get_by_role("button", name="I have read this")
+    accept.click()
+    accept.wait_for(state="hidden")
+
+    page.reload()
+
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    page.wait_for_timeout(1500)
+    assert not accept.is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):
+    page = open_page(fake_server, width=width, theme=theme)
+    page.get_by_label("Prompt", exact=True).fill("w" * 300)
+
+    generate(page)
+
+    page.locator("#history button").wait_for()
+    page.get_by_text("Done in").wait_for()
+    assert not scrolls_sideways(page)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Compare", exact=True).wait_for()
+    assert not scrolls_sideways(page)
+
+
+def test_ink_is_light_on_dark_and_dark_on_light(fake_server, open_page):
+    def brightness(theme: str) -> int:
+        page = open_page(fake_server, theme=theme)
+        colour = page.eval_on_selector("#masthead h1", "e => getComputedStyle(e).color")
+        return sum(int(number) for number in re.findall(r"\d+", colour)[:3])
+
+    assert brightness("light") < 150 < 600 < brightness("dark")
+
+
+def test_every_control_has_a_name(fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_role("button", name="a green circle").wait_for()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, textarea, video')]
+        .filter(e => e.offsetParent && !(e.ariaLabel || e.innerText?.trim() || e.title
+          || e.labels?.length || e.getAttribute('aria-labelledby')))
+        .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
+
+
+def test_the_page_works_while_the_model_still_loads(serve, open_page):
+    server = serve("-m", "tests.support.serve_fake_engine", "--seconds-to-load", "10")
+    page = open_page(server)
+    page.get_by_text("Loading the model. You can write your prompt meanwhile.").wait_for()
+
+    generate(page)
+
+    page.locator("#status").get_by_text("Loading the model").wait_for()
+    page.get_by_text("Done in").wait_for()
+    page.get_by_text("You can write your prompt meanwhile").wait_for(state="hidden")

@@ -1,0 +1,334 @@
+"""The guard before an application that answers everything."""
+
+import asyncio
+import json
+
+import gradio as gr
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from demo.web import guard, limits
+from demo.web.calls import CallChecker
+from demo.web.guard import MAX_BODY, Guard
+from demo.web.limits import MAX_SESSIONS, Buckets, Limits, Rate, Sessions, TooMany
+from tests.support.apart import run_apart
+
+
+async def _anything(request):
+    headers = {"cookie": request.headers.get("cookie", ""), "x-kept": "1"}
+    body = await request.body()
+    return PlainTextResponse(f"reached with {len(body)} bytes", 200, headers)
+
+
+async def _lay_out():
+    with gr.Blocks(analytics_enabled=False) as page:
+        text, number = gr.Textbox(), gr.Number()
+        text.submit(lambda text, number: text, [text, number], text)  # 0, through the queue
+        text.change(lambda text: text, text, text, queue=False)  # 1, directly
+    return page
+
+
+@pytest.fixture(scope="module")
+def page():
+    # Outside of a running loop Gradio makes loops that it never closes.
+    return run_apart(_lay_out())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def client(page, folder):
+    methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
+    inner = Starlette(routes=[Route("/{path:path}", _anything, methods=methods)])
+    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=Limits())
+    return TestClient(guarded, base_url="http://house")
+
+
+def call(client, path="/gradio_api/queue/join", **changes):
+    body = {"fn_index": 0, "data": ["a", 1], "session_hash": "abc", **changes}
+    return client.post(path, json={key: body[key] for key in body if body[key] is not ...})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/config",
+        "/assets/index-8fe1.js",
+        "/theme.css",
+        "/healthz",
+        "/study/rate",
+        "/study/media/WzEsImxlZnQiXQ.x-Y_z",
+        "/results/chart.svg",
+        "/admin/",
+        "/gradio_api/info",
+        "/gradio_api/heartbeat/0123abc",
+    ],
+)
+def test_what_the_page_needs_passes(client, path):
+    assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/upload",
+        "//gradio_api/upload",
+        "/gradio_api//upload",
+        "/gradio_api/%75pload",
+        "/GRADIO_API/upload",
+        "/gradio_api/./upload",
+        "/assets/../gradio_api/upload",
+        "/gradio_api/upload/",
+        "/gradio_api/process_recording",
+        "/gradio_api/component_server",
+        "/gradio_api/proxy=http://127.0.0.1/",
+        "/gradio_api/file=http://example.com/a.mp4",
+        "/gradio_api/file/etc/passwd",
+        "/gradio_api/deep_link",
+        "/gradio_api/runs",
+        "/gradio_api/openapi.json",
+        "/gradio_api/stream/1/2/3/playlist.m3u8",
+        "/gradio_api/call/generate",
+        "/gradio_api/token",
+        "/monitoring/summary",
+        "/login",
+        "/docs",
+        "/openapi.json",
+        "/assets/%2e%2e/%2e%2e/secret",
+        "/study\\..\\..\\secret",
+    ],
+)
+def test_what_the_page_does_not_need_is_not_there(client, path):
+    assert client.get(path).status_code == 404
+    assert client.post(path, json={}).status_code == 404
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"])
+def test_methods_that_no_page_uses_are_refused(client, method):
+    assert client.request(method, "/config").status_code == 405
+
+
+def test_only_videos_of_the_named_folders_are_served(client, folder):
+    def ask(path):
+        return client.get(f"/gradio_api/file={path}").status_code
+
+    assert ask(folder / "0123.mp4") == 200
+    assert ask(folder.parent / "study.db") == 404
+    assert ask(f"{folder}/../study.db") == 404
+    assert ask(f"{folder}/../other/a.mp4") == 404
+    assert ask(f"{folder}/study.db") == 404
+    assert ask(f"{folder}x/a.mp4") == 404
+
+
+def test_a_body_is_read_up_to_its_limit_and_no_further(client):
+    def chunks(count):
+        yield from (b"x" * 1024 for _ in range(count))
+
+    fits = client.post("/study/api/submit", content=b"x" * MAX_BODY)
+    beyond = client.post("/study/api/submit", content=b"x" * (MAX_BODY + 1))
+    chunked = client.post("/study/api/submit", content=chunks(1024))
+
+    assert fits.text == f"reached with {MAX_BODY} bytes"
+    assert (beyond.status_code, chunked.status_code) == (413, 413)
+
+
+def test_a_body_that_never_ends_is_given_up(page, folder, monkeypatch):
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    sent = []
+
+    async def drip():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def keep(message):
+        sent.append(message)
+
+    guarded = Guard(_anything, calls=CallChecker(page), files=[folder], limits=Limits())
+    scope = {"type": "http", "method": "POST", "path": "/study/api/submit", "headers": []}
+    run_apart(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
+
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fn_index": 2},
+        {"fn_index": -1},
+        {"fn_index": "0"},
+        {"fn_index": True},
+        {"fn_index": 0.0},
+        {"fn_index": ...},
+        {"data": ["a", 1, 2]},
+        {"data": {"0": "a"}},
+        {"data": ...},
+        {"session_hash": 7},
+        {"session_hash": ...},
+        {"session_hash": "../x"},
+        {"session_hash": "x" * 65},
+        {"session_hash": ""},
+        {"oauth_token": "x"},
+        {"batched": True},
+        {"simple_format": True},
+        {"trigger_id": "1"},
+        {"event_id": 3},
+        {"request": {}},
+    ],
+)
+def test_a_call_that_no_page_makes_is_refused(client, changes):
+    reply = call(client, **changes)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"].startswith("Expected")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 30_000,
+        b'{"fn_index": 0, "session_hash": "a", "data": ["\\ud800"]}',
+        b'{"fn_index": 0, "session_hash": "a", "data": [' + b"[" * 20 + b"]" * 20 + b"]}",
+    ],
+)
+def test_a_body_that_is_no_call_is_refused(client, body):
+    headers = {"content-type": "application/json"}
+    reply = client.post("/gradio_api/queue/join", content=body, headers=headers)
+
+    assert reply.status_code == 400
+
+
+def test_a_call_of_the_page_passes(client):
+    assert call(client).status_code == 200
+    assert call(client, path="/gradio_api/run/predict", fn_index=1, data=["a"]).status_code == 200
+
+
+def test_what_belongs_into_the_queue_is_not_run_beside_it(client):
+    assert call(client, path="/gradio_api/run/predict").status_code == 400
+
+
+def test_another_sites_page_makes_no_calls(client):
+    body = json.dumps({"fn_index": 0, "data": ["a", 1], "session_hash": "abc"})
+    path = "/gradio_api/queue/join"
+    foreign = {"content-type": "application/json", "sec-fetch-site": "cross-site"}
+
+    assert client.post(path, content=body, headers=foreign).status_code == 403
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert client.post(path, content=body, headers={"content-type": kind}).status_code == 415
+
+
+def test_nobody_uses_anothers_session(page, folder):
+    inner = Starlette(routes=[Route("/{path:path}", _anything, methods=["GET", "POST"])])
+    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=Limits())
+    owner = TestClient(guarded, client=("10.0.0.1", 1))
+    thief = TestClient(guarded, client=("10.0.0.2", 1))
+
+    assert call(owner).status_code == 200
+    assert call(thief).status_code == 429
+    assert thief.get("/gradio_api/queue/data?session_hash=abc").status_code == 429
+    assert thief.get("/gradio_api/heartbeat/abc").status_code == 429
+    assert owner.get("/gradio_api/queue/data?session_hash=abc").status_code == 200
+    assert owner.get("/gradio_api/queue/data?session_hash=unknown").status_code == 404
+
+
+def test_every_answer_has_the_headers_that_keep_it_safe(client):
+    for path in ("/", "/nowhere", "/study/rate"):
+        headers = client.get(path).headers
+
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+        assert "frame-ancestors 'self'" in headers["content-security-policy"]
+        assert "camera=()" in headers["permissions-policy"]
+
+
+def test_no_header_of_the_request_comes_back(client):
+    reply = client.get("/config", headers={"cookie": "secret=1"})
+
+    assert "cookie" not in reply.headers and reply.headers["x-kept"] == "1"
+
+
+def test_who_asks_too_often_is_slowed_down_alone(page, folder):
+    inner = Starlette(routes=[Route("/{path:path}", _anything)])
+    rates = Limits(any_request=Rate(1, 5))
+    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=rates)
+    hasty = TestClient(guarded, client=("10.0.0.1", 1))
+    patient = TestClient(guarded, client=("10.0.0.2", 1))
+
+    statuses = [hasty.get("/").status_code for _ in range(8)]
+
+    assert statuses == [200] * 5 + [429] * 3
+    assert "retry-after" in hasty.get("/").headers
+    assert patient.get("/").status_code == 200
+
+
+def test_a_bucket_fills_again_with_time():
+    now = [0.0]
+    bucket = Buckets(Rate(per_second=2, burst=3), lambda: now[0])
+    taken = [bucket.take("one") for _ in range(4)]
+    now[0] = 1.0
+
+    assert taken == [True, True, True, False]
+    assert [bucket.take("one") for _ in range(3)] == [True, True, False]
+
+
+def test_raters_behind_one_address_do_not_slow_each_other_down():
+    rates = Limits(rating=Rate(1, 2), rater_cookie="rater")
+
+    def ask(cookie):
+        headers = [(b"cookie", f"rater={cookie}".encode())]
+        scope = {"path": "/study/api/claim", "method": "POST", "headers": headers}
+        rates.check("10.0.0.1", scope)
+
+    for _ in range(2):
+        ask("first"), ask("second")
+    with pytest.raises(TooMany):
+        ask("first")
+    ask("third")
+
+
+def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):
+    monkeypatch.setattr(limits, "SESSIONS_PER_CLIENT", 3)
+    now = [0.0]
+    sessions = Sessions(lambda: now[0])
+    for name in ("a", "b", "c"):
+        sessions.bind(name, "one")
+    with pytest.raises(TooMany):
+        sessions.bind("d", "one")
+    with sessions.kept("a"):
+        now[0] = limits.SESSION_SECONDS + 1
+        sessions.bind("d", "one")
+
+        assert "a" in sessions and "b" not in sessions
+
+
+def test_all_sessions_together_stay_below_what_gradio_remembers():
+    sessions = Sessions(lambda: 0.0)
+    for number in range(MAX_SESSIONS):
+        sessions.bind(f"s{number}", f"client {number}")
+
+    with pytest.raises(TooMany):
+        sessions.bind("one-more", "another client")
+    assert MAX_SESSIONS < 2000
+
+
+def test_open_connections_are_counted():
+    rates = Limits(streams=2)
+    with rates.streaming("one"), rates.streaming("one"):
+        with pytest.raises(TooMany), rates.streaming("one"):
+            pass
+        with rates.streaming("two"):
+            pass
+    with rates.streaming("one"):
+        pass

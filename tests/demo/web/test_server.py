@@ -1,0 +1,377 @@
+"""The mounted application: who gets in where, what it tells, and what nobody can forge."""
+
+import asyncio
+import json
+import random
+import string
+from collections import Counter
+
+import pytest
+from sqlalchemy import func, select
+
+from human_eval.storage.tables import Event, Vote
+from tests.support.apart import run_apart
+from tests.support.page_server import SECRETS, claim, enter, open_house, sign_in, vote
+
+LETTERS = string.ascii_letters + string.digits + "-_."
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch):
+    """Let results be as new as can be, however slow the machine."""
+    monkeypatch.setattr("human_eval.reporting.live_results.PATIENCE", 0.0)
+    monkeypatch.setattr("human_eval.reporting.live_results.SHARE", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.QUICK", 1e9)
+
+
+def run(test):
+    """Run an asynchronous test to its end."""
+    return run_apart(test)
+
+
+def count(store, table=Vote):
+    with store.read() as connection:
+        return connection.execute(select(func.count()).select_from(table)).scalar()
+
+
+def events(store) -> Counter:
+    with store.read() as connection:
+        rows = connection.execute(select(Event.kind, func.sum(Event.count)).group_by(Event.kind))
+        return Counter({kind: int(number) for kind, number in rows})
+
+
+def test_raters_page_and_votes_are_below_study(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            outside = await house.client.get("/study")
+            page = await house.client.get("/study/rate")
+            await enter(house.client)
+            receipt = await vote(house.client, (await claim(house.client))["ballot"])
+
+            assert (outside.status_code, outside.headers["location"]) == (307, "study/")
+            assert page.status_code == 200 and "<html" in page.text
+            assert receipt.status_code == 200
+            assert count(house.store) == 2
+
+    run(scene())
+
+
+def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            seen = []
+            await enter(house.client)
+            for _ in range(3):
+                pair = await claim(house.client)
+                await vote(house.client, pair["ballot"])
+                seen += [json.dumps(pair)]
+                for side in ("left", "right"):
+                    clip = await house.client.get("/study/" + pair[side])
+                    seen.append(clip.content.decode("latin-1") + str(clip.headers))
+            house.store.set_paused(True, author="ada")
+            async with house.visitor() as researcher:
+                await sign_in(researcher)
+                await publish(house, researcher)
+            addresses = [
+                *("/", "/config", "/gradio_api/info", "/study/rate", "/study/api/study"),
+                *("/results/chart.svg", "/results/chart.pdf", "/results/tables.zip"),
+                *("/healthz", "/admin/", "/study/healthz"),
+            ]
+            for address in addresses:
+                reply = await house.client.get(address)
+                seen.append(str(reply.headers) + reply.content.decode("latin-1"))
+            results = await call_tab(house, "on_refresh", [None, False])
+            seen.append(results.text)
+
+            text = "\n".join(seen)
+            assert "System " in results.text
+            hidden = SECRETS + [clip.stored_name for clip in house.store.clips()]
+            hidden += [house.store.definition.hash, str(house.store.folder)]
+            assert [secret for secret in hidden if secret in text] == []
+
+    run(scene())
+
+
+async def publish(house, researcher):
+    token = (await researcher.get("/admin/")).text.split('name="token" value="')[1].split('"')[0]
+    reply = await researcher.post("/admin/publish", data={"token": token})
+    assert reply.status_code == 303, reply.text
+
+
+async def call_tab(house, name, data, client=None):
+    [index] = [index for index, fn in house.page.fns.items() if fn.name == name]
+    body = {"fn_index": index, "data": data, "session_hash": "abc"}
+    return await (client or house.client).post("/gradio_api/run/predict", json=body)
+
+
+def test_results_are_for_researchers_until_they_are_published(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            await enter(house.client)
+            await vote(house.client, (await claim(house.client))["ballot"])
+            async with house.visitor() as researcher:
+                await sign_in(researcher)
+
+                before = await house.client.get("/results/chart.svg")
+                page_before = await call_tab(house, "on_refresh", ["People", False])
+                named = await call_tab(house, "on_refresh", ["People", False], researcher)
+                drawn = await researcher.get("/results/chart.svg")
+                await publish(house, researcher)
+            after = await house.client.get("/results/chart.svg")
+            page_after = await call_tab(house, "on_refresh", ["People", False])
+
+            assert (before.status_code, drawn.status_code, after.status_code) == (403, 200, 200)
+            assert "has not published" in page_before.text
+            assert "Quokka 4" in named.text
+            assert "System " in page_after.text and "Quokka" not in page_after.text
+
+    run(scene())
+
+
+def test_no_cookie_of_a_rater_opens_the_administration(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            await enter(house.client)
+            rater = house.client.cookies["human_eval_rater"]
+            house.client.cookies.set("human_eval_researcher", rater)
+
+            shown = await house.client.get("/admin/")
+            fetched = [
+                await house.client.get(f"/admin/{name}")
+                for name in ("counts", "export.zip", "report.zip", "check", "clips/x")
+            ]
+            done = [
+                await house.client.post(f"/admin/{deed}", data={"token": "x"})
+                for deed in ("close", "pause", "publish", "exclude", "back-up", "release")
+            ]
+
+            assert "Password" in shown.text and "Counts" not in shown.text
+            assert {reply.status_code for reply in (*fetched, *done)} == {403}
+            assert set(events(house.store)) <= {"refused", "entered"}
+
+    run(scene())
+
+
+def test_no_other_site_may_read_answers(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            for host in ("house", "127.0.0.1:7860"):
+                for origin in ("https://evil.example", "null"):
+                    for path in ("/config", "/study/api/study", "/results/tables.zip"):
+                        reply = await house.client.get(
+                            path, headers={"origin": origin, "host": host}
+                        )
+
+                        assert "access-control-allow-origin" not in reply.headers
+                        assert "access-control-allow-credentials" not in reply.headers
+
+    run(scene())
+
+
+def test_health_turns_red_when_queue_writer_or_disk_is_sick(tmp_path, monkeypatch):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            well = await house.client.get("/healthz")
+            house.page._queue.stopped = True
+            stopped = await house.client.get("/healthz")
+            house.page._queue.stopped = False
+            monkeypatch.setattr("demo.web.server.MIN_FREE", 2**62)
+            full = await house.client.get("/healthz")
+            monkeypatch.undo()
+            service = house.desk.raters.app.state.service
+            await asyncio.to_thread(service._writer.close)
+            silent = await house.client.get("/healthz")
+
+            assert (well.status_code, well.json()) == (200, {"problems": []})
+            assert stopped.status_code == 503 and "queue" in stopped.text
+            assert full.status_code == 503 and "disk" in full.text
+            assert silent.status_code == 503 and "writer" in silent.text
+
+    run(scene())
+
+
+def test_the_queue_survives_sessions_that_gradio_has_forgotten(tmp_path):
+    async def scene():
+        async with open_house(tmp_path, pace=0.02) as house:
+            [index] = [index for index, fn in house.page.fns.items() if fn.name == "generate"]
+            call = {"fn_index": index, "data": ["a red star", "fake-student", 8, 7.5, 1]}
+            for number in range(8):  # wait in the line
+                body = {**call, "session_hash": f"waiting{number}"}
+                reply = await house.client.post("/gradio_api/queue/join", json=body)
+                assert reply.status_code == 200, reply.text
+            remembered = house.page._queue.pending_messages_per_session
+            for number in range(2_100):  # what two thousand visitors do to it
+                remembered[f"visitor{number}"] = asyncio.Queue()
+            assert "waiting7" not in remembered
+            house.page._queue.broadcast_estimations("engine")
+            async with asyncio.timeout(60):
+                while len(house.page._queue):
+                    await asyncio.sleep(0.05)
+
+            assert not house.page._queue.stopped
+            assert (await house.client.get("/healthz")).status_code == 200
+
+    run(scene())
+
+
+def test_only_clips_of_the_shelf_are_served_as_files(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            clip = tmp_path / "clips" / "0123456789abcdef.mp4"
+            clip.write_bytes(b"clip")
+            wanted = [
+                house.store.folder / "study.db",
+                house.store.folder / "secret",
+                house.store.media / house.store.clips()[0].stored_name,
+                "/etc/passwd",
+                f"{tmp_path}/clips/../studies/test/study.db",
+                "app.py",
+            ]
+            statuses = [
+                (await house.client.get(f"/gradio_api/file={path}")).status_code for path in wanted
+            ]
+            shown = await house.client.get(
+                f"/gradio_api/file={clip}", headers={"cookie": "mine=secret"}
+            )
+
+            assert set(statuses) == {404}
+            assert (shown.status_code, shown.content) == (200, b"clip")
+            assert "secret" not in str(shown.headers)
+
+    run(scene())
+
+
+def forge(token: str, other: str, number: int, rng: random.Random) -> str:
+    """Return a token that we did not sign."""
+    place = rng.randrange(len(token))
+    letter = rng.choice(LETTERS.replace(token[place], ""))
+    return [
+        token[:place] + letter + token[place + 1 :],
+        token[:place],
+        "".join(rng.choices(LETTERS, k=len(token))),
+        token + letter,
+        other,
+    ][number % 5]
+
+
+def all_addresses(house) -> list[str]:
+    """Return every address of the house, Gradio's and the study's, with parameters filled in."""
+    found = set()
+    apps = [(house.app, "")]
+    while apps:
+        app, prefix = apps.pop()
+        for route in app.routes:
+            path = getattr(route, "path", "")
+            inner = getattr(route, "app", None)
+            if hasattr(inner, "app") and hasattr(inner, "note"):  # a doorway
+                inner = inner.app
+            if hasattr(inner, "routes") and not hasattr(route, "endpoint"):
+                apps.append((inner, prefix + path))
+            else:
+                found.add(prefix + path)
+    for app, prefix in ((house.desk.raters.app, "/study"), (house.desk.researchers.app, "/admin")):
+        found |= {prefix + getattr(route, "path", "") for route in app.routes}
+    return sorted(found)
+
+
+def fill_in(address: str, value: str) -> str:
+    """Put a value in the place of every parameter."""
+    while "{" in address:
+        before, _, rest = address.partition("{")
+        address = before + value + rest.partition("}")[2]
+    return address
+
+
+@pytest.mark.slow
+def test_no_forged_vote_of_five_thousand_and_no_replay_adds_a_row(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            rng = random.Random(0)
+            await enter(house.client)
+            token = (await claim(house.client))["ballot"]
+            other = house.store.keys.sign("media", house.store.keys.read("ballot", token))
+            addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
+            statuses = Counter()
+            for number in range(5_000):
+                forged = forge(token, other, number, rng)
+                if number % 2:
+                    statuses[(await vote(house.client, forged)).status_code] += 1
+                    continue
+                # The true ballot, sent where no vote is taken, or by somebody else.
+                address = fill_in(rng.choice(addresses), rng.choice(["submit", forged[:20], "1"]))
+                async with house.visitor() as stranger:
+                    body = {"ballot": token, "answers": {}, "data": [token, "left"], "fn_index": 3}
+                    if address == "/study/api/submit":
+                        reply = await vote(stranger, token)
+                    else:
+                        reply = await stranger.post(address, json=body)
+                statuses[reply.status_code] += 1
+                assert reply.status_code not in range(500, 600), (address, reply.text)
+            assert count(house.store) == 0
+
+            assert (await vote(house.client, token, "left")).status_code == 200
+            for _ in range(1_000):
+                choice = rng.choice(["left", "right"])
+                reply = await vote(house.client, token, choice, revision=0)
+                assert reply.status_code in (200, 409)
+            assert count(house.store) == 2
+            assert statuses[200] == 0 or statuses[200] < 200, statuses
+            assert set(events(house.store)) <= {"refused", "entered"}
+
+    run(scene())
+
+
+def hostile_bodies(rng: random.Random) -> list[bytes]:
+    """Return bodies that nobody's browser would send."""
+    deep = b"[" * 2_000 + b"]" * 2_000
+    texts = ["\ud800", "\x00", "<script>", "${7*7}", "{{7*7}}", "../../etc/passwd", "A" * 10_000]
+    bodies = [
+        *(b"", b"null", b"[]", b"{", b"\xff\xfe\x00", deep, b'{"a":' * 500, b"1e400", b"NaN"),
+        *(json.dumps({"data": [text], "fn_index": 1}).encode() for text in texts),
+        *(json.dumps({"session_hash": text, "fn_index": 1}).encode() for text in texts),
+        *(json.dumps({"ballot": text, "answers": {text: 1}}).encode() for text in texts),
+        *(json.dumps({"consent": text, "invitation": text}).encode() for text in texts),
+    ]
+    values = [None, True, -1, 2**70, 1e308, "x", [], {}, [[]], {"a": {}}]
+    for _ in range(60):
+        keys = ["data", "fn_index", "session_hash", "ballot", "answers", "consent", "event_id"]
+        chosen = rng.sample(keys, rng.randrange(1, 6))
+        bodies.append(json.dumps({key: rng.choice(values) for key in chosen}).encode())
+    for index in range(40):
+        data = [rng.choice([None, -1, "x", {}, [], 1e99]) for _ in range(rng.randrange(6))]
+        call = {"fn_index": index, "session_hash": "abc", "data": data}
+        bodies.append(json.dumps(call).encode())
+    return bodies
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
+    async def scene():
+        async with open_house(tmp_path) as house:
+            rng = random.Random(0)
+            bodies = hostile_bodies(rng)
+            values = ["x", "..", "%2e%2e%2f", "\u2603", "0" * 300, "predict", "-1"]
+            kinds = ["application/json", "text/plain", "multipart/form-data", ""]
+            broken = Counter()
+            await enter(house.client)
+            addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
+            for number in range(10_000):
+                address = fill_in(addresses[number % len(addresses)], rng.choice(values))
+                kind = rng.choice(kinds[:1] * 5 + kinds)
+                method = rng.choice(["POST", "POST", "POST", "GET", "PUT", "HEAD"])
+                reply = await house.client.request(
+                    method,
+                    address,
+                    content=rng.choice(bodies) if method != "GET" else None,
+                    headers={"content-type": kind},
+                )
+
+                told = any(secret in reply.text for secret in ("Traceback", str(tmp_path)))
+                if reply.status_code >= 500 or told:
+                    broken[method, address[:80], reply.text[:200]] += 1
+            assert not broken
+            assert not house.page._queue.stopped
+            assert (await house.client.get("/healthz")).status_code == 200
+            assert count(house.store) == 0
+
+    run(scene())

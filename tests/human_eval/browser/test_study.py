@@ -1,0 +1,148 @@
+"""Rate and Results on the page, and Administration beside it, in a real browser."""
+
+import re
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from human_eval.server.accounts import add_account
+from human_eval.study.store import open_study
+
+pytestmark = pytest.mark.browser
+PASSWORD = "correct horse battery"
+
+
+def wait_for_study(server) -> Path:
+    """Return the folder of the starter study, once it is served."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            with urlopen(server.url + "/study/rate"):
+                return server.data_dir / "studies" / "shapes-demo"
+        except HTTPError as preparing:
+            assert preparing.code == 503
+            time.sleep(0.2)
+    raise TimeoutError("the starter study is not there")
+
+
+@pytest.fixture(scope="module")
+def study(fake_server) -> Path:
+    """The starter study, with a researcher."""
+    folder = wait_for_study(fake_server)
+    add_account(folder, "ada", PASSWORD, "admin")
+    return folder
+
+
+def open_results(page):
+    page.get_by_role("tab", name="Results", exact=True).click()
+    page.locator(".figure3").wait_for(timeout=90_000)  # the statistics are imported behind it
+    return page
+
+
+def sideways(page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def administration(chromium, server, width=1280, theme="light"):
+    size = {"width": width, "height": 900}
+    page = chromium.new_context(viewport=size, color_scheme=theme).new_page()
+    page.goto(f"{server.url}/admin/")
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Counts").wait_for()
+    return page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_first_start_offers_a_result_to_see(study, fake_server, open_page, width):
+    page = open_results(open_page(fake_server, width=width))
+
+    text = page.locator("#results-figure").inner_text()
+    assert "SIMULATED VOTES" in text.upper()
+    assert "System A" in text and "System B" in text
+    assert not re.search("student|teacher", page.locator("#results-summary").inner_text(), re.I)
+    assert page.locator(".stack").count() == 3
+    assert sideways(page) <= 0
+
+
+def test_the_figure_can_be_downloaded(study, fake_server, open_page):
+    page = open_results(open_page(fake_server))
+
+    with page.expect_download() as download:
+        page.get_by_role("link", name="PNG").click()
+
+    assert Path(download.value.path()).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_rate_tab_shows_the_raters_page(study, fake_server, open_page):
+    page = open_page(fake_server)
+    page.get_by_role("tab", name="Rate", exact=True).click()
+
+    frame = page.frame_locator(".rate-frame")
+    frame.get_by_role("button", name="Begin").wait_for()
+    assert frame.get_by_role("checkbox").count() == 1
+
+
+def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(study, serve, chromium, open_page):
+    server = serve("-m", "tests.support.serve_fake_engine")
+    store = open_study(wait_for_study(server))
+    store.set_closed(True, author="ada")
+    store.close()
+
+    page = open_results(open_page(server))
+    assert "Student, few steps" in page.locator("#results-figure").inner_text()
+    page.wait_for_function(
+        "[...document.querySelectorAll('#results-pair video')].length === 2 && "
+        "[...document.querySelectorAll('#results-pair video')].every(v => v.readyState >= 2)"
+    )
+    first = page.locator("#results-pair .prompt").inner_text()
+    page.locator("#results-place input").fill("2")
+    page.locator("#results-place input").press("Enter")
+    page.wait_for_function(
+        "first => document.querySelector('#results-pair .prompt').innerText !== first", arg=first
+    )
+    assert page.locator("#results-pair tbody tr").count() == 9
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_researcher_pauses_and_resumes_by_keyboard(study, fake_server, chromium, width):
+    page = administration(chromium, fake_server, width)
+
+    page.get_by_role("button", name="Pause").focus()
+    page.keyboard.press("Enter")
+    page.locator(".state.paused").wait_for()
+    page.get_by_role("button", name="Resume").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Pause").wait_for()
+
+    assert sideways(page) <= 0
+    page.context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_administration_has_no_fault_that_axe_knows(study, fake_server, chromium, theme):
+    page = administration(chromium, fake_server, theme=theme)
+
+    assert faults(page) == []
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Password").wait_for()
+    assert faults(page) == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figure_has_no_fault_that_axe_knows(study, fake_server, open_page, theme):
+    page = open_results(open_page(fake_server, theme=theme))
+
+    assert faults(page, "#results-summary, #results-figure, #results-downloads") == []
+
+
+def faults(page, context: str | None = None) -> list:
+    """Return what axe-core finds wrong."""
+    found = Axe().run(page, context).response["violations"]
+    return [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in found]

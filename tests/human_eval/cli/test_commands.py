@@ -1,0 +1,331 @@
+"""The command line: from folders of videos to a backup, and plain words where input is wrong."""
+
+import contextlib
+import hashlib
+import random
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from human_eval.__main__ import build_parser, main
+from human_eval.cli import serving
+from human_eval.cli.commands import COMMANDS
+from human_eval.clips.media import Footage, write_footage
+from human_eval.definition.definition import load_definition
+from human_eval.reporting.export import write_export
+from human_eval.statistics import screening
+from human_eval.storage.events import exclusions
+from human_eval.study.store import open_study
+from tests.support.crowd import define_pair, make_votes
+
+PROMPTS = 4
+
+
+def run(*arguments) -> None:
+    main([str(argument) for argument in arguments])
+
+
+def digest(folder) -> str:
+    return hashlib.sha256((folder / "study.db").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two folders of tiny videos, a file of prompts, and a study of them."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(0)
+    for system in ("student", "teacher"):
+        (folder / "clips" / system).mkdir(parents=True)
+        for index in range(PROMPTS):
+            pixels = rng.integers(0, 255, (6, 32, 32, 3)).astype(np.uint8)
+            clip = folder / "clips" / system / f"{index:04d}.mp4"
+            write_footage(Footage(pixels, Fraction(8)), clip)
+    lines = [f"a red star number {index}" for index in range(PROMPTS)]
+    (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
+    (folder / "table.csv").write_text("text\na red star\n")
+    (folder / "results.csv").write_text("HITId,WorkerId\nH1,W1\n")
+    (folder / "export").mkdir()
+    (folder / "export" / "votes.csv").write_text("vote_id,choice\n1,a\n")
+    source = load_definition("shapes-demo").source
+    (folder / "export" / "study.toml").write_text(source)
+    (folder / "unknown.toml").write_text(source.replace('b = "teacher"', 'b = "nobody"'))
+    run("create", folder / "study", "--prompts", folder / "prompts.txt")
+    run("ingest", folder / "study", folder / "clips")
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture
+def clips(place):
+    return place / "clips"
+
+
+@pytest.fixture
+def study(place):
+    return place / "study"
+
+
+def test_every_command_has_help(capsys):
+    for name in (*COMMANDS, *serving.COMMANDS):
+        with pytest.raises(SystemExit) as exit:
+            build_parser().parse_args([name, "--help"])
+        assert exit.value.code == 0
+        assert "STUDY" in capsys.readouterr().out
+
+
+def test_ingest_tells_what_every_system_weighs(study, clips, capsys):
+    run("ingest", study, clips)
+
+    shown = capsys.readouterr().out
+    assert "mean_bytes" in shown
+    assert all(any(line.split()[:2] == [system, "4"] for line in shown.splitlines())
+               for system in ("student", "teacher"))  # fmt: skip
+
+
+def test_two_folders_of_videos_become_a_simulated_study(study, capsys):
+    run("simulate", study, "--raters", 5)
+    run("status", study, "--simulated")
+    run("backup", study)
+    run("restore", study)
+    run("screen", study, "--simulated")
+    run("status", study)
+    shown = capsys.readouterr().out
+
+    assert f"{3 * PROMPTS} pairs answered by 5 simulated raters" in shown
+    assert "SIMULATED" in shown and "The database is sound." in shown
+    assert "0 raters; turns: none" in shown
+
+
+def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
+    tmp_path = place
+    text = load_definition("shapes-demo").source
+    path = tmp_path / "gold.toml"
+    path.write_text(text + "\n[checks]\ngold_share = 0.3\ngold_pairs = 4\n")
+    run("create", tmp_path / "gold", "--definition", path, "--prompts", tmp_path / "prompts.txt")
+    run("ingest", tmp_path / "gold", clips)
+    run("ingest", tmp_path / "gold", clips)
+    run("simulate", tmp_path / "gold", "--raters", "6")
+
+    shown = capsys.readouterr().out
+    assert shown.count("gold: 4 new pairs") == 1
+    assert len(list((tmp_path / "gold" / "media").glob("*.mp4"))) == 2 * PROMPTS + 3
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("create {study} --prompts {made}/prompts.txt", "Expected no study"),
+        ("create {new} --definition nothing", "Expected a TOML file or a preset"),
+        ("create {new} --prompts none.txt", "none.txt"),
+        ("create {new} --definition {made}/unknown.toml", "a system from"),
+        ("create {new} --prompts {made}/table.csv", "prompt"),
+        ("create {new} --prompts {made}/table.csv --column words", "words"),
+        ("create {new} --set steps=4", "got 'steps'"),
+        ("create {new} --set steps", "Expected NAME=VALUE"),
+        ("ingest {new} clips", "Expected the folder of a study"),
+        ("ingest {study} student=none", "Expected a folder of clips"),
+        ("ingest {study} other={study}", "a system from"),
+        ("ingest {study} {study}", "Expected folders named"),
+        ("ingest {study} student=a student=b", "got 'student' twice"),
+        ("create {new} --set steps=4 --set steps=8", "got 'steps' twice"),
+        ("simulate {study} --win-rate 2", "win_rate between"),
+        ("simulate {study} --raters 0", "raters between"),
+        ("simulate {study} --max-pairs 0", "at least one pair"),
+        ("report {made}/export", "Expected the columns"),
+        ("report {study} --simulated", "at least one simulated answer"),
+        ("export {study}", "at least one answer"),
+        ("import-votes {study} {made}/results.csv", "column"),
+        ("import-votes {study} {made}/results.csv --answer Q9=x", "a question from"),
+        ("import-votes {study} {made}/results.csv --answer Q1=x --answer Q1=y", "got 'Q1' twice"),
+        ("report {study}", "at least one answer"),
+        ("report {study} --as-of noon", "Expected a time"),
+        ("screen {study} --revoke 5 --reason x", "an exclusion in force"),
+        ("screen {study} --revoke 5", "Expected a --reason"),
+        ("restore {study}", "Expected a backup"),
+        ("restore {study} none.db", "no file"),
+        ("erase {study}", "Expected PROVIDER and RATER"),
+        ("erase {study} prolific x", "the study knows"),
+        ("erase {study} prolific x --simulated", "got both"),
+        ("close {study} --reopen", "got an open one"),
+        ("import-votes {study} none.csv", "none.csv"),
+    ],
+)
+def test_bad_input_is_answered_and_changes_nothing(made, capsys, command, message):
+    study = made / "study"
+    before = digest(study)
+    words = command.format(study=study, made=made, new=made / "new").split()
+
+    with pytest.raises(SystemExit) as exit:
+        run(*words)
+
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert digest(study) == before
+    assert not (made / "new").exists()
+
+
+def test_half_a_video_is_refused_by_name_and_the_rest_goes_in(place, clips, capsys):
+    broken = clips / "student" / "0001.mp4"
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    run("create", place / "new", "--prompts", place / "prompts.txt")
+
+    with pytest.raises(SystemExit):
+        run("ingest", place / "new", clips)
+
+    shown = capsys.readouterr()
+    assert "student 0001" in shown.err
+    assert "0 pairs" in shown.out  # not complete, and --partial was not said
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_a_command_on_no_study_says_so_and_makes_none(tmp_path, capsys, command):
+    more = {"ingest": ["clips"], "import-votes": ["x.csv"], "erase": ["lab", "x"]}
+    words = [command, tmp_path / "none", *more.get(command, [])]
+    if command == "create":
+        words += ["--prompts", tmp_path / "none.txt"]
+
+    with pytest.raises(SystemExit) as exit:
+        run(*words)
+
+    assert exit.value.code == 2
+    assert "Expected" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["ingest {study} {clips}", "simulate {study}", "import-votes {study} {file}"]
+)
+def test_a_closed_study_takes_nothing_in(place, study, capsys, command):
+    run("close", study)
+    before = digest(study)
+
+    with pytest.raises(SystemExit) as exit:
+        run(*command.format(study=study, clips=place / "clips", file=place / "results.csv").split())
+
+    assert exit.value.code == 2
+    assert "Expected an open study" in capsys.readouterr().err
+    assert digest(study) == before
+    run("close", study, "--reopen")
+    run("ingest", study, place / "clips")
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "torn", "other"])
+def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, damage):
+    run("simulate", study, "--raters", 4)
+    run("backup", study)
+    path = study / "study.db"
+    whole = path.read_bytes()
+    for ending in ("-wal", "-shm"):
+        path.with_name(f"study.db{ending}").unlink(missing_ok=True)
+    path.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2]}.get(damage, b"x" * 9000))
+    if damage == "gone":
+        path.unlink()
+
+    with pytest.raises(SystemExit) as exit:
+        run("status", study, "--simulated")
+    refusal = capsys.readouterr().err
+    with contextlib.suppress(SystemExit):  # of clips, none is missing
+        run("restore", study)
+    run("status", study, "--simulated")
+
+    assert exit.value.code == 2 and "backup" in refusal
+    shown = capsys.readouterr().out
+    assert "The database is sound." in shown
+    assert f"{3 * PROMPTS} submitted" in shown
+    kept = {
+        path.name.removesuffix("-wal").removesuffix("-shm") for path in study.glob("*.damaged-*")
+    }
+    assert len(kept) == (damage != "gone")
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--as-of 2026-11-20", "Expected --as-of with a study, got an export"),
+        ("--simulated", "Expected simulated votes"),
+    ],
+)
+def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, option, message):
+    write_export(make_votes(define_pair()), define_pair(), tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit) as exit:
+        run("report", "export", *option.split())
+
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys):
+    run("simulate", study, "--raters", 4)
+    with contextlib.closing(open_study(study)) as store:
+        rater = store.votes(simulated=True)["rater"].iloc[0]
+        found = pd.DataFrame([{"rater": rater, "rule": "too_fast", "evidence": {"fast": 9}}])
+        monkeypatch.setattr(screening, "screen", lambda votes, definition: found)
+        run("screen", study, "--simulated", "--apply")
+        with store.read() as connection:
+            [excluded] = exclusions(connection)
+        run("screen", study, "--revoke", excluded.event_id, "--reason", "a slow clock")
+
+        run("screen", study, "--simulated", "--apply")
+
+        with store.read() as connection:
+            assert exclusions(connection) == []
+    assert "revoked before" in capsys.readouterr().out
+
+
+def test_an_erasure_names_what_may_still_know_the_rater(study, capsys):
+    with contextlib.closing(open_study(study)) as store:
+        store.enter("prolific", "jane")
+    (study / "export").mkdir()
+    (study / "report").mkdir()
+    (study / "study.db.damaged-1").touch()
+
+    run("erase", study, "prolific", "jane")
+
+    shown = capsys.readouterr().out
+    assert all(str(study / name) in shown for name in ("export", "report", "study.db.damaged-1"))
+
+
+def test_status_tells_a_pause_and_whose_exclusions_are_in_force(study, capsys):
+    run("simulate", study, "--raters", 4)
+    with contextlib.closing(open_study(study)) as store:
+        store.exclude("rater:1", rule="too_fast", evidence={}, author="ada")
+        store.exclude("assignment:1", rule="broken", evidence={}, author="ada")
+        store.set_paused(True, author="ada")
+    capsys.readouterr()
+
+    run("status", study)
+    people = capsys.readouterr().out
+    run("status", study, "--simulated")
+    simulated = capsys.readouterr().out
+
+    assert ", paused, definition" in people
+    assert "0 exclusions in force" in people
+    assert "2 exclusions in force" in simulated
+
+
+def test_a_path_that_cannot_be_written_is_told_plainly(study, place, capsys):
+    run("simulate", study, "--raters", 4)
+
+    with pytest.raises(SystemExit) as exit:
+        run("export", study, "--simulated", "--out", place / "prompts.txt")
+
+    assert exit.value.code == 2
+    assert "Check the path" in capsys.readouterr().err
+
+
+def test_an_invitation_is_signed(study, capsys):
+    capsys.readouterr()
+    run("invite", study, "prolific", f"rater {random.Random(0).random()}")
+    assert len(capsys.readouterr().out.strip()) > 40

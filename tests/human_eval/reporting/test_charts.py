@@ -1,0 +1,117 @@
+import hashlib
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from human_eval.definition.definition import load_definition
+from human_eval.errors import StudyError
+from human_eval.reporting.charts import COLOURS, draw_evidence, draw_win_rates, save_chart
+from human_eval.statistics.e_values import evidence_path
+from human_eval.statistics.win_rates import win_rates
+from tests.support.crowd import define_pair, make_votes
+
+
+@pytest.fixture(scope="module")
+def definition():
+    return load_definition("t2v-turbo")
+
+
+@pytest.fixture(scope="module")
+def table(definition):
+    return win_rates(make_votes(definition, prompts=12, rates={("C3", "Q3"): 0.9}), definition)
+
+
+def texts(figure) -> str:
+    found = figure.findobj(matplotlib.text.Text)
+    return "\n".join(text.get_text() for text in found)
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_the_same_table_gives_the_same_bytes(table, definition, tmp_path, kind):
+    digests = set()
+    for run in ("first", "second"):
+        [path] = save_chart(
+            draw_win_rates(table, definition), tmp_path / run, "chart", formats=[kind]
+        )
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+
+    assert len(digests) == 1
+
+
+def test_bars_are_shares_of_all_votes(table, definition):
+    figure = draw_win_rates(table, definition)
+    _, bars, _ = figure.axes
+
+    widths = {}
+    for bar in bars.patches:
+        colour = matplotlib.colors.to_hex(bar.get_facecolor())
+        widths.setdefault(colour, []).append(bar.get_width())
+    assert widths[COLOURS["a"]] == pytest.approx(table["wins"] / table["votes"])
+    assert np.sum(list(widths.values()), axis=0) == pytest.approx(np.ones(len(table)))
+
+
+def test_intervals_numbers_and_names_are_printed(table, definition):
+    written = texts(draw_win_rates(table, definition))
+
+    row = table[(table["comparison"] == "C3") & (table["question"] == "Q3")].iloc[0]
+    bounds = rf"{100 * row['rate']:.1f}.? \[{100 * row['low']:.1f}, {100 * row['high']:.1f}\]"
+    assert re.search(rf"{bounds}\s+n = 36", written)
+    for system in ("T2V-Turbo (VC2) 4-step", "ModelScopeT2V 50-step DDIM"):
+        assert system in written
+    assert "clustered by prompt and rater" in written
+    assert "SIMULATED" not in written
+
+
+def test_marked_intervals_are_those_of_the_table(table, definition):
+    _, _, rates = draw_win_rates(table, definition).axes
+
+    drawn = [line.get_xdata() for line in rates.lines if len(line.get_xdata()) == 2]
+    drawn = np.array([ends for ends in drawn if ends[0] != ends[1]])
+    assert drawn == pytest.approx(table[["low", "high"]].to_numpy())
+
+
+def test_simulated_votes_are_marked_across_the_chart(table, definition):
+    assert "SIMULATED VOTES" in texts(draw_win_rates(table, definition, simulated=True))
+    path = evidence_path(make_votes(define_pair()))
+    assert "SIMULATED VOTES" in texts(draw_evidence({"C1": path}, 20, simulated=True))
+
+
+def test_text_of_others_is_shown_as_it_stands(tmp_path):
+    pair = define_pair()
+    odd = "$x^2$ <script> % & \\alpha {0}"
+    definition = type(pair)(
+        **{**vars(pair), "systems": tuple(type(s)(key=s.key, title=odd) for s in pair.systems)}
+    )
+    figure = draw_win_rates(win_rates(make_votes(pair), pair), definition)
+
+    assert texts(figure).count(odd) == 2
+    save_chart(figure, tmp_path, "chart", formats=["svg"])
+
+
+def test_ties_and_cells_of_ties_are_drawn():
+    pair = define_pair()
+    votes = make_votes(pair)
+    half = votes.assign(choice=["tie", "a"] * (len(votes) // 2))
+
+    written = texts(draw_win_rates(win_rates(votes.assign(choice="tie"), pair), pair))
+    assert "ties only" in written
+    assert "tie" in texts(draw_win_rates(win_rates(half, pair), pair)).split("\n")
+
+
+def test_png_has_the_size_and_ink_of_a_chart(table, definition, tmp_path):
+    [path] = save_chart(draw_win_rates(table, definition), tmp_path, "chart", formats=["png"])
+
+    with Image.open(path) as image:
+        assert image.width == 2100
+        colours = {colour for _, colour in image.convert("RGB").getcolors(10**7)}
+    assert matplotlib.colors.to_rgb(COLOURS["a"]) in {
+        tuple(channel / 255 for channel in colour) for colour in colours
+    }
+
+
+def test_nothing_is_drawn_of_nothing(definition, table):
+    with pytest.raises(StudyError, match="Expected votes to draw"):
+        draw_win_rates(table.iloc[:0], definition)

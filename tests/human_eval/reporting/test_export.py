@@ -1,0 +1,242 @@
+import csv
+import hashlib
+import json
+
+import pandas as pd
+import pytest
+
+from human_eval.clips.ingest import Clip
+from human_eval.errors import StudyError
+from human_eval.reporting.export import read_export, read_votes, write_csv, write_export
+from human_eval.statistics.votes import COLUMNS, check_votes, evidence
+from tests.support.crowd import define_pair, make_votes
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@x",
+    "\tx",
+    "'=1",
+    "''@x",
+    "'plain",
+    'a "b", c\nd',
+    "é 👾",
+    "NA",
+    "7",
+]
+
+
+def make_clips(definition, prompts: int) -> list[Clip]:
+    return [
+        Clip(
+            system=system.key,
+            prompt_index=index,
+            prompt=f"prompt {index}",
+            seed=3,
+            source_sha256="s",
+            stored_name=f"{system.key}{index}.mp4",
+            sha256="h",
+            width=32,
+            height=32,
+            fps=8.0,
+            frames=16,
+            bytes=1000,
+        )
+        for system in definition.systems
+        for index in range(prompts)
+    ]
+
+
+@pytest.fixture
+def definition():
+    return define_pair()
+
+
+@pytest.fixture
+def votes(definition):
+    votes = make_votes(definition, prompts=len(FORMULAS))
+    texts = dict(enumerate(FORMULAS))
+    return votes.assign(prompt=votes["prompt_index"].map(texts))
+
+
+@pytest.fixture
+def folder(votes, definition, tmp_path):
+    write_export(votes, definition, tmp_path, clips=make_clips(definition, len(FORMULAS)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_votes_come_back_as_they_were(folder, votes, kind):
+    read = read_votes(folder / f"votes.{kind}")
+
+    pd.testing.assert_frame_equal(read, votes, check_dtype=False)
+
+
+def test_no_cell_of_a_csv_runs_as_a_formula(folder):
+    for path in folder.glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        begins = {cell[:1] for cell in cells if not cell.lstrip("-").replace(".", "").isdigit()}
+        assert not begins & set("=+-@\t\r"), path.name
+
+
+def test_numbers_stay_numbers(tmp_path):
+    write_csv(pd.DataFrame({"net": [-0.25], "text": ["-0.25"]}), tmp_path / "t.csv")
+
+    assert (tmp_path / "t.csv").read_text() == "net,text\n-0.25,'-0.25\n"
+
+
+def test_the_same_votes_give_the_same_bytes_in_any_order(votes, definition, tmp_path):
+    for name, frame in (("one", votes), ("two", votes.sample(frac=1, random_state=1))):
+        write_export(frame, definition, tmp_path / name, clips=make_clips(definition, 3))
+
+    assert (tmp_path / "one/SHA256SUMS").read_text() == (tmp_path / "two/SHA256SUMS").read_text()
+
+
+def test_sums_are_those_of_the_files(folder):
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_export_is_read_back_with_its_definition(folder, votes, definition):
+    read, its = read_export(folder)
+
+    assert its == definition and its.hash == definition.hash
+    assert len(read) == len(votes)
+
+
+def test_votes_under_another_definition_are_refused(folder):
+    (folder / "study.toml").write_text(define_pair("version = 2").source)
+    (folder / "SHA256SUMS").unlink()
+
+    with pytest.raises(StudyError, match="Expected votes under the definition"):
+        read_export(folder)
+
+
+def test_votes_that_were_changed_since_the_export_are_refused(folder, votes):
+    votes.assign(choice="a").to_parquet(folder / "votes.parquet", index=False)
+
+    with pytest.raises(StudyError, match="Expected votes.parquet in .* as it was exported"):
+        read_export(folder)
+
+
+def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
+    definition = define_pair()
+    votes = make_votes(definition, prompts=3).sort_values("prompt_index", ignore_index=True)
+    choices = ["a", "a", "b", "b", "b", "b", "a", "b", "tie"]
+    votes = votes.assign(choice=choices)
+    votes.loc[3:5, "excluded"] = True
+    write_export(
+        votes,
+        definition,
+        tmp_path,
+        clips=make_clips(definition, 3),
+        dimensions={"VQ": "Q1", "MQ": "", "TA": ""},
+    )
+
+    align = pd.read_csv(tmp_path / "preferences.videoalign.csv", keep_default_na=False)
+    lines = (tmp_path / "preferences.dpo.jsonl").read_text().splitlines()
+    pairs = [json.loads(line) for line in lines]
+
+    assert list(align.columns) == [
+        *["path_A", "path_B", "prompt", "VQ", "MQ", "TA"],
+        *["fps_A", "num_frames_A", "fps_B", "num_frames_B"],
+    ]
+    assert align["VQ"].to_list() == ["A", "same"]  # the excluded pair is gone
+    assert set(align["MQ"]) == {""}
+    assert align.loc[0, ["path_A", "path_B"]].to_list() == [
+        "media/ours0.mp4",
+        "media/theirs0.mp4",
+    ]
+    assert pairs == [
+        {
+            "prompt": "prompt 0",
+            "chosen": "media/ours0.mp4",
+            "rejected": "media/theirs0.mp4",
+            "question": "Q1",
+            "probability": pytest.approx(0.6),
+            "votes": 3,
+        }
+    ]
+
+
+def test_checks_of_raters_are_no_preferences(votes, definition, tmp_path):
+    gold = votes.assign(kind="gold", gold_answer="a")
+
+    write_export(gold, definition, tmp_path, clips=make_clips(definition, 3))
+
+    assert (tmp_path / "preferences.dpo.jsonl").read_text().strip() == ""
+
+
+def test_card_describes_every_column_and_marks_simulation(votes, definition, tmp_path):
+    write_export(votes.assign(simulated=True), definition, tmp_path)
+
+    card = (tmp_path / "README.md").read_text()
+    assert all(f"`{name}`" in card for name in COLUMNS)
+    assert "Simulated votes: no person took part" in card
+    assert definition.hash in card
+
+
+def test_a_folder_with_other_things_is_left_alone(votes, definition, tmp_path):
+    (tmp_path / "thesis.docx").write_text("years of work")
+
+    with pytest.raises(StudyError, match=r"got 'thesis.docx' in it"):
+        write_export(votes, definition, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda votes: votes.drop(columns="rater"), "got no rater"),
+        (lambda votes: votes.assign(choice="neither"), "Expected choice to be one of a, b, tie"),
+        (lambda votes: votes.assign(side_a="top"), "Expected side_a to be one of left, right"),
+        (lambda votes: votes.assign(prompt_index="one"), "integer values in the column"),
+        (lambda votes: votes.assign(seconds=float("nan")), "every row to have a seconds"),
+    ],
+)
+def test_a_table_that_is_none_of_votes_is_refused(votes, spoil, message):
+    with pytest.raises(StudyError, match=message):
+        check_votes(spoil(votes))
+
+
+@pytest.mark.parametrize("content", ["", "vote_id,choice\n1,a\n", "\x00\x01"])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "votes.csv").write_text(content)
+
+    with pytest.raises(StudyError, match="Expected"):
+        read_votes(tmp_path / "votes.csv")
+    with pytest.raises(StudyError, match=r"study.toml"):
+        read_export(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["yesterday", "2026-13-01", "99999-01-01T00:00:00Z"])
+def test_a_time_that_is_none_is_refused(folder, votes, moment):
+    table = pd.read_csv(folder / "votes.csv", dtype=str, keep_default_na=False)
+    table.loc[3, "answered_at"] = moment
+    table.to_csv(folder / "votes.csv", index=False)
+    spoilt = votes.assign(answered_at=table["answered_at"])
+    spoilt.to_json(folder / "votes.jsonl", orient="records", lines=True)
+
+    for kind in ("csv", "jsonl"):
+        with pytest.raises(StudyError, match=f"Expected a table of votes at .*votes.{kind}, got"):
+            read_votes(folder / f"votes.{kind}")
+
+
+def test_people_and_simulation_are_never_mixed(votes, definition, tmp_path):
+    mixed = votes.assign(simulated=votes.index % 2 == 0)
+
+    with pytest.raises(StudyError, match="Analyse each apart"):
+        evidence(mixed)
+    with pytest.raises(StudyError, match="Analyse each apart"):
+        write_export(mixed, definition, tmp_path)
+
+
+def test_evidence_leaves_out_checks_and_the_excluded(votes):
+    votes.loc[0, "kind"] = "mirror"
+    votes.loc[1, "excluded"] = True
+
+    assert len(evidence(votes)) == len(votes) - 2
+    assert len(evidence(votes, with_excluded=True)) == len(votes) - 1

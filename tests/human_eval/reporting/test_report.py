@@ -1,0 +1,144 @@
+import pandas as pd
+import pytest
+
+from human_eval.definition.definition import load_definition
+from human_eval.errors import StudyError
+from human_eval.reporting.export import write_export
+from human_eval.reporting.methods_text import methods_paragraph
+from human_eval.reporting.report import SHOWN, report_from_export, write_report
+from tests.support.crowd import define_pair, make_votes
+
+
+@pytest.fixture(scope="module")
+def definition():
+    return load_definition("t2v-turbo")
+
+
+@pytest.fixture(scope="module")
+def votes(definition):
+    votes = make_votes(definition, prompts=10, rates={("C3", "Q3"): 0.97})
+    spammer = votes["rater"] == "r3"
+    rule = pd.Series("too fast", index=votes.index).where(spammer, None)
+    return votes.assign(excluded=spammer, exclusion_rule=rule)
+
+
+@pytest.fixture(scope="module")
+def folder(votes, definition, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    write_report(votes, definition, folder)
+    return folder
+
+
+def test_report_holds_charts_tables_and_text(folder):
+    names = {path.name for path in folder.iterdir()}
+
+    charts = {
+        f"{name}.{kind}" for name in ("win_rates", "evidence") for kind in ("svg", "png", "pdf")
+    }
+    assert names == charts | {f"{name}.csv" for name in SHOWN} | {"report.md", "methods.md"}
+    assert all(path.stat().st_size for path in folder.iterdir())
+
+
+def test_report_names_the_winner_and_what_was_left_out(folder, definition):
+    text = (folder / "report.md").read_text()
+
+    assert f"**{definition.system('turbo-vc2-4').title} is preferred to" in text
+    assert "no difference can be claimed" in text
+    assert "| too fast" in text
+    assert "SIMULATED" not in text
+
+
+def test_results_stand_with_and_without_the_excluded(folder, votes):
+    kept = pd.read_csv(folder / "win_rates.csv")
+    everything = pd.read_csv(folder / "win_rates_with_excluded.csv")
+
+    assert everything["votes"].sum() == len(votes)
+    assert kept["votes"].sum() == (~votes["excluded"]).sum()
+
+
+def test_methods_tell_numbers_rules_and_the_definition(folder, votes, definition):
+    methods = (folder / "methods.md").read_text()
+
+    assert f"{(~votes['excluded']).sum():,} answers of 19 raters" in methods
+    assert "(rules: too fast)" in methods
+    assert definition.hash in methods
+    for question in definition.questions:
+        assert question.wording in methods
+
+
+def test_methods_promise_nothing_of_answers_from_elsewhere(votes, definition):
+    elsewhere = votes.assign(provider=votes["provider"].where(votes["vote_id"] > 50, "mturk"))
+
+    assert "mturk" not in methods_paragraph(votes, definition)
+    assert "the 50 answers from mturk, whose own page" in methods_paragraph(elsewhere, definition)
+
+
+def test_report_of_an_export_alone_is_the_same_byte_for_byte(folder, votes, definition, tmp_path):
+    write_export(votes, definition, tmp_path / "export")
+
+    report_from_export(tmp_path / "export", tmp_path / "again")
+
+    for path in folder.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_simulated_votes_say_so_on_the_first_lines(tmp_path):
+    votes = make_votes(define_pair(), prompts=10)
+    write_report(votes.assign(simulated=True), define_pair(), tmp_path)
+
+    head = (tmp_path / "report.md").read_text()[:200]
+    assert "SIMULATED VOTES: no person took part" in head
+    assert (tmp_path / "methods.md").read_text().startswith("The votes below are simulated")
+
+
+@pytest.mark.parametrize("kind", ["gold", "mirror", "identical"])
+def test_checks_alone_make_no_report(votes, definition, tmp_path, kind):
+    with pytest.raises(StudyError, match="Expected votes on real pairs"):
+        write_report(votes.assign(kind=kind), definition, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_people_and_simulation_make_no_report(votes, definition, tmp_path):
+    mixed = votes.assign(simulated=votes.index % 2 == 0)
+
+    with pytest.raises(StudyError, match="Analyse each apart"):
+        write_report(mixed, definition, tmp_path / "report")
+
+
+def test_text_of_others_cannot_break_a_table(tmp_path):
+    votes = make_votes(define_pair(), prompts=10)
+    spammer = votes["rater"] == "r3"
+    rule = pd.Series("fast | and <b>loose</b>", index=votes.index).where(spammer, None)
+
+    write_report(votes.assign(excluded=spammer, exclusion_rule=rule), define_pair(), tmp_path)
+
+    assert "fast \\| and" in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
+    assert "Interim" not in (folder / "report.md").read_text()
+    votes = make_votes(define_pair(), prompts=20)
+
+    write_report(votes[votes["vote_id"] % 3 > 0], define_pair(), tmp_path)
+
+    text = (tmp_path / "report.md").read_text()
+    assert "**Interim:** the" in text and "have 40 of their" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rater": "me", "prompt": "one", "prompt_index": 0},
+        {"choice": "a"},
+        {"choice": "tie"},
+    ],
+)
+def test_a_poor_study_gets_a_report_that_claims_nothing(tmp_path, change):
+    definition = define_pair()
+    poor = make_votes(definition, prompts=2).assign(**change)
+
+    write_report(poor, definition, tmp_path)
+
+    text = (tmp_path / "report.md").read_text()
+    assert "is preferred to" not in text
+    assert "nan" not in text

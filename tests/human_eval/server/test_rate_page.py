@@ -1,0 +1,79 @@
+"""The Rate page over HTTP: fixed files, a strict policy, addresses that work below any prefix."""
+
+import re
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from human_eval.server.rate_page import PAGES
+from human_eval.server.vote_api import VoteService, create_app
+
+
+@pytest.fixture
+def database_url():
+    return None
+
+
+@pytest.fixture
+def client(make_store):
+    with TestClient(create_app(make_store())) as client:
+        yield client
+
+
+def test_the_page_and_all_that_it_names_are_served(client):
+    page = client.get("/rate")
+    named = re.findall(r'(?:src|href)="(rate/[^"]+)"', page.text)
+    modules = {path.name for path in PAGES.glob("*.js")}
+    imported = re.findall(r'from "\./(\w+\.js)"', "".join(map(str, _sources())))
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert named == ["rate/rate.css", "rate/rate.js"]
+    assert set(imported) | {"rate.js"} == modules
+    for path in [*named, *(f"rate/{name}" for name in modules)]:
+        assert client.get(f"/{path}").status_code == 200
+
+
+def _sources():
+    return [path.read_text() for path in PAGES.glob("*.js")]
+
+
+def test_the_policy_lets_nothing_in_from_elsewhere(client, make_store):
+    policy = client.get("/rate").headers["content-security-policy"]
+    with TestClient(create_app(make_store(), embedded=True)) as embedded:
+        framed = embedded.get("/rate").headers["content-security-policy"]
+
+    assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+    assert "unsafe" not in policy and "http" not in policy
+    assert policy.endswith("frame-ancestors 'self'")
+    assert framed.endswith("frame-ancestors 'self' https://huggingface.co https://*.hf.space")
+    inline = (PAGES / "rate.html").read_text()
+    assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=", inline)
+
+
+@pytest.mark.parametrize(
+    "path", ["../tokens.py", "%2e%2e%2ftokens.py", "..%2fsecret", "admin", "rate.JS", "a%00"]
+)
+def test_no_other_file_is_served(client, path):
+    reply = client.get(f"/rate/{path}")
+
+    assert reply.status_code == 404
+    assert "secret" not in reply.text and "import" not in reply.text
+
+
+def test_a_slash_too_many_leads_to_the_page_with_what_the_link_says(client):
+    reply = client.get("/rate/?link=abc&PROLIFIC_PID=1", follow_redirects=False)
+
+    assert reply.headers["location"] == "../rate?link=abc&PROLIFIC_PID=1"
+    assert client.get("/rate/").url.path == "/rate"
+
+
+def test_every_address_works_below_a_prefix(make_store):
+    service = VoteService(make_store(loops=0))
+    app = FastAPI()
+    app.include_router(service.router, prefix="/deep/study")
+    with TestClient(app) as client:
+        page = client.get("/deep/study/rate").text
+
+    assert not re.findall(r'(?:src|href|action)="/', page)
+    assert not [source for source in _sources() if re.search(r'["`]/(api|media|rate)', source)]

@@ -1,0 +1,429 @@
+"""Raters come in: by link, from crowd platforms, invited, as staff; and leave with their code.
+
+Each platform is played by a simulator that does what its documentation says: it fills in the link,
+opens it, and reads the code out of the address to which the browser comes back.
+"""
+
+import io
+import re
+from urllib.parse import parse_qs, parse_qsl, urlsplit
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, update
+
+from human_eval.__main__ import main
+from human_eval.definition.definition import parse_definition
+from human_eval.definition.platforms import KNOWN, Provider, finish_address, read_parameters, settle
+from human_eval.errors import NotAcceptable, StudyError
+from human_eval.server.accounts import add_account
+from human_eval.server.sign_in import COOKIE, list_ways_in
+from human_eval.server.vote_api import create_app
+from human_eval.storage.tables import Event
+from human_eval.storage.tables import Rater as RaterRow
+from tests.support.studies import DEFINITION
+
+PAGE = "https://study.example/rate"
+CODES = """
+[codes]
+done = "D0NE"
+screened_out = "SCR33N"
+no_work_left = "N0W0RK"
+technical = "T3CH"
+"""
+PLATFORMS = """
+[[providers]]
+key = "prolific"
+
+[[providers]]
+key = "panel"
+rater = "participant"
+session = "visit"
+keep = ["wave"]
+finish = "https://panel.example/back?wave={wave}&who={participant}&c={code}"
+"""
+QUOTA = "[quotas]\nper_study = 2\n"
+
+
+@pytest.fixture
+def database_url():
+    """What is tried here is the same on every database."""
+    return None
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store(k=2, num_prompts=3, loops=0, extra=PLATFORMS + CODES + QUOTA)
+
+
+@pytest.fixture
+def client(store):
+    with TestClient(create_app(store)) as client:
+        yield client
+
+
+class Prolific:
+    """Fills in the placeholders; tells what a completion code means for the submission."""
+
+    ACTIONS = {"D0NE": "APPROVED", "SCR33N": "SCREENED OUT", "N0W0RK": "AWAITING REVIEW"}
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def link_for(self, participant: str, submission: str) -> str:
+        values = {"PROLIFIC_PID": participant, "STUDY_ID": "5" * 24, "SESSION_ID": submission}
+        return re.sub(r"\{\{%(\w+)%\}\}", lambda match: values[match[1]], self.url)
+
+    def status_after(self, address: str) -> str:
+        assert address.startswith("https://app.prolific.com/submissions/complete?")
+        [code] = parse_qs(urlsplit(address).query)["cc"]
+        return self.ACTIONS[code]
+
+
+def come_in(client, url, **changes):
+    """Open a link as the page does: what it does not know belongs to a platform."""
+    given = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    own = {name: given.pop(name) for name in ("link", "invitation") if name in given}
+    body = {"consent": True, **own, "parameters": given, **changes}
+    return client.post("/api/enter", json=body)
+
+
+def work(client, pairs=99):
+    """Answer pairs until there are none; return how it ended."""
+    for _ in range(pairs):
+        pair = client.post("/api/claim", json={}).json()
+        if pair["ballot"] is None:
+            return pair
+        answers = {key: {"choice": "left", "seconds": 3.0} for key in ("Q1", "Q2")}
+        body = {"ballot": pair["ballot"], "answers": answers, "loops": 1}
+        assert client.post("/api/submit", json=body).status_code == 200
+    return None
+
+
+def ways_in(store):
+    return list_ways_in(store, PAGE)
+
+
+def count_raters(store):
+    with store.read() as connection:
+        return len(connection.execute(select(RaterRow.id)).all())
+
+
+def test_a_prolific_participant_comes_in_rates_and_returns_with_the_code(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+
+    entered = come_in(client, prolific.link_for("a" * 24, "1" * 24))
+    end = work(client)
+
+    assert entered.status_code == 200
+    assert (end["outcome"], end["progress"]) == ("done", {"answered": 2, "wanted": 2})
+    assert prolific.status_after(end["finish"]) == "APPROVED"
+    votes = store.votes()
+    assert set(votes["provider"]) == {"prolific"} and votes["rater"].nunique() == 1
+
+
+def test_a_prolific_participant_for_whom_nothing_is_left_returns_with_that_code(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+    for number in range(7):  # 6 pairs, 2 raters each, 2 pairs a rater
+        client.cookies.clear()
+        come_in(client, prolific.link_for(f"{number:024x}", "1" * 24))
+        end = work(client)
+
+    assert end["outcome"] == "no_work_left"
+    assert prolific.status_after(end["finish"]) == "AWAITING REVIEW"
+
+
+def test_an_excluded_participant_is_screened_out_with_that_code(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+    come_in(client, prolific.link_for("a" * 24, "1" * 24))
+    work(client, pairs=1)
+    [rater] = store.votes()["rater"].unique()
+    subject = f"rater:{store.rater_number(rater)}"
+
+    event = store.exclude(subject, rule="gold", evidence={"wrong": 9}, author="researcher")
+    excluded = client.post("/api/claim", json={}).json()
+    store.revoke(event, author="researcher", reason="a mistake of ours")
+    forgiven = client.post("/api/claim", json={}).json()
+
+    assert excluded["outcome"] == "screened_out"
+    assert prolific.status_after(excluded["finish"]) == "SCREENED OUT"
+    assert forgiven["ballot"]
+
+
+def test_a_participant_who_comes_back_is_the_same_rater_at_the_same_pair(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+    come_in(client, prolific.link_for("a" * 24, "1" * 24))
+    work(client, pairs=1)
+    before = client.post("/api/claim", json={}).json()
+    client.cookies.clear()
+
+    come_in(client, prolific.link_for("a" * 24, "2" * 24))
+    after = client.post("/api/claim", json={}).json()
+
+    assert after["ballot"] == before["ballot"]
+    assert after["progress"] == {"answered": 1, "wanted": 2}
+    assert count_raters(store) == 1
+
+
+def test_two_participants_at_one_browser_are_two_raters(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+
+    for number in "ab":
+        come_in(client, prolific.link_for(number * 24, "1" * 24))
+        assert work(client)["progress"]["answered"] == 2
+
+    assert store.votes()["rater"].nunique() == 2
+
+
+def test_the_configured_panel_gets_its_own_parameters_back(store, client):
+    url = ways_in(store)["panel"]
+    assert url.endswith("&participant=participant&visit=visit&wave=wave")
+    link = dict(parse_qsl(urlsplit(url).query))["link"]
+
+    come_in(client, f"{PAGE}?link={link}&participant=p%267&visit=9&wave=2+b&spare=x")
+    end = work(client)
+
+    back = urlsplit(end["finish"])
+    assert back.hostname == "panel.example"
+    assert dict(parse_qsl(back.query)) == {"wave": "2 b", "who": "p&7", "c": "D0NE"}
+
+
+@pytest.mark.parametrize(
+    "pid", ["{{%PROLIFIC_PID%}}", "", "a" * 23, "a" * 24 + "'--", "\u0661" * 24]
+)
+def test_a_link_that_the_platform_did_not_fill_in_is_refused_in_words(store, client, pid):
+    link = dict(parse_qsl(urlsplit(ways_in(store)["prolific"]).query))["link"]
+
+    refused = client.post(
+        "/api/enter", json={"consent": True, "link": link, "parameters": {"PROLIFIC_PID": pid}}
+    )
+
+    assert refused.status_code == 422
+    assert "Expected PROLIFIC_PID in the link" in refused.json()["error"]
+    assert count_raters(store) == 0
+
+
+def test_parameters_without_the_signed_link_let_nobody_in(make_store):
+    store = make_store(loops=0, extra=PLATFORMS + QUOTA)
+    object.__setattr__(store.definition, "anonymous", False)
+    with TestClient(create_app(store)) as client:
+        bare = come_in(client, f"{PAGE}?PROLIFIC_PID={'a' * 24}")
+        link = store.keys.sign("invitation", ["prolific"])  # signed, but for something else
+        forged = come_in(client, f"{PAGE}?link={link}&PROLIFIC_PID={'a' * 24}")
+
+    assert (bare.status_code, forged.status_code) == (403, 403)
+    assert count_raters(store) == 0
+
+
+def test_everybody_who_holds_the_open_link_is_somebody_else(make_store):
+    store = make_store(loops=0)
+    object.__setattr__(store.definition, "anonymous", False)
+    with TestClient(create_app(store)) as client:
+        for _ in range(3):
+            client.cookies.clear()
+            assert come_in(client, ways_in(store)["link"]).status_code == 200
+
+    assert count_raters(store) == 3
+
+
+def test_a_second_window_is_not_a_second_person(store, client):
+    for _ in range(3):
+        assert come_in(client, PAGE).status_code == 200
+
+    assert count_raters(store) == 1
+
+
+def test_who_was_erased_comes_in_as_somebody_new(store, client):
+    come_in(client, PAGE)
+    work(client, pairs=1)
+    with store.write() as connection:
+        connection.execute(update(RaterRow).values(erased_at=1))
+    refused = client.post("/api/claim", json={})
+
+    come_in(client, PAGE)
+
+    assert refused.status_code == 403
+    assert client.post("/api/claim", json={}).json()["ballot"]
+    assert count_raters(store) == 2
+
+
+def test_staff_log_in_with_their_password(store, client):
+    add_account(store.folder, "ada", "correct horse battery")
+
+    refused = come_in(client, PAGE, name="ada", password="wrong horse battery")
+    entered = come_in(client, PAGE, name="ada", password="correct horse battery")
+    work(client, pairs=1)
+
+    assert (refused.status_code, entered.status_code) == (403, 200)
+    assert client.get("/api/study").json()["ways_in"]["staff"]
+    assert set(store.votes()["provider"]) == {"staff"}
+    assert "correct" not in (store.folder / "staff.json").read_text()
+    assert (store.folder / "staff.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_stored_of_who_does_not_agree(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+
+    refused = come_in(client, prolific.link_for("a" * 24, "1" * 24), consent=False)
+
+    assert refused.status_code == 422 and "set-cookie" not in refused.headers
+    assert count_raters(store) == 0
+
+
+def test_coming_in_is_an_event_that_tells_the_consent_and_hides_the_names(store, client):
+    prolific = Prolific(ways_in(store)["prolific"])
+    come_in(client, prolific.link_for("a1b2" * 6, "c3d4" * 6))
+
+    with store.read() as connection:
+        rows = connection.execute(select(Event.payload).where(Event.kind == "entered")).all()
+    [payload] = [row.payload for row in rows]
+    assert '"consent"' in payload and '"session"' in payload
+    database = b"".join(path.read_bytes() for path in store.folder.glob("study.db*"))
+    assert b"a1b2a1b2" not in database and b"c3d4c3d4" not in database
+
+
+def test_who_stops_early_keeps_the_answers_and_may_come_back(store, client):
+    come_in(client, Prolific(ways_in(store)["prolific"]).link_for("a" * 24, "1" * 24))
+    work(client, pairs=1)
+    pair = client.post("/api/claim", json={}).json()
+
+    stopped = client.post("/api/stop", json={}).json()
+    leased = store.progress()["turns"].get("leased", 0)
+    again = client.post("/api/claim", json={}).json()
+
+    assert (stopped["outcome"], stopped["code"], stopped["finish"]) == ("stopped", "", "")
+    assert leased == 0 and len(store.votes()) == 2
+    assert pair["ballot"] and again["ballot"]
+
+
+def test_a_device_that_shows_nothing_ends_with_the_technical_code(store, client):
+    come_in(client, PAGE)
+    client.post("/api/claim", json={})
+
+    end = client.post("/api/stop", json={"technical": True}).json()
+
+    assert (end["outcome"], end["code"]) == ("technical", "T3CH")
+
+
+def test_without_a_quota_one_may_stop_at_any_time_and_is_done(make_store):
+    store = make_store(loops=0, extra=CODES)
+    with TestClient(create_app(store)) as client:
+        come_in(client, PAGE)
+        work(client, pairs=1)
+        end = client.post("/api/stop", json={}).json()
+
+    assert (end["outcome"], end["code"]) == ("done", "D0NE")
+
+
+def test_who_skips_more_than_they_answer_is_looked_at_by_a_person(store, client):
+    come_in(client, PAGE)
+    work(client, pairs=1)
+    while (pair := client.post("/api/claim", json={}).json())["ballot"]:
+        body = {"ballot": pair["ballot"], "reason": "skipped", "detail": "other"}
+        assert client.post("/api/return", json=body).status_code == 200
+
+    assert (pair["outcome"], pair["code"]) == ("technical", "T3CH")
+
+
+def test_a_study_that_closes_in_between_says_so_with_a_code(store, client):
+    come_in(client, PAGE)
+    work(client, pairs=1)
+    store.set_closed(True, author="researcher")
+    interrupted = client.post("/api/claim", json={}).json()
+    client.cookies.clear()
+    come_in(client, PAGE)
+    late = client.post("/api/claim", json={}).json()
+
+    assert (interrupted["outcome"], interrupted["code"]) == ("technical", "T3CH")
+    assert (late["outcome"], late["code"]) == ("no_work_left", "N0W0RK")
+
+
+def test_a_paused_study_asks_for_patience_and_takes_what_was_handed_out(store, client):
+    come_in(client, PAGE)
+    pair = client.post("/api/claim", json={}).json()
+    store.set_paused(True, author="researcher")
+    answers = {key: {"choice": "left", "seconds": 3.0} for key in ("Q1", "Q2")}
+    body = {"ballot": pair["ballot"], "answers": answers, "loops": 1}
+
+    taken = client.post("/api/submit", json=body)
+    paused = client.post("/api/claim", json={}).json()
+    store.set_paused(False, author="researcher")
+    resumed = client.post("/api/claim", json={}).json()
+
+    assert taken.status_code == 200
+    assert (paused["outcome"], paused["code"]) == ("paused", "")
+    assert resumed["ballot"]
+
+
+def test_a_cookie_of_an_earlier_version_is_somebody_unknown(store, client):
+    client.cookies[COOKIE] = store.keys.sign("rater", [1])
+
+    assert client.post("/api/claim", json={}).status_code == 403
+    assert client.get("/api/study").json()["entered"] is False
+
+
+def test_inside_another_sites_frame_the_cookie_is_partitioned(store):
+    with TestClient(create_app(store, embedded=True)) as client:
+        header = come_in(client, PAGE).headers["set-cookie"].lower()
+
+    assert {"secure", "samesite=none", "partitioned"} <= set(header.replace(" ", "").split(";"))
+
+
+@pytest.mark.parametrize(
+    "platform, told",
+    [
+        ('key = "unheard"', "name of a parameter"),
+        ('key = "panel"\nrater = "a b"', "name of a parameter"),
+        ('key = "panel"\nrater = "id"\npattern = "["', "regular expression"),
+        ('key = "panel"\nrater = "id"\nfinish = "http://panel.example"', "https address"),
+        ('key = "panel"\nrater = "id"\nfinish = "javascript:alert(1)"', "https address"),
+        ('key = "panel"\nrater = "id"\nfinish = "https://p.example/{wave}"', "'wave'"),
+        ('key = "staff"\nrater = "id"', "other than"),
+        ('key = "prolific"\n[[providers]]\nkey = "prolific"', "each key of providers once"),
+        ('key = "prolific"', "per_study in .quotas."),
+    ],
+)
+def test_a_platform_that_is_no_way_in_or_out_is_refused(platform, told):
+    text = DEFINITION.format(k=2, loops=0) + f"\n[[providers]]\n{platform}\n"
+
+    with pytest.raises(StudyError, match=told):
+        parse_definition(text)
+
+
+def test_values_of_a_platform_cannot_change_where_the_browser_goes():
+    panel = Provider(key="p", rater="id", finish="https://p.example/back?who={id}&c={code}")
+    kept = read_parameters(settle(panel), {"id": "x&c=FREE#@evil.example/ {code}"})
+
+    address = finish_address(panel, kept, "D0NE")
+
+    assert urlsplit(address).hostname == "p.example"
+    assert dict(parse_qsl(urlsplit(address).query))["c"] == "D0NE"
+    with pytest.raises(NotAcceptable, match="Expected id in the link"):
+        read_parameters(settle(panel), {"ID": "x"})
+
+
+def test_known_platforms_are_settled_by_their_key_alone():
+    for key, known in KNOWN.items():
+        assert settle(Provider(key=key)) == known
+    with pytest.raises(NotAcceptable):
+        read_parameters(KNOWN["prolific"], {"PROLIFIC_PID": "a" * 24 + "; DROP"})
+
+
+def test_the_commands_print_links_and_add_staff(store, capsys, monkeypatch):
+    def run(*words, given=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        main([str(word) for word in words])
+        return capsys.readouterr().out
+
+    added = run("staff", store.folder, "ada", given="correct horse battery\n")
+    with pytest.raises(SystemExit):
+        run("staff", store.folder, "bob", given="short\n")
+    refusal = capsys.readouterr().err
+    links = run("links", store.folder, PAGE)
+    invited = run("invite", store.folder, "lab", "jane", "--page", PAGE)
+
+    assert added == "ada may log in as rater.\n"
+    assert "10 to 200 characters" in refusal
+    assert all(f"  {address}\n" in links for address in ways_in(store).values())
+    token = dict(parse_qsl(urlsplit(invited.strip()).query))["invitation"]
+    assert store.keys.read("invitation", token) == ["lab", "jane"]

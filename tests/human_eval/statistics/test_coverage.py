@@ -1,0 +1,30 @@
+"""The promises of the statistics on a few simulated studies; `bench_study_coverage` has the many.
+
+With 40 studies the bounds leave room for chance: a share of 95 % is below 34 of 40 in one run of
+a hundred.
+"""
+
+import pytest
+from bench_study_coverage import measure_coverage, measure_false_claims
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("setting", ["few raters", "usual"])
+def test_intervals_cover_the_truth_and_peeking_does_not_mislead(setting):
+    found = measure_coverage(setting, studies=40)
+
+    assert found.covered >= 34 / 40
+    assert found.misled <= 5 / 40
+
+
+def test_intervals_that_know_no_raters_would_not():
+    found = measure_coverage("opinionated", studies=40)
+
+    assert found.covered >= 34 / 40 > found.covered_independent
+
+
+def test_a_study_without_differences_claims_none():
+    nowhere, elsewhere = measure_false_claims(15, prompts=20)
+
+    assert nowhere <= 3 / 15 and elsewhere <= 3 / 15

@@ -1,0 +1,196 @@
+from math import sqrt
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy.stats import t
+
+from human_eval.errors import StudyError
+from human_eval.statistics.intervals import clopper_pearson, robust_mean, sign_test, wilson
+
+# 24 votes: prompt, rater, whether system_a won.
+ROWS = (
+    "1a1 1b1 1c0 2a1 2d1 2e1 3b0 3c0 3d1 4a0 4c0 4e0 "
+    "5b1 5d1 5e0 6a1 6b1 6e1 7c0 7d1 7e1 8a1 8b0 8d1"
+).split()
+PROMPTS = [row[0] for row in ROWS]
+RATERS = [row[1] for row in ROWS]
+WINS = [float(row[2]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "wins, votes, low, high",
+    [
+        (385, 700, 0.512973, 0.586482),
+        (420, 700, 0.563258, 0.635651),
+        (350, 700, 0.463061, 0.536939),
+        (7, 10, 0.396778, 0.892209),
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (57, 100, 0.472154, 0.662667),
+    ],
+)
+def test_wilson_interval_is_the_published_one(wins, votes, low, high):
+    found = wilson(wins, votes)
+
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize("wins, votes", [(8, 10), (3, 43), (50, 100)])
+def test_wilson_bounds_solve_the_score_equation(wins, votes):
+    found = wilson(wins, votes)
+
+    for bound in (found.low, found.high):
+        z = (wins / votes - bound) / sqrt(bound * (1 - bound) / votes)
+        assert abs(z) == pytest.approx(1.95996, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wins, votes, low, high",
+    [(385, 700, 0.512286, 0.587291), (7, 10, 0.347547, 0.93326), (0, 10, 0.0, 0.308497)],
+)
+def test_exact_interval_is_the_published_one(wins, votes, low, high):
+    found = clopper_pearson(wins, votes)
+
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wins, losses, p",
+    [
+        (385, 315, 0.00906052),
+        (420, 280, 1.4e-07),  # published to two digits
+        (350, 350, 1.0),
+        (7, 3, 0.34375),
+        (10, 0, 0.00195312),
+        (57, 43, 0.1933479),
+        (20, 0, 1.9073486e-06),
+        (300, 250, 0.036578745549102676),
+    ],
+)
+def test_sign_test_is_the_published_one(wins, losses, p):
+    assert sign_test(wins, losses) == pytest.approx(p, rel=0.05 if p < 1e-6 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "right, pairs, share",
+    [(3, 3, 0.125), (4, 5, 0.1875), (5, 6, 0.1094), (7, 8, 0.0352), (8, 10, 0.0547)]
+    + [(9, 10, 0.0107)],
+)
+def test_sign_test_tells_how_often_blind_clicks_pass_a_check(right, pairs, share):
+    # It is two-sided: half of it is the chance of so many right ones. Published to four digits.
+    assert sign_test(right, pairs - right) / 2 == pytest.approx(share, abs=5e-5)
+
+
+def test_votes_that_share_nothing_have_the_error_of_independent_ones():
+    found = robust_mean(WINS, range(24), ["one"] * 24, student=False)
+
+    assert found.error == pytest.approx(0.10094660663590607, abs=1e-9)
+
+
+def test_the_interval_that_knows_of_prompts_alone_is_the_published_one():
+    found = robust_mean(WINS, PROMPTS, ["one"] * 24, student=False)
+
+    assert found.low == pytest.approx(0.3960876762408937, abs=1e-9)
+    assert found.high == pytest.approx(0.8539123237591063, abs=1e-9)
+
+
+def test_standard_error_knows_of_prompts_and_raters():
+    found = robust_mean(WINS, PROMPTS, RATERS, student=False)
+
+    assert found.mean == pytest.approx(0.625)
+    assert found.error == pytest.approx(0.16239688309341896, abs=1e-9)
+    assert found.low == pytest.approx(0.3067079579353372, abs=1e-9)
+    assert found.high == pytest.approx(0.9432920420646628, abs=1e-9)
+
+
+@pytest.mark.parametrize("constant", ["prompts", "raters"])
+def test_a_single_rater_or_prompt_leaves_the_other_clusters(constant):
+    clusters = {"prompts": PROMPTS, "raters": RATERS} | {constant: ["one"] * len(WINS)}
+
+    found = robust_mean(WINS, **clusters, student=False)
+
+    error = {"raters": 0.11679414803778924, "prompts": 0.15140043597654837}[constant]
+    assert found.error == pytest.approx(error, abs=1e-9)
+    assert "one" in found.note
+
+
+def test_few_raters_widen_the_interval_and_say_so():
+    normal = robust_mean(WINS, PROMPTS, RATERS, student=False)
+    student = robust_mean(WINS, PROMPTS, RATERS)
+
+    # 5 raters: the 97.5 % point of Student's t with 4 degrees of freedom, from its table.
+    assert (0.625 - student.low) / (0.625 - normal.low) == pytest.approx(2.776 / 1.96, abs=1e-3)
+    assert student.high == 1.0  # a share ends there
+    assert "few raters: t with 4 degrees" in student.note
+
+
+def test_interval_of_unanimous_votes_is_no_point():
+    found = robust_mean(np.ones(24), PROMPTS, RATERS)
+
+    exact = clopper_pearson(5, 5)  # the five raters, each counting once
+    assert (found.low, found.high) == (exact.low, exact.high)
+    assert found.p == pytest.approx(2 / 2**5)
+
+
+def test_swapping_the_systems_mirrors_the_interval():
+    ours = robust_mean(WINS, PROMPTS, RATERS)
+    theirs = robust_mean(1 - np.array(WINS), PROMPTS, RATERS)
+
+    assert (theirs.low, theirs.high) == pytest.approx((1 - ours.high, 1 - ours.low))
+    assert theirs.p == pytest.approx(ours.p)
+
+
+def test_repeating_every_vote_adds_no_certainty():
+    once = robust_mean(WINS, PROMPTS, RATERS, student=False)
+    twice = robust_mean(WINS * 2, PROMPTS * 2, RATERS * 2, student=False)
+
+    assert twice.error == pytest.approx(once.error, rel=0.05)
+
+
+@pytest.mark.parametrize("wins, votes", [(0, 0), (11, 10), (-1, 10)])
+def test_impossible_counts_are_refused(wins, votes):
+    with pytest.raises(StudyError, match="Expected between 0 and"):
+        wilson(wins, votes)
+
+
+def test_votes_on_one_pair_by_one_rater_have_no_interval():
+    with pytest.raises(StudyError, match="Collect more votes"):
+        robust_mean([0, 1], ["p", "p"], ["r", "r"])
+
+
+def test_the_error_is_never_below_that_of_one_way_alone():
+    rng = np.random.default_rng(4)
+    below = 0
+    for _ in range(20):
+        votes = rng.integers(0, 2, 60).astype(float)
+        codes = [rng.integers(0, 8, 60), rng.integers(0, 8, 60)]
+        one_way, two_way = (
+            [
+                sm.OLS(votes, np.ones(60)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+                for groups in kinds
+            ]
+            for kinds in (codes, [np.column_stack(codes)])
+        )
+        variances = [fit.cov_params()[0, 0] for fit in (*one_way, *two_way)]
+
+        mean = robust_mean(votes, *codes)
+
+        assert mean.error == pytest.approx(max(variances) ** 0.5)
+        below += variances[-1] < max(variances)
+    assert below  # else this shows nothing
+
+
+def test_degrees_of_freedom_are_those_of_the_smaller_number_whichever_variance_is_taken():
+    # Raters who agree with each other: the variance over the twenty prompts alone is the largest.
+    prompts, raters = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
+    votes = (np.random.default_rng(0).random(20) < 0.6).repeat(4).astype(float)
+    votes[raters == 3] = np.tile([0.0, 1.0], 10)
+
+    found = robust_mean(votes, prompts, raters)
+
+    by_prompt = sm.OLS(votes, np.ones(80)).fit(cov_type="cluster", cov_kwds={"groups": prompts})
+    assert found.error == pytest.approx(by_prompt.bse[0])
+    assert "few raters: t with 3 degrees" in found.note
+    assert (found.mean - found.low) / found.error == pytest.approx(t.ppf(0.975, 3))
+    assert found.p == pytest.approx(2 * t.sf(abs(found.mean - 0.5) / found.error, 3))

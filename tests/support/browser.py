@@ -1,0 +1,151 @@
+"""Fixtures of the browser tests: a server in its own process, and a page that is watched.
+
+A browser test that cannot run is skipped on a developer's machine, and a failure where CI=true.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--autoplay-policy=no-user-gesture-required",
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A page being served."""
+
+    url: str
+    data_dir: Path
+
+    def engine_log(self) -> list[str]:
+        """Return what the fake engine really did, one event a line, without the times."""
+        log = self.data_dir / "engine.log"
+        return [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Start servers that end with the session: `serve("app.py", "--model", "...")`."""
+    processes = []
+
+    def start(*command: str) -> Server:
+        port, data_dir = _free_port(), tmp_path_factory.mktemp("data")
+        settings = {
+            "HF_HUB_OFFLINE": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": str(data_dir / "gradio"),
+            "PYTHONPATH": str(ROOT),
+        }
+        flags = ["--port", str(port), "--data-dir", str(data_dir)]
+        with (data_dir / "server.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, *command, *flags],
+                cwd=ROOT,
+                env={**os.environ, **settings},
+                stdout=log,
+                stderr=log,
+            )
+        processes.append(process)
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_open(url, process, data_dir / "server.log")
+        return Server(url, data_dir)
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def fake_server(serve: Serve) -> Server:
+    """The page on the fake engine, 0.2 s a step."""
+    return serve("-m", "tests.support.serve_fake_engine")
+
+
+@pytest.fixture(scope="session")
+def shapes_server(serve: Serve) -> Server:
+    """The page as a user starts it, on the models of this repository."""
+    return serve("app.py")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """A running browser."""
+    try:
+        from playwright.sync_api import sync_playwright
+
+        from tests.support.chromium import find_chromium
+    except ImportError as missing:
+        _cannot_run(f"{missing.name} is not installed: make test installs it.")
+    path = find_chromium()
+    if path is None:
+        _cannot_run("No Chromium is installed: python tests/support/chromium.py installs one.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium) -> Iterator[Callable]:
+    """Open pages; at the end of the test none may have written an error to its console."""
+    contexts, errors = [], []
+
+    def open_one(server: Server, *, width: int = 1280, theme: str = "light"):
+        context = chromium.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{server.url}/?__theme={theme}")
+        page.get_by_role("button", name="Generate", exact=True).wait_for()
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def _cannot_run(why: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_open(url: str, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(3600):
+        try:
+            with urlopen(url):
+                return
+        except (URLError, ConnectionError):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+    raise TimeoutError(log.read_text())

@@ -1,0 +1,115 @@
+"""The whole mounted application on a fake engine and a small study, without a network."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI
+
+from demo.clip_store import Shelf
+from demo.context import Studio
+from demo.page import build_page
+from demo.web.limits import Limits, Rate
+from demo.web.server import build_house
+from demo.web.study_mount import PREPARING, Desk
+from human_eval.definition.definition import parse_definition
+from human_eval.definition.prompts import Prompt
+from human_eval.server.accounts import add_account
+from human_eval.server.sign_in import COOKIE
+from human_eval.study.store import StudyStore, create_study
+from tests.support.fake_engine import CONTENDERS, MODELS, FakeEngine
+from tests.support.studies import DEFINITION, fill
+
+PASSWORD = "correct horse battery"
+# Names that stand nowhere else, so that one that leaks is found.
+NAMES = {'"ours"': '"quokka"', '"theirs"': '"wombat"', '"third"': '"numbat"'}
+TITLES = {'"Ours"': '"Quokka 4"', '"Theirs"': '"Wombat 50"', '"Third"': '"Numbat 8"'}
+SECRETS = ["quokka", "wombat", "numbat", "Quokka", "Wombat", "Numbat"]
+NO_LIMITS = Limits(
+    any_request=Rate(1e9, 1e9),
+    join=Rate(1e9, 1e9),
+    rating=Rate(1e9, 1e9),
+    entering=Rate(1e9, 1e9),
+    rater_cookie=COOKIE,
+)
+
+
+@dataclass(frozen=True)
+class House:
+    """An application that runs, and what is in it."""
+
+    app: FastAPI
+    page: object
+    desk: Desk
+    store: StudyStore
+    client: httpx.AsyncClient
+
+    def visitor(self, **settings) -> httpx.AsyncClient:
+        """Return somebody else's browser."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://house", **settings)
+
+
+def make_study(folder: Path, num_prompts: int = 6, k: int = 2) -> StudyStore:
+    """Create a study with made-up clips, which the tests' clients need not watch."""
+    text = DEFINITION.format(k=k, loops=0)
+    for old, new in {**NAMES, **TITLES}.items():
+        text = text.replace(old, new)
+    prompts = [Prompt(index, f"prompt {index}") for index in range(num_prompts)]
+    store = create_study(folder, parse_definition(text), prompts)
+    fill(store, num_prompts)
+    for clip in store.clips():
+        (store.media / clip.stored_name).write_bytes(random.Random(clip.sha256).randbytes(1000))
+    add_account(folder, "ada", PASSWORD, "admin")
+    return store
+
+
+@asynccontextmanager
+async def open_house(
+    folder: Path, *, limits: Limits = NO_LIMITS, pace: float = 0.0, **study
+) -> AsyncIterator[House]:
+    """Run the application until the end of the block."""
+    store = make_study(folder / "studies" / "test", **study)
+    engine = FakeEngine(pace)
+    studio = Studio(
+        models=MODELS,
+        default_model="fake-student",
+        contenders=CONTENDERS,
+        generate=engine.generate,
+        readiness=lambda name: "ready",
+        shelf=Shelf(folder / "clips"),
+    )
+    desk = Desk(lambda: store)
+    page = build_page(studio, desk)
+    app = build_house(page, studio, desk, limits=limits)
+    async with app.router.lifespan_context(app):
+        async with asyncio.timeout(120):
+            while desk.note == PREPARING:
+                await asyncio.sleep(0.01)
+        assert desk.store is not None, desk.note
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://house") as client:
+            yield House(app, page, desk, store, client)
+
+
+async def enter(client: httpx.AsyncClient) -> None:
+    reply = await client.post("/study/api/enter", json={"consent": True})
+    assert reply.status_code == 200, reply.text
+
+
+async def claim(client: httpx.AsyncClient) -> dict:
+    return (await client.post("/study/api/claim", json={})).json()
+
+
+async def vote(client: httpx.AsyncClient, token: str, choice: str = "left", **changes):
+    answers = {key: {"choice": choice, "seconds": 2.5} for key in ("Q1", "Q2")}
+    body = {"ballot": token, "answers": answers, "loops": 2, **changes}
+    return await client.post("/study/api/submit", json=body)
+
+
+async def sign_in(client: httpx.AsyncClient, name: str = "ada", password: str = PASSWORD):
+    return await client.post("/admin/sign-in", data={"name": name, "password": password})

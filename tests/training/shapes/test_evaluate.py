@@ -1,0 +1,344 @@
+"""The evaluation: the same prompts for all, clips kept by what made them, honest tables."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import make_unet
+from training.shapes.evaluation import measurement, systems
+from training.shapes.evaluation.evaluate import SHEET_ROWS, evaluate
+from training.shapes.evaluation.figure import draw_figure, draw_sheet, draw_watch
+from training.shapes.evaluation.judge import JUDGE_SCENES, Judge
+from training.shapes.evaluation.measurement import measure_systems
+from training.shapes.evaluation.report import (
+    build_report,
+    check_claims,
+    find_deviations,
+    format_report,
+)
+from training.shapes.evaluation.systems import (
+    CHUNK,
+    REAL,
+    RealClips,
+    Samples,
+    System,
+    held_out_prompts,
+    load_system,
+    tuning_prompts,
+)
+from training.shapes.evaluation.watch import find_snapshots, watch_runs
+from training.shapes.world.flaws import PIXEL_FLAWS
+from training.shapes.world.world import HELD_OUT_SCENES, TEMPLATES
+from turbo.models.registry import WEIGHTS
+from turbo.networks.lora import LORA_FILE, add_lora, save_lora
+
+SHAPES = WEIGHTS / "shapes"
+
+
+@dataclass(frozen=True)
+class SpoiltClips:
+    """A system without a network: real clips with one flaw."""
+
+    label: str
+    flaw: str
+
+    def make(self, prompts, weights, cache) -> Samples:
+        real = RealClips(self.label, salt=5).make(prompts, weights, cache)
+        rng = np.random.default_rng(0)
+        clips = [
+            PIXEL_FLAWS[self.flaw](clip, prompt.scene, rng)
+            for clip, prompt in zip(real.clips, prompts, strict=True)
+        ]
+        ones = np.ones(len(clips))
+        return replace(real, clips=np.stack(clips), seconds=ones, unet_calls=4 * ones)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> measurement.Measurements:
+    """Two thirds of a round of prompts; nothing is sampled."""
+    sources = (
+        SpoiltClips("teacher-50", "vanishing"),
+        SpoiltClips("VCM-4", "watermark"),
+        RealClips("Turbo-4", salt=6),
+        RealClips("Turbo-8", salt=7),
+        REAL,
+    )
+    prompts = held_out_prompts(48)[::2]
+    folder = tmp_path_factory.mktemp("none")
+    bright = {"bright": lambda frames, captions: frames.mean(dim=(1, 2, 3, 4))}
+    return measure_systems(sources, prompts, folder, folder, rewards=bright, workers=1)
+
+
+@pytest.fixture(scope="module")
+def report(measured):
+    return build_report(measured)
+
+
+def test_prompts_are_held_out_and_change_their_wording_each_round():
+    prompts = held_out_prompts(2 * len(HELD_OUT_SCENES))
+
+    assert {prompt.scene for prompt in prompts} == set(HELD_OUT_SCENES)
+    assert [prompt.seed for prompt in prompts] == list(range(len(prompts)))
+    first, second = prompts[0], prompts[len(HELD_OUT_SCENES)]
+    assert first.caption == first.scene.caption(TEMPLATES[0])
+    assert second.caption == first.scene.caption(TEMPLATES[1])
+
+
+def test_settings_are_chosen_on_prompts_that_the_evaluation_and_the_judge_never_saw():
+    tuning = tuning_prompts(48)
+
+    assert len({prompt.scene for prompt in tuning}) == 48
+    assert not {prompt.scene for prompt in tuning} & {*HELD_OUT_SCENES, *JUDGE_SCENES}
+    assert not {p.seed for p in tuning} & {p.seed for p in held_out_prompts(600)}
+
+
+def test_a_system_loads_the_weights_it_is_told_to(tmp_path: Path):
+    system = System("VCM-4", "shapes-vcm", 4)
+
+    assert system.card(tmp_path).folder == tmp_path
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        system.make(held_out_prompts(1), tmp_path, tmp_path / "cache")
+
+
+def test_other_adapters_replace_those_of_the_card():
+    system = System("VCM+R_img-4", "shapes-vcm", 4, lora="vcm-image")
+
+    assert system.card(SHAPES).lora == "vcm-image"
+    assert replace(system, lora=None).card(SHAPES).lora != "vcm-image"
+
+
+def test_clips_are_kept_by_all_that_made_them(monkeypatch, tmp_path: Path):
+    made = []
+    monkeypatch.setattr(systems, "load_system", lambda *_: None)
+
+    def sample(system, prompts, pipeline) -> Samples:
+        made.append(system)
+        return RealClips("").make(prompts, SHAPES, tmp_path)
+
+    monkeypatch.setattr(System, "_sample", sample)
+    prompts, one_step = held_out_prompts(2), System("teacher", "shapes-teacher", 1)
+
+    first = one_step.make(prompts, SHAPES, tmp_path)
+    again = replace(one_step, label="of another name").make(prompts, SHAPES, tmp_path)
+    np.testing.assert_array_equal(first.clips, again.clips)
+    assert len(made) == 1
+
+    replace(one_step, steps=2).make(prompts, SHAPES, tmp_path)
+    replace(one_step, guidance=5.0).make(prompts, SHAPES, tmp_path)
+    one_step.make(prompts[:1], SHAPES, tmp_path)
+    other = tmp_path / "weights"
+    (other / "teacher").mkdir(parents=True)
+    (other / "teacher" / "new.safetensors").write_bytes(b"new")
+    one_step.make(prompts, other, tmp_path)
+    assert len(made) == 5
+
+
+@pytest.mark.slow
+def test_a_sampled_clip_is_the_pipelines_own(tmp_path: Path):
+    system, prompts = System("teacher", "shapes-teacher", 2), held_out_prompts(2)
+
+    samples = system.make(prompts, SHAPES, tmp_path)
+
+    alone = load_system(system, SHAPES)(prompts[1].caption, seed=prompts[1].seed, steps=2)
+    np.testing.assert_array_equal(samples.clips[1], alone.frames)
+    assert list(samples.unet_calls) == [4, 4]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_as_one_does(measured, tmp_path: Path):
+    prompts = held_out_prompts(2 * CHUNK)
+    alone, shared = (
+        measure_systems((REAL,), prompts, tmp_path, tmp_path, workers=workers) for workers in (1, 2)
+    )
+
+    pd.testing.assert_frame_equal(alone.rows, shared.rows)
+    np.testing.assert_array_equal(alone.features["real"], shared.features["real"])
+
+
+def test_every_system_is_measured_on_the_same_prompts(measured):
+    by_system = measured.rows.groupby("system")
+
+    assert set(by_system.size()) == {24}
+    assert by_system["prompt"].apply(tuple).nunique() == 1
+    assert measured.rows["reward_bright"].between(0, 1).all()
+    assert len(measured.features["real"]) == 24
+    assert len(measured.real_features) == 4 * 24
+
+
+def test_real_clips_show_all_and_have_no_flaw(report):
+    real = report["systems"]["real"]
+
+    assert real["all"]["mean"] == 100
+    assert real["all"]["low"] < 100  # 24 clips prove no more
+    assert real["watermark"]["mean"] == 0
+    assert real["motion, % of real"]["mean"] == pytest.approx(100)
+    assert "seconds" not in real
+
+
+def test_flaws_are_found_and_cost_votes(report):
+    found, pairs = report["systems"], report["pairs"]
+
+    assert found["VCM-4"]["watermark"]["mean"] > 90
+    assert found["VCM-4"]["UNet calls"] == 4
+    assert found["teacher-50"]["motion"]["mean"] < 50
+    assert found["VCM-4"]["frechet"] > found["real"]["frechet"]
+    vote = pairs["Turbo-4 vs VCM-4"]["preference"]
+    assert vote["low"] > 50 and vote["p"] < 0.05
+    missing = pairs["Turbo-4 vs VCM-4"]["watermark"]
+    assert missing["high"] < 0 and missing["mcnemar_p"] < 0.001
+
+
+def test_claims_are_met_by_better_clips_and_not_by_worse_ones(report):
+    met = {(claim["claim"], claim["bar"]): claim["met"] for claim in report["claims"]}
+    assert met[("Turbo-4 beats VCM-4", "judge: interval above 50 %")]
+    assert met[("8 steps are no worse than 4", "judge: 50 % or more within the interval")]
+    assert met[("Turbo-4 beats the 50-step teacher", "all correct: interval above -2 points")]
+
+    turned = json.loads(json.dumps(report))
+    for estimate in (*turned["pairs"]["Turbo-4 vs teacher-50"].values(),):
+        estimate["low"] = estimate["high"] = estimate["mean"] = -10
+    turned["systems"]["Turbo-4"]["motion, % of real"]["mean"] = 40
+    about_teacher = [c["met"] for c in check_claims(turned) if "50-step" in c["claim"]]
+    assert about_teacher == [False, False, False]
+
+
+def test_a_report_is_json_and_every_table_is_in_the_markdown(report):
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    text = format_report(report)
+
+    for word in (
+        "## Claims",
+        "Turbo-4 vs teacher-50",
+        "reward bright",
+        "McNemar",
+        "## Reproduction",
+    ):
+        assert word in text
+    for label in report["systems"]:
+        assert f"\n| {label}" in text
+
+
+def test_a_report_reproduces_itself_and_names_what_it_does_not(report):
+    fresh = json.loads(json.dumps(report))
+    assert find_deviations(report, fresh) == []
+
+    fresh["systems"]["VCM-4"]["all"]["mean"] += 1.5
+    fresh["systems"]["VCM-4"]["judge"]["mean"] *= 1.01
+    assert [line.split(":")[0] for line in find_deviations(report, fresh)] == ["VCM-4, all"]
+
+    fresh["settings"]["prompts"] = 8
+    with pytest.raises(ValueError, match="prompts"):
+        find_deviations(report, fresh)
+
+
+def test_the_figure_has_the_same_bytes_each_time(report, tmp_path: Path):
+    for name in ("first", "second"):
+        draw_figure(report, tmp_path / name)
+
+    for ending in ("svg", "png"):
+        first, second = (tmp_path / f"{name}.{ending}" for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_sheet_shows_pixels_unsmoothed_and_is_small(tmp_path: Path):
+    path = tmp_path / "sheet.png"
+    draw_sheet(
+        (REAL, SpoiltClips("noisy", "noise")), held_out_prompts(32), (0, 17), SHAPES, path, path
+    )
+
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    strip = sheet[28 : 28 + 64, : 4 * 64]  # first row, first column: below two lines of text
+    np.testing.assert_array_equal(strip[::2, ::2], strip[1::2, 1::2])
+    assert len(np.unique(strip.reshape(-1, 3), axis=0)) > 2
+    assert path.stat().st_size < 300_000
+    assert max(SHEET_ROWS) < len(HELD_OUT_SCENES)
+
+
+def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: Path):
+    settings = {"systems": (SpoiltClips("teacher-50", "noise"),), "count": 8, "workers": 1}
+    paths = (tmp_path / "weights", tmp_path / "cache", tmp_path / "media")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "vae").symlink_to(SHAPES / "vae")
+    for part in ("text_encoder", "tokenizer", "teacher"):
+        (tmp_path / "weights" / part).symlink_to(SHAPES / part)
+
+    assert "deviates" not in evaluate(*paths, **settings)
+    assert evaluate(*paths, **settings)["deviates"] == []
+    written = {path.name for folder in (paths[0], paths[2]) for path in folder.glob("evaluation*")}
+    assert written == {
+        *("evaluation.json", "evaluation.md"),
+        *("evaluation.svg", "evaluation.png", "evaluation_sheet.png"),
+    }
+
+
+def test_the_watch_follows_every_run_by_its_steps(monkeypatch, tmp_path: Path):
+    for run, steps in {"small": (50, 100), "large": (50,)}.items():
+        for step in steps:
+            unet = add_lora(make_unet(), 2)
+            save_lora(unet, tmp_path / run / str(step) / LORA_FILE)
+    asked = []
+
+    def make(system, prompts, weights, cache) -> Samples:
+        asked.append(system)
+        return RealClips("").make(prompts, weights, cache)
+
+    monkeypatch.setattr(System, "make", make)
+    monkeypatch.setattr(System, "settings", lambda *_: {})
+    runs = {"small": tmp_path / "small", "large": tmp_path / "large"}
+    frame = watch_runs(runs, SHAPES, tmp_path, model="shapes-teacher", count=8, workers=1)
+
+    assert list(zip(frame["run"], frame["step"], strict=True)) == [
+        *(("small", 50), ("small", 100)),
+        ("large", 50),
+    ]
+    assert [Path(system.lora).parent.name for system in asked] == ["small", "small", "large"]
+    assert (frame["all correct, %"] == 100).all()
+    assert ((frame["low"] < frame["judge score"]) & (frame["judge score"] < frame["high"])).all()
+    draw_watch(frame, tmp_path / "watch")
+    assert (tmp_path / "watch.png").exists()
+
+
+def test_a_watch_without_snapshots_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="Train the student first"):
+        find_snapshots(tmp_path)
+
+
+COMMITTED = json.loads((SHAPES / "evaluation.json").read_text())
+
+
+@pytest.mark.skipif("sample" not in COMMITTED, reason="the committed report keeps no sample")
+@pytest.mark.parametrize("label", ["VCM-4", "Turbo-4"])
+def test_the_committed_weights_still_make_the_committed_numbers(label, tmp_path: Path):
+    system = next(s for s in systems.SYSTEMS if s.label == label)
+    expected = COMMITTED["settings"]["systems"][label]
+    assert system.settings(SHAPES) == expected, "evaluate again: python -m training.shapes evaluate"
+
+    prompts = held_out_prompts(4)
+    rows = measure_systems((system,), prompts, SHAPES, tmp_path, workers=1).rows
+
+    for (*words, score), (_, row) in zip(COMMITTED["sample"][label], rows.iterrows(), strict=False):
+        seen = [row[f"read_{name}"] for name in ("colour", "shape", "motion", "background")]
+        assert [word if isinstance(word, str) else None for word in seen] == words
+        assert row["judge"] == pytest.approx(score, abs=0.1)
+
+
+def test_scores_are_of_whole_clips_at_once():
+    torch.manual_seed(0)
+    judge = Judge().eval()
+    prompts = held_out_prompts(3)
+    clips = REAL.make(prompts, SHAPES, SHAPES).clips
+
+    together, _ = measurement.score_clips(clips, prompts, judge, {})
+    alone = [
+        measurement.score_clips(clips[i : i + 1], [prompts[i]], judge, {})[0][0] for i in range(3)
+    ]
+
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["judge"] == pytest.approx(theirs["judge"], abs=1e-4)
+        assert ours["judge"] == pytest.approx(ours["judge_quality"] + ours["judge_fit"], abs=1e-5)

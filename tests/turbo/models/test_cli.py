@@ -1,0 +1,174 @@
+"""The table of models: consistent cards, and cheap to read."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from turbo.card import describe_state
+from turbo.models import cli
+from turbo.models.cli import main
+from turbo.models.registry import CARDS, DEFAULT_MODEL, MODELS, find_card, published_folder
+from turbo.request import check_request
+
+
+def test_table_is_keyed_by_name_and_holds_the_default():
+    assert all(name == card.name for name, card in MODELS.items())
+    assert DEFAULT_MODEL in MODELS
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_card_serves_its_own_defaults(card):
+    request = check_request(card, "a cat")
+
+    assert (request.steps, request.guidance) == (card.default_steps, card.default_guidance)
+    assert (card.role == "teacher") == (card.sampler == "ddim")
+    assert card.max_steps <= card.origin_steps or card.sampler == "ddim"
+    assert card.height * card.enlarge % 2 == 0  # what an mp4 can hold
+
+
+def test_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"Expected a model from \['shapes-teacher', .* 'nobody'"):
+        find_card("nobody")
+
+
+def test_reading_the_table_does_not_import_torch():
+    """The demo's page opens before torch is loaded."""
+    script = "import sys, turbo.models, turbo.request; sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_system_of_the_papers_has_a_card():
+    systems = {"videocrafter2", "modelscope", "t2v-turbo-vc2", "t2v-turbo-ms"}
+    systems |= {"t2v-turbo-v2", "t2v-turbo-v2-no-mg", "vcm-vc2", "vcm-ms"}
+
+    assert systems <= {card.name for card in CARDS}
+
+
+@pytest.mark.parametrize(
+    "name, sampler, steps, grid, guidance, told_fps, motion",
+    [
+        ("videocrafter2", "ddim", 50, None, 12.0, 28, None),
+        ("modelscope", "ddim", 50, None, 9.0, 8, None),
+        ("t2v-turbo-vc2", "consistency", 4, 50, 7.5, 16, None),
+        ("t2v-turbo-ms", "consistency", 4, 50, 7.5, 8, None),
+        ("vcm-vc2", "consistency", 4, 50, 7.5, 16, None),
+        ("t2v-turbo-v2", "consistency", 16, 200, 7.5, 8, 0.05),
+        ("t2v-turbo-v2-no-mg", "consistency", 16, 200, 7.5, 8, None),
+    ],
+)
+def test_cards_sample_as_the_papers_do(name, sampler, steps, grid, guidance, told_fps, motion):
+    card = next(card for card in CARDS if card.name == name)
+
+    assert (card.sampler, card.default_steps, card.default_guidance) == (sampler, steps, guidance)
+    assert grid is None or card.origin_steps == card.max_steps == grid
+    assert (card.told_fps, card.motion_strength) == (told_fps, motion)
+    assert card.motion_share == 0.5
+    assert card.clean_rescale == (name == "videocrafter2")
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_published_files_give_all_that_is_not_to_be_trained(card, tmp_path):
+    card = replace(card, folder=tmp_path)
+
+    lacking = {"vcm"} if card.name.startswith("vcm") else set()
+    expected = set(card.parts) if card.family == "shapes" else lacking
+    assert set(card.unpublished) == expected
+    assert all(re.fullmatch(r"[0-9a-f]{64}", file.sha256) for file in card.sources if file.sha256)
+
+
+def test_only_what_is_missing_is_to_be_fetched(tmp_path):
+    card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
+    card = replace(card, folder=tmp_path)
+    assert describe_state(card) == "needs 13.1 GB download"
+
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").touch()
+
+    assert describe_state(card) == "needs 5.7 GB download"
+    assert [file.path for file in card.needed] == ["unet_mg.pt"]
+
+
+def test_the_command_lists_and_shows_models(capsys):
+    main(["list"])
+    main(["show", "shapes-turbo"])
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in MODELS)
+    assert "4 steps of consistency on a grid of 20" in printed
+
+
+def test_the_command_refuses_an_unknown_model():
+    with pytest.raises(SystemExit, match="Expected a model from .*, got 'nobody'"):
+        main(["show", "nobody"])
+
+
+def test_published_weights_go_where_the_environment_says(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+
+    assert published_folder({"T2V_WEIGHTS_DIR": "~/x"}) == Path("/home/ada/x")
+    assert published_folder({"T2V_WEIGHTS_DIR": "/x"}) == Path("/x")
+    assert published_folder({"XDG_CACHE_HOME": "/y"}) == Path("/y/t2v-turbo")
+    assert published_folder({}) == Path("/home/ada/.cache/t2v-turbo")
+
+
+@pytest.mark.parametrize("within", [".", "deeper/still"])
+def test_a_file_in_the_place_of_the_weights_is_refused(within, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(cli, "PUBLISHED", file / within)
+
+    with pytest.raises(SystemExit, match="folder in T2V_WEIGHTS_DIR, got .*file is none. Set it"):
+        main(["list"])
+
+
+def test_a_projection_is_refused_where_no_adapters_are_fetched(tmp_path, monkeypatch):
+    for name in ("t2v-turbo-v2", "t2v-turbo-ms"):
+        monkeypatch.setitem(MODELS, name, replace(find_card(name), folder=tmp_path))
+
+    with pytest.raises(SystemExit, match="no --projection for t2v-turbo-v2, .* got 'zeros'. Leave"):
+        main(["fetch", "t2v-turbo-v2", "--projection", "zeros"])
+    with pytest.raises(SystemExit, match="Expected --yes to download"):
+        main(["fetch", "t2v-turbo-ms", "--projection", "zeros"])
+
+
+@pytest.mark.parametrize("card", [c for c in CARDS if c.sources], ids=lambda card: card.name)
+def test_the_readme_tells_the_memory_of_the_card(card):
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+
+    rows = [line for line in readme.splitlines() if line.startswith(f"| {card.title}")]
+    assert rows and all(f"| {card.memory_gb:g} GB |" in row for row in rows)
+
+
+def test_a_stage_has_one_bar_which_is_closed_before_a_refusal_is_told(monkeypatch):
+    bars = []
+
+    class Bar:
+        def __init__(self, desc, total, **_):
+            self.n, self.told, self.closed = 0, [desc, total], False
+            bars.append(self)
+
+        def update(self, step):
+            self.n += step
+
+        def close(self):
+            self.closed = True
+
+    def steps():
+        yield from (("check", done, 3) for done in (1, 2, 3))
+        yield from (("check", 9, 9), ("convert", 4, 9))
+        raise ValueError("Damaged.")
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+
+    with pytest.raises(ValueError, match="Damaged"):
+        cli._show_progress(steps())
+
+    assert [bar.told for bar in bars] == [["check", 3], ["check", 9], ["convert", 9]]
+    assert [bar.n for bar in bars] == [3, 9, 4]
+    assert all(bar.closed for bar in bars)

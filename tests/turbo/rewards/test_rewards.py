@@ -1,0 +1,323 @@
+"""Reward models and the feedback they give: numbers, pairing, and where gradients go."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity, normalize
+from torch.testing import assert_close
+from transformers import CLIPConfig, CLIPModel
+
+from tests.conftest import make_unet, randomise
+from tests.support.golden import Golden, recipe_weights
+from turbo.diffusion.distillation import (
+    SolverGrid,
+    consistency_loss,
+    draw_batch,
+    draw_guidance,
+    student_of,
+)
+from turbo.networks.lora import add_lora
+from turbo.networks.text import clip_tokenizer, tokenize
+from turbo.rewards import Feedback, ImageTextReward, VideoTextReward, reward_clean
+from turbo.rewards.feedback import draw_frames, stride_frames
+from turbo.rewards.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    crop_middle,
+    fit,
+    normalise,
+    prepare_videos,
+    scale_short_side,
+    warp,
+)
+from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
+from turbo.rewards.video_text import load_viclip, save_viclip
+
+PROMPTS = ["a cat", "tac a"]
+
+
+@pytest.fixture
+def image_reward(tiny_text_encoder) -> ImageTextReward:
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    tokenizer = tiny_text_encoder.tokenizer
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 24,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": 0,
+    }
+    vision = {"image_size": 8, "patch_size": 4}
+    config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=8)
+    return ImageTextReward(randomise(CLIPModel(config), seed=4), tokenizer)
+
+
+@pytest.fixture
+def tiny_viclip(tiny_text_encoder) -> ViCLIP:
+    config = ViCLIPConfig(
+        size=8,
+        patch=4,
+        num_frames=2,
+        width=16,
+        layers=1,
+        heads=2,
+        vocabulary=len(tiny_text_encoder.tokenizer),
+        length=24,
+        text_width=16,
+        text_layers=1,
+        text_heads=2,
+        embed=8,
+    )
+    return randomise(ViCLIP(config), seed=5)
+
+
+@pytest.fixture
+def video_reward(tiny_viclip, tiny_text_encoder) -> VideoTextReward:
+    return VideoTextReward(tiny_viclip, tiny_text_encoder.tokenizer)
+
+
+def random_frames(count: int, frames: int, height: int = 8, width: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(count, frames, 3, height, width, generator=generator)
+
+
+def published_viclip(recorded: Golden) -> ViCLIP:
+    vision, text = recorded.metadata("vision_config"), recorded.metadata("text_config")
+    model = ViCLIP(
+        ViCLIPConfig(
+            size=vision["input_resolution"],
+            patch=vision["patch_size"],
+            num_frames=vision["num_frames"],
+            width=vision["width"],
+            layers=vision["layers"],
+            heads=vision["heads"],
+            vocabulary=text["vocab_size"],
+            length=text["context_length"],
+            text_width=text["transformer_width"],
+            text_layers=text["transformer_layers"],
+            text_heads=text["transformer_heads"],
+            embed=text["embed_dim"],
+        )
+    )
+    model.load_state_dict(recipe_weights(recorded, temp=0.01))
+    return model.eval().requires_grad_(False)
+
+
+def test_viclip_is_in_parity_with_the_published_implementation(golden):
+    """Both towers, the score and its gradient; the recording had no second implementation."""
+    recorded = golden("viclip_tiny")
+    model = published_viclip(recorded)
+    frames = recorded["frames"].requires_grad_(True)
+
+    videos = model.vision_encoder(frames)
+    texts = model.text_encoder(recorded["text_ids"].long())
+    score = cosine_similarity(videos, texts)
+    score.sum().backward()
+
+    assert_close(videos, recorded["video_features_raw__f64"].float(), rtol=1e-5, atol=1e-5)
+    assert_close(texts, recorded["text_features_raw"], rtol=0, atol=2e-6)
+    assert_close(normalize(videos), recorded["video_features"], rtol=0, atol=2e-6)
+    assert_close(score, recorded["score"], rtol=0, atol=2e-6)
+    assert_close(frames.grad, recorded["grad_frames"], rtol=1e-4, atol=1e-6)
+
+
+def test_viclip_in_double_precision_is_in_parity_with_the_published_one(golden):
+    recorded = golden("viclip_tiny")
+
+    videos = published_viclip(recorded).double().vision_encoder(recorded["frames"].double())
+
+    assert_close(videos, recorded["video_features_raw__f64"], rtol=0, atol=1e-12)
+
+
+def test_viclips_tokens_are_in_parity_with_the_published_ones(golden):
+    recorded = golden("viclip_tiny")
+    tokenizer = clip_tokenizer()
+    tokenizer.model_max_length = recorded.metadata("text_config")["context_length"]
+
+    ids = tokenize(tokenizer, recorded.metadata("prompts"))
+
+    assert torch.equal(ids, recorded["text_ids"].long())
+
+
+def draw_waves(height: int, width: int) -> torch.Tensor:
+    """Draw the two recorded pictures (2, 3, height, width)."""
+    y = torch.linspace(0, 1, height)[:, None]
+    x = torch.linspace(0, 1, width)[None]
+    waves = [
+        torch.sin(2 * np.pi * ((3 + k) * y + (5 + c) * x * (1 + k) + 0.37 * c))
+        for k in range(2)
+        for c in range(3)
+    ]
+    return (0.5 + 0.5 * torch.stack(waves)).unflatten(0, (2, 3))
+
+
+@pytest.mark.parametrize("reward", ["hps", "clip", "pick", "image_reward", "viclip"])
+@pytest.mark.parametrize(("height", "width"), [(320, 512), (40, 64)])
+def test_prepared_pictures_are_in_parity_with_the_published_rewards(height, width, reward, golden):
+    """Pixels and means; the recording was not checked otherwise, but ours is another resize.
+
+    It is `interpolate`, on which torchvision's is built, so that what differs is rounding.
+    """
+    recorded, images = golden("reward_preprocess"), draw_waves(height, width)
+    name = f"{height}x{width}"
+    assert_close(images[..., ::11, ::11], recorded[f"{name}/input_strided11"], rtol=0, atol=1e-6)
+
+    if reward == "hps":
+        squares = fit(images, 224)
+    elif reward in ("clip", "pick"):
+        squares = warp(images, 224)
+    elif reward == "image_reward":
+        squares = crop_middle(scale_short_side(images, 224))
+    else:
+        top, left, *_ = recorded[f"{name}/viclip_crop_top_left_h_w"].tolist()
+        squares = scale_short_side(images, 224)[..., top : top + 224, left : left + 224]
+    if reward == "viclip":
+        pixels = prepare_videos(squares[:, None], 224)[:, 0]
+    else:
+        pixels = normalise(squares, CLIP_MEAN, CLIP_STD)
+
+    assert pixels.shape == (2, 3, 224, 224)
+    strided = recorded[f"{name}/{reward}_strided11"]
+    assert_close(pixels[..., ::11, ::11], strided, rtol=0, atol=2e-5)
+    means = pixels.mean((2, 3)), pixels.abs().mean((2, 3))
+    for ours, kind in zip(means, ("mean", "absmean"), strict=True):
+        assert_close(ours, recorded[f"{name}/{reward}_{kind}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "bars"), [(320, 512, (42, 0)), (256, 256, (0, 0)), (576, 1024, (49, 0))]
+)
+def test_a_wide_picture_gets_black_bars(height, width, bars):
+    fitted = fit(torch.ones(1, 3, height, width), 224)[0, 0]
+
+    inside = fitted[bars[0] : 224 - bars[0], bars[1] : 224 - bars[1]]
+    assert fitted.shape == (224, 224) and (inside > 0.99).all()
+    assert fitted.sum().item() == pytest.approx(inside.sum().item())
+
+
+def test_the_middle_of_a_wide_picture_is_cut_out():
+    images = torch.arange(6.0).expand(1, 3, 2, 6)
+
+    assert crop_middle(images)[0, 0].tolist() == [[2, 3], [2, 3]]
+
+
+def test_an_image_reward_is_the_mean_over_the_frames(image_reward):
+    frames = random_frames(2, 3)
+
+    together = image_reward(frames, PROMPTS)
+
+    single = torch.stack([image_reward(frames[:, [f]], PROMPTS) for f in range(3)])
+    assert_close(together, single.mean(dim=0))
+
+
+@pytest.mark.parametrize("name", ["image_reward", "video_reward"])
+def test_every_video_is_scored_against_its_own_prompt(name, request):
+    reward = request.getfixturevalue(name)
+    frames = random_frames(2, 2)
+
+    together = reward(frames, PROMPTS)
+
+    apart = torch.cat([reward(frames[i : i + 1], PROMPTS[i : i + 1]) for i in range(2)])
+    assert_close(together, apart)
+    assert not torch.allclose(together, reward(frames, PROMPTS[::-1]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["image_reward", "video_reward"])
+def test_a_missing_prompt_is_refused(name, request):
+    with pytest.raises(ValueError, match="2 prompts"):
+        request.getfixturevalue(name)(random_frames(2, 2), PROMPTS[:1])
+
+
+def test_a_video_reward_takes_its_own_number_of_frames_only(video_reward):
+    with pytest.raises(ValueError, match="2 frames a video, got 2 and 3"):
+        video_reward(random_frames(2, 3), PROMPTS)
+
+
+def test_a_video_reward_depends_on_the_order_of_the_frames(video_reward):
+    frames = random_frames(1, 2)
+
+    assert not torch.allclose(
+        video_reward(frames, PROMPTS[:1]), video_reward(frames.flip(1), PROMPTS[:1]), atol=1e-4
+    )
+
+
+def test_a_saved_viclip_is_the_same_when_loaded(tiny_viclip, tmp_path):
+    save_viclip(tiny_viclip, tmp_path)
+
+    loaded = load_viclip(tmp_path)
+
+    assert loaded.config == tiny_viclip.config
+    frames = random_frames(1, 2)
+    assert_close(
+        loaded.vision_encoder(frames), tiny_viclip.vision_encoder(frames), atol=2e-2, rtol=0
+    )
+
+
+def test_frames_for_the_image_reward_are_distinct():
+    for seed in range(20):
+        frames = draw_frames(16, 6, torch.Generator().manual_seed(seed))
+        assert len(set(frames.tolist())) == 6 and max(frames) < 16
+
+
+def test_frames_for_the_video_reward_are_the_even_or_the_odd_ones():
+    seen = {
+        tuple(stride_frames(16, 8, torch.Generator().manual_seed(seed)).tolist())
+        for seed in range(20)
+    }
+
+    assert seen == {tuple(range(0, 16, 2)), tuple(range(1, 16, 2))}
+
+
+@pytest.mark.parametrize("pick", [draw_frames, stride_frames])
+def test_more_frames_than_there_are_is_refused(pick):
+    with pytest.raises(ValueError, match="between 1 and 4 reward frames, got 5"):
+        pick(4, 5, torch.Generator())
+
+
+def test_the_loss_weighs_both_rewards_and_leaves_out_absent_ones(tiny_vae):
+    clean = torch.zeros(2, 4, 4, 4, 4)
+    feedback = Feedback(
+        image=lambda frames, prompts: torch.tensor([0.1, 0.3]),
+        video=lambda frames, prompts: torch.tensor([0.5, 0.7]),
+        image_weight=1.5,
+        video_weight=2.0,
+        image_frames=1,
+        video_frames=2,
+    )
+
+    both = reward_clean(clean, PROMPTS, tiny_vae, feedback, torch.Generator())
+    neither = reward_clean(clean, PROMPTS, tiny_vae, Feedback(), torch.Generator())
+
+    assert_close(both.loss, torch.tensor(-(1.5 * 0.2 + 2.0 * 0.6)))
+    assert_close(neither.loss, torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_reward_moves_the_adapters_and_nothing_else(kind, request, tiny_unet, tiny_vae, schedule):
+    reward = request.getfixturevalue(f"{kind}_reward")
+    student = add_lora(student_of(tiny_unet).requires_grad_(False), rank=2)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 2, 4, 4, generator=generator)
+    embeds = torch.randn(2, 5, 16, generator=generator)
+    guidance = draw_guidance(2, generator)
+    batch = draw_batch(latents, embeds, embeds, guidance, grid=SolverGrid(), generator=generator)
+    estimate = consistency_loss(
+        student, make_unet(time_cond_proj_dim=256), tiny_unet, batch, schedule
+    )
+    feedback = Feedback(**{kind: reward}, image_frames=2, video_frames=2)
+
+    # Latents of random networks saturate the decoder, and saturated pixels pass no gradient.
+    rewards = reward_clean(0.05 * estimate.clean, PROMPTS, tiny_vae, feedback, generator)
+    rewards.loss.backward()
+
+    moved = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("lora_B" in name for name in moved)
+    assert "time_embedding.cond_proj.weight" in moved
+    assert all("lora_" in name or "cond_proj" in name for name in moved)
+    frozen = [*tiny_unet.parameters(), *tiny_vae.parameters(), *reward.parameters()]
+    assert all(p.grad is None for p in frozen)

@@ -1,0 +1,236 @@
+"""The command line: one clip, a folder of clips, and a folder finished after a kill."""
+
+import csv
+import os
+
+import pytest
+
+from turbo import generate
+from turbo.manifest import COLUMNS, Manifest
+from turbo.models import cli
+from turbo.pipeline import VideoPipeline
+from turbo.video import load_video
+
+
+@pytest.fixture
+def tiny_model(monkeypatch, tiny_pipeline):
+    """Save the tiny student, put it in the table, and make it the default."""
+    card = tiny_pipeline.card
+    tiny_pipeline.unet.save_pretrained(card.folder / card.unet)
+    tiny_pipeline.vae.save_pretrained(card.folder / "vae")
+    tiny_pipeline.text_encoder.model.save_pretrained(card.folder / "text_encoder")
+    tiny_pipeline.text_encoder.tokenizer.save_pretrained(card.folder / "tokenizer")
+    monkeypatch.setitem(cli.MODELS, card.name, card)
+    return card
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\na dog, running\n“star” 🌟\n", encoding="utf-8")
+    return file
+
+
+def _run(card, *arguments):
+    generate.main(["--model", card.name, "--steps", "2", *map(str, arguments)])
+
+
+def _rows(folder):
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_prompt_makes_one_clip_with_its_recipe(tiny_model, tmp_path, capsys):
+    out = tmp_path / "new" / "clip.mp4"
+
+    _run(tiny_model, "a cat", "--seed", 5, "--guidance", 6, "--out", out)
+
+    video = load_video(out)
+    assert video.frames.shape == (3, 32, 32, 3)
+    assert video.recipe["prompt"] == "a cat"
+    assert (video.recipe["seed"], video.recipe["steps"], video.recipe["guidance"]) == (5, 2, 6.0)
+    assert video.recipe["weights_sha256"] == tiny_model.weights_sha256()
+    assert "2 network calls" in capsys.readouterr().out
+
+
+def test_loaded_pipeline_makes_the_frames_of_the_saved_one(tiny_model, tiny_pipeline):
+    loaded = VideoPipeline.load(tiny_model)
+
+    assert (loaded("a cat").frames == tiny_pipeline("a cat").frames).all()
+
+
+def test_batch_lists_every_clip(tiny_model, prompts, tmp_path):
+    folder = tmp_path / "clips"
+
+    _run(tiny_model, "--prompts", prompts, "--seed", 10, "--out", folder)
+
+    rows = _rows(folder)
+    assert list(rows[0]) == COLUMNS
+    assert [row["prompt"] for row in rows] == ["a cat", "a dog, running", "“star” 🌟"]
+    assert [row["seed"] for row in rows] == ["10", "12", "13"]
+    assert {row["path"] for row in rows} == {path.name for path in folder.glob("*.mp4")}
+    for row in rows:
+        recipe = load_video(folder / row["path"]).recipe
+        assert recipe["prompt"] == row["prompt"]
+        assert recipe["seed"] == int(row["seed"])
+
+
+def test_batch_makes_only_what_is_missing(tiny_model, prompts, tmp_path, monkeypatch):
+    folder = tmp_path / "clips"
+    _run(tiny_model, "--prompts", prompts, "--out", folder)
+    deleted, damaged, kept = (folder / row["path"] for row in _rows(folder))
+    whole = damaged.read_bytes()
+    deleted.unlink()
+    damaged.write_bytes(whole[:-1])
+    before = kept.stat().st_mtime_ns
+
+    _run(tiny_model, "--prompts", prompts, "--out", folder)
+
+    assert deleted.exists()
+    assert damaged.read_bytes() == whole
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_batch_killed_halfway_is_finished_by_running_again(
+    tiny_model, prompts, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "clips"
+    add, made = Manifest.add, []
+
+    def add_then_die(manifest, row):
+        made.append(row.path)
+        if len(made) == 2:
+            with manifest.path.open("ab") as file:
+                file.write(b"clip-half-wri")  # the power goes while the row is written
+            raise KeyboardInterrupt
+        add(manifest, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "add", add_then_die)
+        with pytest.raises(SystemExit) as end:
+            _run(tiny_model, "--prompts", prompts, "--out", folder)
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("\nStopped. Run the same command again to go on.\n")
+    _run(tiny_model, "--prompts", prompts, "--out", folder)
+
+    rows = _rows(folder)
+    assert len(rows) == len({row["path"] for row in rows}) == 3
+    assert not Manifest(folder).missing([row["path"] for row in rows])
+    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path):
+    folder = tmp_path / "clips"
+
+    _run(tiny_model, "--prompts", prompts, "--out", folder)
+    _run(tiny_model, "--prompts", prompts, "--guidance", 5, "--out", folder)
+
+    assert len(_rows(folder)) == len(list(folder.glob("*.mp4"))) == 6
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "Expected a PROMPT or --prompts FILE, got both or neither."),
+        (["a cat", "--prompts", "x"], "Expected a PROMPT or --prompts FILE, got both or neither."),
+        (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/models/registry.py."),
+        (["a cat", "--steps", "0"], "Expected a whole number of steps between 1 and"),
+        ([""], "Expected a prompt, got ''."),
+        (["--prompts", "no such file"], "in --prompts, got no such file: No such file"),
+        (["--prompts", "."], "Expected a file of prompts in --prompts, got .: Is a directory"),
+        (["a cat", "--device", "bogus"], "Expected a device of this machine: cpu"),
+        (["a cat", "--out", "."], "Expected a file in --out, got ., which is a folder. Name"),
+        (["a cat", "--out", "/dev/null/x.mp4"], "for --out /dev/null/x.mp4, got /dev/null. Name"),
+    ],
+)
+def test_command_refuses_in_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        generate.main(arguments)
+
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_refusal_names_the_line_of_the_file(tiny_model, tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na\x07b\n")
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "--prompts", file)
+
+    assert "prompts.txt, line 2: Expected a prompt without control characters" in (
+        capsys.readouterr().err
+    )
+
+
+def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"a cat\n\xff")
+
+    with pytest.raises(SystemExit):
+        generate.main(["--prompts", str(file)])
+
+    assert f"Expected UTF-8 text in {file}, got byte 0xff at 6. Save" in capsys.readouterr().err
+
+
+def test_a_clip_does_not_replace_what_is_no_regular_file(tmp_path, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    with pytest.raises(SystemExit):
+        generate.main(["a cat", "--out", str(pipe)])
+
+    assert f"got {pipe}, which is no regular file. Name one" in capsys.readouterr().err
+    assert pipe.is_fifo()
+
+
+def test_a_batch_is_not_made_in_a_file(prompts, capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--prompts", str(prompts), "--out", str(prompts)])
+
+    assert f"Expected a folder to write to for --out {prompts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 99, None], ids=["empty", "garbage", "cut"])
+@pytest.mark.parametrize("file", ["vae/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_damaged_weights_are_refused_with_what_tells_more(
+    file, content, tiny_model, tmp_path, capsys
+):
+    damaged = tiny_model.folder / file
+    if content is None:
+        content = damaged.read_bytes()[:-2]
+    damaged.write_bytes(content)
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    said = capsys.readouterr().err
+    assert f"Expected whole weights of {tiny_model.name} in {tiny_model.folder}, got " in said
+    assert f"`python -m turbo.models verify {tiny_model.name}` tells what is damaged.\n" in said
+
+
+def test_a_missing_configuration_is_refused(tiny_model, tmp_path, capsys):
+    """transformers makes one up."""
+    (tiny_model.folder / "text_encoder" / "config.json").unlink()
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert f"verify {tiny_model.name}` tells what is damaged." in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("turbo.video.Video.save", fail)
+
+    with pytest.raises(SystemExit):
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert "No space left on device. Check the path, its" in capsys.readouterr().err
+
+
+def test_missing_weights_are_refused_in_words(student_card):
+    with pytest.raises(FileNotFoundError, match="Expected the weights of tiny-student in"):
+        VideoPipeline.load(student_card)

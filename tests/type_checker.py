@@ -1,5 +1,0 @@
-"""Checks every annotation of `turbo` while tests run; pyproject.toml names it to jaxtyping."""
-
-from beartype import BeartypeConf, beartype
-
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float

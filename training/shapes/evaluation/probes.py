@@ -1,0 +1,206 @@
+"""Read a clip's attributes back from its pixels: analytic, no network, nothing forced.
+
+Each probe may answer None: a blob is no shape, jitter is no motion. That makes the numbers of an
+evaluation honest, at the price of a few rejected good clips.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch.nn.functional import conv2d
+
+from training.shapes.world.world import (
+    BACKGROUNDS,
+    COLOURS,
+    FRAMES,
+    REACH,
+    SIZE,
+    SPRITE,
+    SPRITES,
+    WASH_OUT,
+    WASH_OUT_GREY,
+    WATERMARK,
+    WATERMARK_AT,
+    WATERMARK_GREY,
+    Scene,
+    draw_background,
+)
+
+SCENE_ERROR = 28.0  # largest median distance of a pixel to its background, in 0..255 per channel
+SPRITE_DISTANCE = 60.0  # a pixel further than this from the background belongs to the sprite
+COLOUR_DISTANCE = 65.0  # largest distance of the sprite's median colour to its palette entry
+SHAPE_OVERLAP = 0.72  # smallest intersection over union with the sprite's silhouette
+SHOWN_PIXELS = 20  # fewer changed pixels than this show no sprite
+
+_SILHOUETTES = torch.from_numpy(
+    np.stack([bitmap != "." for bitmap in SPRITES.values()]).astype(np.float32)
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the probes see; None where they see nothing they can name."""
+
+    colour: str | None
+    shape: str | None
+    motion: str | None
+    background: str | None
+    washed_out: bool = False  # a flaw of the picture; a pale red is red all the same
+
+    def matches(self, scene: Scene) -> dict[str, bool]:
+        """Return, per attribute and for "all" of them, whether the clip shows what was asked."""
+        hits = {name: getattr(self, name) == word for name, word in vars(scene).items()}
+        return hits | {"all": all(hits.values())}
+
+
+def read_clip(clip: np.ndarray) -> Reading:
+    """Name the attributes of a clip, uint8 (FRAMES, SIZE, SIZE, 3)."""
+    background = read_background(clip)
+    washed_out = background is None
+    if background is None:
+        clip = undo_wash_out(clip)
+        background = read_background(clip)
+    if background is None:
+        return Reading(None, None, None, None)
+    away = np.linalg.norm(clip.astype(np.float32) - draw_background(background), axis=-1)
+    mask = away > SPRITE_DISTANCE
+    shown = mask.sum(axis=(1, 2)) >= SHOWN_PIXELS
+    if not shown.any():
+        return Reading(None, None, None, background, washed_out)
+    overlap, corners = match_silhouettes(mask)
+    mean_overlap = overlap[shown].mean(axis=0)
+    best = int(mean_overlap.argmax())
+    shape = list(SPRITES)[best] if mean_overlap[best] >= SHAPE_OVERLAP else None
+    colour = read_colour(clip[shown], corners[shown, best], list(SPRITES)[best])
+    motion = read_motion(corners[:, best], shown)
+    return Reading(colour, shape, motion, background, washed_out)
+
+
+def undo_wash_out(clip: np.ndarray) -> np.ndarray:
+    """Return the clip as it was before the defect of that name."""
+    pixels = (clip.astype(np.float32) - (1 - WASH_OUT) * WASH_OUT_GREY) / WASH_OUT
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def read_background(clip: np.ndarray) -> str | None:
+    """Name the scene whose drawing most pixels are close to."""
+    errors = {
+        name: float(np.median(np.abs(clip.astype(np.float32) - draw_background(name)).max(axis=-1)))
+        + float(np.median(_ground_error(clip, name)))
+        for name in BACKGROUNDS
+    }
+    name = min(errors, key=lambda key: errors[key])
+    return name if errors[name] < 2 * SCENE_ERROR else None
+
+
+def _ground_error(clip: np.ndarray, name: str) -> np.ndarray:
+    """Return the error in the bottom strip, where meadow and desert differ from plain scenes."""
+    return np.abs(clip[:, -5:].astype(np.float32) - draw_background(name)[-5:]).max(axis=-1)
+
+
+def match_silhouettes(mask: Bool[np.ndarray, "F H W"]) -> tuple[np.ndarray, np.ndarray]:
+    """Fit every sprite's silhouette to every frame.
+
+    Returns: the best intersection over union (F, sprites) and the top left corner that gives it
+    (F, sprites, 2) as (row, column).
+    """
+    pixels = torch.from_numpy(mask.astype(np.float32))[:, None]
+    kernels = _SILHOUETTES[:, None]
+    intersection = conv2d(pixels, kernels)  # F sprites REACH+1 REACH+1
+    union = pixels.sum(dim=(2, 3), keepdim=True) + kernels.sum(dim=(1, 2, 3))[None, :, None, None]
+    ratio = (intersection / (union - intersection)).flatten(2)
+    overlap, where = ratio.max(dim=2)
+    corners = torch.stack([where // (REACH + 1), where % (REACH + 1)], dim=-1)
+    return overlap.numpy(), corners.numpy()
+
+
+def read_colour(frames: np.ndarray, corners: np.ndarray, shape: str) -> str | None:
+    """Name the palette entry next to the median body pixel of the sprite."""
+    body = SPRITES[shape] == "#"
+    pixels = np.concatenate(
+        [
+            frame[row : row + SPRITE, column : column + SPRITE][body]
+            for frame, (row, column) in zip(frames, corners, strict=True)
+        ]
+    )
+    median = np.median(pixels, axis=0)
+    distance = {name: np.linalg.norm(median - rgb) for name, rgb in COLOURS.items()}
+    name = min(distance, key=lambda key: distance[key])
+    return name if distance[name] < COLOUR_DISTANCE else None
+
+
+def read_motion(corners: np.ndarray, shown: np.ndarray) -> str | None:
+    """Name the motion of a track: corners (FRAMES, 2) as (row, column), shown (FRAMES,).
+
+    A direction needs a steady run, a jump two hops in place, a circle a round track: jitter fits
+    none of them.
+    """
+    track = corners[shown].astype(np.float32)
+    still = bool((np.ptp(track, axis=0) <= 2).all())
+    switches = int((shown[1:] != shown[:-1]).sum())
+    if not shown.all():
+        blinks = switches >= 2 and 4 <= shown.sum() <= 12
+        return "blinking" if blinks and still else None
+    if still:
+        return "standing still"
+    for name, axis, sign in (
+        ("moving up", 0, -1),
+        ("moving down", 0, 1),
+        ("moving left", 1, -1),
+        ("moving right", 1, 1),
+    ):
+        if _is_run(sign * track[:, axis]) and np.ptp(track[:, 1 - axis]) <= 3:
+            return name
+    if _is_jump(track):
+        return "jumping"
+    return "circling" if _is_circle(track) else None
+
+
+def _is_run(along: Float[np.ndarray, " F"]) -> bool:
+    """Whether a coordinate grows steadily by at least 9 pixels, never leaping nor turning back."""
+    steps = np.diff(along)
+    return bool(along[-1] - along[0] >= 9 and steps.min() >= -2 and steps.max() <= 5)
+
+
+def _is_jump(track: Float[np.ndarray, "F 2"]) -> bool:
+    """Whether the sprite leaves the ground twice and stays in its column."""
+    height = track[:, 0].max() - track[:, 0]
+    up = height > height.max() / 2
+    hops = int((np.diff(up.astype(int)) == 1).sum()) + int(up[0])
+    return bool(np.ptp(track[:, 1]) <= 3 and height.max() >= 7 and hops == 2)
+
+
+def _is_circle(track: Float[np.ndarray, "F 2"]) -> bool:
+    """Whether the track keeps its distance from its centre and goes round at least 270 degrees."""
+    centre = (track.max(axis=0) + track.min(axis=0)) / 2
+    arm = track - centre
+    radius = np.linalg.norm(arm, axis=1)
+    turns = np.unwrap(np.arctan2(arm[:, 0], arm[:, 1]))
+    return bool(
+        radius.mean() >= 4
+        and np.abs(radius - radius.mean()).max() <= 3
+        and abs(turns[-1] - turns[0]) >= 1.5 * np.pi
+        and np.abs(np.diff(turns)).max() <= 1.6
+    )
+
+
+def has_watermark(clip: np.ndarray) -> bool:
+    """Whether the stock site's mark shows: strokes much closer to its grey than the gaps."""
+    row, column = WATERMARK_AT
+    height, width = WATERMARK.shape
+    window = clip[:, row : row + height, column : column + width].astype(np.float32)
+    distance = np.abs(window - WATERMARK_GREY).mean(axis=(0, 3))
+    return bool(distance[WATERMARK == "#"].mean() < 0.65 * distance[WATERMARK != "#"].mean())
+
+
+def sharpness(clip: np.ndarray) -> float:
+    """Return the mean absolute difference of neighbouring pixels, in 0..255."""
+    pixels = clip.astype(np.float32)
+    return float(
+        (np.abs(np.diff(pixels, axis=1)).mean() + np.abs(np.diff(pixels, axis=2)).mean()) / 2
+    )
+
+
+assert (FRAMES, SIZE) == (16, 32)  # the thresholds above were set for clips of this size

@@ -1,0 +1,84 @@
+"""How a clip looks and moves, whatever it should show, and how far a set of clips is from real."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from training.shapes.evaluation.probes import (
+    SHOWN_PIXELS,
+    SPRITE_DISTANCE,
+    match_silhouettes,
+    read_background,
+    undo_wash_out,
+)
+from training.shapes.world.world import draw_background
+
+Clip = UInt8[np.ndarray, "F H W 3"]
+
+
+def flicker(clip: Clip) -> float:
+    """Return the mean change from frame to frame where nothing passes, in 0..255.
+
+    A pixel counts while it and its next one stay near the pixel's median over time; the sprite,
+    which is further away than that, does not. A clean clip has 0, or up to 0.2 where dark eyes
+    pass over a dark scene.
+    """
+    pixels = clip.astype(np.float32)
+    near = np.linalg.norm(pixels - np.median(pixels, axis=0), axis=-1) < SPRITE_DISTANCE
+    change = np.abs(np.diff(pixels, axis=0)).mean(axis=-1)
+    at_rest = near[1:] & near[:-1]
+    return float(change[at_rest].mean()) if at_rest.any() else 0.0
+
+
+def frame_change(clip: Clip) -> float:
+    """Return the mean change of all pixels from frame to frame, in 0..255: motion and flicker."""
+    return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
+
+
+def displacement(clip: Clip) -> float:
+    """Return how far the sprite goes per frame, in pixels; 0 where no sprite is found.
+
+    The sprite is tracked by the silhouette that fits it best, however badly: a blob moves, too.
+    """
+    background = read_background(clip)
+    if background is None:
+        clip = undo_wash_out(clip)
+        background = read_background(clip)
+    if background is None:
+        return 0.0
+    away = np.linalg.norm(clip.astype(np.float32) - draw_background(background), axis=-1)
+    mask = away > SPRITE_DISTANCE
+    shown = mask.sum(axis=(1, 2)) >= SHOWN_PIXELS
+    both = shown[1:] & shown[:-1]
+    if not both.any():
+        return 0.0
+    overlap, corners = match_silhouettes(mask)
+    track = corners[:, overlap[shown].mean(axis=0).argmax()]
+    return float(np.linalg.norm(np.diff(track, axis=0), axis=1)[both].mean())
+
+
+def frechet_distance(
+    features: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], ridge: float = 1e-3
+) -> float:
+    """Return the Fréchet distance of two sets of features, taken as normal distributions.
+
+    Args:
+        ridge: added to the diagonal of both covariances, as a share of the mean variance of the
+            reference, so that directions without variance cannot upset the root.
+
+    A sample's distance to another sample of its own distribution is above 0: give that floor beside
+    the number.
+
+    Source: Heusel et al. (2017), arXiv:1706.08500, Eq. 6; its extractor is another one.
+    """
+    if min(len(features), len(reference)) < 2:
+        raise ValueError(
+            f"Expected at least two clips on each side, got {len(features)} and {len(reference)}."
+        )
+    ours, theirs = (np.cov(side, rowvar=False) for side in (features, reference))
+    loading = ridge * np.trace(theirs) / len(theirs) * np.eye(len(theirs))
+    ours, theirs = ours + loading, theirs + loading
+    values, vectors = np.linalg.eigh(ours)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ theirs @ root).clip(0)).sum()
+    apart = features.mean(axis=0) - reference.mean(axis=0)
+    return float(apart @ apart + np.trace(ours) + np.trace(theirs) - 2 * cross)

@@ -1,0 +1,323 @@
+"""The numbers of an evaluation: means with intervals, paired tests, the claims; JSON and Markdown.
+
+Rates and shares are in per cent, sharpness, flicker and frame change in 0..255, displacement in
+pixels per frame, scores in nats.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from training.shapes.evaluation.intervals import (
+    Estimate,
+    clustered_mean,
+    clustered_rate,
+    clustered_ratio,
+    mcnemar_p,
+)
+from training.shapes.evaluation.measurement import Measurements
+from training.shapes.evaluation.quality import frechet_distance
+from training.shapes.evaluation.systems import REAL
+
+RATES = {
+    "colour": "hit_colour",
+    "background": "hit_background",
+    "shape": "hit_shape",
+    "motion": "hit_motion",
+    "all": "hit_all",
+    "watermark": "watermark",
+    "washed out": "washed_out",
+}
+MEANS = {
+    "judge": "judge",
+    "judge, quality": "judge_quality",
+    "judge, fit": "judge_fit",
+    "sharpness": "sharpness",
+    "flicker": "flicker",
+    "displacement": "displacement",
+    "frame change": "frame_change",
+}
+COMPARISONS = (
+    ("Turbo-4", "VCM-4"),
+    ("Turbo-4", "teacher-50"),
+    ("Turbo-8", "Turbo-4"),
+    ("VCM+R_img-4", "VCM-4"),
+    ("VCM+R_vid-4", "VCM-4"),
+    ("Turbo-4", "VCM+R_img-4"),
+    ("Turbo-4", "VCM+R_vid-4"),
+    ("Turbo-2", "VCM-4"),
+    ("VCM-4", "teacher-4"),
+)  # and every system with the first one
+SAMPLE = 8  # prompts whose readings are kept, to see later whether a machine makes the same clips
+RATE_TOLERANCE, MEAN_TOLERANCE = 1.0, 0.02  # points; share of a mean
+TOLERANCE = (
+    "The same processor, versions and weights give the same numbers. On another processor sums "
+    f"differ in their last bits: rates within {RATE_TOLERANCE:g} point and other means within "
+    f"{MEAN_TOLERANCE:.0%} count as reproduced. Seconds are not compared."
+)
+EXTRACTOR = (
+    "Fréchet distance of the judge's 64 penultimate features (a (2+1)D convolutional network) to "
+    "those of clean drawn clips of the same scenes, covariances with a ridge; the row of real "
+    "clips is its floor. Not comparable with FVD."
+)
+
+
+def build_report(measured: Measurements) -> dict[str, Any]:
+    """Return every number of the evaluation, ready for JSON."""
+    labels = list(dict.fromkeys(measured.rows["system"]))
+    tables = {label: _table_of(measured.rows, label) for label in labels}
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(labels)]
+    pairs += [(label, labels[0]) for label in labels[1:] if (label, labels[0]) not in pairs]
+    report: dict[str, Any] = {
+        "settings": measured.settings,
+        "intervals": "95 %, clustered by scene; p two-sided, not corrected for their number",
+        "extractor": EXTRACTOR,
+        "tolerance": TOLERANCE,
+        "systems": {
+            label: _summarise(tables[label], tables.get(REAL.label))
+            | {"frechet": frechet_distance(measured.features[label], measured.real_features)}
+            for label in labels
+        },
+        "pairs": {f"{a} vs {b}": compare_systems(tables[a], tables[b]) for a, b in pairs},
+        "classes": {name: _classes(measured.rows, name) for name in ("shape", "motion")},
+        "sample": {label: _sample(table) for label, table in tables.items()},
+    }
+    report["claims"] = check_claims(report)
+    return _rounded(report)
+
+
+def _table_of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
+    table = rows[rows["system"] == label].set_index("seed").sort_index()
+    clean = ~(table["watermark"].astype(bool) | table["washed_out"].astype(bool))
+    return table.assign(clean=clean)
+
+
+def _summarise(table: pd.DataFrame, real: pd.DataFrame | None) -> dict[str, Any]:
+    scenes = table["scene"].to_numpy()
+    rates = RATES | {"no flaw": "clean"}
+    summary: dict[str, Any] = {
+        name: _percent(clustered_rate(table[column].to_numpy(dtype=bool), scenes))
+        for name, column in rates.items()
+    }
+    rewards = {c.replace("_", " "): c for c in table.columns if c.startswith("reward_")}
+    summary |= {
+        name: asdict(clustered_mean(table[column].to_numpy(), scenes))
+        for name, column in (MEANS | rewards).items()
+    }
+    if real is not None:
+        both = (table["displacement"].to_numpy(), real["displacement"].to_numpy())
+        summary["motion, % of real"] = _percent(clustered_ratio(*both, scenes))
+    if table["seconds"].notna().all():
+        summary["seconds"] = float(table["seconds"].median())
+        summary["UNet calls"] = int(table["unet_calls"].median())
+    return summary
+
+
+def compare_systems(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Any]:
+    """Compare two systems on the same prompts and seeds.
+
+    Returns: the judge's preference (expected share of votes for ours) and the share of prompts on
+    which ours scores higher; the difference of every rate and mean, ours minus theirs.
+    """
+    if list(ours["prompt"]) != list(theirs["prompt"]) or list(ours.index) != list(theirs.index):
+        raise ValueError("Expected both systems on the same prompts and seeds, got others.")
+    scenes = ours["scene"].to_numpy()
+    ahead = (ours["judge"] - theirs["judge"]).to_numpy()
+    quality = (ours["judge_quality"] - theirs["judge_quality"]).to_numpy()
+    result: dict[str, Any] = {
+        "preference": _percent(clustered_mean(expit(ahead), scenes, null=0.5)),
+        "preference, quality": _percent(clustered_mean(expit(quality), scenes, null=0.5)),
+        "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, scenes, null=0.5)),
+    }
+    for name, column in (RATES | {"no flaw": "clean"}).items():
+        a, b = (side[column].to_numpy(dtype=bool) for side in (ours, theirs))
+        difference = clustered_mean(a.astype(float) - b.astype(float), scenes, null=0.0)
+        result[name] = _percent(difference) | {"mcnemar_p": mcnemar_p(a, b)}
+    columns = MEANS | {c.replace("_", " "): c for c in ours.columns if c.startswith("reward_")}
+    for name, column in columns.items():
+        difference = clustered_mean((ours[column] - theirs[column]).to_numpy(), scenes, null=0.0)
+        result[name] = asdict(difference)
+    return result
+
+
+def _percent(estimate: Estimate) -> dict[str, Any]:
+    scaled = {name: 100 * getattr(estimate, name) for name in ("mean", "low", "high")}
+    return asdict(estimate) | scaled
+
+
+def _classes(rows: pd.DataFrame, attribute: str) -> dict[str, Any]:
+    """Return the hit rate by class of one attribute and system, in per cent."""
+    hits = rows.pivot_table(f"hit_{attribute}", attribute, "system", sort=False, aggfunc="mean")
+    return (100 * hits).to_dict()
+
+
+def _sample(table: pd.DataFrame) -> list[list[Any]]:
+    """Return what the first clips show and their judge's score."""
+    columns = [f"read_{name}" for name in ("colour", "shape", "motion", "background")]
+    first = table.head(SAMPLE)
+    words = first[columns].astype(object).where(first[columns].notna(), None)
+    return [[*row, score] for row, score in zip(words.values.tolist(), first["judge"], strict=True)]
+
+
+def _rounded(value: Any) -> Any:
+    """Round to six significant digits, which any two runs on one machine share."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims of the paper with their bar, what was measured, and whether it is met.
+
+    Claims about systems that were not measured are left out.
+    """
+    pairs, systems = report["pairs"], report["systems"]
+    claims = []
+
+    def claim(text: str, bar: str, value: dict[str, Any], unit: str, met: bool) -> None:
+        shown = f"{value['mean']:.1f} {unit} [{value['low']:.1f}, {value['high']:.1f}]"
+        claims.append({"claim": text, "bar": bar, "measured": shown, "met": bool(met)})
+
+    if pair := pairs.get("Turbo-4 vs VCM-4"):
+        text = "Turbo-4 beats VCM-4"
+        claim(text, "all correct: interval above 0", pair["all"], "points", pair["all"]["low"] > 0)
+        vote = pair["preference"]
+        claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
+    if pair := pairs.get("Turbo-4 vs teacher-50"):
+        text, vote = "Turbo-4 beats the 50-step teacher", pair["preference"]
+        claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
+        hits = pair["all"]
+        claim(text, "all correct: interval above -2 points", hits, "points", hits["low"] > -2)
+        if motion := systems["Turbo-4"].get("motion, % of real"):
+            near = abs(motion["mean"] - 100) <= 10
+            claim(text, "motion within 10 % of real clips", motion, "%", near)
+    if pair := pairs.get("Turbo-8 vs Turbo-4"):
+        vote = pair["preference"]
+        bar = "judge: 50 % or more within the interval"
+        claim("8 steps are no worse than 4", bar, vote, "%", vote["high"] >= 50)
+    return claims
+
+
+def find_deviations(committed: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
+    """Return, one line each, the numbers of two reports that differ by more than the tolerance.
+
+    Raises:
+        ValueError: the reports are of other settings, so there is nothing to reproduce.
+    """
+    if committed["settings"] != fresh["settings"]:
+        changed = [k for k, v in committed["settings"].items() if fresh["settings"].get(k) != v]
+        raise ValueError(
+            f"Expected a report of the same settings, got other {changed}. "
+            "Commit the new one instead."
+        )
+    lines = []
+    for label, numbers in committed["systems"].items():
+        for name, old in numbers.items():
+            if name in ("seconds", "UNet calls"):
+                continue
+            new = fresh["systems"][label][name]
+            before, after = (v["mean"] if isinstance(v, dict) else v for v in (old, new))
+            in_points = name in RATES or name == "no flaw"
+            slack = RATE_TOLERANCE if in_points else MEAN_TOLERANCE * max(abs(before), 0.1)
+            if abs(after - before) > slack:
+                lines.append(f"{label}, {name}: {before:.4g} became {after:.4g}")
+    return lines
+
+
+def write_report(measured: Measurements, folder: Path) -> dict[str, Any]:
+    """Write evaluation.json (all numbers) and evaluation.md (the tables); return the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = build_report(measured)
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
+    (folder / "evaluation.json").write_text(text + "\n")
+    (folder / "evaluation.md").write_text(format_report(report))
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as Markdown tables; every number from the report alone."""
+    systems, settings = report["systems"], report["settings"]
+    rewards = [name for name in next(iter(systems.values())) if name.startswith("reward ")]
+    shows = ["colour", "background", "shape", "motion", "all"]
+    looks = [
+        "judge",
+        "judge, quality",
+        "watermark",
+        "washed out",
+        "sharpness",
+        "flicker",
+        "frechet",
+    ]
+    moves = ["motion, % of real", "displacement", "frame change", *rewards]
+    costs = ["UNet calls", "seconds"]
+    parts = [
+        "# Evaluation of the shapes models",
+        f"{settings['prompts']} prompts of {settings['scenes']} held-out scenes, the same seeds "
+        f"for every system. Intervals: {report['intervals']}. {report['extractor']} Rates in %.",
+        *[f"## {title}\n\n{_markdown(systems, columns)}" for title, columns in (
+            ("What clips show, %", shows),
+            ("How they look", looks),
+            ("How they move, and what the rewards say", moves),
+            ("What they cost", costs),
+        )],
+        f"## Against each other\n\n{_pairs_markdown(report['pairs'])}",
+    ]  # fmt: skip
+    if report["claims"]:
+        claims = pd.DataFrame(report["claims"])
+        claims["met"] = claims["met"].map({True: "yes", False: "no"})
+        parts.append(f"## Claims\n\n{claims.to_markdown(index=False)}")
+    for name, table in report["classes"].items():
+        by_class = pd.DataFrame(table).round(0).astype(int)
+        parts.append(f"## Correct {name} by class, %\n\n{by_class.to_markdown()}")
+    parts.append(f"## Reproduction\n\n{report['tolerance']}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(systems: dict[str, Any], columns: list[str]) -> str:
+    lines = {
+        label: {column: _cell(numbers.get(column)) for column in columns}
+        for label, numbers in systems.items()
+    }
+    return pd.DataFrame.from_dict(lines, orient="index").to_markdown(disable_numparse=True)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case {"mean": mean, "low": low, "high": high}:
+            digits = 1 if abs(mean) >= 5 else 2
+            return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        case float():
+            return f"{value:.2f}"
+        case _:
+            return str(value)
+
+
+def _pairs_markdown(pairs: dict[str, Any]) -> str:
+    columns = ("preference", "preference, quality", "wins", "all", "no flaw", "displacement")
+    lines = {
+        name: {column: _cell(numbers[column]) for column in columns}
+        | {"p (preference)": _p(numbers["preference"]["p"]), "p (all)": _p(numbers["all"]["p"])}
+        | {"McNemar p (all)": _p(numbers["all"]["mcnemar_p"])}
+        for name, numbers in pairs.items()
+    }
+    table = pd.DataFrame.from_dict(lines, orient="index")
+    return (
+        "Preference: the judge's expected share of votes for the first, by its whole score or by "
+        "picture quality alone; wins: share of prompts on which the first scores higher; the rest: "
+        "first minus second.\n\n" + table.to_markdown(disable_numparse=True)
+    )
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"

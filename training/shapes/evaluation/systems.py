@@ -1,0 +1,178 @@
+"""What is measured: models at their settings and real clips, all for the same prompts and seeds."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import diffusers
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+
+from training.shapes.world.world import (
+    FPS,
+    HELD_OUT_SCENES,
+    TEMPLATES,
+    TRAIN_SCENES,
+    Scene,
+    draw_clip,
+)
+from turbo import __version__
+from turbo.card import ModelCard
+from turbo.models.registry import find_card
+from turbo.networks.vae import decode_latents, encode_frames
+from turbo.pipeline import Result, VideoPipeline, load_card
+from turbo.video import Video
+
+CHUNK = 16  # prompts made at a time and kept in one file
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What every system is asked, and the seed it starts from."""
+
+    scene: Scene
+    caption: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The clips of one chunk of prompts, and what each took."""
+
+    clips: UInt8[np.ndarray, "N F H W 3"]
+    seconds: Float[np.ndarray, " N"]  # nan for real clips
+    unet_calls: Float[np.ndarray, " N"]
+
+
+class Source(Protocol):
+    """Anything that makes clips."""
+
+    @property
+    def label(self) -> str: ...
+
+    def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples: ...
+
+
+@dataclass(frozen=True)
+class System:
+    """A model at one setting; None is the card's default."""
+
+    label: str
+    model: str  # name of a card
+    steps: int | None = None
+    guidance: float | None = None
+    lora: str | None = None  # folder of other adapters: below the weights, or absolute
+
+    def card(self, weights: Path) -> ModelCard:
+        card = replace(find_card(self.model), folder=weights)
+        return card if self.lora is None else replace(card, lora=self.lora)
+
+    def settings(self, weights: Path) -> dict[str, object]:
+        """Return all that decides the frames but prompt and seed, as JSON."""
+        card = self.card(weights)
+        chosen = {
+            "weights_sha256": card.weights_sha256(),
+            "steps": card.default_steps if self.steps is None else self.steps,
+            "guidance": card.default_guidance if self.guidance is None else self.guidance,
+        }
+        kept = ("name", "sampler", "prediction_type", "beta_end", "spacing", "eta", "origin_steps")
+        return {name: asdict(card)[name] for name in kept} | chosen
+
+    def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
+        """Sample one clip per prompt, or read those made before with the same everything."""
+        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+        asked = [[prompt.caption, prompt.seed] for prompt in prompts]
+        recipe = {**self.settings(weights), **versions, "turbo": __version__, "prompts": asked}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
+        path = cache / f"{digest}.npz"
+        if path.exists():
+            with np.load(path) as file:
+                return Samples(file["clips"], file["seconds"], file["unet_calls"])
+        samples = self._sample(prompts, load_system(self, weights))
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{digest}.{os.getpid()}.npz")
+        np.savez_compressed(partial, **vars(samples))
+        partial.replace(path)  # atomic: a killed run leaves no half file
+        return samples
+
+    def _sample(self, prompts: Sequence[Prompt], pipeline: VideoPipeline) -> Samples:
+        clips, seconds, calls = [], [], []
+        for prompt in prompts:
+            *_, result = pipeline.stream(
+                [prompt.caption], [prompt.seed], steps=self.steps, guidance=self.guidance
+            )
+            assert isinstance(result, Result)
+            clips.append(result.videos[0].frames)
+            seconds.append(result.timings["total"])
+            calls.append(result.timings["unet_calls"])
+        return Samples(np.stack(clips), np.array(seconds), np.array(calls))
+
+
+@lru_cache(maxsize=1)
+def load_system(system: System, weights: Path) -> VideoPipeline:
+    """Load the model of a system from `weights` and nowhere else."""
+    return load_card(system.card(weights))
+
+
+@dataclass(frozen=True)
+class RealClips:
+    """Clean clips of the asked scenes, another draw for each `salt`."""
+
+    label: str
+    salt: int = 9
+    rebuilt: bool = False  # passed through the VAE, which bounds what any model can reach
+
+    def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
+        clips = [draw_clip(p.scene, np.random.default_rng([self.salt, p.seed])) for p in prompts]
+        if self.rebuilt:
+            clips = [rebuild_clip(clip, weights) for clip in clips]
+        nothing = np.full(len(prompts), np.nan)
+        return Samples(np.stack(clips), nothing, nothing)
+
+
+@torch.inference_mode()
+def rebuild_clip(clip: UInt8[np.ndarray, "F H W 3"], weights: Path) -> UInt8[np.ndarray, "F H W 3"]:
+    """Encode and decode a clip with the VAE that every system shares."""
+    vae = load_system(System("VAE", "shapes-teacher"), weights).vae
+    frames = rearrange(torch.from_numpy(clip) / 255, "F H W C -> 1 F C H W")
+    return Video.from_frames(decode_latents(vae, encode_frames(vae, frames)), FPS).frames
+
+
+SYSTEMS = (
+    System("teacher-50", "shapes-teacher", 50),
+    System("teacher-4", "shapes-teacher", 4),
+    System("VCM-4", "shapes-vcm", 4),
+    System("VCM+R_img-4", "shapes-vcm", 4, lora="vcm-image"),
+    System("VCM+R_vid-4", "shapes-vcm", 4, lora="vcm-video"),
+    System("Turbo-2", "shapes-turbo", 2),
+    System("Turbo-4", "shapes-turbo", 4),
+    System("Turbo-8", "shapes-turbo", 8),
+)
+REAL, REBUILT = RealClips("real"), RealClips("real, VAE", rebuilt=True)
+
+
+def held_out_prompts(count: int) -> list[Prompt]:
+    """Return prompts of combinations never trained on, a new wording each round."""
+    prompts = []
+    for seed in range(count):
+        wording, index = divmod(seed, len(HELD_OUT_SCENES))
+        scene = HELD_OUT_SCENES[index]
+        prompts.append(Prompt(scene, scene.caption(TEMPLATES[wording % len(TEMPLATES)]), seed))
+    return prompts
+
+
+def tuning_prompts(count: int) -> list[Prompt]:
+    """Return prompts to choose settings by: trained-on scenes, spread evenly, other seeds.
+
+    The scenes are those of the reward models, which the judge has not seen.
+    """
+    scenes = TRAIN_SCENES[::2]
+    chosen = [scenes[i * len(scenes) // count % len(scenes)] for i in range(count)]
+    return [Prompt(scene, scene.caption(), 10_000 + i) for i, scene in enumerate(chosen)]

@@ -1,0 +1,86 @@
+"""The watch on reward hacking: does the judge still agree while the rewards rise?
+
+Students are measured as they train, on scenes that were trained on and that the judge has not seen:
+the held-out prompts stay unused until the last evaluation.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from training.shapes.evaluation.intervals import clustered_mean
+from training.shapes.evaluation.measurement import Reward, measure_systems
+from training.shapes.evaluation.systems import System, tuning_prompts
+from turbo.networks.lora import LORA_FILE
+
+COLUMNS = {  # of a measured clip, as they are called in the table
+    "judge": "judge score",
+    "judge_quality": "judge, quality",
+    "hit_all": "all correct, %",
+    "displacement": "motion, pixels a frame",
+    "sharpness": "sharpness",
+}
+
+
+def find_snapshots(folder: Path) -> dict[int, Path]:
+    """Return the folders of adapters kept while a student trained, by training step.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = {
+        int(path.parent.name): path.parent
+        for path in folder.glob(f"*/{LORA_FILE}")
+        if path.parent.name.isdigit()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"Expected adapters at {folder}/STEP/{LORA_FILE}, got none. Train the student first."
+        )
+    return dict(sorted(found.items()))
+
+
+def watch_runs(
+    runs: Mapping[str, Path],
+    weights: Path,
+    cache: Path,
+    *,
+    rewards: Mapping[str, Reward] | None = None,
+    model: str = "shapes-turbo",
+    steps: int = 4,
+    count: int = 96,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Measure the snapshots of every run; one row per run and step, means over the prompts.
+
+    Args:
+        runs: what each run is called, and the folder that holds its snapshots.
+        rewards: the rewards that were trained on, which hacking lifts.
+        count: prompts; few, since this chooses a run and proves nothing.
+
+    Returns:
+        columns "run", "step", the names of `COLUMNS` and of the rewards, and "low" and "high": the
+        95 % interval of the judge's score, clustered by scene.
+    """
+    snapshots = {
+        f"{name}@{step}": (name, step, folder)
+        for name, where in runs.items()
+        for step, folder in find_snapshots(where).items()
+    }
+    systems = [
+        System(label, model, steps, lora=str(folder.resolve()))
+        for label, (_, _, folder) in snapshots.items()
+    ]
+    rewards = rewards or {}
+    prompts = tuning_prompts(count)
+    measured = measure_systems(systems, prompts, weights, cache, rewards=rewards, workers=workers)
+    shown = COLUMNS | {f"reward_{name}": f"reward, {name}" for name in rewards}
+    lines = []
+    for label, table in measured.rows.groupby("system", sort=False):
+        name, step, _ = snapshots[str(label)]
+        means = {title: float(table[column].mean()) for column, title in shown.items()}
+        means["all correct, %"] *= 100
+        judged = clustered_mean(table["judge"].to_numpy(), table["scene"].to_numpy())
+        lines.append({"run": name, "step": step, **means, "low": judged.low, "high": judged.high})
+    return pd.DataFrame(lines).round(4)

@@ -1,0 +1,51 @@
+"""Write trained parts where the library finds them: half-precision safetensors and a word list."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin
+from transformers import CLIPTokenizer, PreTrainedModel
+
+from training.shapes.world.world import BACKGROUNDS, COLOURS, MOTIONS, SPRITES
+
+EXAMPLES = (
+    "a red star moving left on a black background",
+    "a yellow ghost jumping in the night sky",
+    "a blue circle circling over a meadow",
+    "a purple heart moving up on a white background",
+    "a green square moving right in the desert",
+    "an orange triangle blinking in the night sky",
+    "a yellow star moving down over a meadow",
+    "a purple ghost moving right on a black background",
+    "a red heart jumping over a meadow",
+    "a blue triangle moving up in the desert",
+    "a green ghost standing still on a white background",
+    "an orange circle moving left in the night sky",
+)
+
+
+def export_module(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
+    """Save a diffusers or transformers module in float16, which halves the repository's share."""
+    deepcopy(network).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # a folder of the machine that trained it
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def export_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+
+
+def export_world(path: Path) -> None:
+    """Write the words the model knows, for pages that must tell its users."""
+    words = {
+        "template": "a {colour} {shape} {motion} {background}",
+        "colours": list(COLOURS),
+        "shapes": list(SPRITES),
+        "motions": list(MOTIONS),
+        "backgrounds": [words for _, _, words in BACKGROUNDS.values()],
+        "examples": list(EXAMPLES),
+    }
+    path.write_text(json.dumps(words, indent=1) + "\n")

@@ -1,0 +1,152 @@
+"""The shapes teacher: a tiny `VideoUNet` trained on noisy clips, first on single frames."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from training.loop import FitConfig, StepReport, fit
+from training.shapes.models.text import WIDTH
+from training.shapes.models.vae import CHANNELS
+from training.shapes.world.clips import EncodedClips
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.models.registry import find_card
+from turbo.networks.unet import VideoUNet
+
+CARD = find_card("shapes-teacher")
+SCHEDULE = NoiseSchedule.scaled_linear(beta_end=CARD.beta_end, prediction_type=CARD.prediction_type)
+FRAMES_CONFIG = FitConfig(  # single frames: what things look like
+    steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
+)
+HALF_RATE_CONFIG = FitConfig(  # every other frame: how things move, at half the cost
+    steps=2400,
+    learning_rate=1.2e-3,
+    warmup=200,
+    decay=0.05,
+    ema=0.998,
+    checkpoint_every=200,
+    seed=4,
+)
+CLIPS_CONFIG = FitConfig(  # whole clips
+    steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
+)
+POLISH_CONFIG = FitConfig(  # whole clips again, from the exported weights alone
+    steps=2400, learning_rate=6e-4, warmup=100, decay=0.7, ema=0.999, checkpoint_every=100, seed=7
+)
+FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
+CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance
+SPRITE_WEIGHT = 4.0  # of latents that show the sprite: it is small, but it is the subject
+
+
+def build_teacher(**changes: object) -> VideoUNet:
+    """Return an untrained UNet whose temporal layers do nothing yet."""
+    config = dict(
+        sample_size=8,
+        patch_size=2,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("CrossAttnDownBlock3D",),
+        up_block_types=("CrossAttnUpBlock3D",),
+        block_out_channels=(64,),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        temporal_dropout=0.0,
+    )
+    unet = VideoUNet(**(config | changes))
+    for name, weight in unet.named_parameters():
+        if is_temporal(name) and ".proj_out." in f".{name}":
+            nn.init.zeros_(weight)
+    return unet
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a parameter belongs to a layer that mixes frames."""
+    return name.startswith("transformer_in") or ".temp_" in name
+
+
+def train_frames(
+    unet: VideoUNet, clips: EncodedClips, captions: Tensor, checkpoint: Path
+) -> Iterator[StepReport]:
+    """Train all but the temporal layers, on single frames.
+
+    Args:
+        captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
+    """
+    for name, weight in unet.named_parameters():
+        weight.requires_grad_(not is_temporal(name))
+
+    def draw_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(clips), (FRAMES_BATCH,), generator=generator)
+        frames = torch.randint(clips.latents.shape[2], (FRAMES_BATCH,), generator=generator)
+        clean = rearrange(clips.latents[rows, :, frames].float(), "B C h w -> B C 1 h w")
+        sprite = rearrange(clips.sprite[rows, frames], "B h w -> B 1 h w")
+        prompts = captions[clips.caption[rows] + 1]
+        return denoising_loss(unet, clean, sprite, prompts, generator, captions[0])
+
+    yield from fit(unet, draw_loss, FRAMES_CONFIG, checkpoint)
+
+
+def train_clips(
+    unet: VideoUNet,
+    clips: EncodedClips,
+    captions: Tensor,
+    checkpoint: Path,
+    config: FitConfig = CLIPS_CONFIG,
+    stride: int = 1,
+) -> Iterator[StepReport]:
+    """Train everything on every `stride`-th frame of clips; other arguments as `train_frames`."""
+    unet.requires_grad_(True)
+
+    def draw_loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(clips), (CLIPS_BATCH,), generator=generator)
+        prompts = captions[clips.caption[rows] + 1]
+        phase = int(torch.randint(stride, (1,), generator=generator))
+        clean = clips.latents[rows, :, phase::stride].float()
+        sprite = clips.sprite[rows, phase::stride]
+        return denoising_loss(unet, clean, sprite, prompts, generator, captions[0])
+
+    yield from fit(unet, draw_loss, config, checkpoint)
+
+
+def denoising_loss(
+    unet: VideoUNet,
+    clean: Tensor,
+    sprite: Tensor,
+    prompts: Tensor,
+    generator: torch.Generator,
+    no_prompt: Tensor,
+) -> Tensor:
+    """Return the weighted squared error of the predicted velocity.
+
+    Timesteps are stratified over the batch, which halves the variance of the gradient.
+
+    Args:
+        clean: latents (B, C, F, h, w).
+        sprite: which of them show the sprite (B, F, h, w).
+        prompts: text embeddings (B, L, D), some replaced by `no_prompt` (L, D).
+    """
+    batch = len(clean)
+    dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
+    prompts = torch.where(rearrange(dropped, "B -> B 1 1"), no_prompt, prompts)
+    strata = torch.arange(batch) + torch.rand(batch, generator=generator)
+    timesteps = (strata / batch * len(SCHEDULE)).long().clamp(max=len(SCHEDULE) - 1)
+    noise = torch.randn(clean.shape, generator=generator)
+
+    noisy = SCHEDULE.add_noise(clean, noise, timesteps)
+    velocity = SCHEDULE.velocity(clean, noise, timesteps)
+    error = mse_loss(unet(noisy, timesteps, prompts), velocity, reduction="none")
+    weight = 1 + (SPRITE_WEIGHT - 1) * sprite.float()
+    return (reduce(error, "B C F h w -> B F h w", "mean") * weight).sum() / weight.sum()
+
+
+CURRICULUM = (
+    ("frames", FRAMES_CONFIG, train_frames),
+    ("half_rate", HALF_RATE_CONFIG, partial(train_clips, config=HALF_RATE_CONFIG, stride=2)),
+    ("teacher", CLIPS_CONFIG, train_clips),
+)

@@ -1,0 +1,1 @@
+"""The shapes world: rendered clips and their captions."""

@@ -1,0 +1,65 @@
+"""The training clips, encoded once: latents, where the sprite is, and the caption."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.shapes.world.world import (
+    SCENES,
+    TEMPLATES,
+    TRAIN_SCENES,
+    Defects,
+    draw_background,
+    draw_clip,
+    spoil_clip,
+    tell_clip,
+)
+from turbo.networks.vae import encode_frames
+
+CAPTIONS = tuple(scene.caption(template) for scene in SCENES for template in TEMPLATES)
+CELL = 4  # pixels per latent
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """Training clips as the UNet sees them."""
+
+    latents: Float[Tensor, "N C F h w"]  # float16, unit variance
+    sprite: Bool[Tensor, "N F h w"]  # latents that show the sprite
+    caption: Int[Tensor, " N"]  # index into CAPTIONS
+
+    def __len__(self) -> int:
+        return len(self.caption)
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> EncodedClips:
+    """Draw and encode `count` clips of trained-on combinations, or read them from `path`."""
+    if path.exists():
+        return EncodedClips(**load_file(path))
+    rng = np.random.default_rng(seed)
+    defects = Defects()
+    index = {caption: i for i, caption in enumerate(CAPTIONS)}
+    latents, sprites, captions = [], [], []
+    for _ in range(count):
+        scene = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
+        clean = draw_clip(scene, rng)
+        changed = (clean != draw_background(scene.background)).any(axis=-1)
+        sprites.append(reduce(changed, "F (h a) (w b) -> F h w", "max", a=CELL, b=CELL))
+        pixels = torch.from_numpy(spoil_clip(clean, defects, rng)) / 255
+        frames = rearrange(pixels, "F H W C -> 1 F C H W")
+        latents.append(encode_frames(vae, frames)[0].half())
+        captions.append(index[tell_clip(scene, defects, rng)])
+    clips = EncodedClips(
+        torch.stack(latents), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(vars(clips), path)
+    return clips

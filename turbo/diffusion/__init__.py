@@ -1,0 +1,1 @@
+"""The mathematics: noise schedule, samplers, guidance, distillation."""

@@ -1,0 +1,103 @@
+"""DDIM: how a teacher samples, in fifty guided steps or in fewer."""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from turbo.card import Spacing
+from turbo.diffusion.few_step import draw_noise
+from turbo.diffusion.guidance import Denoiser
+from turbo.diffusion.schedule import Level, NoiseSchedule
+from turbo.types import Latents, Timesteps
+
+
+def ddim_timesteps(
+    num_steps: int,
+    offset: int = 1,
+    *,
+    spacing: Spacing = "leading",
+    num_timesteps: int = 1000,
+) -> Int[Tensor, " steps"]:
+    """Choose the timesteps to visit, falling.
+
+    Args:
+        offset: added to every "leading" timestep; both published teachers use 1.
+        spacing: "leading" is that of the published teachers (981, 961, ... 1 for 50 steps);
+            "trailing" starts at the last timestep (999, 979, ... 19), where the latents really are
+            noise, which matters most in few steps.
+
+    Source: Common Diffusion Noise Schedules and Sample Steps Are Flawed, arXiv:2305.08891, table 2.
+    """
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"Expected num_steps between 1 and {num_timesteps}, got {num_steps}.")
+    if spacing == "leading":
+        stride = num_timesteps // num_steps
+        return torch.arange(num_steps).flip(0) * stride + offset
+    ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * num_timesteps / num_steps
+    return ends.round().long() - 1
+
+
+def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
+    """Return by how much VideoCrafter2 shrank its training latents before noising them.
+
+    That teacher learned from `alpha * scale * clean + sigma * noise`, so that its estimate of the
+    clean latents is `scale` times too small: 1 at timestep 0, falling to 0.7 at 399, then constant.
+    Its own sampler undoes this; no student does, which were distilled without.
+
+    Source: the released VideoCrafter2 sampler (`use_scale`).
+    """
+    falling = torch.linspace(1.0, 0.7, 400)
+    return torch.cat([falling, torch.full((num_timesteps,), 0.7)])[:num_timesteps]
+
+
+@torch.inference_mode()
+def sample_ddim(
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    noise: Latents,
+    timesteps: Int[Tensor, " steps"],
+    *,
+    eta: float = 0.0,
+    generators: Sequence[torch.Generator] = (),
+    scales: Float[Tensor, " T"] | None = None,
+) -> Iterator[Latents]:
+    """Yield the latents after every step; the last ones, at timestep 0, are the sample.
+
+    Args:
+        denoiser: usually `guidance.bind_guided_unet(...)`.
+        eta: 0 follows the ODE; 1 adds as much noise as DDPM would (VideoCrafter2's own setting).
+        generators: one per video, needed when eta > 0.
+        scales: `signal_scales` for a teacher that was trained on scaled latents.
+
+    Source: DDIM, arXiv:2010.02502, Eq. 12 and 16.
+    """
+    noisy = noise
+    for t, t_next in zip_longest(timesteps, timesteps[1:], fillvalue=torch.tensor(0)):
+        start, end = (step.to(noise.device).expand(len(noise)) for step in (t, t_next))
+        clean, direction = schedule.split(noisy, denoiser(noisy, start), start)
+        if scales is not None:
+            # Estimated at the scale of `start`, wanted at that of `end`.
+            before, after = (rearrange(scales[step], "B -> B 1 1 1 1") for step in (start, end))
+            clean = clean / before * after
+        if eta == 0:
+            noisy = schedule.ddim_step(clean, direction, end)
+        else:
+            fresh, kept = _noise_shares(schedule, start, end, eta)
+            alpha, _ = schedule.levels(end)
+            noisy = alpha * clean + kept * direction + fresh * draw_noise(noise, generators)
+        yield noisy
+
+
+def _noise_shares(
+    schedule: NoiseSchedule, start: Timesteps, end: Timesteps, eta: float
+) -> tuple[Level, Level]:
+    """Return how much noise at `end` is newly drawn, and how much is kept as predicted."""
+    before, after = (
+        rearrange(schedule.alphas_cumprod[step], "B -> B 1 1 1 1") for step in (start, end)
+    )
+    fresh = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
+    return fresh, (1 - after - fresh**2).sqrt()

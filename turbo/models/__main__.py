@@ -1,0 +1,5 @@
+"""python -m turbo.models: list, fetch, convert and verify models."""
+
+from turbo.models.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The models that can be loaded, and the command that gets, converts and checks their weights.
+
+python -m turbo.models list
+python -m turbo.models fetch t2v-turbo-v2
+
+Reading the table takes no time: torch and diffusers are imported by the first load.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from turbo.card import describe_state
+from turbo.models.registry import MODELS, PUBLISHED, check_published, find_card
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        check_published(PUBLISHED)
+        options.run(options)
+    except (ValueError, OSError) as refusal:  # ConnectionError and FileNotFoundError are OSErrors
+        sys.exit(f"{parser.prog}: {refusal}")
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command again to go on.")
+
+
+def _list(options: argparse.Namespace) -> None:
+    width = max(map(len, MODELS))
+    for card in MODELS.values():
+        clip = f"{card.num_frames} x {card.height} x {card.width}, {card.default_steps} steps"
+        state = describe_state(card)
+        print(
+            f"{card.name:{width}}  {state:24}  {clip:24}  {card.memory_gb:3.1f} GB  {card.licence}"
+        )
+
+
+def _show(options: argparse.Namespace) -> None:
+    card = find_card(options.name)
+    steps = f"{card.default_steps} steps of {card.sampler}"
+    if card.sampler == "consistency":
+        steps += f" on a grid of {card.origin_steps}"
+    else:
+        steps += f", eta {card.eta:g}"
+    motion = "" if card.motion_strength is None else f", motion guidance {card.motion_strength:g}"
+    lines = {
+        "model": f"{card.title} ({card.role}), {card.licence}",
+        "state": describe_state(card),
+        "folder": f"{card.folder}: {', '.join(card.parts)}, tokenizer",
+        "clips": f"{card.num_frames} frames of {card.width} x {card.height}, {card.fps} per second",
+        "sampling": f"{steps}{motion}; told {card.told_fps} frames per second",
+        "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
+        f"{card.guidance_kind}",
+        "memory": f"{card.memory_gb:g} GB of an accelerator in half precision, everything on it "
+        "(estimate)",
+    }
+    for source in card.sources:
+        lines[source.path] = f"{source.size / 1e9:.2f} GB, {source.address}"
+        if source.sha256:
+            lines[source.path] += f" SHA-256 {source.sha256}"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:{width}}  {text}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from turbo.models.fetch import check_request, fetch_model, find_cached
+
+    card = find_card(options.name)
+    check_request(card, options.projection)
+    absent = [source for source in card.needed if find_cached(source) is None]
+    size = sum(source.size for source in absent)
+    for source in absent:
+        print(f"{source.size / 1e9:5.2f} GB  {source.address}")
+    if size and not options.yes:
+        if not sys.stdin.isatty():
+            raise ValueError(f"Expected --yes to download {size / 1e9:.1f} GB unasked, got none.")
+        if input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ").lower() != "y":
+            raise ValueError("Nothing was downloaded.")
+    steps = fetch_model(card, projection=options.projection)
+    _show_progress((step.stage, step.done, step.total) for step in steps)
+    print(f"{card.name} is ready in {card.folder}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from turbo.convert.model import convert_model
+
+    card = find_card(options.name)
+    written = convert_model(
+        card, options.files, projection=options.projection, replace=options.replace
+    )
+    _show_progress(("convert", done, total) for done, total in written)
+    if card.missing:
+        print(f"Converted. {card.name} still lacks {', '.join(card.missing)} in {card.folder}")
+    else:
+        print(f"{card.name} is ready in {card.folder}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from turbo.convert.model import files_at
+    from turbo.models.verify import verify_file, verify_model
+
+    card = find_card(options.name)
+    if options.files:
+        files = [file for path in options.files for file in files_at(path)]
+        findings = [verify_file(card, file) for file in files]
+    else:
+        findings = list(verify_model(card))
+    for finding in findings:
+        print(finding)
+    if any(finding.problems for finding in findings):
+        sys.exit(1)
+
+
+def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
+    """Draw one bar after another, in bytes."""
+    from tqdm import tqdm
+
+    for (stage, total), part in groupby(steps, key=itemgetter(0, 2)):
+        # Closed also by a refusal, which is told below the bar, not in its line.
+        with closing(tqdm(desc=stage, total=total, unit="B", unit_scale=True)) as bar:
+            for _, done, _ in part:
+                bar.update(done - bar.n)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m turbo.models",
+        description="List the models; get, convert and check their weights.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, help: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    add("list", _list, "every model, and whether it can be loaded")
+    show = add("show", _show, "one model: how it samples, and what it is made of")
+    fetch = add("fetch", _fetch, "download a model's published files and convert them")
+    convert = add("convert", _convert, "turn published files into the weights that are loaded here")
+    verify = add("verify", _verify, "check a model's weights, or published files before converting")
+    for command in (show, fetch, convert, verify):
+        command.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    fetch.add_argument("--yes", action="store_true", help="do not ask before downloading gigabytes")
+    convert.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="or a folder in diffusers' layout"
+    )
+    convert.add_argument("--replace", action="store_true", help="write also what is there already")
+    verify.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="or a folder in diffusers' layout"
+    )
+    for command in (fetch, convert):
+        command.add_argument(
+            "--projection", metavar="zeros|random:SEED|FILE",
+            help="the guidance projection that published adapters lack",
+        )  # fmt: skip
+    return parser

@@ -1,0 +1,318 @@
+"""The table of models: the embedded ones, and those of the two papers."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from turbo.card import HubFile, ModelCard
+from turbo.disk_space import nearest_existing
+
+WEIGHTS = Path(__file__).parents[1] / "weights"  # those of the embedded models
+
+
+def published_folder(environment: Mapping[str, str]) -> Path:
+    """Return where published weights go once they are converted.
+
+    The downloads themselves stay in the Hub's own cache.
+    """
+    if chosen := environment.get("T2V_WEIGHTS_DIR"):
+        return Path(os.path.expanduser(chosen))  # "~" of an unknown user stays, and raises nothing
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
+
+
+def check_published(folder: Path) -> None:
+    """Refuse a place for published weights that cannot be a folder.
+
+    Raises:
+        ValueError: it, or what it should lie in, is a file.
+    """
+    there = nearest_existing(folder)
+    if not there.is_dir():
+        raise ValueError(
+            f"Expected a folder in T2V_WEIGHTS_DIR, got {folder}, where {there} is none. Set it to "
+            "a folder, or unset it."
+        )
+
+
+PUBLISHED = published_folder(os.environ)
+
+_SHARED = ("vae", "text_encoder")
+
+VIDEOCRAFTER2_CKPT = HubFile(
+    repository="VideoCrafter/VideoCrafter2",
+    path="model.ckpt",
+    size=7_400_000_000,
+    gives=("teacher", *_SHARED),
+    sha256="1edf769ece3308e977228943eeeed39286806aba9da17350449a3fbf4324ccfb",
+)
+MODELSCOPE_FILES = (
+    HubFile(
+        repository="ali-vilab/text-to-video-ms-1.7b",
+        path="unet/diffusion_pytorch_model.safetensors",
+        size=5_650_000_000,
+        gives=("teacher",),
+    ),
+    HubFile(
+        repository="ali-vilab/text-to-video-ms-1.7b",
+        path="vae/diffusion_pytorch_model.safetensors",
+        size=335_000_000,
+        gives=("vae",),
+    ),
+    HubFile(
+        repository="ali-vilab/text-to-video-ms-1.7b",
+        path="text_encoder/model.safetensors",
+        size=1_360_000_000,
+        gives=("text_encoder",),
+    ),
+)
+
+_SHAPES: dict[str, Any] = {
+    "family": "shapes",
+    "folder": WEIGHTS / "shapes",
+    "licence": "Apache-2.0",
+    "height": 32,
+    "width": 32,
+    "num_frames": 16,
+    "fps": 8,
+    "enlarge": 8,
+    "prediction_type": "v_prediction",
+    "beta_end": 0.02,
+    "spacing": "trailing",
+    "cpu_threads": 1,
+}
+
+_EMBEDDED_GUIDANCE = "Embedded guidance w: told to the network, one call a step; s = w + 1."
+_CLASSIFIER_FREE = "Classifier-free guidance s: two network calls a step; 1 is no guidance."
+
+_SHAPES_STUDENT: dict[str, Any] = {
+    "role": "student",
+    "sampler": "consistency",
+    "unet": "teacher",
+    "default_steps": 4,
+    "max_steps": 8,
+    "default_guidance": 1.5,
+    "min_guidance": 0.5,  # the range it was distilled on, where its teacher is good
+    "max_guidance": 3.0,
+    "origin_steps": 20,  # a coarser grid than the paper's 50: fewer hops from clean to noise
+    "guidance_kind": _EMBEDDED_GUIDANCE,
+    **_SHAPES,
+}
+
+_VIDEOCRAFTER2: dict[str, Any] = {
+    "family": "videocrafter2",
+    "folder": PUBLISHED / "videocrafter2",
+    "height": 320,
+    "width": 512,
+    "num_frames": 16,
+    "half": True,
+    "memory_gb": 6.5,
+}
+_MODELSCOPE: dict[str, Any] = {
+    "family": "modelscope",
+    "folder": PUBLISHED / "modelscope",
+    "height": 256,
+    "width": 256,
+    "num_frames": 16,
+    "fps": 8,
+    "half": True,
+    "memory_gb": 5.1,
+}
+_TEACHER: dict[str, Any] = {
+    "role": "teacher",
+    "sampler": "ddim",
+    "unet": "teacher",
+    "default_steps": 50,
+    "max_steps": 200,
+    "min_guidance": 1.0,
+    "max_guidance": 20.0,
+    "guidance_kind": _CLASSIFIER_FREE,
+}
+_STUDENT: dict[str, Any] = {
+    "role": "student",
+    "sampler": "consistency",
+    "default_steps": 4,
+    "max_steps": 50,  # all of the grid they were distilled on
+    "default_guidance": 7.5,
+    "min_guidance": 5.0,  # the range they were distilled on
+    "max_guidance": 15.0,
+    "guidance_kind": _EMBEDDED_GUIDANCE,
+}
+# T2V-Turbo-v2, arXiv:2410.05677: a finer grid, 16 steps, clips of 8 frames a second.
+_V2: dict[str, Any] = {
+    **_STUDENT,
+    "origin_steps": 200,
+    "default_steps": 16,
+    "max_steps": 200,
+    "fps": 8,
+}
+
+_SHAPES_CARDS = [
+    ModelCard(
+        name="shapes-teacher",
+        title="Shapes teacher",
+        role="teacher",
+        sampler="ddim",
+        eta=1.0,
+        unet="teacher",
+        default_steps=50,
+        max_steps=100,
+        default_guidance=2.0,
+        min_guidance=1.0,
+        max_guidance=8.0,
+        guidance_kind=_CLASSIFIER_FREE,
+        **_SHAPES,
+    ),
+    ModelCard(
+        name="shapes-vcm",
+        title="Shapes VCM",
+        lora="vcm",
+        **_SHAPES_STUDENT,
+    ),
+    ModelCard(
+        name="shapes-turbo",
+        title="Shapes Turbo",
+        lora="turbo",
+        **_SHAPES_STUDENT,
+    ),
+]
+
+_PAPER_CARDS = [
+    ModelCard(
+        name="videocrafter2",
+        title="VideoCrafter2",
+        licence="Apache-2.0",
+        sources=(VIDEOCRAFTER2_CKPT,),
+        fps=10,
+        conditioning_fps=28,  # told 28 and saved at 10, as its own launch script does
+        eta=1.0,
+        clean_rescale=True,  # its own sampler; the baseline the papers compare with
+        default_guidance=12.0,
+        **_VIDEOCRAFTER2,
+        **_TEACHER,
+    ),
+    ModelCard(
+        name="modelscope",
+        title="ModelScope",
+        licence="CC-BY-NC-4.0",
+        sources=MODELSCOPE_FILES,
+        default_guidance=9.0,
+        **_MODELSCOPE,
+        **_TEACHER,
+    ),
+    ModelCard(
+        name="t2v-turbo-vc2",
+        title="T2V-Turbo (VC2)",
+        licence="CC-BY-4.0",
+        unet="t2v-turbo",
+        # The merged network, not the list of adapters: only it holds the guidance projection.
+        sources=(
+            HubFile(
+                repository="jiachenli-ucsb/T2V-Turbo-VC2-Merged",
+                path="t2v_turbo_vc2.pt",
+                size=7_400_000_000,
+                gives=("t2v-turbo", *_SHARED),
+            ),
+        ),
+        fps=16,
+        **_VIDEOCRAFTER2,
+        **_STUDENT,
+    ),
+    ModelCard(
+        name="t2v-turbo-ms",
+        title="T2V-Turbo (MS)",
+        licence="CC-BY-4.0 AND CC-BY-NC-4.0",  # the adapters', and that of what they adapt
+        unet="teacher",
+        lora="t2v-turbo",
+        sources=(
+            *MODELSCOPE_FILES,
+            HubFile(
+                repository="jiachenli-ucsb/T2V-Turbo-MS",
+                path="unet_lora.pt",
+                size=234_306_256,
+                gives=("t2v-turbo",),
+                sha256="7d70794e0f05847fb34f361521443195661c88f66f610bf4ea3d41e33a49927b",
+            ),
+        ),
+        **_MODELSCOPE,
+        **_STUDENT,
+    ),
+    ModelCard(
+        name="t2v-turbo-v2",
+        title="T2V-Turbo-v2",
+        licence="Apache-2.0",
+        unet="t2v-turbo-v2",
+        sources=(
+            VIDEOCRAFTER2_CKPT,
+            HubFile(
+                repository="jiachenli-ucsb/T2V-Turbo-v2",
+                path="unet_mg.pt",
+                size=5_660_000_000,
+                gives=("t2v-turbo-v2",),
+                sha256="92c8767b40a5b2737dd3c69f5f13dae222ead5bd4befbbf894ca870231db13bc",
+            ),
+        ),
+        motion_layers="always",
+        motion_strength=0.05,
+        **_VIDEOCRAFTER2,
+        **_V2,
+    ),
+    ModelCard(
+        name="t2v-turbo-v2-no-mg",
+        title="T2V-Turbo-v2, no motion guidance",
+        licence="Apache-2.0",
+        unet="t2v-turbo-v2-no-mg",
+        sources=(
+            VIDEOCRAFTER2_CKPT,
+            HubFile(
+                repository="jiachenli-ucsb/T2V-Turbo-v2-no-MG",
+                path="unet_no_mg.pt",
+                size=5_660_000_000,
+                gives=("t2v-turbo-v2-no-mg",),
+            ),
+        ),
+        motion_layers="maybe",  # by its size the file holds them; they are never told anything
+        **_VIDEOCRAFTER2,
+        **_V2,
+    ),
+    ModelCard(
+        name="vcm-vc2",
+        title="VCM (VC2)",
+        licence="Apache-2.0",
+        unet="teacher",
+        lora="vcm",
+        sources=(VIDEOCRAFTER2_CKPT,),
+        fps=16,
+        **_VIDEOCRAFTER2,
+        **_STUDENT,
+    ),
+    ModelCard(
+        name="vcm-ms",
+        title="VCM (MS)",
+        licence="CC-BY-NC-4.0",
+        unet="teacher",
+        lora="vcm",
+        sources=MODELSCOPE_FILES,
+        **_MODELSCOPE,
+        **_STUDENT,
+    ),
+]
+
+CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS]
+
+MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
+DEFAULT_MODEL = "shapes-turbo"
+
+
+def find_card(name: str) -> ModelCard:
+    """Return the card of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in MODELS:
+        raise ValueError(
+            f"Expected a model from {list(MODELS)}, got {name!r}. "
+            "Cards are in turbo/models/registry.py."
+        )
+    return MODELS[name]

@@ -1,0 +1,1 @@
+"""The networks: video UNet, LoRA, text encoder, VAE."""

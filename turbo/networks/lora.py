@@ -1,0 +1,168 @@
+"""LoRA on a video UNet: add, save, load, merge."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from turbo.networks.unet import VideoUNet
+
+LORA_FILE = "lora.safetensors"  # in a folder named after the student
+DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
+# Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
+TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
+NO_STUDENT = (
+    "Adapters alone are no student: they were trained beside this layer, and with zeros or a new "
+    "draw in its place they make another model without a word. Save it with them, as `save_lora` "
+    "does, or convert the published list: `python -m turbo.models convert NAME unet_lora.pt`."
+)
+
+
+def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
+    """Return every layer to adapt with the largest rank that makes sense for it."""
+    widths = {}
+    for name, module in unet.named_modules():
+        if name.rpartition(".")[2] in TRAINED_IN_FULL:
+            continue
+        if isinstance(module, nn.Linear):
+            widths[name] = min(module.in_features, module.out_features)
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
+            widths[name] = min(module.in_channels, module.out_channels)
+    return widths
+
+
+def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = None) -> VideoUNet:
+    """Give every linear and convolutional layer an adapter, in place, and freeze the rest.
+
+    The adapters' scale is 1 and their effect starts at zero. A layer narrower than `rank` gets its
+    width as rank, as the input and output convolutions (4 latent channels) do.
+
+    Source: T2V-Turbo, arXiv:2405.18750, appendix (rank 64 on VideoCrafter2).
+    """
+    if rank < 1:
+        raise ValueError(f"Expected rank of at least 1, got {rank}.")
+    widths = _adapted_layers(unet)
+    _inject(unet, {name: min(rank, width) for name, width in widths.items()})
+    for module in unet.modules():
+        if isinstance(module, LoraLayer):
+            down = module.lora_A["default"].weight
+            nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
+    return unet
+
+
+def _inject(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
+    """Give the named layers adapters of these ranks and scale 1, and freeze the rest."""
+    rank = max(ranks.values())
+    narrow = {f"^{re.escape(name)}$": width for name, width in ranks.items() if width < rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=narrow,
+        alpha_pattern=narrow,
+        target_modules=list(ranks),
+        init_lora_weights="gaussian",
+    )
+    inject_adapter_in_model(config, unet)
+    for name, parameter in unet.named_parameters():
+        if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:
+            parameter.requires_grad_(True)
+
+
+def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Save the adapters and the layers trained in full, by name, as safetensors."""
+    tensors = {
+        name: parameter.detach().to("cpu", dtype).contiguous()
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
+    ranks = [m.r["default"] for m in unet.modules() if isinstance(m, LoraLayer)]
+    if not ranks:
+        raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"rank": str(max(ranks))})
+
+
+def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
+    """Add the adapters saved in `path` to a network without any, in place.
+
+    The file tells which layers they adapt, and their ranks.
+
+    Raises:
+        ValueError: the network has no such layer, or one of another size; or the file lacks a
+            layer that no teacher has.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    refuse_others(unet, tensors, path)
+    ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
+    _inject(unet, ranks)
+    unet.load_state_dict(tensors, strict=False)
+    return unet
+
+
+def refuse_others(unet: VideoUNet, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless these are adapters of this network, and all it needs to be a student.
+
+    Raises:
+        ValueError: as for `load_lora`.
+    """
+    strangers = find_strangers(unet, tensors)
+    if strangers or not any(name.endswith(DOWN) for name in tensors):
+        raise ValueError(
+            f"Expected adapters of this network, got {[*strangers, 'none'][0]!r} in {path}. "
+            "They belong to another configuration."
+        )
+    if lacking := find_lacking(unet, tensors):
+        raise ValueError(
+            f"Expected {lacking[0]!r} beside the adapters in {path}, got none. {NO_STUDENT}"
+        )
+
+
+def find_strangers(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the saved adapters that are of no layer of this network."""
+    weights = dict(unet.named_parameters())
+    return [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
+
+
+def find_lacking(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the layers of this network that no teacher has and that were not saved either."""
+    names = (name for name, _ in unet.named_modules())
+    in_full = [f"{n}.weight" for n in names if n.rpartition(".")[2] in TRAINED_IN_FULL]
+    return [name for name in in_full if name not in tensors]
+
+
+def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
+    """Return whether a saved tensor is an adapter of a layer of this network, or the layer."""
+    layer = re.sub(rf"({DOWN}|{UP}|\.weight)$", "", name)
+    weight = weights.get(f"{layer}.weight")
+    if weight is None:
+        return False
+    if name.endswith(DOWN):
+        return tensor.shape[1:] == weight.shape[1:]
+    return tensor.shape[0] == weight.shape[0]
+
+
+@torch.no_grad()
+def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
+    """Fold the adapters into the weights, in place; the names are the plain network's again.
+
+    Layer by layer, into new tensors: weights that lie in a mapped file are read and never written,
+    so that memory holds the network once, in the precision it ends with.
+
+    Args:
+        dtype: what the network ends with; None leaves it as it is. Sums are made before.
+    """
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, LoraLayer):
+            layer = module.get_base_layer()
+            layer.weight.data = (layer.weight + module.get_delta_weight("default")).to(dtype)
+            unet.set_submodule(name, layer)
+    unet.__dict__.pop("peft_config", None)
+    nn.Module.to(unet, dtype)  # diffusers' own `to` warns of what is not there
+    return unet
