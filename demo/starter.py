@@ -50,7 +50,7 @@ def make_starter_study(folder: Path) -> None:
         sources = find_sources(find_systems(CLIPS, keys), prompts)
         for clip in ingest(sources, prompts, definition, store.media, known={}):
             store.add_clips([clip], pair=False)
-        store.make_tasks()
+        store.make_pairs()
         simulate(store, CROWD)
         set_published(store, True, author="starter")
     finally:

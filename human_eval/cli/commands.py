@@ -98,7 +98,7 @@ def ingest(options: Namespace) -> None:
                 store.add_clips([clip], pair=False)
                 if clip.status != "ok":
                     refused.append(f"{clip.system} {clip.prompt_index:04d}: {clip.reason}")
-        made = store.make_tasks(partial=options.partial)
+        made = store.make_pairs(partial=options.partial)
         golds = 0 if options.no_gold else _make_gold(store)
         _print_ingest(store, made, golds, refused)
 
@@ -135,13 +135,13 @@ def _print_ingest(store: StudyStore, made: dict[str, int], golds: int, refused: 
 def import_votes(options: Namespace) -> None:
     """Take answers in from a file."""
     from human_eval.mturk import batches
-    from human_eval.mturk.votes_in import import_ballots
+    from human_eval.mturk.votes_in import import_submissions
 
     with _opened(options) as store:
         _check_open(store)
         columns = _split(options.answer, "QUESTION=COLUMN")
         ballots = batches.read_results(options.file, store, columns=columns)
-        done = import_ballots(store, ballots)
+        done = import_submissions(store, ballots)
         print(f"{done.added} ballots imported, {done.already_there} were there already.")
 
 

@@ -23,8 +23,16 @@ from sqlalchemy.orm import aliased
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
-from human_eval.storage.tables import OPEN_TASK, AnyRow, Count, Event, Rater, Study, Task
-from human_eval.storage.tables import AssignmentRow as Turn
+from human_eval.storage.tables import (
+    OPEN_PAIR,
+    AnyRow,
+    AssignmentRow,
+    Count,
+    Event,
+    PairRow,
+    Rater,
+    Study,
+)
 
 BLOCK = 4  # turns of one rater at one comparison; within each, A is on the left in half
 DAY = 86_400_000  # milliseconds
@@ -32,7 +40,7 @@ SWEEP = 500  # expired leases returned at once
 
 
 @dataclass(frozen=True)
-class Lease:
+class Assignment:
     """A pair that is one rater's to answer until it expires."""
 
     assignment_id: int
@@ -51,7 +59,7 @@ def claim(
     now: int,
     rng: random.Random,
     ahead: bool = False,
-) -> Lease | None:
+) -> Assignment | None:
     """Return the pair that the rater is to answer, the same one until it is answered.
 
     Args:
@@ -211,15 +219,19 @@ def _take(
     now: int,
     expires_at: int,
     rng: random.Random,
-) -> Lease:
+) -> Assignment:
     """Write the lease down. A pair that returned to the same rater keeps its sides."""
     connection.execute(_COUNT, {"task": task.id, "change": 1})
     again = connection.execute(_MINE, {"rater": rater.id, "task": task.id}).one_or_none()
     fresh = {"state": "leased", "slot": slot, "leased_at": now, "expires_at": expires_at}
     if again is not None:
         attempt = again.attempt + 1
-        connection.execute(update(Turn).where(Turn.id == again.id).values(**fresh, attempt=attempt))
-        return Lease(again.id, attempt, rater.id, task.id, again.side_a, expires_at)
+        connection.execute(
+            update(AssignmentRow)
+            .where(AssignmentRow.id == again.id)
+            .values(**fresh, attempt=attempt)
+        )
+        return Assignment(again.id, attempt, rater.id, task.id, again.side_a, expires_at)
     ordinal, side_a = _side(connection, task, rater.id, rng)
     values = {
         "task_id": task.id,
@@ -232,7 +244,7 @@ def _take(
         **fresh,
     }
     [assignment_id] = connection.execute(_INSERT, values).one()
-    return Lease(assignment_id, 1, rater.id, task.id, side_a, expires_at)
+    return Assignment(assignment_id, 1, rater.id, task.id, side_a, expires_at)
 
 
 def _side(
@@ -259,24 +271,24 @@ def _side(
     return ordinal, "left" if rng.random() * (BLOCK - len(block)) < left else "right"
 
 
-def _lease(row: AnyRow, rater_id: int) -> Lease:
-    return Lease(row.id, row.attempt, rater_id, row.task_id, row.side_a, row.expires_at)
+def _lease(row: AnyRow, rater_id: int) -> Assignment:
+    return Assignment(row.id, row.attempt, rater_id, row.task_id, row.side_a, row.expires_at)
 
 
-def _unseen(alias: Any = Turn) -> Any:
+def _unseen(alias: Any = AssignmentRow) -> Any:
     """The rater has had no turn at the task, or let it expire."""
     return ~exists().where(
-        alias.task_id == Task.id, alias.rater_id == bindparam("rater"), alias.state != "expired"
+        alias.task_id == PairRow.id, alias.rater_id == bindparam("rater"), alias.state != "expired"
     )
 
 
 def _next(*order: Any) -> Select[*tuple[Any, ...]]:
     return (
-        select(Task.id, Task.comparison, Task.kind)
+        select(PairRow.id, PairRow.comparison, PairRow.kind)
         .where(
-            Task.simulated == bindparam("simulated"),
-            text(OPEN_TASK),
-            Task.comparison.not_in(bindparam("full", expanding=True)),
+            PairRow.simulated == bindparam("simulated"),
+            text(OPEN_PAIR),
+            PairRow.comparison.not_in(bindparam("full", expanding=True)),
             _unseen(),
         )
         .order_by(*order)
@@ -292,89 +304,104 @@ _PAUSED = (
     .limit(1)
 )
 _COUNT = (
-    update(Task)
-    .where(Task.id == bindparam("task"))
-    .values(taken=Task.taken + bindparam("change", type_=Count()))
+    update(PairRow)
+    .where(PairRow.id == bindparam("task"))
+    .values(taken=PairRow.taken + bindparam("change", type_=Count()))
 )
 _RELEASE = (
-    update(Turn)
-    .where(Turn.id == bindparam("assignment"), Turn.state == "leased")
+    update(AssignmentRow)
+    .where(AssignmentRow.id == bindparam("assignment"), AssignmentRow.state == "leased")
     .values(state=bindparam("new_state"))
 )
-_INSERT = insert(Turn).returning(Turn.id)
+_INSERT = insert(AssignmentRow).returning(AssignmentRow.id)
 _LOCK_RATER = (
     select(Rater.id, Rater.simulated, Rater.erased_at)
     .where(Rater.id == bindparam("rater"))
     .with_for_update()
 )
 _OPEN = (
-    select(Turn.id, Turn.task_id, Turn.attempt, Turn.slot, Turn.side_a, Turn.expires_at)
-    .where(Turn.rater_id == bindparam("rater"), Turn.state == "leased")
-    .order_by(Turn.leased_at, Turn.id)
+    select(
+        AssignmentRow.id,
+        AssignmentRow.task_id,
+        AssignmentRow.attempt,
+        AssignmentRow.slot,
+        AssignmentRow.side_a,
+        AssignmentRow.expires_at,
+    )
+    .where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
+    .order_by(AssignmentRow.leased_at, AssignmentRow.id)
 )
 _EXPIRED = (
-    select(Turn.id, Turn.task_id)
-    .where(Turn.state == "leased", Turn.expires_at <= bindparam("now"))
+    select(AssignmentRow.id, AssignmentRow.task_id)
+    .where(AssignmentRow.state == "leased", AssignmentRow.expires_at <= bindparam("now"))
     .limit(SWEEP)
     .with_for_update(skip_locked=True)
 )
-_NEXT_LEAST_TAKEN = _next(Task.taken, Task.order_key)
-_NEXT_LISTED = _next(Task.order_key)
-_MINE = select(Turn.id, Turn.attempt, Turn.side_a).where(
-    Turn.rater_id == bindparam("rater"), Turn.task_id == bindparam("task")
+_NEXT_LEAST_TAKEN = _next(PairRow.taken, PairRow.order_key)
+_NEXT_LISTED = _next(PairRow.order_key)
+_MINE = select(AssignmentRow.id, AssignmentRow.attempt, AssignmentRow.side_a).where(
+    AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.task_id == bindparam("task")
 )
 _RECENT = (
-    select(Turn.ordinal, Turn.side_a)
-    .where(Turn.rater_id == bindparam("rater"), Turn.comparison == bindparam("comparison"))
-    .order_by(Turn.ordinal.desc())
+    select(AssignmentRow.ordinal, AssignmentRow.side_a)
+    .where(
+        AssignmentRow.rater_id == bindparam("rater"),
+        AssignmentRow.comparison == bindparam("comparison"),
+    )
+    .order_by(AssignmentRow.ordinal.desc())
     .limit(BLOCK - 1)
 )
-_SIDES_OF_PAIR = select(Turn.side_a).where(
-    Turn.task_id == bindparam("task"), Turn.state != "expired"
+_SIDES_OF_PAIR = select(AssignmentRow.side_a).where(
+    AssignmentRow.task_id == bindparam("task"), AssignmentRow.state != "expired"
 )
 _HAD = (
     select(
-        Turn.comparison,
+        AssignmentRow.comparison,
         func.count().label("had"),
-        func.count().filter(Turn.leased_at > bindparam("yesterday")).label("today"),
+        func.count().filter(AssignmentRow.leased_at > bindparam("yesterday")).label("today"),
     )
-    .where(Turn.rater_id == bindparam("rater"), Turn.state.in_(["leased", "submitted"]))
-    .group_by(Turn.comparison)
+    .where(
+        AssignmentRow.rater_id == bindparam("rater"),
+        AssignmentRow.state.in_(["leased", "submitted"]),
+    )
+    .group_by(AssignmentRow.comparison)
 )
-_GOLD = select(Task.id, Task.comparison, Task.kind).where(
-    Task.kind.in_(["gold", "identical"]),
-    Task.simulated == bindparam("simulated"),
-    ~Task.withheld,
-    Task.comparison.not_in(bindparam("full", expanding=True)),
+_GOLD = select(PairRow.id, PairRow.comparison, PairRow.kind).where(
+    PairRow.kind.in_(["gold", "identical"]),
+    PairRow.simulated == bindparam("simulated"),
+    ~PairRow.withheld,
+    PairRow.comparison.not_in(bindparam("full", expanding=True)),
     _unseen(),
 )
-_Original = aliased(Task)
-_Earlier = aliased(Turn)
+_Original = aliased(PairRow)
+_Earlier = aliased(AssignmentRow)
 _SAME_PAIR = and_(
-    _Original.comparison == Task.comparison,
-    _Original.prompt_index == Task.prompt_index,
-    _Original.simulated == Task.simulated,
+    _Original.comparison == PairRow.comparison,
+    _Original.prompt_index == PairRow.prompt_index,
+    _Original.simulated == PairRow.simulated,
     _Original.kind == "real",
 )
 _LATER = select(func.count()).where(
-    Turn.rater_id == bindparam("rater"),
-    Turn.state == "submitted",
-    Turn.submitted_at > _Earlier.submitted_at,
+    AssignmentRow.rater_id == bindparam("rater"),
+    AssignmentRow.state == "submitted",
+    AssignmentRow.submitted_at > _Earlier.submitted_at,
 )
 _MIRRORS = (
-    select(Task.id, Task.comparison, Task.kind)
+    select(PairRow.id, PairRow.comparison, PairRow.kind)
     .join(_Original, _SAME_PAIR)
     .join(_Earlier, _Earlier.task_id == _Original.id)
     .where(
-        Task.kind == "mirror",
-        ~Task.withheld,
-        Task.simulated == bindparam("simulated"),
-        Task.comparison.not_in(bindparam("full", expanding=True)),
+        PairRow.kind == "mirror",
+        ~PairRow.withheld,
+        PairRow.simulated == bindparam("simulated"),
+        PairRow.comparison.not_in(bindparam("full", expanding=True)),
         _Earlier.rater_id == bindparam("rater"),
         _Earlier.state == "submitted",
         _LATER.correlate(_Earlier).scalar_subquery() >= bindparam("distance"),
         ~exists().where(
-            Turn.task_id == Task.id, Turn.rater_id == bindparam("rater"), Turn.state != "expired"
+            AssignmentRow.task_id == PairRow.id,
+            AssignmentRow.rater_id == bindparam("rater"),
+            AssignmentRow.state != "expired",
         ),
     )
     .order_by(_Earlier.submitted_at)
@@ -383,6 +410,6 @@ _MIRRORS = (
 _ORIGINAL_SIDE = (
     select(_Earlier.side_a)
     .join(_Original, _Earlier.task_id == _Original.id)
-    .join(Task, _SAME_PAIR)
-    .where(Task.id == bindparam("task"), _Earlier.rater_id == bindparam("rater"))
+    .join(PairRow, _SAME_PAIR)
+    .where(PairRow.id == bindparam("task"), _Earlier.rater_id == bindparam("rater"))
 )

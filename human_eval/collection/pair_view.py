@@ -7,12 +7,11 @@ from sqlalchemy.orm import aliased
 
 from human_eval.clips.media import PADDING
 from human_eval.errors import NotYours
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import ClipRow, PromptRow, Task
+from human_eval.storage.tables import AssignmentRow, ClipRow, PairRow, PromptRow
 
 
 @dataclass(frozen=True)
-class Showing:
+class PairView:
     """A pair with its sides fixed."""
 
     prompt: str
@@ -31,7 +30,7 @@ class Showing:
         return self.frames / self.fps
 
 
-def show(connection: Connection, assignment_id: int) -> Showing:
+def show(connection: Connection, assignment_id: int) -> PairView:
     """Return what the rater of this turn sees.
 
     Raises:
@@ -43,7 +42,7 @@ def show(connection: Connection, assignment_id: int) -> Showing:
     left, right = (row.a, row.b) if row.side_a == "left" else (row.b, row.a)
     weight = max(row.bytes_a, row.bytes_b) + PADDING
     shape = (row.width, row.height, row.fps, row.frames)
-    return Showing(row.display, left, right, *shape, weight, row.expires_at)
+    return PairView(row.display, left, right, *shape, weight, row.expires_at)
 
 
 _ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
@@ -58,13 +57,13 @@ _SHOWN = (
         _ClipA.frames,
         _ClipA.bytes.label("bytes_a"),
         _ClipB.bytes.label("bytes_b"),
-        Turn.side_a,
-        Turn.expires_at,
+        AssignmentRow.side_a,
+        AssignmentRow.expires_at,
     )
-    .select_from(Turn)
-    .join(Task, Task.id == Turn.task_id)
-    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
-    .join(_ClipA, _ClipA.id == Task.clip_a)
-    .join(_ClipB, _ClipB.id == Task.clip_b)
-    .where(Turn.id == bindparam("assignment"))
+    .select_from(AssignmentRow)
+    .join(PairRow, PairRow.id == AssignmentRow.task_id)
+    .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
+    .join(_ClipA, _ClipA.id == PairRow.clip_a)
+    .join(_ClipB, _ClipB.id == PairRow.clip_b)
+    .where(AssignmentRow.id == bindparam("assignment"))
 )

@@ -7,8 +7,7 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.storage.events import exclusions
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Event
+from human_eval.storage.tables import AssignmentRow, Event
 
 # The first four are those of `Codes`; after the others a rater has no code yet, and may come back.
 Outcome = Literal["done", "screened_out", "no_work_left", "technical", "stopped", "paused"]
@@ -62,7 +61,9 @@ def stopping(progress: Progress, *, technical: bool) -> Outcome:
 
 
 _STATES = (
-    select(Turn.state, func.count()).where(Turn.rater_id == bindparam("rater")).group_by(Turn.state)
+    select(AssignmentRow.state, func.count())
+    .where(AssignmentRow.rater_id == bindparam("rater"))
+    .group_by(AssignmentRow.state)
 )
 _EXCLUDED = (
     select(Event.id).where(Event.kind == "exclude", Event.subject == bindparam("subject")).limit(1)

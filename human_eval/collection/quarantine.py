@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, select, update
 
 from human_eval.errors import StudyError
 from human_eval.storage.events import record
-from human_eval.storage.tables import ClipRow, Event, PromptRow, Task
+from human_eval.storage.tables import ClipRow, Event, PairRow, PromptRow
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def release_pair(connection: Connection, task_id: int, *, author: str, now: int)
     Raises:
         StudyError: it is not withheld.
     """
-    withheld = connection.execute(select(Task.withheld).where(Task.id == task_id)).scalar()
+    withheld = connection.execute(select(PairRow.withheld).where(PairRow.id == task_id)).scalar()
     if not withheld:
         raise StudyError(
             f"Expected a pair that is withheld, got number {task_id}. Reload the page."
         )
-    connection.execute(update(Task).where(Task.id == task_id).values(withheld=False))
+    connection.execute(update(PairRow).where(PairRow.id == task_id).values(withheld=False))
     record(connection, "released", actor=author, subject=f"task:{task_id}", now=now)
 
 
@@ -75,15 +75,17 @@ def clip_name(connection: Connection, clip_id: int) -> str:
 
 _REPORTS = (
     select(func.count(Event.actor.distinct()))
-    .where(Event.kind == "broken", Event.subject == func.concat("task:", Task.id))
-    .correlate(Task)
+    .where(Event.kind == "broken", Event.subject == func.concat("task:", PairRow.id))
+    .correlate(PairRow)
     .scalar_subquery()
 )
 _WITHHELD = (
-    select(Task.id, Task.comparison, PromptRow.display, Task.clip_a, Task.clip_b, _REPORTS)
-    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
-    .where(Task.withheld)
-    .order_by(Task.id)
+    select(
+        PairRow.id, PairRow.comparison, PromptRow.display, PairRow.clip_a, PairRow.clip_b, _REPORTS
+    )
+    .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
+    .where(PairRow.withheld)
+    .order_by(PairRow.id)
 )
 _REFUSALS = select(Event.payload).where(Event.kind == "clip_refused").order_by(Event.id)
 _STORED = select(ClipRow.system, ClipRow.prompt_index).where(ClipRow.variant == "")

@@ -7,8 +7,7 @@ from sqlalchemy import Connection, func, select, update
 from human_eval.collection.assignment import release
 from human_eval.errors import NotYours
 from human_eval.storage.events import record
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Event, Task
+from human_eval.storage.tables import AssignmentRow, Event, PairRow
 
 Reason = Literal["broken", "skipped"]
 Detail = Literal["", "not_playing", "damaged", "prompt_unclear", "disturbing", "other"]
@@ -32,8 +31,8 @@ def give_back(
         NotYours: it is not this rater's, or not open.
     """
     turn = connection.execute(
-        select(Turn.task_id, Turn.state, Turn.rater_id)
-        .where(Turn.id == assignment_id)
+        select(AssignmentRow.task_id, AssignmentRow.state, AssignmentRow.rater_id)
+        .where(AssignmentRow.id == assignment_id)
         .with_for_update()
     ).one_or_none()
     if turn is None or turn.rater_id != rater_id or turn.state != "leased":
@@ -44,7 +43,7 @@ def give_back(
     payload = {"detail": detail} if detail else {}
     record(connection, reason, actor=actor, subject=subject, now=now, payload=payload)
     if reason == "broken" and _reports(connection, subject) >= REPORTS_TO_WITHHOLD:
-        connection.execute(update(Task).where(Task.id == turn.task_id).values(withheld=True))
+        connection.execute(update(PairRow).where(PairRow.id == turn.task_id).values(withheld=True))
         record(connection, "withheld", actor="service", subject=subject, now=now)
 
 

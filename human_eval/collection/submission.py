@@ -9,8 +9,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from human_eval.collection.assignment import check_open
 from human_eval.definition.definition import Question, StudyDefinition
 from human_eval.errors import NotAcceptable, NotYours, TooLate
-from human_eval.storage.tables import AnyRow, Vote
-from human_eval.storage.tables import AssignmentRow as Turn
+from human_eval.storage.tables import AnyRow, AssignmentRow, Vote
 
 SHOWN = ("left", "right", "tie", "both_bad")  # what a rater may say; systems are our business
 MAX_LOOPS = 10_000
@@ -26,7 +25,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ballot:
+class Submission:
     """A turn's answers, as they came in."""
 
     assignment_id: int
@@ -50,7 +49,7 @@ class Receipt:
 def submit(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Ballot,
+    ballot: Submission,
     *,
     now: int,
     clip_seconds: float = 0.0,
@@ -88,7 +87,7 @@ def submit(
 def _again(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Ballot,
+    ballot: Submission,
     turn: AnyRow,
     choices: dict[str, str],
     now: int,
@@ -115,7 +114,7 @@ def _again(
 def _store(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Ballot,
+    ballot: Submission,
     choices: dict[str, str],
     now: int,
 ) -> None:
@@ -135,7 +134,7 @@ def _store(
     connection.execute(_INSERT, rows)
 
 
-def _check_answers(definition: StudyDefinition, ballot: Ballot) -> None:
+def _check_answers(definition: StudyDefinition, ballot: Submission) -> None:
     asked = {question.key: question for question in definition.questions}
     if set(ballot.answers) != set(asked):
         raise NotAcceptable(
@@ -168,7 +167,7 @@ def shown_choices(question: Question) -> tuple[str, ...]:
 def _check_viewing(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Ballot,
+    ballot: Submission,
     turn: AnyRow,
     now: int,
     clip_seconds: float,
@@ -200,7 +199,7 @@ def _shown(choices: Mapping[str, str], side_a: str) -> dict[str, str]:
 
 
 def _receipt(
-    ballot: Ballot,
+    ballot: Submission,
     turn: AnyRow,
     choices: Mapping[str, str],
     *,
@@ -213,26 +212,26 @@ def _receipt(
 
 _INSERT = insert(Vote)
 _FINISH = (
-    update(Turn)
-    .where(Turn.id == bindparam("assignment"))
+    update(AssignmentRow)
+    .where(AssignmentRow.id == bindparam("assignment"))
     .values(state="submitted", submitted_at=bindparam("now"))
 )
 _TURN = (
     select(
-        Turn.id,
-        Turn.rater_id,
-        Turn.state,
-        Turn.attempt,
-        Turn.side_a,
-        Turn.leased_at,
-        Turn.expires_at,
-        Turn.submitted_at,
+        AssignmentRow.id,
+        AssignmentRow.rater_id,
+        AssignmentRow.state,
+        AssignmentRow.attempt,
+        AssignmentRow.side_a,
+        AssignmentRow.leased_at,
+        AssignmentRow.expires_at,
+        AssignmentRow.submitted_at,
     )
-    .where(Turn.id == bindparam("assignment"))
+    .where(AssignmentRow.id == bindparam("assignment"))
     .with_for_update()
 )
-_PREVIOUS = select(func.max(Turn.submitted_at)).where(
-    Turn.rater_id == bindparam("rater"), Turn.state == "submitted"
+_PREVIOUS = select(func.max(AssignmentRow.submitted_at)).where(
+    AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "submitted"
 )
 _STORED = (
     select(Vote.question, Vote.choice, Vote.revision)

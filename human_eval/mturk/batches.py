@@ -18,7 +18,7 @@ from human_eval.clips.sources import list_names
 from human_eval.definition.definition import StudyDefinition
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
-from human_eval.mturk.votes_in import ImportedBallot
+from human_eval.mturk.votes_in import ImportedSubmission
 from human_eval.reporting.export import write_csv
 from human_eval.statistics.votes import MTURK
 from human_eval.storage.keys import Keys
@@ -101,7 +101,7 @@ def _name_pair(keys: Keys, comparison: str, prompt_index: int, side: str) -> str
 
 def read_results(
     path: Path, store: StudyStore, *, columns: Mapping[str, str] | None = None
-) -> list[ImportedBallot]:
+) -> list[ImportedSubmission]:
     """Read the results of a batch that `write_batches` wrote.
 
     Assignments that were rejected are left out.
@@ -191,7 +191,7 @@ def _read_ballot(
     source: str,
     named: Mapping[str, tuple[str, tuple[str, ...]]],
     known: Mapping[str, tuple[str, int, str]],
-) -> ImportedBallot:
+) -> ImportedSubmission:
     name = row[f"Input.{HIT}"]
     if name not in known:
         raise ValueError(f"unknown pair {name!r}")
@@ -207,7 +207,7 @@ def _read_ballot(
         answers[question] = choice
     if not row["WorkerId"].strip():
         raise ValueError("no WorkerId")
-    return ImportedBallot(
+    return ImportedSubmission(
         provider=MTURK,
         rater=row["WorkerId"].strip(),
         comparison=comparison,

@@ -10,15 +10,14 @@ from human_eval.collection.assignment import check_open
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.storage import events
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Task, Vote
+from human_eval.storage.tables import AssignmentRow, PairRow, Vote
 from human_eval.study.store import StudyStore, enter
 
 MAX_PROBLEMS = 20  # listed in a message
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportedBallot:
+class ImportedSubmission:
     """One rater's answers to one pair, from a file."""
 
     provider: str
@@ -44,7 +43,7 @@ class _Problem(Exception):
     """What is wrong with one ballot."""
 
 
-def import_ballots(store: StudyStore, ballots: Sequence[ImportedBallot]) -> ImportSummary:
+def import_submissions(store: StudyStore, ballots: Sequence[ImportedSubmission]) -> ImportSummary:
     """Store ballots; those that are stored already are left alone.
 
     Raises:
@@ -79,17 +78,17 @@ def import_ballots(store: StudyStore, ballots: Sequence[ImportedBallot]) -> Impo
     return ImportSummary(added, len(ballots) - added)
 
 
-def _add(connection: Connection, store: StudyStore, ballot: ImportedBallot) -> bool:
+def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) -> bool:
     """Store one ballot; return whether it is new."""
     definition = store.definition
     _check(definition, ballot)
     moment = int(ballot.answered_at.timestamp() * 1000)
     task = connection.execute(
-        select(Task.id, Task.taken, Task.target).where(
-            Task.comparison == ballot.comparison,
-            Task.prompt_index == ballot.prompt_index,
-            Task.kind == "real",
-            ~Task.simulated,
+        select(PairRow.id, PairRow.taken, PairRow.target).where(
+            PairRow.comparison == ballot.comparison,
+            PairRow.prompt_index == ballot.prompt_index,
+            PairRow.kind == "real",
+            ~PairRow.simulated,
         )
     ).one_or_none()
     if task is None:
@@ -104,7 +103,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedBallot) -> b
         return False
     if task.taken >= task.target:
         raise _Problem(f"the pair has its {task.target} raters already")
-    connection.execute(update(Task).where(Task.id == task.id).values(taken=Task.taken + 1))
+    connection.execute(update(PairRow).where(PairRow.id == task.id).values(taken=PairRow.taken + 1))
     number = _add_turn(connection, ballot, task.id, rater_id, moment)
     known = ballot.seconds is not None
     about = {
@@ -126,12 +125,12 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedBallot) -> b
 
 
 def _add_turn(
-    connection: Connection, ballot: ImportedBallot, task_id: int, rater_id: int, moment: int
+    connection: Connection, ballot: ImportedSubmission, task_id: int, rater_id: int, moment: int
 ) -> int:
     """Store the turn that the ballot answers, and return its number."""
     ordinal = connection.execute(
-        select(func.coalesce(func.max(Turn.ordinal) + 1, 0)).where(
-            Turn.rater_id == rater_id, Turn.comparison == ballot.comparison
+        select(func.coalesce(func.max(AssignmentRow.ordinal) + 1, 0)).where(
+            AssignmentRow.rater_id == rater_id, AssignmentRow.comparison == ballot.comparison
         )
     ).scalar_one()
     turn = {
@@ -148,10 +147,10 @@ def _add_turn(
         "expires_at": moment,
         "submitted_at": moment,
     }
-    return connection.execute(insert(Turn).returning(Turn.id), turn).scalar_one()
+    return connection.execute(insert(AssignmentRow).returning(AssignmentRow.id), turn).scalar_one()
 
 
-def _check(definition: StudyDefinition, ballot: ImportedBallot) -> None:
+def _check(definition: StudyDefinition, ballot: ImportedSubmission) -> None:
     comparisons = [entry.key for entry in definition.comparisons]
     if ballot.comparison not in comparisons:
         raise _Problem(f"expected a comparison from {comparisons}, got {ballot.comparison!r}")
@@ -169,11 +168,13 @@ def _check(definition: StudyDefinition, ballot: ImportedBallot) -> None:
         raise _Problem(f"expected seconds of 0 or more, got {ballot.seconds}")
 
 
-def _is_there(connection: Connection, task_id: int, rater_id: int, ballot: ImportedBallot) -> bool:
+def _is_there(
+    connection: Connection, task_id: int, rater_id: int, ballot: ImportedSubmission
+) -> bool:
     """Say whether the same ballot is stored."""
     turn = connection.execute(
-        select(Turn.id, Turn.state, Turn.side_a).where(
-            Turn.task_id == task_id, Turn.rater_id == rater_id
+        select(AssignmentRow.id, AssignmentRow.state, AssignmentRow.side_a).where(
+            AssignmentRow.task_id == task_id, AssignmentRow.rater_id == rater_id
         )
     ).one_or_none()
     if turn is None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import aliased
 
 from human_eval.errors import StudyError
 from human_eval.reporting.live_results import Results
-from human_eval.storage.tables import ClipRow, PromptRow, Task
+from human_eval.storage.tables import ClipRow, PairRow, PromptRow
 from human_eval.study.store import StudyStore
 
 
@@ -55,7 +55,7 @@ def read_pair(store: StudyStore, results: Results, task_id: int) -> AnsweredPair
     if answers.empty:
         raise StudyError(f"Expected the number of an answered pair, got {task_id}. Choose another.")
     with store.read() as connection:
-        row = connection.execute(_PAIR.where(Task.id == task_id)).one()
+        row = connection.execute(_PAIR.where(PairRow.id == task_id)).one()
     comparison = results.definition.comparison(row.comparison)
     return AnsweredPair(
         task_id=task_id,
@@ -79,14 +79,14 @@ def _check_named(results: Results) -> None:
 _ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
 _PAIR = (
     select(
-        Task.comparison,
+        PairRow.comparison,
         PromptRow.display,
-        Task.clip_a,
-        Task.clip_b,
+        PairRow.clip_a,
+        PairRow.clip_b,
         _ClipA.fps,
         _ClipA.frames,
     )
-    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
-    .join(_ClipA, _ClipA.id == Task.clip_a)
-    .join(_ClipB, _ClipB.id == Task.clip_b)
+    .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
+    .join(_ClipA, _ClipA.id == PairRow.clip_a)
+    .join(_ClipB, _ClipB.id == PairRow.clip_b)
 )

@@ -18,8 +18,7 @@ from human_eval.definition.definition import StudyDefinition
 from human_eval.reporting.blinding import mask_definition, mask_votes, number_raters
 from human_eval.statistics.votes import evidence
 from human_eval.storage import events
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Event, Study, Vote
+from human_eval.storage.tables import AssignmentRow, Event, Study, Vote
 from human_eval.study.store import StudyStore
 
 PATIENCE = 1.0  # seconds that results may be old while answers come in
@@ -136,8 +135,8 @@ def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
     closed_at = connection.execute(select(Study.closed_at)).scalar_one()
     last_vote = connection.execute(
         select(func.max(Vote.id))
-        .join(Turn, Turn.id == Vote.assignment_id)
-        .where(Turn.simulated == simulated)
+        .join(AssignmentRow, AssignmentRow.id == Vote.assignment_id)
+        .where(AssignmentRow.simulated == simulated)
     ).scalar()
     last_event = connection.execute(
         select(func.max(Event.id)).where(Event.kind.in_(COUNTED))

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from human_eval.clips.media import pad_clip
 from human_eval.collection import pair_view
-from human_eval.collection.pair_view import Showing
+from human_eval.collection.pair_view import PairView
 from human_eval.errors import TooLate
 from human_eval.server import http
 from human_eval.study.store import StudyStore
@@ -25,7 +25,7 @@ class ClipServer:
 
     def __init__(self, store: StudyStore) -> None:
         self._store = store
-        self._showings: dict[int, Showing] = {}
+        self._showings: dict[int, PairView] = {}
         self._clips: dict[Path, bytes] = {}
 
     def addresses(self, assignment_id: int) -> dict[str, str]:
@@ -33,13 +33,13 @@ class ClipServer:
         sign = self._store.keys.sign
         return {side: f"media/{sign('media', [assignment_id, side])}" for side in ("left", "right")}
 
-    def remember(self, assignment_id: int, shown: Showing) -> None:
+    def remember(self, assignment_id: int, shown: PairView) -> None:
         """Keep what a turn shows, so that it need not be read again."""
         if len(self._showings) >= CACHED_SHOWINGS:
             self._showings.clear()  # they are read again on demand
         self._showings[assignment_id] = shown
 
-    async def find(self, assignment_id: int) -> Showing:
+    async def find(self, assignment_id: int) -> PairView:
         """Return what a turn shows.
 
         Raises:
@@ -76,7 +76,7 @@ class ClipServer:
         content = pad_clip(content, shown.bytes)
         return http.send_clip(content, request.headers.get("range"))
 
-    def _look_up(self, assignment_id: int) -> Showing:
+    def _look_up(self, assignment_id: int) -> PairView:
         with self._store.read() as connection:
             return pair_view.show(connection, assignment_id)
 

@@ -12,8 +12,7 @@ from human_eval.collection.assignment import is_paused
 from human_eval.collection.quarantine import RefusedClip, WithheldPair, list_refused, list_withheld
 from human_eval.reporting.live_results import is_published
 from human_eval.storage.events import Exclusion, exclusions
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Event, Rater
+from human_eval.storage.tables import AssignmentRow, Event, Rater
 from human_eval.study.backup import list_backups
 from human_eval.study.queries import find_settled
 from human_eval.study.store import StudyStore
@@ -92,7 +91,7 @@ def read_counts(store: StudyStore) -> Counts:
     with store.read() as connection:
         paused, published = is_paused(connection), is_published(connection)
         newest = connection.execute(
-            select(func.max(Turn.submitted_at)).where(~Turn.simulated)
+            select(func.max(AssignmentRow.submitted_at)).where(~AssignmentRow.simulated)
         ).scalar()
     titles = {entry.key: entry.title for entry in definition.systems}
     rows = {row["comparison"]: row for row in progress["comparisons"].to_dict("records")}

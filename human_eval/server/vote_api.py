@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from human_eval.collection import assignment, pair_view, returns, submission
-from human_eval.collection.pair_view import Showing
+from human_eval.collection.pair_view import PairView
 from human_eval.collection.progress import (
     Outcome,
     Progress,
@@ -26,7 +26,7 @@ from human_eval.collection.progress import (
     read_progress,
     stopping,
 )
-from human_eval.collection.submission import Answer, Ballot, shown_choices
+from human_eval.collection.submission import Answer, Submission, shown_choices
 from human_eval.errors import (
     NotAcceptable,
     NotYours,
@@ -153,7 +153,7 @@ class VoteService:
         mine = read_pass(self.store.keys, request)
         body = await read_body(request, http.SubmitBody)
         assignment_id, attempt = self.store.keys.read("ballot", body.ballot)
-        ballot = Ballot(
+        ballot = Submission(
             assignment_id=assignment_id,
             attempt=attempt,
             rater_id=mine.rater_id,
@@ -234,7 +234,7 @@ class VoteService:
 
     def _claim(
         self, connection: Connection, rater_id: int, ahead: bool
-    ) -> tuple[assignment.Lease | None, Showing | None, Progress, Outcome | None]:
+    ) -> tuple[assignment.Assignment | None, PairView | None, Progress, Outcome | None]:
         store = self.store
         progress = read_progress(connection, store.definition, rater_id)
         if is_screened_out(connection, rater_id):

@@ -44,7 +44,7 @@ STRICT = {"sqlite_strict": True}
 
 STATES = ("leased", "submitted", "expired", "returned")
 # A query finds the index of open pairs by these very words.
-OPEN_TASK = "kind = 'real' AND taken < target AND NOT withheld"
+OPEN_PAIR = "kind = 'real' AND taken < target AND NOT withheld"
 KINDS = ("real", "gold", "mirror", "identical")
 
 
@@ -121,7 +121,7 @@ class ClipRow(Base):
     reason: Mapped[str] = mapped_column(Text, default="")
 
 
-class Task(Base):
+class PairRow(Base):
     """A pair to be judged. Simulated raters have tasks of their own, never those of people."""
 
     __tablename__ = "task"
@@ -137,8 +137,8 @@ class Task(Base):
             "simulated",
             "taken",
             "order_key",
-            sqlite_where=text(OPEN_TASK),
-            postgresql_where=text(OPEN_TASK),
+            sqlite_where=text(OPEN_PAIR),
+            postgresql_where=text(OPEN_PAIR),
         ),
         STRICT,
     )

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, insert, select
 
 from human_eval.clips.ingest import Clip, Place
 from human_eval.clips.media import Footage, read_footage, store_footage
-from human_eval.collection import tasks
+from human_eval.collection import pairs
 from human_eval.definition.definition import Comparison
-from human_eval.storage.tables import ClipRow, Task
+from human_eval.storage.tables import ClipRow, PairRow
 from human_eval.study.store import StudyStore
 
 BLOCKS = 8  # the degraded clip keeps every eighth pixel in each direction
@@ -105,18 +105,20 @@ def _make_one(
             "target": None,
             "taken": 0,
             "withheld": False,
-            "order_key": store.rng.getrandbits(tasks.ORDER_BITS),
+            "order_key": store.rng.getrandbits(pairs.ORDER_BITS),
             **sides,
         }
         rows = [{**pair, "simulated": simulated} for simulated in (False, True)]
-        connection.execute(insert(Task), rows)
+        connection.execute(insert(PairRow), rows)
     return True
 
 
 def _spoiled_prompts(store: StudyStore, comparison: Comparison) -> set[int]:
     """Return the prompts of which a comparison has a gold pair."""
-    made = select(Task.prompt_index).where(
-        Task.comparison == comparison.key, Task.kind.in_(["gold", "identical"]), ~Task.simulated
+    made = select(PairRow.prompt_index).where(
+        PairRow.comparison == comparison.key,
+        PairRow.kind.in_(["gold", "identical"]),
+        ~PairRow.simulated,
     )
     with store.read() as connection:
         return set(connection.execute(made).scalars())
@@ -138,7 +140,7 @@ def _add(connection: Connection, store: StudyStore, clip: Clip, recipe: str) -> 
     )
     if (known := connection.execute(mine).scalar()) is not None:
         return known
-    tasks.add_clip(connection, clip, now=store.clock(), variant=recipe)
+    pairs.add_clip(connection, clip, now=store.clock(), variant=recipe)
     return connection.execute(mine).scalar_one()
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from human_eval.clips.ingest import Clip
-from human_eval.collection.tasks import list_clips
+from human_eval.collection.pairs import list_clips
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.storage import events

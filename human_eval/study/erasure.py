@@ -10,8 +10,7 @@ from sqlalchemy import Connection, delete, select, update
 from human_eval.collection.assignment import release
 from human_eval.errors import StudyError
 from human_eval.storage import events
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import Rater, Study, Task, Vote
+from human_eval.storage.tables import AssignmentRow, PairRow, Rater, Study, Vote
 from human_eval.study.store import StudyStore
 
 
@@ -44,7 +43,9 @@ def erase_rater(store: StudyStore, provider: str, name: str) -> Erasure:
                 "Check both; names are case-sensitive."
             )
         for turn in connection.execute(
-            select(Turn.id, Turn.task_id).where(Turn.rater_id == number, Turn.state == "leased")
+            select(AssignmentRow.id, AssignmentRow.task_id).where(
+                AssignmentRow.rater_id == number, AssignmentRow.state == "leased"
+            )
         ).all():
             release(connection, turn.id, turn.task_id, "returned")
         deleted = 0
@@ -82,7 +83,7 @@ def erase_simulation(store: StudyStore) -> Erasure:
     with store.write() as connection:
         raters = connection.execute(select(Rater.id).where(Rater.simulated)).scalars().all()
         deleted = _delete_turns(connection, raters)
-        connection.execute(delete(Task).where(Task.simulated))
+        connection.execute(delete(PairRow).where(PairRow.simulated))
         connection.execute(delete(Rater).where(Rater.simulated))
         payload = {"raters": len(raters), "turns_deleted": deleted}
         events.record(
@@ -99,15 +100,21 @@ def erase_simulation(store: StudyStore) -> Erasure:
 def _free_places(connection: Connection, rater_id: int) -> None:
     """Let others answer the pairs whose answers are about to go."""
     held = connection.execute(
-        select(Turn.task_id).where(Turn.rater_id == rater_id, Turn.state == "submitted")
+        select(AssignmentRow.task_id).where(
+            AssignmentRow.rater_id == rater_id, AssignmentRow.state == "submitted"
+        )
     )
     for task_id in sorted(held.scalars()):
-        connection.execute(update(Task).where(Task.id == task_id).values(taken=Task.taken - 1))
+        connection.execute(
+            update(PairRow).where(PairRow.id == task_id).values(taken=PairRow.taken - 1)
+        )
 
 
 def _delete_turns(connection: Connection, raters: Sequence[int]) -> int:
-    mine = select(Turn.id).where(Turn.rater_id.in_(raters))
+    mine = select(AssignmentRow.id).where(AssignmentRow.rater_id.in_(raters))
     connection.execute(update(Study).values(erasing=True))
     connection.execute(delete(Vote).where(Vote.assignment_id.in_(mine)))
     connection.execute(update(Study).values(erasing=False))
-    return connection.execute(delete(Turn).where(Turn.rater_id.in_(raters))).rowcount
+    return connection.execute(
+        delete(AssignmentRow).where(AssignmentRow.rater_id.in_(raters))
+    ).rowcount

@@ -11,8 +11,16 @@ from sqlalchemy.orm import aliased
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import COLUMNS
 from human_eval.storage.events import Exclusion, exclusions
-from human_eval.storage.tables import AssignmentRow as Turn
-from human_eval.storage.tables import ClipRow, Event, PromptRow, Rater, Study, Task, Vote
+from human_eval.storage.tables import (
+    AssignmentRow,
+    ClipRow,
+    Event,
+    PairRow,
+    PromptRow,
+    Rater,
+    Study,
+    Vote,
+)
 
 
 def read_votes(
@@ -151,15 +159,22 @@ def list_defects(connection: Connection) -> list[str]:
     """Check what no constraint can: counters against rows. An empty list is a sound database."""
     held = (
         select(func.count())
-        .where(Turn.task_id == Task.id, Turn.state.in_(["leased", "submitted"]))
-        .correlate(Task)
+        .where(
+            AssignmentRow.task_id == PairRow.id, AssignmentRow.state.in_(["leased", "submitted"])
+        )
+        .correlate(PairRow)
         .scalar_subquery()
     )
-    wrong = connection.execute(select(Task.id, Task.taken, held).where(Task.taken != held))
+    wrong = connection.execute(select(PairRow.id, PairRow.taken, held).where(PairRow.taken != held))
     defects = [f"task {task}: taken {taken}, turns {turns}" for task, taken, turns in wrong]
-    answered = select(Vote.id).where(Vote.assignment_id == Turn.id).correlate(Turn).exists()
-    odd = select(Turn.id, Turn.state).where(
-        case((Turn.state == "submitted", ~answered), else_=answered)
+    answered = (
+        select(Vote.id)
+        .where(Vote.assignment_id == AssignmentRow.id)
+        .correlate(AssignmentRow)
+        .exists()
+    )
+    odd = select(AssignmentRow.id, AssignmentRow.state).where(
+        case((AssignmentRow.state == "submitted", ~answered), else_=answered)
     )
     defects += [
         f"assignment {turn}: {state} {'without' if state == 'submitted' else 'with'} answers"
@@ -184,24 +199,29 @@ _VOTES = (
         Vote.seconds,
         Vote.loops,
     )
-    .join(Turn, Turn.id == Vote.assignment_id)
-    .where(Turn.simulated == bindparam("simulated"), Vote.answered_at <= bindparam("as_of"))
+    .join(AssignmentRow, AssignmentRow.id == Vote.assignment_id)
+    .where(
+        AssignmentRow.simulated == bindparam("simulated"), Vote.answered_at <= bindparam("as_of")
+    )
 )
-_TURNS = select(Turn.id.label("assignment_id"), Turn.task_id, Turn.rater_id, Turn.side_a).where(
-    Turn.simulated == bindparam("simulated"), Turn.state == "submitted"
-)
+_TURNS = select(
+    AssignmentRow.id.label("assignment_id"),
+    AssignmentRow.task_id,
+    AssignmentRow.rater_id,
+    AssignmentRow.side_a,
+).where(AssignmentRow.simulated == bindparam("simulated"), AssignmentRow.state == "submitted")
 _TASKS = (
     select(
-        Task.id.label("task_id"),
-        Task.comparison,
-        Task.prompt_index,
+        PairRow.id.label("task_id"),
+        PairRow.comparison,
+        PairRow.prompt_index,
         PromptRow.text.label("prompt"),
         PromptRow.category,
-        Task.kind,
-        Task.gold_answer,
+        PairRow.kind,
+        PairRow.gold_answer,
     )
-    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
-    .where(Task.simulated == bindparam("simulated"))
+    .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
+    .where(PairRow.simulated == bindparam("simulated"))
 )
 _RATERS = select(Rater.id.label("rater_id"), Rater.pseudonym.label("rater"), Rater.provider).where(
     Rater.simulated == bindparam("simulated")
@@ -209,39 +229,39 @@ _RATERS = select(Rater.id.label("rater_id"), Rater.pseudonym.label("rater"), Rat
 _ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
 _PAIRS = (
     select(
-        Task.id.label("task_id"),
-        Task.comparison,
-        Task.prompt_index,
+        PairRow.id.label("task_id"),
+        PairRow.comparison,
+        PairRow.prompt_index,
         PromptRow.text.label("prompt"),
         PromptRow.category,
-        Task.kind,
-        Task.target,
-        Task.taken,
+        PairRow.kind,
+        PairRow.target,
+        PairRow.taken,
         _ClipA.stored_name.label("clip_a"),
         _ClipB.stored_name.label("clip_b"),
     )
-    .join(PromptRow, PromptRow.prompt_index == Task.prompt_index)
-    .join(_ClipA, _ClipA.id == Task.clip_a)
-    .join(_ClipB, _ClipB.id == Task.clip_b)
-    .where(Task.simulated == bindparam("simulated"))
-    .order_by(Task.id)
+    .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
+    .join(_ClipA, _ClipA.id == PairRow.clip_a)
+    .join(_ClipB, _ClipB.id == PairRow.clip_b)
+    .where(PairRow.simulated == bindparam("simulated"))
+    .order_by(PairRow.id)
 )
 _SHOWN = (
     select(
-        Turn.id,
-        Turn.comparison,
-        Turn.side_a,
+        AssignmentRow.id,
+        AssignmentRow.comparison,
+        AssignmentRow.side_a,
         case(
             (
-                Turn.rater_id.in_(bindparam("raters", expanding=True))
-                | Turn.id.in_(bindparam("turns", expanding=True)),
+                AssignmentRow.rater_id.in_(bindparam("raters", expanding=True))
+                | AssignmentRow.id.in_(bindparam("turns", expanding=True)),
                 1,
             ),
             else_=0,
         ).label("excluded"),
     )
-    .join(Task, Task.id == Turn.task_id)
-    .where(Task.kind == "real", Turn.simulated == bindparam("simulated"))
+    .join(PairRow, PairRow.id == AssignmentRow.task_id)
+    .where(PairRow.kind == "real", AssignmentRow.simulated == bindparam("simulated"))
     .subquery()
 )
 # One text for all answers of a turn, such as "Q1:a;Q2:b", in the order of revisions: the answers of
@@ -264,19 +284,19 @@ _PATTERNS = (
 )
 _PROGRESS = (
     select(
-        Task.comparison,
+        PairRow.comparison,
         func.count().label("pairs"),
-        func.sum(case((Task.taken >= Task.target, 1), else_=0)).label("full"),
-        func.sum(Task.taken).label("taken"),
-        func.sum(Task.target).label("wanted"),
-        func.sum(case((Task.withheld, 1), else_=0)).label("withheld"),
+        func.sum(case((PairRow.taken >= PairRow.target, 1), else_=0)).label("full"),
+        func.sum(PairRow.taken).label("taken"),
+        func.sum(PairRow.target).label("wanted"),
+        func.sum(case((PairRow.withheld, 1), else_=0)).label("withheld"),
     )
-    .where(Task.kind == "real", Task.simulated == bindparam("simulated"))
-    .group_by(Task.comparison)
-    .order_by(Task.comparison)
+    .where(PairRow.kind == "real", PairRow.simulated == bindparam("simulated"))
+    .group_by(PairRow.comparison)
+    .order_by(PairRow.comparison)
 )
 _TURN_STATES = (
-    select(Turn.state, func.count())
-    .where(Turn.simulated == bindparam("simulated"))
-    .group_by(Turn.state)
+    select(AssignmentRow.state, func.count())
+    .where(AssignmentRow.simulated == bindparam("simulated"))
+    .group_by(AssignmentRow.state)
 )

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from human_eval.collection import assignment, submission
-from human_eval.collection.assignment import Lease
-from human_eval.collection.submission import Answer, Ballot
+from human_eval.collection.assignment import Assignment
+from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.storage.tables import Task
+from human_eval.storage.tables import PairRow
 from human_eval.study.store import SIMULATED, StudyStore, enter
 
 TURNS_PER_COMMIT = 50
@@ -86,7 +86,7 @@ def simulate(
         assignment.check_open(connection)
         assignment.check_running(connection)
     rng = random.Random(crowd.seed)
-    store.make_tasks(simulated=True, partial=True)
+    store.make_pairs(simulated=True, partial=True)
     wanted = _wanted(store)
     if max_turns is not None:
         wanted = min(wanted, max_turns)
@@ -168,7 +168,9 @@ def _take_turn(
         time.now += 1000 * definition.assignment.lease_seconds + 1
         return False
     task = connection.execute(
-        select(Task.prompt_index, Task.kind, Task.gold_answer).where(Task.id == lease.task_id)
+        select(PairRow.prompt_index, PairRow.kind, PairRow.gold_answer).where(
+            PairRow.id == lease.task_id
+        )
     ).one()
     spread = beliefs.setdefault(task.prompt_index, rng.gauss(0, crowd.prompt_spread))
     chance = _chance(math.log(crowd.win_rate / (1 - crowd.win_rate)) + spread + person.leaning)
@@ -189,10 +191,10 @@ def _fill(
     definition: StudyDefinition,
     crowd: Crowd,
     person: _Person,
-    lease: Lease,
+    lease: Assignment,
     chance: float,
     rng: random.Random,
-) -> Ballot:
+) -> Submission:
     other = "right" if lease.side_a == "left" else "left"
     low, high = HUMAN_SECONDS if person.habit == "honest" else SPAM_SECONDS
     answers = {}
@@ -207,7 +209,7 @@ def _fill(
             shown = lease.side_a if rng.random() < chance else other
         answers[question.key] = Answer(shown, rng.uniform(low, high))
     loops = definition.viewing.min_loops + rng.randrange(3)
-    return Ballot(lease.assignment_id, lease.attempt, lease.rater_id, answers, loops)
+    return Submission(lease.assignment_id, lease.attempt, lease.rater_id, answers, loops)
 
 
 def _chance(log_odds: float) -> float:

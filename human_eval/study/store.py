@@ -22,9 +22,9 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from human_eval.clips.ingest import Clip
-from human_eval.collection import assignment, submission, tasks
-from human_eval.collection.assignment import Lease
-from human_eval.collection.submission import Ballot, Receipt
+from human_eval.collection import assignment, pairs, submission
+from human_eval.collection.assignment import Assignment
+from human_eval.collection.submission import Receipt, Submission
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
@@ -105,7 +105,7 @@ class StudyStore:
             )
         return number
 
-    def claim(self, rater_id: int, *, ahead: bool = False) -> Lease | None:
+    def claim(self, rater_id: int, *, ahead: bool = False) -> Assignment | None:
         """Return the pair a rater is to answer; see `human_eval.collection.assignment.claim`."""
         with self.write() as connection:
             return assignment.claim(
@@ -117,7 +117,7 @@ class StudyStore:
                 ahead=ahead,
             )
 
-    def submit(self, ballot: Ballot) -> Receipt:
+    def submit(self, ballot: Submission) -> Receipt:
         """Store the answers of a turn; see `human_eval.collection.submission.submit`."""
         with self.write() as connection:
             return submission.submit(connection, self.definition, ballot, now=self.clock())
@@ -132,12 +132,12 @@ class StudyStore:
     def prompts(self) -> list[Prompt]:
         """Return the prompts in order."""
         with self.read() as connection:
-            return tasks.list_prompts(connection)
+            return pairs.list_prompts(connection)
 
     def clips(self) -> list[Clip]:
         """Return the clips of the systems."""
         with self.read() as connection:
-            return tasks.list_clips(connection)
+            return pairs.list_clips(connection)
 
     def add_clips(self, clips: Iterable[Clip], *, pair: bool = True) -> dict[str, int]:
         """Store clips in one transaction, then pair those of complete comparisons.
@@ -147,13 +147,13 @@ class StudyStore:
         """
         with self.write() as connection:
             for clip in clips:
-                tasks.add_clip(connection, clip, now=self.clock())
-        return self.make_tasks() if pair else {}
+                pairs.add_clip(connection, clip, now=self.clock())
+        return self.make_pairs() if pair else {}
 
-    def make_tasks(self, *, simulated: bool = False, partial: bool = False) -> dict[str, int]:
-        """Pair clips; see `human_eval.collection.tasks.make_tasks`."""
+    def make_pairs(self, *, simulated: bool = False, partial: bool = False) -> dict[str, int]:
+        """Pair clips; see `human_eval.collection.pairs.make_pairs`."""
         with self.write() as connection:
-            return tasks.make_tasks(
+            return pairs.make_pairs(
                 connection, self.definition, rng=self.rng, simulated=simulated, partial=partial
             )
 
@@ -327,7 +327,7 @@ def _fill_database(
             "erasing": False,
         }
         connection.execute(insert(Study), values)
-        tasks.add_prompts(connection, prompts)
+        pairs.add_prompts(connection, prompts)
     return database
 
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from human_eval.clips.ingest import Clip
 from human_eval.collection import assignment, submission
-from human_eval.collection.submission import Answer, Ballot
+from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import load_definition, parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.storage.writer import Writer
@@ -127,7 +127,7 @@ def measure_writer(store: StudyStore, clients: int, seconds: float, think: float
                     connection, store.definition, rater, now=store.clock(), rng=store.rng
                 )
             )
-            ballot = Ballot(lease.assignment_id, lease.attempt, rater, answers, loops=2)
+            ballot = Submission(lease.assignment_id, lease.attempt, rater, answers, loops=2)
             await asyncio.sleep(rng.expovariate(1 / think) if think else 0)
             started = time.perf_counter()
             await carry_out(

@@ -19,11 +19,11 @@ import numpy as np
 from sqlalchemy import insert, select, update
 
 from human_eval.clips.ingest import Clip
-from human_eval.collection.submission import Answer, Ballot
+from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import load_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.reporting.live_results import LiveResults
-from human_eval.storage.tables import AssignmentRow, Rater, Task, Vote
+from human_eval.storage.tables import AssignmentRow, PairRow, Rater, Vote
 from human_eval.study.store import StudyStore, create_study
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def fill(folder: Path, votes: int) -> StudyStore:
         ]
         connection.execute(insert(Rater), people)
         raters = connection.execute(select(Rater.id)).scalars().all()
-        tasks = connection.execute(select(Task.id).where(Task.kind == "real")).scalars().all()
+        tasks = connection.execute(select(PairRow.id).where(PairRow.kind == "real")).scalars().all()
     ordinals = dict.fromkeys(raters, 0)
     start = store.clock() - 10**10
     plan = [(task, rater) for task in tasks for rater in rng.sample(raters, k)][:turns]
@@ -79,7 +79,7 @@ def fill(folder: Path, votes: int) -> StudyStore:
     full = [task for task, _ in plan[k - 1 :: k]]
     with store.write() as connection:
         for task in full:
-            connection.execute(update(Task).where(Task.id == task).values(taken=k))
+            connection.execute(update(PairRow).where(PairRow.id == task).values(taken=k))
     return store
 
 
@@ -94,7 +94,7 @@ def time_turns(store: StudyStore, claims: int = CLAIMS) -> tuple[list[float], li
         claimed.append(1000 * (time.perf_counter() - began))
         assert lease is not None
         answers = {question.key: Answer("left", 1.0) for question in store.definition.questions}
-        ballot = Ballot(lease.assignment_id, lease.attempt, rater, answers, loops=2)
+        ballot = Submission(lease.assignment_id, lease.attempt, rater, answers, loops=2)
         began = time.perf_counter()
         store.submit(ballot)
         submits.append(1000 * (time.perf_counter() - began))

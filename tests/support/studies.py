@@ -19,7 +19,7 @@ import psycopg
 import pytest
 
 from human_eval.clips.ingest import Clip
-from human_eval.collection.submission import Answer, Ballot
+from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.study.store import StudyStore, create_study
@@ -109,7 +109,7 @@ def fill(store: StudyStore, num_prompts: int) -> None:
     )
 
 
-def answer(store: StudyStore, lease, shown: str = "left", **changes) -> Ballot:
+def answer(store: StudyStore, lease, shown: str = "left", **changes) -> Submission:
     """Fill in a ballot."""
     answers = {question.key: Answer(shown, 1.0) for question in store.definition.questions}
     about = {
@@ -119,7 +119,7 @@ def answer(store: StudyStore, lease, shown: str = "left", **changes) -> Ballot:
         "answers": answers,
         "loops": 2,
     }
-    return Ballot(**{**about, **changes})
+    return Submission(**{**about, **changes})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from human_eval.collection.assignment import claim
 from human_eval.collection.returns import give_back
 from human_eval.errors import NotAcceptable, NotYours, StudyClosed, StudyError, TooLate
-from human_eval.storage.tables import AssignmentRow, Task, Vote
+from human_eval.storage.tables import AssignmentRow, PairRow, Vote
 from human_eval.study.store import StudyStore
 from tests.support.studies import answer
 
@@ -53,8 +53,8 @@ def real_turns(store: StudyStore) -> list[tuple[int, int]]:
             (row.task_id, row.rater_id)
             for row in connection.execute(
                 select(AssignmentRow.task_id, AssignmentRow.rater_id)
-                .join(Task, Task.id == AssignmentRow.task_id)
-                .where(AssignmentRow.state == "submitted", Task.kind == "real")
+                .join(PairRow, PairRow.id == AssignmentRow.task_id)
+                .where(AssignmentRow.state == "submitted", PairRow.kind == "real")
             )
         ]
 
@@ -332,7 +332,7 @@ def test_the_database_itself_refuses_what_code_must_never_do(make_store):
     person = {"rater_id": other, "simulated": False}
 
     for statement in (
-        Task.__table__.update().values(taken=Task.taken + 1, target=0),
+        PairRow.__table__.update().values(taken=PairRow.taken + 1, target=0),
         Vote.__table__.update().values(choice="b"),
         Vote.__table__.delete(),
         AssignmentRow.__table__.update().values(simulated=True),

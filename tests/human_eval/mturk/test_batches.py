@@ -9,7 +9,7 @@ import pytest
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from human_eval.mturk.batches import RESULT_COLUMNS, read_results, read_time, write_batches
-from human_eval.mturk.votes_in import import_ballots
+from human_eval.mturk.votes_in import import_submissions
 from human_eval.study.store import create_study
 from tests.support.studies import define, fill
 
@@ -94,7 +94,7 @@ def test_answers_come_in_as_choices_of_systems(store, batch, tmp_path):
 def test_results_reach_the_votes_once(store, batch, tmp_path):
     ballots = read_results(write_results(tmp_path / "results.csv", batch), store)
 
-    first, again = import_ballots(store, ballots), import_ballots(store, ballots)
+    first, again = import_submissions(store, ballots), import_submissions(store, ballots)
 
     assert (first.added, first.already_there) == (8, 0)
     assert (again.added, again.already_there) == (0, 8)
@@ -106,7 +106,7 @@ def test_results_reach_the_votes_once(store, batch, tmp_path):
 def test_a_finished_pair_is_not_published_again(store, batch, tmp_path):
     for worker in ("A1", "A2"):
         results = write_results(tmp_path / "results.csv", batch[:1], WorkerId=worker)
-        import_ballots(store, read_results(results, store))
+        import_submissions(store, read_results(results, store))
 
     [(path, _)] = write_batches(store, URL, tmp_path / "rest.csv")
 
@@ -115,7 +115,7 @@ def test_a_finished_pair_is_not_published_again(store, batch, tmp_path):
 
 def test_no_worker_is_paid_for_a_pair_that_has_its_raters(store, batch, tmp_path):
     results = write_results(tmp_path / "results.csv", batch[:3], WorkerId="A1")
-    import_ballots(store, read_results(results, store))
+    import_submissions(store, read_results(results, store))
 
     rest = write_batches(store, URL, tmp_path / "rest.csv")
     added = 0
@@ -124,7 +124,7 @@ def test_no_worker_is_paid_for_a_pair_that_has_its_raters(store, batch, tmp_path
             results = write_results(
                 tmp_path / "results.csv", read_batch(path), WorkerId=f"{workers} {number}"
             )
-            added += import_ballots(store, read_results(results, store)).added
+            added += import_submissions(store, read_results(results, store)).added
 
     assert [(path.name, workers) for path, workers in rest] == [
         ("rest-1.csv", 1),

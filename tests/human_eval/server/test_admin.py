@@ -13,7 +13,7 @@ from human_eval.server.accounts import add_account
 from human_eval.server.admin import create_admin_app
 from human_eval.server.admin_session import COOKIE
 from human_eval.server.vote_api import create_app
-from human_eval.storage.tables import Event, Study, Task
+from human_eval.storage.tables import Event, PairRow, Study
 from tests.support.studies import answer, make_clip
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -185,7 +185,7 @@ def test_a_withheld_pair_is_looked_at_and_handed_out_again(store, ada):
     for clip in store.clips():
         (store.media / clip.stored_name).write_bytes(b"a clip")
     with store.write() as connection:
-        connection.execute(update(Task).where(Task.id == 1).values(withheld=True))
+        connection.execute(update(PairRow).where(PairRow.id == 1).values(withheld=True))
 
     page = ada.get("/").text
     clips = re.findall(r'src="(clips/[^"]+)"', page)

@@ -4,7 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import aliased
 
 from human_eval.definition.prompts import Prompt
-from human_eval.storage.tables import ClipRow, Task
+from human_eval.storage.tables import ClipRow, PairRow
 from human_eval.study.attention_checks import make_gold
 from human_eval.study.store import create_study
 from tests.support.studies import define, make_clip
@@ -28,7 +28,7 @@ def add_pair(store, index: int, **changes) -> None:
 
 
 def count_golds(store) -> int:
-    golds = select(Task.id).where(Task.kind == "gold", ~Task.simulated)
+    golds = select(PairRow.id).where(PairRow.kind == "gold", ~PairRow.simulated)
     with store.read() as connection:
         return len(connection.execute(golds).all())
 
@@ -53,10 +53,10 @@ def test_the_clip_of_another_prompt_has_the_shape_of_its_partner(tmp_path):
     a, b = aliased(ClipRow), aliased(ClipRow)
     lengths = (
         select(a.frames, b.frames)
-        .select_from(Task)
-        .join(a, a.id == Task.clip_a)
-        .join(b, b.id == Task.clip_b)
-        .where(Task.kind == "gold")
+        .select_from(PairRow)
+        .join(a, a.id == PairRow.clip_a)
+        .join(b, b.id == PairRow.clip_b)
+        .where(PairRow.kind == "gold")
     )
     with store.read() as connection:
         assert all(ours == theirs for ours, theirs in connection.execute(lengths))

@@ -16,7 +16,7 @@ from human_eval.__main__ import main
 from human_eval.collection.quarantine import RefusedClip, list_refused
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StorageBusy, StorageFull, StudyError
-from human_eval.mturk.votes_in import ImportedBallot, import_ballots
+from human_eval.mturk.votes_in import ImportedSubmission, import_submissions
 from human_eval.statistics.screening import consistency, screen
 from human_eval.statistics.votes import check_votes
 from human_eval.storage.database import create_file, open_database, safe_sqlite, translate
@@ -26,7 +26,7 @@ from human_eval.storage.migrate import (
     table_version,
     upgrade_tables,
 )
-from human_eval.storage.tables import Event, Study, Task
+from human_eval.storage.tables import Event, PairRow, Study
 from human_eval.study.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.study.erasure import erase_rater, erase_simulation
 from human_eval.study.simulation import Crowd, simulate
@@ -38,7 +38,7 @@ sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
-def ballot(**changes) -> ImportedBallot:
+def ballot(**changes) -> ImportedSubmission:
     about = {
         "provider": "mturk",
         "rater": "A1",
@@ -50,7 +50,7 @@ def ballot(**changes) -> ImportedBallot:
         "seconds": 12.0,
         "source": "batch.csv, line 2",
     }
-    return ImportedBallot(**{**about, **changes})
+    return ImportedSubmission(**{**about, **changes})
 
 
 def test_the_votes_frame_is_as_analyses_expect_it(make_store):
@@ -95,7 +95,7 @@ def test_a_closed_study_takes_no_ballots(make_store):
     store.set_closed(True, author="jo")
 
     with pytest.raises(StudyError, match="an open study"):
-        import_ballots(store, [ballot()])
+        import_submissions(store, [ballot()])
     with pytest.raises(StudyError, match="an open study"):
         simulate(store, Crowd(raters=2))
 
@@ -171,7 +171,7 @@ def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
     store = create_study(tmp_path / "study", define(), [Prompt(0, "x"), Prompt(1, "y")])
     store.add_clips([make_clip("ours", 0), make_clip("ours", 1), make_clip("theirs", 0)])
     assert store.pairs().empty
-    assert store.make_tasks(partial=True) == {"C1": 1}
+    assert store.make_pairs(partial=True) == {"C1": 1}
     assert store.add_clips([make_clip("theirs", 1)]) == {"C1": 1}
     assert len(store.pairs()) == 2
     with pytest.raises(StudyError, match="one clip of ours for prompt 0"):
@@ -199,7 +199,7 @@ def test_clips_of_differing_shapes_make_no_pair(tmp_path):
     store.add_clips([make_clip("ours", 0), make_clip("theirs", 0, frames=12)], pair=False)
 
     with pytest.raises(StudyError, match="prompt 0, got ours: .* 16 frames .*; theirs: .* 12"):
-        store.make_tasks()
+        store.make_pairs()
 
     assert store.pairs().empty
     store.close()
@@ -451,8 +451,8 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
     store = make_store(k=2)
     several = [ballot(rater=name, prompt_index=index) for name in "AB" for index in range(3)]
 
-    assert import_ballots(store, several).added == 6
-    assert import_ballots(store, several).already_there == 6
+    assert import_submissions(store, several).added == 6
+    assert import_submissions(store, several).already_there == 6
     votes = store.votes()
     assert len(votes) == 12 and set(votes["provider"]) == {"mturk"}
     assert store.list_defects() == []
@@ -475,11 +475,11 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
 )
 def test_ballots_that_do_not_fit_are_listed_and_none_goes_in(make_store, changes, message):
     store = make_store(k=2)
-    import_ballots(store, [ballot(answers={"Q1": "a", "Q2": "b"}), ballot(rater="second")])
+    import_submissions(store, [ballot(answers={"Q1": "a", "Q2": "b"}), ballot(rater="second")])
     before = store.votes()
 
     with pytest.raises(StudyError, match=message):
-        import_ballots(store, [ballot(rater="new", prompt_index=1), ballot(**changes)])
+        import_submissions(store, [ballot(rater="new", prompt_index=1), ballot(**changes)])
 
     assert store.votes().equals(before)
 
@@ -571,7 +571,7 @@ def test_what_happened_is_written_down(make_store):
 
     with store.read() as connection:
         rows = connection.execute(select(Event.kind, Event.actor)).all()
-        targets = connection.execute(select(Task.target).distinct()).scalars().all()
+        targets = connection.execute(select(PairRow.target).distinct()).scalars().all()
     assert ("closed", "jo") in rows
     assert targets == [2]
     for statement in ("UPDATE event SET actor = 'x'", "DELETE FROM event"):

@@ -13,7 +13,7 @@ from human_eval.definition.definition import StudyDefinition
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from human_eval.storage.events import record
-from human_eval.storage.tables import ClipRow, PromptRow, Task
+from human_eval.storage.tables import ClipRow, PairRow, PromptRow
 
 ORDER_BITS = 62
 
@@ -94,7 +94,7 @@ def list_clips(connection: Connection, variant: str | None = "") -> list[Clip]:
     ]
 
 
-def make_tasks(
+def make_pairs(
     connection: Connection,
     definition: StudyDefinition,
     *,
@@ -144,7 +144,7 @@ def make_tasks(
                 listed if definition.assignment.policy == "fixed" else rng.getrandbits(ORDER_BITS),
             )
     if rows:
-        connection.execute(insert(Task), rows)
+        connection.execute(insert(PairRow), rows)
     return made
 
 
@@ -156,8 +156,8 @@ def _pairable(
     clips = {(row.system, row.prompt_index): row for row in connection.execute(spotless)}
     ordered = select(PromptRow.prompt_index).order_by(PromptRow.prompt_index)
     indices = connection.execute(ordered).scalars().all()
-    real = select(Task.comparison, Task.prompt_index).where(
-        Task.kind == "real", Task.simulated == simulated
+    real = select(PairRow.comparison, PairRow.prompt_index).where(
+        PairRow.kind == "real", PairRow.simulated == simulated
     )
     paired = {(row.comparison, row.prompt_index) for row in connection.execute(real)}
     return clips, indices, paired
