@@ -6,12 +6,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from test_human_eval_service import claim, enter
 
 from human_eval.clips.media import PADDING, Footage, pad_clip, read_footage, write_footage
 from human_eval.definition.prompts import Prompt
 from human_eval.server.vote_api import create_app
 from human_eval.study.store import create_study
+from tests.human_eval.server.test_vote_api import claim, enter
 from tests.support.studies import define, make_clip
 
 

@@ -3,7 +3,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.stats.inter_rater import fleiss_kappa
-from test_human_eval_intervals import PROMPTS, RATERS, WINS
 
 from human_eval.statistics.agreement import (
     answer_counts,
@@ -13,6 +12,7 @@ from human_eval.statistics.agreement import (
     tabulate_agreement,
     weighted_alphas,
 )
+from tests.human_eval.statistics.test_intervals import PROMPTS, RATERS, WINS
 from tests.support.crowd import define_pair, make_votes
 
 CANONICAL = [  # four observers, twelve units

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
-from test_human_eval_intervals import PROMPTS, WINS
 
 from human_eval.definition.definition import load_definition
 from human_eval.statistics.contrasts import paired_p, prompts_won, tabulate_contrasts
+from tests.human_eval.statistics.test_intervals import PROMPTS, WINS
 from tests.support.crowd import make_votes
 
 

@@ -5,7 +5,8 @@ a hundred.
 """
 
 import pytest
-from bench_study_coverage import measure_coverage, measure_false_claims
+
+from tests.benchmarks.study_coverage import measure_coverage, measure_false_claims
 
 pytestmark = pytest.mark.slow
 

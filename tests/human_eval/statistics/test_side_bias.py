@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_human_eval_intervals import PROMPTS, RATERS, WINS
 
 from human_eval.statistics.side_bias import side_adjusted, side_effects, tabulate_adjusted
+from tests.human_eval.statistics.test_intervals import PROMPTS, RATERS, WINS
 from tests.support.crowd import define_pair, make_votes
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from test_human_eval_service import claim, count_votes, enter, vote
 
 from human_eval.definition.prompts import Prompt
 from human_eval.server.vote_api import create_app
 from human_eval.storage.database import open_database
 from human_eval.study.store import StudyStore, create_study, open_study
+from tests.human_eval.server.test_vote_api import claim, count_votes, enter, vote
 from tests.support.apart import run_apart
 from tests.support.power_cut import Disk, driver
 from tests.support.studies import Clock, answer, define, fill, run_postgresql

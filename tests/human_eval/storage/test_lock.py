@@ -4,13 +4,13 @@ import urllib.request
 
 import pytest
 from fastapi.testclient import TestClient
-from test_human_eval_service import claim, count_votes, enter, vote
 
 from human_eval.__main__ import main
 from human_eval.errors import StudyError
 from human_eval.server.vote_api import create_app
 from human_eval.storage.lock import alone, serving
 from human_eval.study.backup import back_up, restore
+from tests.human_eval.server.test_vote_api import claim, count_votes, enter, vote
 from tests.support.studies import answer
 from tests.support.vote_load import VoteServer
 

@@ -10,7 +10,6 @@ import psycopg
 import pytest
 from sqlalchemy import event, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from test_human_eval_assignment import enter, finish
 
 from human_eval.__main__ import main
 from human_eval.collection.quarantine import RefusedClip, list_refused
@@ -32,6 +31,7 @@ from human_eval.study.erasure import erase_rater, erase_simulation
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import create_study, open_study
 from human_eval.study.store import enter as let_in
+from tests.human_eval.collection.test_assignment import enter, finish
 from tests.support.studies import answer, define, fresh_schema, make_clip
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

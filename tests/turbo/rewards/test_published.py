@@ -7,12 +7,12 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from test_turbo_rewards_internvideo2 import random_frames
 from torch.testing import assert_close
 from transformers import CLIPConfig
 
 from tests.conftest import randomise
 from tests.support.golden import Golden, shapes_of
+from tests.turbo.rewards.test_internvideo2 import random_frames
 from turbo.rewards import checkpoints
 from turbo.rewards.checkpoints import read_internvideo2, read_open_clip, read_viclip
 from turbo.rewards.image_text import embed_images
