@@ -1,5 +1,8 @@
-# make demo: open the demo.   make test: run every test.   make lint: check style and types.
-# Each makes .venv on its first run and installs nothing on later ones.
+# make demo      open the demo
+# make test      run the tests, except the long ones
+# make test-all  run the long ones too: durability, coverage of intervals, training
+# make lint      check style and types
+# Each creates .venv on its first run and installs nothing on later ones.
 
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python3.13 python3.14 python; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
@@ -8,14 +11,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test test-slow test-all lint clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
 	$(BIN)/python app.py $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -26,8 +36,8 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/.venv:
-	@test -n "$(PYTHON)" || { echo "Expected Python 3.11 or newer with its venv module, found \
-	none. Install it (on Debian: python3 and python3-venv), or name it: make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with its venv module was found. \
+	Install one (on Debian: python3 and python3-venv), or name it: make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 

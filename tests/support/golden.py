@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import zlib
 from math import prod, sqrt
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
@@ -121,3 +123,18 @@ def latent_diffusion_vae(recorded: Golden, dtype: torch.dtype = torch.float32) -
     """Convert a VAE from weights under their published names."""
     weights = {name: tensor.to(dtype) for name, tensor in recorded.weights().items()}
     return map_latent_diffusion_vae(shapes_of(weights)).filled(weights)
+
+
+@pytest.fixture
+def golden():
+    """Open a file recorded from the published implementation, or skip where there is none."""
+    beside = Path(__file__).parents[3] / "shared" / "parity"
+    folder = Path(os.environ.get("T2V_PARITY_DIR", beside))
+
+    def open_golden(name: str) -> Golden:
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            pytest.skip(f"no {path.name} of the published implementation; set T2V_PARITY_DIR")
+        return Golden(path)
+
+    return open_golden

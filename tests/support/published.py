@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from tests.conftest import randomise
+from tests.support.tiny_models import randomise
 from turbo.convert.adapters import adapter_order
 from turbo.convert.part import Part
 from turbo.convert.text import open_clip_name

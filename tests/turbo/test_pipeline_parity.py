@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import turbo.pipeline
-from tests.conftest import make_unet
 from tests.support.golden import Golden, merged_lora, modelscope_unet, shapes_of, videocrafter_unet
+from tests.support.tiny_models import make_unet
 from turbo.card import ModelCard
 from turbo.convert.text import map_open_clip_text
 from turbo.convert.vae import map_latent_diffusion_vae

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from training.shapes.evaluation import measurement, systems
 from training.shapes.evaluation.evaluate import SHEET_ROWS, evaluate
 from training.shapes.evaluation.figure import draw_figure, draw_sheet, draw_watch

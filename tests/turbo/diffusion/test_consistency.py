@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import bind_consistency_function, boundary_scalings
 from turbo.diffusion.guidance import embed_guidance_scale
 from turbo.diffusion.schedule import NoiseSchedule

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import bind_consistency_function
 from turbo.diffusion.distillation import (
     DistillationBatch,

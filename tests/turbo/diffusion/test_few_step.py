@@ -6,7 +6,7 @@ from diffusers import LCMScheduler
 from torch import nn
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import (
     ConsistencyFunction,
     bind_consistency_function,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import TINY_UNET, make_unet
 from tests.support.golden import Golden, videocrafter_unet
+from tests.support.tiny_models import TINY_UNET, make_unet
 from turbo.diffusion.distillation import SolverGrid
 from turbo.diffusion.few_step import few_step_timesteps
 from turbo.diffusion.motion import (

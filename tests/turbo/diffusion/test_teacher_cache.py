@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
 from tests.support.golden import Golden, latent_diffusion_vae, videocrafter_unet
+from tests.support.tiny_models import make_unet
 from turbo.convert.unet import videocrafter_names
 from turbo.diffusion.distillation import (
     DistillationBatch,

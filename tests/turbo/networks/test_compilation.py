@@ -6,7 +6,7 @@ import torch
 from jaxtyping import config
 from torch._dynamo.utils import counters
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.networks.compilation import BLOCKS, compile_blocks
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.diffusion.distillation import student_of
 from turbo.diffusion.guidance import embed_guidance_scale
 from turbo.networks.lora import DOWN, UP, add_lora, load_lora, merge_lora, save_lora

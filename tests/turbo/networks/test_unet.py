@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
+from tests.support.tiny_models import make_unet
 from turbo.networks.unet import Conditioning, TemporalConv, VideoUNet
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import make_unet
 from tests.support.golden import Golden, modelscope_unet, shapes_of, variant_of, videocrafter_unet
+from tests.support.tiny_models import make_unet
 from turbo.convert.unet import map_videocrafter_unet
 from turbo.networks.unet import ConditionedTimestepEmbedding, Conditioning, VideoUNet
 

@@ -8,8 +8,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from transformers import BertTokenizer
 
-from tests.conftest import randomise
 from tests.support.golden import Golden
+from tests.support.tiny_models import randomise
 from turbo.rewards.internvideo2 import (
     InternVideo2,
     InternVideo2Config,

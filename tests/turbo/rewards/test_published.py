@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 from transformers import CLIPConfig
 
-from tests.conftest import randomise
 from tests.support.golden import Golden, shapes_of
+from tests.support.tiny_models import randomise
 from tests.turbo.rewards.test_internvideo2 import random_frames
 from turbo.rewards import checkpoints
 from turbo.rewards.checkpoints import read_internvideo2, read_open_clip, read_viclip

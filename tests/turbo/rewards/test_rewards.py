@@ -7,8 +7,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
 
-from tests.conftest import make_unet, randomise
 from tests.support.golden import Golden, recipe_weights
+from tests.support.tiny_models import make_unet, randomise
 from turbo.diffusion.distillation import (
     SolverGrid,
     consistency_loss,
