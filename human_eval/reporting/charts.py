@@ -1,10 +1,11 @@
-"""The chart of a study, as in the paper: stacked shares of votes; beside them, how sure they are.
+"""The charts of a study: stacked shares of votes as in the paper, and e-values over time.
 
-The same table gives the same bytes, on any day.
+The same table always gives the same bytes.
 """
 
 import textwrap
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from matplotlib.patches import Patch
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
+from human_eval.reporting.win_rate_rows import WinRateRow, answers_in_legend, win_rate_rows
 
 FORMATS = ("svg", "png", "pdf")
-# Told apart in every kind of colour blindness, and in print by their lightness.
+# Distinct in every kind of colour blindness, and by lightness when printed in grey.
 COLOURS = {"a": "#1f5a96", "tie": "#c9c9c9", "both_bad": "#8d8d8d", "b": "#e59a3c"}
 INK, GRID = "#1c1c1c", "#dddddd"
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with the library, so that every machine draws alike
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws alike
     "font.size": 9,
     "svg.hashsalt": "human_eval",
     "svg.fonttype": "path",
     "pdf.fonttype": 42,
-    "text.parse_math": False,  # a dollar in a title is a dollar
+    "text.parse_math": False,  # a dollar sign in a title is no formula
     "axes.edgecolor": GRID,
     "text.color": INK,
     "xtick.labelsize": 8,
@@ -42,87 +44,84 @@ NO_DATES: dict[str, dict[str, Any]] = {
 }
 DPI = 200
 ROW = 0.34  # inches, of a bar
-MIN_LABEL = 0.06  # share of the bar that is wide enough for its number
 
 
 def draw_win_rates(
     table: pd.DataFrame, definition: StudyDefinition, *, simulated: bool = False
 ) -> Figure:
-    """Draw a bar for each comparison and question, with the number of votes and the interval.
+    """Draw one bar for each comparison and question, with its interval and number of votes.
 
     Args:
-        table: as `human_eval.statistics.win_rates.win_rates` makes it.
-        simulated: write across the chart that no person has voted.
+        table: the table of `human_eval.statistics.win_rates.win_rates`.
+        simulated: print "SIMULATED VOTES" across the chart.
 
     Raises:
-        StudyError: there is nothing to draw.
+        StudyError: the table is empty.
     """
     if table.empty:
-        raise StudyError("Expected votes to draw, got none. Collect some, or check the filters.")
+        raise StudyError("There are no votes to draw yet.")
+    rows = win_rate_rows(table, definition)
     with matplotlib.rc_context(STYLE):
-        positions, heads = _places(table)
+        positions, headings = _place_rows(rows)
         height = (positions[-1] + 1.0) * ROW + 1.35
         figure = Figure(figsize=(10.5, height))
         grid = figure.add_gridspec(
             1, 3, width_ratios=[2.1, 3.7, 3.5], wspace=0.06,
             left=0.02, right=0.98, top=1 - 0.55 / height, bottom=0.8 / height,
         )  # fmt: skip
-        words, bars, rates = (figure.add_subplot(grid[0, column]) for column in range(3))
-        for axes in (words, bars, rates):
+        questions, bars, rates = (figure.add_subplot(grid[0, column]) for column in range(3))
+        for axes in (questions, bars, rates):
             axes.set_ylim(positions[-1] + 0.6, -0.4)
             axes.set_yticks([])
             for side in ("left", "right", "top"):
                 axes.spines[side].set_visible(False)
-        _write_questions(words, table, positions, definition)
-        _stack_bars(bars, table, positions)
-        _mark_rates(rates, table, positions)
-        _write_comparisons(bars, table, heads, definition)
-        _write_around(figure, table, definition, height, simulated=simulated)
+        _draw_questions(questions, rows, positions)
+        _draw_bars(bars, rows, positions)
+        _draw_rates(rates, rows, positions)
+        _draw_headings(bars, headings)
+        _draw_title(figure, definition.title or definition.name, rows, height)
+        _draw_note(figure, table["raters"], height)
+        if simulated:
+            _stamp(figure, height)
     return figure
 
 
-def _places(table: pd.DataFrame) -> tuple[np.ndarray, dict[str, float]]:
-    """Return the vertical place of each bar, and of the line above each comparison."""
+def _place_rows(rows: list[WinRateRow]) -> tuple[np.ndarray, list[tuple[float, WinRateRow]]]:
+    """Return the vertical position of each bar, and of the heading of each comparison."""
     positions: list[float] = []
-    heads: dict[str, float] = {}
+    headings: list[tuple[float, WinRateRow]] = []
     place = 0.0
-    for comparison in table["comparison"]:
-        if comparison not in heads:
-            place += 0.4 if heads else 0.0
-            heads[comparison] = place
+    for number, row in enumerate(rows):
+        if number == 0 or row.comparison != rows[number - 1].comparison:
+            place += 0.4 if headings else 0.0
+            headings.append((place, row))
             place += 1.0
         positions.append(place)
         place += 1.0
-    return np.array(positions), heads
+    return np.array(positions), headings
 
 
-def _write_questions(
-    axes: Axes, table: pd.DataFrame, positions: np.ndarray, definition: StudyDefinition
-) -> None:
+def _draw_questions(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> None:
     axes.set_xlim(0, 1)
     axes.axis("off")
-    for place, key in zip(positions, table["question"], strict=True):
-        question = definition.question(key)
-        wording = textwrap.shorten(question.wording, 76, placeholder=" ...")
-        weight = "bold" if question.primary else "normal"
-        axes.text(0, place, key, ha="left", va="center", fontsize=8, weight=weight)
+    for place, row in zip(positions, rows, strict=True):
+        wording = textwrap.shorten(row.question.wording, 76, placeholder=" ...")
+        weight = "bold" if row.question.primary else "normal"
+        axes.text(0, place, row.question.key, ha="left", va="center", fontsize=8, weight=weight)
         axes.text(
             1, place, textwrap.fill(wording, 32), ha="right", va="center", fontsize=7,
             weight=weight, linespacing=1.05,
         )  # fmt: skip
 
 
-def _write_comparisons(
-    axes: Axes, table: pd.DataFrame, heads: dict[str, float], definition: StudyDefinition
-) -> None:
-    first = table.drop_duplicates("comparison").set_index("comparison")
-    for key, place in heads.items():
+def _draw_headings(axes: Axes, headings: list[tuple[float, WinRateRow]]) -> None:
+    """Print the names of both systems above the bars of their comparison."""
+    for place, row in headings:
         titles = [
-            textwrap.shorten(definition.system(system).title, 36, placeholder="...")
-            for system in first.loc[key, ["system_a", "system_b"]]
+            textwrap.shorten(title, 36, placeholder="...") for title in (row.title_a, row.title_b)
         ]
         line = place + 0.1
-        size = min(9.0, 400 / sum(map(len, titles)))  # points; both stand on one line
+        size = min(9.0, 400 / sum(map(len, titles)))  # points; both fit on one line
         axes.text(
             0, line, titles[0], ha="left", va="center", weight="bold", color=COLOURS["a"],
             fontsize=size,
@@ -133,18 +132,18 @@ def _write_comparisons(
         )  # fmt: skip
 
 
-def _stack_bars(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
+def _draw_bars(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> None:
     axes.set_xlim(0, 1)
     axes.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-    columns = {"a": "wins", "tie": "ties", "both_bad": "both_bad", "b": "losses"}
-    start = np.zeros(len(table))
-    for choice, column in columns.items():
-        shares = (table[column] / table["votes"]).to_numpy()
+    start = np.zeros(len(rows))
+    for segments in zip(*(row.segments for row in rows), strict=True):  # one answer, all rows
+        choice = segments[0].choice
+        shares = np.array([segment.share for segment in segments])
         axes.barh(positions, shares, left=start, height=0.72, color=COLOURS[choice], linewidth=0)
-        for place, left, share in zip(positions, start, shares, strict=True):
-            if share >= MIN_LABEL:
+        for place, left, segment in zip(positions, start, segments, strict=True):
+            if segment.label:
                 axes.text(
-                    left + share / 2, place, f"{100 * share:.1f}", ha="center", va="center",
+                    left + segment.share / 2, place, segment.label, ha="center", va="center",
                     fontsize=8, color="white" if choice == "a" else INK,
                 )  # fmt: skip
         start = start + shares
@@ -152,11 +151,12 @@ def _stack_bars(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
     axes.set_xlabel("share of all votes", fontsize=8)
 
 
-def _mark_rates(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
-    shown = table[table["wins"] + table["losses"] > 0]
-    # To tenths, and never so near that a hair's breadth looks like a landslide.
-    left = np.floor(10 * min(shown["low"].min(), 0.4)) / 10 if len(shown) else 0.0
-    right = np.ceil(10 * max(shown["high"].max(), 0.6)) / 10 if len(shown) else 1.0
+def _draw_rates(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> None:
+    """Draw the share of decisive votes with its interval, and print both."""
+    decisive = [row for row in rows if not isnan(row.rate)]
+    # Round outward to tenths, and always show 40 to 60 %, so that a small difference looks small.
+    left = np.floor(10 * min([0.4, *(row.low for row in decisive)])) / 10 if decisive else 0.0
+    right = np.ceil(10 * max([0.6, *(row.high for row in decisive)])) / 10 if decisive else 1.0
     end = left + 2.1 * (right - left)  # room for the numbers
     axes.set_xlim(left - 0.14 * (right - left), end)
     ticks = np.arange(round(10 * left), round(10 * right) + 1) / 10
@@ -167,56 +167,50 @@ def _mark_rates(axes: Axes, table: pd.DataFrame, positions: np.ndarray) -> None:
         ticks, 0, 1, color=GRID, linewidth=0.5, zorder=0, transform=axes.get_xaxis_transform()
     )
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
-    for place, row in zip(positions, table.to_dict("records"), strict=True):
-        if row["wins"] + row["losses"]:
-            winner = COLOURS["a" if row["rate"] > 0.5 else "b"] if row["claim"] else INK
-            axes.plot([row["low"], row["high"]], [place, place], color=winner, linewidth=1.6)
-            axes.plot(row["rate"], place, "o", color=winner, markersize=4.5)
-        weight = "bold" if row["primary"] else "normal"
-        axes.text(end, place, _numbers(row), ha="right", va="center", fontsize=7.5, weight=weight)
+    for place, row in zip(positions, rows, strict=True):
+        numbers = f"{row.rate_label}   {row.votes_label}"
+        if not isnan(row.rate):
+            winner = COLOURS["a" if row.rate > 0.5 else "b"] if row.claim else INK
+            axes.plot([row.low, row.high], [place, place], color=winner, linewidth=1.6)
+            axes.plot(row.rate, place, "o", color=winner, markersize=4.5)
+            star = "*" if row.claim else " "
+            numbers = f"{row.rate_label}{star} {row.interval_label}   {row.votes_label}"
+        weight = "bold" if row.question.primary else "normal"
+        axes.text(end, place, numbers, ha="right", va="center", fontsize=7.5, weight=weight)
 
 
-def _numbers(row: dict[str, Any]) -> str:
-    if not row["wins"] + row["losses"]:
-        return f"ties only   n = {row['votes']:,}"
-    star = "*" if row["claim"] else " "
-    bounds = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{100 * row['rate']:.1f}{star} {bounds}   n = {row['votes']:,}"
-
-
-def _write_around(
-    figure: Figure,
-    table: pd.DataFrame,
-    definition: StudyDefinition,
-    height: float,
-    *,
-    simulated: bool,
-) -> None:
-    title = textwrap.shorten(definition.title or definition.name, 90, placeholder=" ...")
-    figure.text(0.02, 1 - 0.3 / height, title, fontsize=12, weight="bold", va="center")
-    words = {"a": "prefer left", "tie": "tie", "both_bad": "both bad", "b": "prefer right"}
-    columns = {"a": "wins", "tie": "ties", "both_bad": "both_bad", "b": "losses"}
-    shown = [choice for choice in words if choice in "ab" or table[columns[choice]].any()]
+def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: float) -> None:
+    """Print the title of the study, and the legend of the bars."""
+    line = 1 - 0.3 / height
+    title = textwrap.shorten(title, 90, placeholder=" ...")
+    figure.text(0.02, line, title, fontsize=12, weight="bold", va="center")
+    names = {"a": "prefer left", "tie": "tie", "both_bad": "both bad", "b": "prefer right"}
+    shown = answers_in_legend(rows)
     figure.legend(
         [Patch(color=COLOURS[choice]) for choice in shown],
-        [words[choice] for choice in shown],
-        loc="center right", bbox_to_anchor=(0.98, 1 - 0.3 / height), ncols=len(shown),
-        frameon=False, fontsize=8,
+        [names[choice] for choice in shown],
+        loc="center right", bbox_to_anchor=(0.98, line), ncols=len(shown), frameon=False,
+        fontsize=8,
     )  # fmt: skip
-    fewest, most = table["raters"].min(), table["raters"].max()
-    raters = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+
+
+def _draw_note(figure: Figure, raters: pd.Series, height: float) -> None:
+    fewest, most = raters.min(), raters.max()
+    number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     note = (
-        "Lines and brackets: 95 % intervals, clustered by prompt and rater "
-        f"({raters} raters a row).  * and colour: claimed, at most 5 % false claims in the whole "
-        "chart.  Bold: primary question."
+        f"Lines and brackets: 95 % intervals, clustered by prompt and rater ({number} raters a "
+        "row).  * and colour: claimed, at most 5 % false claims in the whole chart.  "
+        "Bold: primary question."
     )
     figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
-    if simulated:
-        size, slope = (44, 18) if height > 5 else (26, 5)
-        figure.text(
-            0.5, 0.5, "SIMULATED VOTES", fontsize=size, color="#b00020", alpha=0.22, ha="center",
-            va="center", rotation=slope, weight="bold",
-        )  # fmt: skip
+
+
+def _stamp(figure: Figure, height: float) -> None:
+    size, slope = (44, 18) if height > 5 else (26, 5)
+    figure.text(
+        0.5, 0.5, "SIMULATED VOTES", fontsize=size, color="#b00020", alpha=0.22, ha="center",
+        va="center", rotation=slope, weight="bold",
+    )  # fmt: skip
 
 
 def draw_evidence(

@@ -9,6 +9,7 @@ from PIL import Image
 from human_eval.definition.definition import load_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.charts import COLOURS, draw_evidence, draw_win_rates, save_chart
+from human_eval.reporting.win_rate_rows import answers_in_legend, win_rate_rows
 from human_eval.statistics.e_values import evidence_path
 from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import define_pair, make_votes
@@ -51,6 +52,40 @@ def test_bars_are_shares_of_all_votes(table, definition):
         widths.setdefault(colour, []).append(bar.get_width())
     assert widths[COLOURS["a"]] == pytest.approx(table["wins"] / table["votes"])
     assert np.sum(list(widths.values()), axis=0) == pytest.approx(np.ones(len(table)))
+
+
+def test_the_chart_draws_the_shared_rows_in_their_order(definition):
+    votes = make_votes(definition, prompts=12, rates={("C3", "Q3"): 0.9})
+    mixed = votes.assign(choice=votes["choice"].where(votes["vote_id"] % 7 > 0, "both_bad"))
+    table = win_rates(mixed, definition)
+    rows = win_rate_rows(table, definition)
+
+    questions, bars, rates = draw_win_rates(table, definition).axes
+
+    assert [(row.comparison, row.question.key) for row in rows] == [
+        (f"C{c}", f"Q{q}") for c in range(1, 7) for q in range(1, 4)
+    ]
+    keys = [text.get_text() for text in questions.texts]
+    assert [key for key in keys if re.fullmatch(r"Q\d", key)] == [row.question.key for row in rows]
+    widths = np.reshape([bar.get_width() for bar in bars.patches], (4, len(rows))).T
+    shares = [[segment.share for segment in row.segments] for row in rows]
+    assert widths == pytest.approx(np.array(shares))
+    assert np.sum(shares, axis=1) == pytest.approx(np.ones(len(rows)))
+    labels = [text.get_text() for text in bars.texts if text.get_text()[0].isdigit()]
+    drawn = [[row.segments[place].label for row in rows] for place in range(4)]
+    assert labels == [label for column in drawn for label in column if label]
+    for row, text in zip(rows, rates.texts, strict=True):
+        for label in (row.rate_label, row.interval_label, row.votes_label):
+            assert label in text.get_text()
+    assert answers_in_legend(rows) == ["a", "both_bad", "b"]
+
+
+def test_rows_of_ties_only_have_no_rate():
+    pair = define_pair()
+    [row] = win_rate_rows(win_rates(make_votes(pair).assign(choice="tie"), pair), pair)
+
+    assert (row.rate_label, row.interval_label, row.votes_label) == ("ties only", "", "n = 90")
+    assert [segment.label for segment in row.segments] == ["", "100.0", "", ""]
 
 
 def test_intervals_numbers_and_names_are_printed(table, definition):
@@ -113,5 +148,5 @@ def test_png_has_the_size_and_ink_of_a_chart(table, definition, tmp_path):
 
 
 def test_nothing_is_drawn_of_nothing(definition, table):
-    with pytest.raises(StudyError, match="Expected votes to draw"):
+    with pytest.raises(StudyError, match="no votes to draw"):
         draw_win_rates(table.iloc[:0], definition)
