@@ -7,7 +7,7 @@ import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.statistics.intervals import Mean, robust_mean, sign_test, wilson
+from human_eval.statistics.intervals import Mean, clustered_mean, sign_test, wilson
 from human_eval.statistics.votes import split_cells
 
 LEVEL = 0.05  # of false claims in the whole family
@@ -101,7 +101,8 @@ def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -
     """Average one value for each vote; where nothing can be said of others, the interval is all."""
     if votes["prompt"].nunique() == votes["rater"].nunique() == 1:
         return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, "one rater's votes on one prompt")
-    return robust_mean(values, votes["prompt"], votes["rater"], confidence=confidence)
+    clusters = {"prompt": votes["prompt"], "rater": votes["rater"]}
+    return clustered_mean(values, clusters, confidence=confidence)
 
 
 def half_wins(votes: pd.DataFrame) -> np.ndarray:

@@ -4,7 +4,7 @@ from scipy.stats import binom
 
 from human_eval.definition.definition import load_definition
 from human_eval.statistics.e_values import decisions, e_value, evidence_path
-from human_eval.statistics.intervals import robust_mean
+from human_eval.statistics.intervals import clustered_mean
 from tests.support.crowd import define_pair, make_votes
 
 
@@ -48,7 +48,8 @@ def test_path_agrees_with_the_robust_variance_at_every_stage():
 
     for stop in (60, 150, 240):
         part = votes.iloc[:stop]
-        mean = robust_mean(part["choice"].eq("a"), part["prompt"], part["rater"], student=False)
+        clusters = {"prompt": part["prompt"], "rater": part["rater"]}
+        mean = clustered_mean(part["choice"].eq("a"), clusters)
         rate = part["choice"].eq("a").mean()
         ratio = mean.error**2 / (rate * (1 - rate) / stop)
         found = path.loc[stop - 1, "design_effect"]

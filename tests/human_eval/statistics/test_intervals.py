@@ -3,10 +3,9 @@ from math import sqrt
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import t
+from scipy.stats import norm, t, ttest_1samp
 
-from human_eval.errors import StudyError
-from human_eval.statistics.intervals import clopper_pearson, robust_mean, sign_test, wilson
+from human_eval.statistics.intervals import clopper_pearson, clustered_mean, sign_test, wilson
 
 # 24 votes: prompt, rater, whether system_a won.
 ROWS = (
@@ -82,81 +81,123 @@ def test_sign_test_tells_how_often_blind_clicks_pass_a_check(right, pairs, share
     assert sign_test(right, pairs - right) / 2 == pytest.approx(share, abs=5e-5)
 
 
+BOTH = {"prompt": PROMPTS, "rater": RATERS}
+
+
+def normal_interval(mean) -> list[float]:
+    """Return the 95 % interval that the error alone gives, without Student's t."""
+    return [mean.mean - norm.ppf(0.975) * mean.error, mean.mean + norm.ppf(0.975) * mean.error]
+
+
 def test_votes_that_share_nothing_have_the_error_of_independent_ones():
-    found = robust_mean(WINS, range(24), ["one"] * 24, student=False)
+    found = clustered_mean(WINS, {"prompt": range(24)})
 
     assert found.error == pytest.approx(0.10094660663590607, abs=1e-9)
 
 
-def test_the_interval_that_knows_of_prompts_alone_is_the_published_one():
-    found = robust_mean(WINS, PROMPTS, ["one"] * 24, student=False)
+def test_the_interval_clustered_by_prompt_alone_is_the_published_one():
+    found = clustered_mean(WINS, {"prompt": PROMPTS})
 
-    assert found.low == pytest.approx(0.3960876762408937, abs=1e-9)
-    assert found.high == pytest.approx(0.8539123237591063, abs=1e-9)
+    assert normal_interval(found) == pytest.approx(
+        [0.3960876762408937, 0.8539123237591063], abs=1e-9
+    )
 
 
-def test_standard_error_knows_of_prompts_and_raters():
-    found = robust_mean(WINS, PROMPTS, RATERS, student=False)
+def test_the_standard_error_allows_for_prompts_and_raters():
+    found = clustered_mean(WINS, BOTH)
 
     assert found.mean == pytest.approx(0.625)
     assert found.error == pytest.approx(0.16239688309341896, abs=1e-9)
-    assert found.low == pytest.approx(0.3067079579353372, abs=1e-9)
-    assert found.high == pytest.approx(0.9432920420646628, abs=1e-9)
+    assert normal_interval(found) == pytest.approx(
+        [0.3067079579353372, 0.9432920420646628], abs=1e-9
+    )
 
 
-@pytest.mark.parametrize("constant", ["prompts", "raters"])
-def test_a_single_rater_or_prompt_leaves_the_other_clusters(constant):
-    clusters = {"prompts": PROMPTS, "raters": RATERS} | {constant: ["one"] * len(WINS)}
+@pytest.mark.parametrize(
+    "single, error", [("rater", 0.11679414803778924), ("prompt", 0.15140043597654837)]
+)
+def test_a_single_rater_or_prompt_leaves_the_other_clusters(single, error):
+    found = clustered_mean(WINS, BOTH | {single: ["one"] * len(WINS)})
 
-    found = robust_mean(WINS, **clusters, student=False)
-
-    error = {"raters": 0.11679414803778924, "prompts": 0.15140043597654837}[constant]
     assert found.error == pytest.approx(error, abs=1e-9)
-    assert "one" in found.note
+    assert found.p == 1 and f"one {single} only" in found.note
 
 
 def test_few_raters_widen_the_interval_and_say_so():
-    normal = robust_mean(WINS, PROMPTS, RATERS, student=False)
-    student = robust_mean(WINS, PROMPTS, RATERS)
+    found = clustered_mean(WINS, BOTH)
 
     # 5 raters: the 97.5 % point of Student's t with 4 degrees of freedom, from its table.
-    assert (0.625 - student.low) / (0.625 - normal.low) == pytest.approx(2.776 / 1.96, abs=1e-3)
-    assert student.high == 1.0  # a share ends there
-    assert "few raters: t with 4 degrees" in student.note
+    assert (0.625 - found.low) / found.error == pytest.approx(2.776, abs=1e-3)
+    assert found.high == 1.0  # a share ends there
+    assert "few raters: t with 4 degrees" in found.note
+
+
+def test_one_value_per_cluster_gives_students_t_test():
+    values = np.random.default_rng(0).normal(0.2, 1, 60)
+
+    found = clustered_mean(values, {"scene": range(60)}, null=0.0, bounds=(-np.inf, np.inf))
+
+    reference = ttest_1samp(values, 0.0)
+    assert found.p == pytest.approx(reference.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
 
 
 def test_interval_of_unanimous_votes_is_no_point():
-    found = robust_mean(np.ones(24), PROMPTS, RATERS)
+    found = clustered_mean(np.ones(24), BOTH)
 
     exact = clopper_pearson(5, 5)  # the five raters, each counting once
-    assert (found.low, found.high) == (exact.low, exact.high)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
     assert found.p == pytest.approx(2 / 2**5)
 
 
+def test_equal_values_between_the_bounds_have_the_exact_interval_of_the_rest():
+    found = clustered_mean(np.zeros(60), {"scene": np.arange(60) // 3}, null=0.0, bounds=(-1, 1))
+
+    unseen = clopper_pearson(0, 20).high  # the share of scenes that may differ
+    assert (found.low, found.high) == pytest.approx((-unseen, unseen))
+    assert (found.mean, found.error, found.p) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("value, null", [(0.0, 0.5), (1.0, 0.3), (0.5, 0.2), (0.5, 0.9)])
+def test_the_test_of_equal_values_agrees_with_their_interval(value, null):
+    p = clustered_mean(np.full(9, value), {"scene": range(9)}, null=null).p
+
+    ends = clustered_mean(np.full(9, value), {"scene": range(9)}, null=null, confidence=1 - p)
+    assert null == pytest.approx(ends.high if null > value else ends.low)
+
+
+def test_equal_values_without_bounds_say_nothing():
+    found = clustered_mean([3.0] * 8, {"scene": range(8)}, null=0.0, bounds=(-np.inf, np.inf))
+
+    assert (found.low, found.high, found.p) == (-np.inf, np.inf, 1)
+
+
 def test_swapping_the_systems_mirrors_the_interval():
-    ours = robust_mean(WINS, PROMPTS, RATERS)
-    theirs = robust_mean(1 - np.array(WINS), PROMPTS, RATERS)
+    ours = clustered_mean(WINS, BOTH)
+    theirs = clustered_mean(1 - np.array(WINS), BOTH)
 
     assert (theirs.low, theirs.high) == pytest.approx((1 - ours.high, 1 - ours.low))
     assert theirs.p == pytest.approx(ours.p)
 
 
 def test_repeating_every_vote_adds_no_certainty():
-    once = robust_mean(WINS, PROMPTS, RATERS, student=False)
-    twice = robust_mean(WINS * 2, PROMPTS * 2, RATERS * 2, student=False)
+    once = clustered_mean(WINS, BOTH)
+    twice = clustered_mean(WINS * 2, {"prompt": PROMPTS * 2, "rater": RATERS * 2})
 
     assert twice.error == pytest.approx(once.error, rel=0.05)
 
 
 @pytest.mark.parametrize("wins, votes", [(0, 0), (11, 10), (-1, 10)])
 def test_impossible_counts_are_refused(wins, votes):
-    with pytest.raises(StudyError, match="Expected between 0 and"):
+    with pytest.raises(ValueError, match="Expected between 0 and"):
         wilson(wins, votes)
 
 
 def test_votes_on_one_pair_by_one_rater_have_no_interval():
-    with pytest.raises(StudyError, match="Collect more votes"):
-        robust_mean([0, 1], ["p", "p"], ["r", "r"])
+    with pytest.raises(ValueError, match="at least two clusters"):
+        clustered_mean([0, 1], {"prompt": ["p", "p"], "rater": ["r", "r"]})
+    with pytest.raises(ValueError, match="at least one vote"):
+        clustered_mean([], {"prompt": []})
 
 
 def test_the_error_is_never_below_that_of_one_way_alone():
@@ -174,7 +215,7 @@ def test_the_error_is_never_below_that_of_one_way_alone():
         )
         variances = [fit.cov_params()[0, 0] for fit in (*one_way, *two_way)]
 
-        mean = robust_mean(votes, *codes)
+        mean = clustered_mean(votes, dict(zip(["prompt", "rater"], codes, strict=True)))
 
         assert mean.error == pytest.approx(max(variances) ** 0.5)
         below += variances[-1] < max(variances)
@@ -187,7 +228,7 @@ def test_degrees_of_freedom_are_those_of_the_smaller_number_whichever_variance_i
     votes = (np.random.default_rng(0).random(20) < 0.6).repeat(4).astype(float)
     votes[raters == 3] = np.tile([0.0, 1.0], 10)
 
-    found = robust_mean(votes, prompts, raters)
+    found = clustered_mean(votes, {"prompt": prompts, "rater": raters})
 
     by_prompt = sm.OLS(votes, np.ones(80)).fit(cov_type="cluster", cov_kwds={"groups": prompts})
     assert found.error == pytest.approx(by_prompt.bse[0])
