@@ -134,8 +134,8 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
         ([], "Expected a PROMPT or --prompts FILE, got both or neither."),
         (["a cat", "--prompts", "x"], "Expected a PROMPT or --prompts FILE, got both or neither."),
         (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/models/registry.py."),
-        (["a cat", "--steps", "0"], "Expected a whole number of steps between 1 and"),
-        ([""], "Expected a prompt, got ''."),
+        (["a cat", "--steps", "0"], "The number of steps must be a whole number from 1 to"),
+        ([""], "The prompt is empty."),
         (["--prompts", "no such file"], "in --prompts, got no such file: No such file"),
         (["--prompts", "."], "Expected a file of prompts in --prompts, got .: Is a directory"),
         (["a cat", "--device", "bogus"], "Expected a device of this machine: cpu"),
@@ -158,9 +158,22 @@ def test_refusal_names_the_line_of_the_file(tiny_model, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _run(tiny_model, "--prompts", file)
 
-    assert "prompts.txt, line 2: Expected a prompt without control characters" in (
+    assert "prompts.txt, line 2: The prompt contains the control character U+0007" in (
         capsys.readouterr().err
     )
+
+
+def test_batch_writes_the_composed_prompt_and_finds_it_again(tiny_model, tmp_path, capsys):
+    file, folder = tmp_path / "prompts.txt", tmp_path / "clips"
+    file.write_text("cafe\u0301  au\tlait \n", encoding="utf-8")
+    _run(tiny_model, "--prompts", file, "--out", folder)
+    file.write_text("café au lait\n", encoding="utf-8")
+
+    _run(tiny_model, "--prompts", file, "--out", folder)
+
+    [row] = _rows(folder)
+    assert row["prompt"] == load_video(folder / row["path"]).recipe["prompt"] == "café au lait"
+    assert "1 of 1 clips are there already." in capsys.readouterr().out
 
 
 def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
