@@ -190,8 +190,8 @@ def status(options: Namespace) -> None:
     if options.simulated:
         print("SIMULATED raters and answers:")
     print(progress["comparisons"].to_string(index=False))
-    turns = ", ".join(f"{count} {word}" for word, count in sorted(progress["turns"].items()))
-    print(f"{progress['raters']} raters; turns: {turns or 'none'}")
+    states = ", ".join(f"{count} {word}" for word, count in sorted(progress["assignments"].items()))
+    print(f"{progress['raters']} raters; assignments: {states or 'none'}")
     print(f"{whose.count(options.simulated)} exclusions in force")
     if defects:
         raise StudyError(f"Expected a sound database, got: {'; '.join(defects[:5])}. Restore one.")

@@ -1,6 +1,6 @@
-"""Handing out pairs: who sees which one next, on which side, and for how long it is theirs.
+"""Assign pairs to raters: which pair comes next, on which sides, and until when.
 
-Every function here runs inside a transaction that its caller opens and commits.
+Every function runs inside a transaction that its caller opens and commits.
 """
 
 import random
@@ -34,19 +34,19 @@ from human_eval.storage.tables import (
     Study,
 )
 
-BLOCK = 4  # turns of one rater at one comparison; within each, A is on the left in half
+BLOCK = 4  # assignments of one rater in one comparison; A is on the left in half of them
 DAY = 86_400_000  # milliseconds
-SWEEP = 500  # expired leases returned at once
+SWEEP = 500  # expired assignments returned at once
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A pair that is one rater's to answer until it expires."""
+    """A pair given to one rater until it expires."""
 
     assignment_id: int
     attempt: int
     rater_id: int
-    task_id: int
+    pair_id: int
     side_a: str  # left or right
     expires_at: int  # Unix time, milliseconds
 
@@ -60,37 +60,39 @@ def claim(
     rng: random.Random,
     ahead: bool = False,
 ) -> Assignment | None:
-    """Return the pair that the rater is to answer, the same one until it is answered.
+    """Return the rater's current assignment, or assign the next pair.
 
     Args:
-        ahead: return the pair after that one, so that its clips can load in the meantime.
+        ahead: return the assignment after the current one, so that its clips can load early.
 
     Returns:
-        None if nothing is left for this rater, now or because of a quota.
+        None if no pair is left for this rater, or a quota is reached.
 
     Raises:
-        StudyClosed: the study takes no more answers.
-        StudyPaused: it hands out no new pairs for now.
-        NotYours: there is no such rater, or they were erased.
+        StudyClosed: the study is closed.
+        StudyPaused: the study is paused, and the rater has no open assignment.
+        NotYours: the rater does not exist or was erased.
     """
     rater = connection.execute(_LOCK_RATER, {"rater": rater_id}).one_or_none()
     if rater is None or rater.erased_at is not None:
         raise NotYours(f"Expected a rater of this study, got number {rater_id}. Enter again.")
     check_open(connection)
-    leases = connection.execute(_OPEN, {"rater": rater_id}).all()
-    live = [lease for lease in leases if lease.expires_at > now]
-    for lease in leases:
-        if lease not in live:
-            release(connection, lease.id, lease.task_id, "expired")
-    if len(live) > ahead:
-        return _lease(live[ahead], rater_id)
+    current = []
+    for row in connection.execute(_OPEN, {"rater": rater_id}).all():
+        if row.expires_at > now:
+            current.append(row)
+        else:
+            release(connection, row.id, row.pair_id, "expired")
+    if len(current) > ahead:
+        row = current[ahead]
+        return Assignment(row.id, row.attempt, rater_id, row.pair_id, row.side_a, row.expires_at)
     check_running(connection)
-    task = _draw(connection, definition, rater, now, rng)
-    if task is None:
+    pair = _draw(connection, definition, rater, now, rng)
+    if pair is None:
         return None
-    slot = 1 - live[0].slot if live else 0
+    slot = 1 - current[0].slot if current else 0
     expires_at = now + 1000 * definition.assignment.lease_seconds
-    return _take(connection, task, rater, slot, now, expires_at, rng)
+    return _take(connection, pair, rater, slot, now, expires_at, rng)
 
 
 def check_open(connection: Connection) -> None:
@@ -124,25 +126,25 @@ def is_paused(connection: Connection) -> bool:
     return connection.execute(_PAUSED).scalar() == "paused"
 
 
-def release(connection: Connection, assignment_id: int, task_id: int, state: str) -> None:
-    """Give a leased pair back; somebody else may have its place."""
+def release(connection: Connection, assignment_id: int, pair_id: int, state: str) -> None:
+    """End an open assignment without an answer; the pair is free for another rater."""
     done = connection.execute(_RELEASE, {"assignment": assignment_id, "new_state": state})
     if done.rowcount:
-        connection.execute(_COUNT, {"task": task_id, "change": -1})
+        connection.execute(_COUNT, {"pair": pair_id, "change": -1})
 
 
 def release_all(connection: Connection, rater_id: int) -> None:
-    """Give back what a rater who leaves has not answered; it is theirs again if they return."""
-    for lease in connection.execute(_OPEN, {"rater": rater_id}).all():
-        release(connection, lease.id, lease.task_id, "expired")
+    """End the open assignments of a rater who leaves; they can get the same pairs again."""
+    for row in connection.execute(_OPEN, {"rater": rater_id}).all():
+        release(connection, row.id, row.pair_id, "expired")
 
 
 def sweep(connection: Connection, now: int) -> int:
-    """Give back every lease that has expired, and return their number."""
+    """End every expired assignment and return their number."""
     rows = connection.execute(_EXPIRED, {"now": now}).all()
-    # In the order of tasks, so that two sweeps never wait for each other.
-    for row in sorted(rows, key=lambda row: row.task_id):
-        release(connection, row.id, row.task_id, "expired")
+    # Ordered by pair, so that two sweeps never deadlock.
+    for row in sorted(rows, key=lambda row: row.pair_id):
+        release(connection, row.id, row.pair_id, "expired")
     return len(rows)
 
 
@@ -153,7 +155,7 @@ def _draw(
     now: int,
     rng: random.Random,
 ) -> AnyRow | None:
-    """Choose the next task: a real one, or in its place a check now and then."""
+    """Choose the next pair: a real one or, at the definition's rates, an attention check."""
     full = _comparisons_at_quota(connection, definition, rater.id, now)
     if full is None:
         return None
@@ -179,16 +181,16 @@ def _draw(
 def _find(
     connection: Connection, statement: Select[*tuple[Any, ...]], mine: dict[str, Any]
 ) -> AnyRow | None:
-    """Return an open task, locked; None only if there is none.
+    """Return an open pair, locked; None only if there is none.
 
     Tasks that other claims hold are passed over. If no other is left, wait to see what becomes of
-    those: a claim that fails lets its task go, and a pair of many raters stays open.
+    those: a claim that fails lets its pair go, and a pair of many raters stays open.
     """
     if connection.dialect.name == "sqlite":  # whose transactions queue up
         return connection.execute(statement, mine).first()
     found = connection.execute(statement.with_for_update(skip_locked=True), mine).first()
-    # A task can become open while we wait for another, so look again. Should two transactions
-    # wait for each other, PostgreSQL ends one, which is StorageBusy.
+    # A pair can become free while this one waits for another, so look again. PostgreSQL ends one
+    # of two transactions that wait for each other; its caller gets StorageBusy.
     while found is None and connection.execute(statement, mine).first():
         found = connection.execute(statement.with_for_update(), mine).first()
     return found
@@ -197,7 +199,7 @@ def _find(
 def _comparisons_at_quota(
     connection: Connection, definition: StudyDefinition, rater_id: int, now: int
 ) -> list[str] | None:
-    """Return the comparisons of which this rater has had enough; None means of all."""
+    """Return the comparisons whose quota this rater has reached; None if it is all of them."""
     quotas = definition.quotas
     if not (quotas.per_study or quotas.per_comparison or quotas.per_day):
         return []
@@ -213,72 +215,68 @@ def _comparisons_at_quota(
 
 def _take(
     connection: Connection,
-    task: AnyRow,
+    pair: AnyRow,
     rater: AnyRow,
     slot: int,
     now: int,
     expires_at: int,
     rng: random.Random,
 ) -> Assignment:
-    """Write the lease down. A pair that returned to the same rater keeps its sides."""
-    connection.execute(_COUNT, {"task": task.id, "change": 1})
-    again = connection.execute(_MINE, {"rater": rater.id, "task": task.id}).one_or_none()
-    fresh = {"state": "leased", "slot": slot, "leased_at": now, "expires_at": expires_at}
-    if again is not None:
-        attempt = again.attempt + 1
+    """Store the assignment. A pair that returns to the same rater keeps its sides."""
+    connection.execute(_COUNT, {"pair": pair.id, "change": 1})
+    values = {"state": "open", "slot": slot, "assigned_at": now, "expires_at": expires_at}
+    earlier = connection.execute(_MINE, {"rater": rater.id, "pair": pair.id}).one_or_none()
+    if earlier is not None:
+        attempt = earlier.attempt + 1
         connection.execute(
             update(AssignmentRow)
-            .where(AssignmentRow.id == again.id)
-            .values(**fresh, attempt=attempt)
+            .where(AssignmentRow.id == earlier.id)
+            .values(**values, attempt=attempt)
         )
-        return Assignment(again.id, attempt, rater.id, task.id, again.side_a, expires_at)
-    ordinal, side_a = _side(connection, task, rater.id, rng)
-    values = {
-        "task_id": task.id,
+        return Assignment(earlier.id, attempt, rater.id, pair.id, earlier.side_a, expires_at)
+    ordinal, side_a = _side(connection, pair, rater.id, rng)
+    values |= {
+        "pair_id": pair.id,
         "rater_id": rater.id,
-        "comparison": task.comparison,
+        "comparison": pair.comparison,
         "simulated": rater.simulated,
         "ordinal": ordinal,
         "attempt": 1,
         "side_a": side_a,
-        **fresh,
     }
     [assignment_id] = connection.execute(_INSERT, values).one()
-    return Assignment(assignment_id, 1, rater.id, task.id, side_a, expires_at)
+    return Assignment(assignment_id, 1, rater.id, pair.id, side_a, expires_at)
 
 
 def _side(
-    connection: Connection, task: AnyRow, rater_id: int, rng: random.Random
+    connection: Connection, pair: AnyRow, rater_id: int, rng: random.Random
 ) -> tuple[int, str]:
-    """Return the rater's how-manieth turn at the comparison this is, and the side of A.
+    """Return the ordinal of this assignment among the rater's in the comparison, and A's side.
 
-    Of every four turns of a rater at a comparison, A is on the left in two, in random order. Where
-    that leaves a choice, A goes where fewer raters of this pair have seen it.
+    In every block of four assignments of a rater in a comparison, A is on the left in two, in
+    random order. Where that leaves a choice, A goes to the side where fewer raters of this pair
+    have seen it. A mirror shows its original with the sides swapped.
     """
-    recent = connection.execute(_RECENT, {"rater": rater_id, "comparison": task.comparison}).all()
+    recent = connection.execute(_RECENT, {"rater": rater_id, "comparison": pair.comparison}).all()
     ordinal = recent[0].ordinal + 1 if recent else 0
-    if task.kind == "mirror":
-        seen = connection.execute(_ORIGINAL_SIDE, {"rater": rater_id, "task": task.id}).scalar()
+    if pair.kind == "mirror":
+        seen = connection.execute(_ORIGINAL_SIDE, {"rater": rater_id, "pair": pair.id}).scalar()
         return ordinal, "right" if seen == "left" else "left"
-    block = [turn.side_a for turn in recent[: ordinal % BLOCK]]
+    block = [row.side_a for row in recent[: ordinal % BLOCK]]
     for side, other in (("left", "right"), ("right", "left")):
         if block.count(side) >= BLOCK // 2:
             return ordinal, other
-    sides = connection.execute(_SIDES_OF_PAIR, {"task": task.id}).scalars().all()
+    sides = connection.execute(_SIDES_OF_PAIR, {"pair": pair.id}).scalars().all()
     if sides.count("left") != sides.count("right"):
         return ordinal, min(("left", "right"), key=sides.count)
     left = BLOCK // 2 - block.count("left")
     return ordinal, "left" if rng.random() * (BLOCK - len(block)) < left else "right"
 
 
-def _lease(row: AnyRow, rater_id: int) -> Assignment:
-    return Assignment(row.id, row.attempt, rater_id, row.task_id, row.side_a, row.expires_at)
-
-
 def _unseen(alias: Any = AssignmentRow) -> Any:
-    """The rater has had no turn at the task, or let it expire."""
+    """Match pairs that the rater was never assigned, or let expire."""
     return ~exists().where(
-        alias.task_id == PairRow.id, alias.rater_id == bindparam("rater"), alias.state != "expired"
+        alias.pair_id == PairRow.id, alias.rater_id == bindparam("rater"), alias.state != "expired"
     )
 
 
@@ -305,12 +303,12 @@ _PAUSED = (
 )
 _COUNT = (
     update(PairRow)
-    .where(PairRow.id == bindparam("task"))
+    .where(PairRow.id == bindparam("pair"))
     .values(taken=PairRow.taken + bindparam("change", type_=Count()))
 )
 _RELEASE = (
     update(AssignmentRow)
-    .where(AssignmentRow.id == bindparam("assignment"), AssignmentRow.state == "leased")
+    .where(AssignmentRow.id == bindparam("assignment"), AssignmentRow.state == "open")
     .values(state=bindparam("new_state"))
 )
 _INSERT = insert(AssignmentRow).returning(AssignmentRow.id)
@@ -322,25 +320,25 @@ _LOCK_RATER = (
 _OPEN = (
     select(
         AssignmentRow.id,
-        AssignmentRow.task_id,
+        AssignmentRow.pair_id,
         AssignmentRow.attempt,
         AssignmentRow.slot,
         AssignmentRow.side_a,
         AssignmentRow.expires_at,
     )
-    .where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
-    .order_by(AssignmentRow.leased_at, AssignmentRow.id)
+    .where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "open")
+    .order_by(AssignmentRow.assigned_at, AssignmentRow.id)
 )
 _EXPIRED = (
-    select(AssignmentRow.id, AssignmentRow.task_id)
-    .where(AssignmentRow.state == "leased", AssignmentRow.expires_at <= bindparam("now"))
+    select(AssignmentRow.id, AssignmentRow.pair_id)
+    .where(AssignmentRow.state == "open", AssignmentRow.expires_at <= bindparam("now"))
     .limit(SWEEP)
     .with_for_update(skip_locked=True)
 )
 _NEXT_LEAST_TAKEN = _next(PairRow.taken, PairRow.order_key)
 _NEXT_LISTED = _next(PairRow.order_key)
 _MINE = select(AssignmentRow.id, AssignmentRow.attempt, AssignmentRow.side_a).where(
-    AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.task_id == bindparam("task")
+    AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.pair_id == bindparam("pair")
 )
 _RECENT = (
     select(AssignmentRow.ordinal, AssignmentRow.side_a)
@@ -352,17 +350,17 @@ _RECENT = (
     .limit(BLOCK - 1)
 )
 _SIDES_OF_PAIR = select(AssignmentRow.side_a).where(
-    AssignmentRow.task_id == bindparam("task"), AssignmentRow.state != "expired"
+    AssignmentRow.pair_id == bindparam("pair"), AssignmentRow.state != "expired"
 )
 _HAD = (
     select(
         AssignmentRow.comparison,
         func.count().label("had"),
-        func.count().filter(AssignmentRow.leased_at > bindparam("yesterday")).label("today"),
+        func.count().filter(AssignmentRow.assigned_at > bindparam("yesterday")).label("today"),
     )
     .where(
         AssignmentRow.rater_id == bindparam("rater"),
-        AssignmentRow.state.in_(["leased", "submitted"]),
+        AssignmentRow.state.in_(["open", "submitted"]),
     )
     .group_by(AssignmentRow.comparison)
 )
@@ -389,7 +387,7 @@ _LATER = select(func.count()).where(
 _MIRRORS = (
     select(PairRow.id, PairRow.comparison, PairRow.kind)
     .join(_Original, _SAME_PAIR)
-    .join(_Earlier, _Earlier.task_id == _Original.id)
+    .join(_Earlier, _Earlier.pair_id == _Original.id)
     .where(
         PairRow.kind == "mirror",
         ~PairRow.withheld,
@@ -399,7 +397,7 @@ _MIRRORS = (
         _Earlier.state == "submitted",
         _LATER.correlate(_Earlier).scalar_subquery() >= bindparam("distance"),
         ~exists().where(
-            AssignmentRow.task_id == PairRow.id,
+            AssignmentRow.pair_id == PairRow.id,
             AssignmentRow.rater_id == bindparam("rater"),
             AssignmentRow.state != "expired",
         ),
@@ -409,7 +407,7 @@ _MIRRORS = (
 )
 _ORIGINAL_SIDE = (
     select(_Earlier.side_a)
-    .join(_Original, _Earlier.task_id == _Original.id)
+    .join(_Original, _Earlier.pair_id == _Original.id)
     .join(PairRow, _SAME_PAIR)
-    .where(PairRow.id == bindparam("task"), _Earlier.rater_id == bindparam("rater"))
+    .where(PairRow.id == bindparam("pair"), _Earlier.rater_id == bindparam("rater"))
 )

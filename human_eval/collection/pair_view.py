@@ -61,7 +61,7 @@ _SHOWN = (
         AssignmentRow.expires_at,
     )
     .select_from(AssignmentRow)
-    .join(PairRow, PairRow.id == AssignmentRow.task_id)
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
     .join(_ClipA, _ClipA.id == PairRow.clip_a)
     .join(_ClipB, _ClipB.id == PairRow.clip_b)

@@ -14,7 +14,7 @@ from human_eval.storage.tables import ClipRow, Event, PairRow, PromptRow
 class WithheldPair:
     """A pair that too many raters reported as broken."""
 
-    task_id: int
+    pair_id: int
     comparison: str
     prompt: str
     clip_a: int  # number of the clip
@@ -46,19 +46,19 @@ def list_refused(connection: Connection) -> list[RefusedClip]:
     return [refused[place] for place in sorted(refused.keys() - stored)]
 
 
-def release_pair(connection: Connection, task_id: int, *, author: str, now: int) -> None:
+def release_pair(connection: Connection, pair_id: int, *, author: str, now: int) -> None:
     """Hand a withheld pair out again; older reports no longer count against it.
 
     Raises:
         StudyError: it is not withheld.
     """
-    withheld = connection.execute(select(PairRow.withheld).where(PairRow.id == task_id)).scalar()
+    withheld = connection.execute(select(PairRow.withheld).where(PairRow.id == pair_id)).scalar()
     if not withheld:
         raise StudyError(
-            f"Expected a pair that is withheld, got number {task_id}. Reload the page."
+            f"Expected a pair that is withheld, got number {pair_id}. Reload the page."
         )
-    connection.execute(update(PairRow).where(PairRow.id == task_id).values(withheld=False))
-    record(connection, "released", actor=author, subject=f"task:{task_id}", now=now)
+    connection.execute(update(PairRow).where(PairRow.id == pair_id).values(withheld=False))
+    record(connection, "released", actor=author, subject=f"pair:{pair_id}", now=now)
 
 
 def clip_name(connection: Connection, clip_id: int) -> str:
@@ -75,7 +75,7 @@ def clip_name(connection: Connection, clip_id: int) -> str:
 
 _REPORTS = (
     select(func.count(Event.actor.distinct()))
-    .where(Event.kind == "broken", Event.subject == func.concat("task:", PairRow.id))
+    .where(Event.kind == "broken", Event.subject == func.concat("pair:", PairRow.id))
     .correlate(PairRow)
     .scalar_subquery()
 )

@@ -31,19 +31,19 @@ def give_back(
         NotYours: it is not this rater's, or not open.
     """
     turn = connection.execute(
-        select(AssignmentRow.task_id, AssignmentRow.state, AssignmentRow.rater_id)
+        select(AssignmentRow.pair_id, AssignmentRow.state, AssignmentRow.rater_id)
         .where(AssignmentRow.id == assignment_id)
         .with_for_update()
     ).one_or_none()
-    if turn is None or turn.rater_id != rater_id or turn.state != "leased":
+    if turn is None or turn.rater_id != rater_id or turn.state != "open":
         raise NotYours("Expected your own open pair, got another one. Reload the page.")
-    release(connection, assignment_id, turn.task_id, "returned")
-    subject = f"task:{turn.task_id}"
+    release(connection, assignment_id, turn.pair_id, "returned")
+    subject = f"pair:{turn.pair_id}"
     actor = f"rater:{rater_id}"
     payload = {"detail": detail} if detail else {}
     record(connection, reason, actor=actor, subject=subject, now=now, payload=payload)
     if reason == "broken" and _reports(connection, subject) >= REPORTS_TO_WITHHOLD:
-        connection.execute(update(PairRow).where(PairRow.id == turn.task_id).values(withheld=True))
+        connection.execute(update(PairRow).where(PairRow.id == turn.pair_id).values(withheld=True))
         record(connection, "withheld", actor="service", subject=subject, now=now)
 
 

@@ -73,7 +73,7 @@ def submit(
     choices = {key: _choice(answer.shown, turn.side_a) for key, answer in ballot.answers.items()}
     if turn.state == "submitted":
         return _again(connection, definition, ballot, turn, choices, now)
-    if turn.state != "leased" or turn.expires_at <= now or turn.attempt != ballot.attempt:
+    if turn.state != "open" or turn.expires_at <= now or turn.attempt != ballot.attempt:
         raise TooLate("Expected an answer within its time, got it later. Take the next pair.")
     if ballot.revision != 0:
         raise NotAcceptable("Expected a first answer, got a revision. Reload the page.")
@@ -175,7 +175,7 @@ def _check_viewing(
     """Refuse an answer sooner than the clips can have been seen: one watches one pair at a time."""
     viewing = definition.viewing
     needed = viewing.min_loops * max(viewing.clip_seconds, clip_seconds)
-    since = turn.leased_at
+    since = turn.assigned_at
     if needed:
         previous = connection.execute(_PREVIOUS, {"rater": turn.rater_id}).scalar()
         since = max(since, previous or 0)
@@ -223,7 +223,7 @@ _TURN = (
         AssignmentRow.state,
         AssignmentRow.attempt,
         AssignmentRow.side_a,
-        AssignmentRow.leased_at,
+        AssignmentRow.assigned_at,
         AssignmentRow.expires_at,
         AssignmentRow.submitted_at,
     )

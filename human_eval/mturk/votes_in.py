@@ -83,7 +83,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
     definition = store.definition
     _check(definition, ballot)
     moment = int(ballot.answered_at.timestamp() * 1000)
-    task = connection.execute(
+    pair = connection.execute(
         select(PairRow.id, PairRow.taken, PairRow.target).where(
             PairRow.comparison == ballot.comparison,
             PairRow.prompt_index == ballot.prompt_index,
@@ -91,7 +91,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
             ~PairRow.simulated,
         )
     ).one_or_none()
-    if task is None:
+    if pair is None:
         raise _Problem(
             f"no pair of {ballot.comparison} for prompt {ballot.prompt_index}; ingest its clips"
         )
@@ -99,12 +99,12 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
         rater_id = enter(connection, store.keys, ballot.provider, ballot.rater, moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
-    if _is_there(connection, task.id, rater_id, ballot):
+    if _is_there(connection, pair.id, rater_id, ballot):
         return False
-    if task.taken >= task.target:
-        raise _Problem(f"the pair has its {task.target} raters already")
-    connection.execute(update(PairRow).where(PairRow.id == task.id).values(taken=PairRow.taken + 1))
-    number = _add_turn(connection, ballot, task.id, rater_id, moment)
+    if pair.taken >= pair.target:
+        raise _Problem(f"the pair has its {pair.target} raters already")
+    connection.execute(update(PairRow).where(PairRow.id == pair.id).values(taken=PairRow.taken + 1))
+    number = _add_turn(connection, ballot, pair.id, rater_id, moment)
     known = ballot.seconds is not None
     about = {
         "assignment_id": number,
@@ -125,7 +125,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
 
 
 def _add_turn(
-    connection: Connection, ballot: ImportedSubmission, task_id: int, rater_id: int, moment: int
+    connection: Connection, ballot: ImportedSubmission, pair_id: int, rater_id: int, moment: int
 ) -> int:
     """Store the turn that the ballot answers, and return its number."""
     ordinal = connection.execute(
@@ -134,7 +134,7 @@ def _add_turn(
         )
     ).scalar_one()
     turn = {
-        "task_id": task_id,
+        "pair_id": pair_id,
         "rater_id": rater_id,
         "comparison": ballot.comparison,
         "simulated": False,
@@ -143,7 +143,7 @@ def _add_turn(
         "state": "submitted",
         "attempt": 1,
         "side_a": ballot.side_a,
-        "leased_at": moment,
+        "assigned_at": moment,
         "expires_at": moment,
         "submitted_at": moment,
     }
@@ -169,12 +169,12 @@ def _check(definition: StudyDefinition, ballot: ImportedSubmission) -> None:
 
 
 def _is_there(
-    connection: Connection, task_id: int, rater_id: int, ballot: ImportedSubmission
+    connection: Connection, pair_id: int, rater_id: int, ballot: ImportedSubmission
 ) -> bool:
     """Say whether the same ballot is stored."""
     turn = connection.execute(
         select(AssignmentRow.id, AssignmentRow.state, AssignmentRow.side_a).where(
-            AssignmentRow.task_id == task_id, AssignmentRow.rater_id == rater_id
+            AssignmentRow.pair_id == pair_id, AssignmentRow.rater_id == rater_id
         )
     ).one_or_none()
     if turn is None:

@@ -16,7 +16,7 @@ from human_eval.study.store import StudyStore
 class AnsweredPair:
     """A pair and what raters said about it."""
 
-    task_id: int
+    pair_id: int
     comparison: str
     title_a: str
     title_b: str
@@ -41,24 +41,24 @@ def list_answered(results: Results, comparison: str | None = None) -> list[int]:
     pairs = votes[["comparison", "prompt_index", "task_id"]].drop_duplicates()
     order = {entry.key: place for place, entry in enumerate(results.definition.comparisons)}
     pairs = pairs.assign(place=pairs["comparison"].map(order))
-    return [int(task) for task in pairs.sort_values(["place", "prompt_index"])["task_id"]]
+    return [int(pair) for pair in pairs.sort_values(["place", "prompt_index"])["task_id"]]
 
 
-def read_pair(store: StudyStore, results: Results, task_id: int) -> AnsweredPair:
+def read_pair(store: StudyStore, results: Results, pair_id: int) -> AnsweredPair:
     """Return an answered pair.
 
     Raises:
         StudyError: nobody has answered it, or the results are masked.
     """
     _check_named(results)
-    answers = results.votes[results.votes["task_id"] == task_id]
+    answers = results.votes[results.votes["task_id"] == pair_id]
     if answers.empty:
-        raise StudyError(f"Expected the number of an answered pair, got {task_id}. Choose another.")
+        raise StudyError(f"Expected the number of an answered pair, got {pair_id}. Choose another.")
     with store.read() as connection:
-        row = connection.execute(_PAIR.where(PairRow.id == task_id)).one()
+        row = connection.execute(_PAIR.where(PairRow.id == pair_id)).one()
     comparison = results.definition.comparison(row.comparison)
     return AnsweredPair(
-        task_id=task_id,
+        pair_id=pair_id,
         comparison=row.comparison,
         title_a=results.definition.system(comparison.a).title,
         title_b=results.definition.system(comparison.b).title,

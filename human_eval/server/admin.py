@@ -217,8 +217,8 @@ class Office:
 
     def _release(self, form: Form, author: str) -> None:
         with self._store.write() as connection:
-            task, now = _number(form, "task"), self._store.clock()
-            quarantine.release_pair(connection, task, author=author, now=now)
+            pair, now = _number(form, "pair"), self._store.clock()
+            quarantine.release_pair(connection, pair, author=author, now=now)
 
     def _read_facts(self, request: Request) -> dict[str, Any]:
         quality = dashboard.read_quality(self._store)

@@ -44,7 +44,7 @@ class Counts:
     published: bool
     comparisons: list[dict[str, Any]]
     cells: list[Cell]
-    turns: dict[str, int]  # by state
+    assignments: dict[str, int]  # by state
     raters: int
     refusals: int  # requests turned away
     last_answer: str  # UTC, or "never"
@@ -110,7 +110,7 @@ def read_counts(store: StudyStore) -> Counts:
             for comparison in definition.comparisons
             for question in definition.questions
         ],
-        turns=progress["turns"],
+        assignments=progress["assignments"],
         raters=progress["raters"],
         refusals=progress["events"].get("refused", 0),
         last_answer=show_time(newest),

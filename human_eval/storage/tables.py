@@ -3,9 +3,9 @@
 study       one row: the frozen definition
 prompt      what systems were asked to show
 clip        one video file of one system and prompt, under an opaque name
-task        a pair of clips that raters are to see: real ones `target` times, checks without limit
-rater       a person, or a simulated one, under a pseudonym
-assignment  one rater's turn at one task: leased, then submitted or expired or returned
+pair        two clips to compare: real pairs `target` times, checks without limit
+rater       a person or a simulated rater, under a pseudonym
+assignment  one pair given to one rater: open, then submitted, expired or returned
 vote        one answer to one question of an assignment; rows are only ever added
 event       everything else that happened: exclusions, refusals, erasures, exports
 
@@ -42,7 +42,7 @@ Number: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 Flag = Boolean(create_constraint=False).with_variant(Integer(), "sqlite")
 STRICT = {"sqlite_strict": True}
 
-STATES = ("leased", "submitted", "expired", "returned")
+STATES = ("open", "submitted", "expired", "returned")
 # A query finds the index of open pairs by these very words.
 OPEN_PAIR = "kind = 'real' AND taken < target AND NOT withheld"
 KINDS = ("real", "gold", "mirror", "identical")
@@ -122,9 +122,9 @@ class ClipRow(Base):
 
 
 class PairRow(Base):
-    """A pair to be judged. Simulated raters have tasks of their own, never those of people."""
+    """A pair to be judged. Simulated raters have pairs of their own, never those of people."""
 
-    __tablename__ = "task"
+    __tablename__ = "pair"
     __table_args__ = (
         UniqueConstraint("comparison", "prompt_index", "kind", "variant", "simulated"),
         UniqueConstraint("id", "comparison", "simulated"),
@@ -133,7 +133,7 @@ class PairRow(Base):
         CheckConstraint("gold_answer IS NULL OR gold_answer IN ('a', 'b')", name="gold_word"),
         _words("kind", KINDS),
         Index(
-            "ix_task_next",
+            "ix_pair_next",
             "simulated",
             "taken",
             "order_key",
@@ -153,7 +153,7 @@ class PairRow(Base):
     clip_b: Mapped[int] = mapped_column(ForeignKey("clip.id"))
     gold_answer: Mapped[str | None] = mapped_column(Text)
     target: Mapped[int | None] = mapped_column(Count)  # raters wanted
-    taken: Mapped[int] = mapped_column(Count, default=0)  # leased or submitted
+    taken: Mapped[int] = mapped_column(Count, default=0)  # open or submitted
     order_key: Mapped[int] = mapped_column(Long)  # random, or the place in the list
     withheld: Mapped[bool] = mapped_column(Flag, default=False)  # a clip was reported broken
 
@@ -178,33 +178,33 @@ class Rater(Base):
 
 
 class AssignmentRow(Base):
-    """A rater's turn at a task: at most one ever, and at most two open ones (one ahead)."""
+    """A pair given to a rater: once at most. A rater has at most two open ones (one ahead)."""
 
     __tablename__ = "assignment"
     __table_args__ = (
         ForeignKeyConstraint(
-            ["task_id", "comparison", "simulated"],
-            ["task.id", "task.comparison", "task.simulated"],
-            name="fk_assignment_task",
+            ["pair_id", "comparison", "simulated"],
+            ["pair.id", "pair.comparison", "pair.simulated"],
+            name="fk_assignment_pair",
         ),
         ForeignKeyConstraint(
             ["rater_id", "simulated"], ["rater.id", "rater.simulated"], name="fk_assignment_rater"
         ),
-        UniqueConstraint("task_id", "rater_id"),
+        UniqueConstraint("pair_id", "rater_id"),
         UniqueConstraint("rater_id", "comparison", "ordinal"),
         Index(
             "uq_assignment_open",
             "rater_id",
             "slot",
             unique=True,
-            sqlite_where=text("state = 'leased'"),
-            postgresql_where=text("state = 'leased'"),
+            sqlite_where=text("state = 'open'"),
+            postgresql_where=text("state = 'open'"),
         ),
         Index(
             "ix_assignment_expiry",
             "expires_at",
-            sqlite_where=text("state = 'leased'"),
-            postgresql_where=text("state = 'leased'"),
+            sqlite_where=text("state = 'open'"),
+            postgresql_where=text("state = 'open'"),
         ),
         _words("state", STATES),
         _words("side_a", ("left", "right")),
@@ -213,16 +213,16 @@ class AssignmentRow(Base):
     )
 
     id: Mapped[int] = mapped_column(Count, primary_key=True)
-    task_id: Mapped[int] = mapped_column(Count)
+    pair_id: Mapped[int] = mapped_column(Count)
     rater_id: Mapped[int] = mapped_column(Count)
     comparison: Mapped[str] = mapped_column(Text)
     simulated: Mapped[bool] = mapped_column(Flag)
     ordinal: Mapped[int] = mapped_column(Count)  # this rater's n-th of this comparison, from 0
-    slot: Mapped[int] = mapped_column(Count)  # 0 or 1 while leased
+    slot: Mapped[int] = mapped_column(Count)  # 0 or 1 while open
     state: Mapped[str] = mapped_column(Text)
-    attempt: Mapped[int] = mapped_column(Count)  # 1, and one more each time it is leased again
+    attempt: Mapped[int] = mapped_column(Count)  # 1, and one more each time it is assigned again
     side_a: Mapped[str] = mapped_column(Text)
-    leased_at: Mapped[int] = mapped_column(Long)
+    assigned_at: Mapped[int] = mapped_column(Long)
     expires_at: Mapped[int] = mapped_column(Long)
     submitted_at: Mapped[int | None] = mapped_column(Long)
 

@@ -6,10 +6,12 @@ other. Clips are not in it: their hashes are, and a restored study says which of
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, text
@@ -18,19 +20,14 @@ from sqlalchemy.exc import DBAPIError
 from human_eval.clips.ingest import Clip
 from human_eval.collection.pairs import list_clips
 from human_eval.definition.definition import StudyDefinition, parse_definition
-from human_eval.errors import StudyError
+from human_eval.errors import StorageDamaged, StudyError
 from human_eval.storage import events
 from human_eval.storage.database import Database, create_file, open_database, refusals
 from human_eval.storage.keys import load_secret
 from human_eval.storage.lock import alone
-from human_eval.storage.migrate import (
-    downgrade_tables,
-    latest_version,
-    table_version,
-    upgrade_tables,
-)
+from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import Base, Study
-from human_eval.study.queries import list_defects
+from human_eval.study.queries import list_damage, list_defects
 from human_eval.study.store import StudyStore, open_study
 
 KEEP = 48  # backups; older ones go
@@ -51,7 +48,7 @@ def back_up(store: StudyStore) -> Path:
             _copy_file(store.database, unfinished)
         else:
             _copy_into_file(store.database, unfinished)
-        _check_copy(unfinished)
+        _check_copy(unfinished, unfinished)
         _sync(unfinished)
         digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
         path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
@@ -115,14 +112,8 @@ def _read_definition(backup: Path, folder: Path) -> StudyDefinition:
     Raises:
         StudyError: the backup is damaged, or of another study than the folder's.
     """
-    _check_digest(backup)
-    _check_copy(backup)
-    source = open_database(backup)
-    try:
-        with source.read() as connection:
-            definition = connection.execute(select(Study.definition)).scalar_one()
-    finally:
-        source.dispose()
+    with _opened(backup, folder) as source, source.read() as connection:
+        definition = connection.execute(select(Study.definition)).scalar_one()
     kept = folder / "study.toml"
     if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
         raise StudyError(
@@ -142,15 +133,24 @@ def _set_aside(path: Path) -> None:
 
 
 def _is_sound(path: Path) -> bool:
-    try:
-        _check_copy(path)
-    except StudyError:
+    """Return whether a file is an intact database of a study, of any version."""
+    if not _is_sqlite(path):
         return False
-    return True
+    database = open_database(path)
+    try:
+        with database.read() as connection:
+            has_study = connection.execute(select(Study.id)).first() is not None
+            return has_study and not list_damage(connection)
+    except (DBAPIError, StorageDamaged):
+        return False
+    finally:
+        database.dispose()
 
 
 def restore(store: StudyStore, backup: Path) -> list[Clip]:
     """Put the rows of a backup in place of the study's, in one transaction.
+
+    A backup of an earlier version is upgraded on the way; the file itself stays as it is.
 
     Returns:
         The clips whose files are missing from the media folder.
@@ -159,44 +159,57 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
         StudyError: the backup is damaged, of another study, or made by a newer program; or a
             service runs, whose answers would be lost.
     """
-    _check_digest(backup)
-    _check_copy(backup)
-    source = open_database(backup)
-    try:
-        with (
-            alone(store.database, store.folder),
-            source.read() as copy,
-            _guarded(store) as connection,
-        ):
-            theirs = table_version(copy)
-            if theirs != latest_version():
-                raise StudyError(
-                    f"Expected a backup of version {latest_version()!r}, got {theirs!r}. "
-                    "Restore it with the program that made it."
-                )
-            study = Base.metadata.tables["study"]
-            hashes = [
-                side.execute(select(study.c.definition_hash)).scalar()
-                for side in (copy, connection)
-            ]
-            if hashes[1] is not None and hashes[0] != hashes[1]:
-                raise StudyError(
-                    f"Expected a backup of this study, got one of another ({backup.name}). "
-                    "Restore it into the folder of its own study."
-                )
-            _empty(connection)
-            _copy_rows(copy, connection)
-            events.record(
-                connection,
-                "restored",
-                actor="restore",
-                subject="study",
-                now=store.clock(),
-                payload={"backup": backup.name},
+    with (
+        _opened(backup, store.folder) as source,
+        alone(store.database, store.folder),
+        source.read() as copy,
+        _guarded(store) as connection,
+    ):
+        hashes = [
+            side.execute(select(Study.definition_hash)).scalar() for side in (copy, connection)
+        ]
+        if hashes[1] is not None and hashes[0] != hashes[1]:
+            raise StudyError(
+                f"Expected a backup of this study, got one of another ({backup.name}). "
+                "Restore it into the folder of its own study."
             )
-            return [clip for clip in list_clips(copy, None) if not _is_stored(store, clip)]
-    finally:
-        source.dispose()
+        _empty(connection)
+        _copy_rows(copy, connection)
+        events.record(
+            connection,
+            "restored",
+            actor="restore",
+            subject="study",
+            now=store.clock(),
+            payload={"backup": backup.name},
+        )
+        return [clip for clip in list_clips(copy, None) if not _is_stored(store, clip)]
+
+
+@contextmanager
+def _opened(backup: Path, folder: Path) -> Iterator[Database]:
+    """Check a backup and open a copy of it, upgraded to the tables of this version.
+
+    Args:
+        folder: holds the copy until the end of the block.
+
+    Raises:
+        StudyError: the file is damaged, holds no study, or was made by a newer version.
+    """
+    if not backup.is_file():
+        raise StudyError(f"Expected a backup, got no file {backup}. `backups/` lists them.")
+    _check_digest(backup)
+    if not _is_sqlite(backup):
+        raise StudyError(f"Expected a backup, got another kind of file: {backup}.")
+    with TemporaryDirectory(dir=folder) as scratch:
+        copy = Path(scratch) / "study.db"
+        shutil.copyfile(backup, copy)
+        _check_copy(copy, backup)
+        database = open_database(copy)
+        try:
+            yield database
+        finally:
+            database.dispose()
 
 
 def _is_stored(store: StudyStore, clip: Clip) -> bool:
@@ -276,37 +289,45 @@ def _driver(connection: Connection) -> Iterator[Any]:
         raise DBAPIError(None, None, error) from error
 
 
-def _check_copy(path: Path) -> None:
+def _is_sqlite(path: Path) -> bool:
     if not path.is_file():
-        raise StudyError(f"Expected a backup, got no file {path}. `backups/` lists them.")
+        return False
     with path.open("rb") as file:
-        head = file.read(15)
-    if head != b"SQLite format 3":
-        raise StudyError(f"Expected a backup, got another kind of file: {path}.")
+        return file.read(15) == b"SQLite format 3"
+
+
+def _check_copy(path: Path, name: Path) -> None:
+    """Upgrade the copy of a study's database and check what it holds.
+
+    Args:
+        name: the file that messages name.
+    """
     database = open_database(path)
     try:
-        with database.read() as connection:
+        with database.write() as connection:
+            if table_version(connection) is not None:
+                upgrade_tables(connection)
             study = connection.execute(select(Study.id)).first()
             defects = list_defects(connection)
     except DBAPIError as error:
         raise StudyError(
-            f"Expected a backup of a study, got another database ({error.orig}): {path}. "
+            f"Expected a backup of a study, got another database ({error.orig}): {name}. "
             "`backups/` lists them."
         ) from error
     finally:
         database.dispose()
     if study is None:
         raise StudyError(
-            f"Expected a backup of a study, got a database without one: {path}. "
+            f"Expected a backup of a study, got a database without one: {name}. "
             "`backups/` lists them."
         )
     if defects:
-        raise StudyError(f"Expected a sound copy, got: {defects[0]} in {path}. Use another one.")
+        raise StudyError(f"Expected a sound copy, got: {defects[0]} in {name}. Use another one.")
 
 
 def _check_digest(path: Path) -> None:
     beside = path.with_suffix(".sha256")
-    if not beside.is_file() or not path.is_file():
+    if not beside.is_file():
         return  # a copy from elsewhere; `_check_copy` looks inside
     expected = beside.read_text().split()[0]
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected:

@@ -43,11 +43,11 @@ def erase_rater(store: StudyStore, provider: str, name: str) -> Erasure:
                 "Check both; names are case-sensitive."
             )
         for turn in connection.execute(
-            select(AssignmentRow.id, AssignmentRow.task_id).where(
-                AssignmentRow.rater_id == number, AssignmentRow.state == "leased"
+            select(AssignmentRow.id, AssignmentRow.pair_id).where(
+                AssignmentRow.rater_id == number, AssignmentRow.state == "open"
             )
         ).all():
-            release(connection, turn.id, turn.task_id, "returned")
+            release(connection, turn.id, turn.pair_id, "returned")
         deleted = 0
         if store.definition.consent.on_erase == "delete":
             _free_places(connection, number)
@@ -100,13 +100,13 @@ def erase_simulation(store: StudyStore) -> Erasure:
 def _free_places(connection: Connection, rater_id: int) -> None:
     """Let others answer the pairs whose answers are about to go."""
     held = connection.execute(
-        select(AssignmentRow.task_id).where(
+        select(AssignmentRow.pair_id).where(
             AssignmentRow.rater_id == rater_id, AssignmentRow.state == "submitted"
         )
     )
-    for task_id in sorted(held.scalars()):
+    for pair_id in sorted(held.scalars()):
         connection.execute(
-            update(PairRow).where(PairRow.id == task_id).values(taken=PairRow.taken - 1)
+            update(PairRow).where(PairRow.id == pair_id).values(taken=PairRow.taken - 1)
         )
 
 

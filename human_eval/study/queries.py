@@ -39,19 +39,19 @@ def read_votes(
     times = {"as_of": as_of or 2**62, "simulated": simulated}
     votes = _frame(connection, _VOTES, times).sort_values(["revision", "vote_id"])
     votes = votes.drop_duplicates(["assignment_id", "question"], keep="last")
-    turns = _frame(connection, _TURNS, times).set_index("assignment_id")
-    tasks = _frame(connection, _TASKS, times).set_index("task_id")
+    turns = _frame(connection, _SUBMITTED, times).set_index("assignment_id")
+    pairs = _frame(connection, _PAIR_FACTS, times).set_index("task_id")
     raters = _frame(connection, _RATERS, times).set_index("rater_id")
     systems = {entry.key: (entry.a, entry.b) for entry in definition.comparisons}
-    tasks["system_a"] = [systems[key][0] for key in tasks["comparison"]]
-    tasks["system_b"] = [systems[key][1] for key in tasks["comparison"]]
+    pairs["system_a"] = [systems[key][0] for key in pairs["comparison"]]
+    pairs["system_b"] = [systems[key][1] for key in pairs["comparison"]]
     _mark_excluded(turns, exclusions(connection, as_of))
     words = ["comparison", "system_a", "system_b", "prompt", "category", "kind", "gold_answer"]
-    tasks[words] = tasks[words].astype("category")
+    pairs[words] = pairs[words].astype("category")
     raters["rater"] = raters["rater"].astype("category")
 
     frame = votes.sort_values("vote_id").join(turns, on="assignment_id")
-    frame = frame.join(tasks, on="task_id").join(raters, on="rater_id")
+    frame = frame.join(pairs, on="task_id").join(raters, on="rater_id")
     frame["simulated"] = simulated
     # The database lets no other hash in: a foreign key leads to the study's own.
     frame["definition_hash"] = definition.hash
@@ -124,10 +124,10 @@ def _number(subject: str) -> int:
 
 
 def progress(connection: Connection, *, simulated: bool = False) -> dict[str, Any]:
-    """Return how far the study is: pairs, turns, raters, open leases, refusals, by name."""
+    """Return how far the study is: pairs, assignments, raters, events and exclusions, by name."""
     values = {"simulated": simulated}
     comparisons = _frame(connection, _PROGRESS, values)
-    turns = {state: count for state, count in connection.execute(_TURN_STATES, values)}
+    assignments = {state: count for state, count in connection.execute(_STATES, values)}
     raters = connection.execute(
         select(func.count()).where(Rater.simulated == simulated)
     ).scalar_one()
@@ -139,7 +139,7 @@ def progress(connection: Connection, *, simulated: bool = False) -> dict[str, An
         "created_at": study.created_at,
         "closed_at": study.closed_at,
         "comparisons": comparisons,
-        "turns": turns,
+        "assignments": assignments,
         "raters": raters,
         "events": {kind: int(count) for kind, count in kinds},
         "excluded": [entry.subject for entry in exclusions(connection)],
@@ -156,17 +156,19 @@ def find_settled(connection: Connection) -> set[tuple[str, str]]:
 
 
 def list_defects(connection: Connection) -> list[str]:
-    """Check what no constraint can: counters against rows. An empty list is a sound database."""
+    """Check what no constraint can: counters against rows, and the file of an SQLite database.
+
+    Returns:
+        What is wrong; empty for a sound database.
+    """
     held = (
         select(func.count())
-        .where(
-            AssignmentRow.task_id == PairRow.id, AssignmentRow.state.in_(["leased", "submitted"])
-        )
+        .where(AssignmentRow.pair_id == PairRow.id, AssignmentRow.state.in_(["open", "submitted"]))
         .correlate(PairRow)
         .scalar_subquery()
     )
     wrong = connection.execute(select(PairRow.id, PairRow.taken, held).where(PairRow.taken != held))
-    defects = [f"task {task}: taken {taken}, turns {turns}" for task, taken, turns in wrong]
+    defects = [f"pair {pair}: taken {taken}, assignments {count}" for pair, taken, count in wrong]
     answered = (
         select(Vote.id)
         .where(Vote.assignment_id == AssignmentRow.id)
@@ -180,12 +182,22 @@ def list_defects(connection: Connection) -> list[str]:
         f"assignment {turn}: {state} {'without' if state == 'submitted' else 'with'} answers"
         for turn, state in connection.execute(odd)
     ]
+    return defects + list_damage(connection)
+
+
+def list_damage(connection: Connection) -> list[str]:
+    """Check the pages and foreign keys of an SQLite database, whatever its tables.
+
+    Returns:
+        What is wrong; empty for a sound database, and for PostgreSQL, which checks its own.
+    """
+    damage: list[str] = []
     if connection.dialect.name == "sqlite":
         lines = [str(line) for [line] in connection.exec_driver_sql("PRAGMA integrity_check")]
-        defects += [line for line in lines if line != "ok"]
+        damage += [line for line in lines if line != "ok"]
         strays = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-        defects += [f"{row[0]} row {row[1]}: no such {row[2]}" for row in strays]
-    return defects
+        damage += [f"{row[0]} row {row[1]}: no such {row[2]}" for row in strays]
+    return damage
 
 
 _VOTES = (
@@ -204,13 +216,13 @@ _VOTES = (
         AssignmentRow.simulated == bindparam("simulated"), Vote.answered_at <= bindparam("as_of")
     )
 )
-_TURNS = select(
+_SUBMITTED = select(
     AssignmentRow.id.label("assignment_id"),
-    AssignmentRow.task_id,
+    AssignmentRow.pair_id.label("task_id"),  # as exported files name it
     AssignmentRow.rater_id,
     AssignmentRow.side_a,
 ).where(AssignmentRow.simulated == bindparam("simulated"), AssignmentRow.state == "submitted")
-_TASKS = (
+_PAIR_FACTS = (
     select(
         PairRow.id.label("task_id"),
         PairRow.comparison,
@@ -260,7 +272,7 @@ _SHOWN = (
             else_=0,
         ).label("excluded"),
     )
-    .join(PairRow, PairRow.id == AssignmentRow.task_id)
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
     .where(PairRow.kind == "real", AssignmentRow.simulated == bindparam("simulated"))
     .subquery()
 )
@@ -295,7 +307,7 @@ _PROGRESS = (
     .group_by(PairRow.comparison)
     .order_by(PairRow.comparison)
 )
-_TURN_STATES = (
+_STATES = (
     select(AssignmentRow.state, func.count())
     .where(AssignmentRow.simulated == bindparam("simulated"))
     .group_by(AssignmentRow.state)

@@ -160,26 +160,26 @@ def _take_turn(
     """Claim a pair and answer it; None if nothing is left, False if it was abandoned."""
     definition = store.definition
     now = time.next_turn()
-    lease = assignment.claim(connection, definition, person.number, now=now, rng=rng)
-    if lease is None:
+    assigned = assignment.claim(connection, definition, person.number, now=now, rng=rng)
+    if assigned is None:
         return None
     if rng.random() < crowd.abandon:
-        # Let the lease run out: to the others this is a pair that comes back.
+        # Let the assigned run out: to the others this is a pair that comes back.
         time.now += 1000 * definition.assignment.lease_seconds + 1
         return False
-    task = connection.execute(
+    pair = connection.execute(
         select(PairRow.prompt_index, PairRow.kind, PairRow.gold_answer).where(
-            PairRow.id == lease.task_id
+            PairRow.id == assigned.pair_id
         )
     ).one()
-    spread = beliefs.setdefault(task.prompt_index, rng.gauss(0, crowd.prompt_spread))
+    spread = beliefs.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
     chance = _chance(math.log(crowd.win_rate / (1 - crowd.win_rate)) + spread + person.leaning)
-    if task.gold_answer is not None:
+    if pair.gold_answer is not None:
         right = crowd.gold_accuracy
-        chance = right if task.gold_answer == "a" else 1 - right
-    elif task.kind == "identical":
+        chance = right if pair.gold_answer == "a" else 1 - right
+    elif pair.kind == "identical":
         chance = 0.5
-    ballot = _fill(definition, crowd, person, lease, chance, rng)
+    ballot = _fill(definition, crowd, person, assigned, chance, rng)
     # Nobody answers before having watched: the server checks that on the same clock.
     viewing = definition.viewing
     watched = now + round(1000 * (1 + viewing.min_loops * viewing.clip_seconds))
@@ -191,11 +191,11 @@ def _fill(
     definition: StudyDefinition,
     crowd: Crowd,
     person: _Person,
-    lease: Assignment,
+    assigned: Assignment,
     chance: float,
     rng: random.Random,
 ) -> Submission:
-    other = "right" if lease.side_a == "left" else "left"
+    other = "right" if assigned.side_a == "left" else "left"
     low, high = HUMAN_SECONDS if person.habit == "honest" else SPAM_SECONDS
     answers = {}
     for question in definition.questions:
@@ -206,10 +206,10 @@ def _fill(
         elif "tie" in question.choices and rng.random() < crowd.tie_share:
             shown = "tie"
         else:
-            shown = lease.side_a if rng.random() < chance else other
+            shown = assigned.side_a if rng.random() < chance else other
         answers[question.key] = Answer(shown, rng.uniform(low, high))
     loops = definition.viewing.min_loops + rng.randrange(3)
-    return Submission(lease.assignment_id, lease.attempt, lease.rater_id, answers, loops)
+    return Submission(assigned.assignment_id, assigned.attempt, assigned.rater_id, answers, loops)
 
 
 def _chance(log_odds: float) -> float:

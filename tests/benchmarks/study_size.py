@@ -56,18 +56,18 @@ def fill(folder: Path, votes: int) -> StudyStore:
         ]
         connection.execute(insert(Rater), people)
         raters = connection.execute(select(Rater.id)).scalars().all()
-        tasks = connection.execute(select(PairRow.id).where(PairRow.kind == "real")).scalars().all()
+        pairs = connection.execute(select(PairRow.id).where(PairRow.kind == "real")).scalars().all()
     ordinals = dict.fromkeys(raters, 0)
     start = store.clock() - 10**10
-    plan = [(task, rater) for task in tasks for rater in rng.sample(raters, k)][:turns]
+    plan = [(pair, rater) for pair in pairs for rater in rng.sample(raters, k)][:turns]
     for first in range(0, len(plan), BATCH):
         rows, answers = [], []
-        for number, (task, rater) in enumerate(plan[first : first + BATCH], first + 1):
+        for number, (pair, rater) in enumerate(plan[first : first + BATCH], first + 1):
             at = start + 1000 * number
-            turn = {"id": number, "task_id": task, "rater_id": rater, "comparison": "C1"}
+            turn = {"id": number, "pair_id": pair, "rater_id": rater, "comparison": "C1"}
             turn |= {"simulated": False, "ordinal": ordinals[rater], "slot": 0, "attempt": 1}
             turn |= {"state": "submitted", "side_a": rng.choice(["left", "right"])}
-            rows.append(turn | {"leased_at": at, "expires_at": at, "submitted_at": at})
+            rows.append(turn | {"assigned_at": at, "expires_at": at, "submitted_at": at})
             ordinals[rater] += 1
             for question in definition.questions:
                 answer = {"assignment_id": number, "question": question.key, "revision": 0}
@@ -76,10 +76,10 @@ def fill(folder: Path, votes: int) -> StudyStore:
         with store.write() as connection:
             connection.execute(insert(AssignmentRow), rows)
             connection.execute(insert(Vote), answers)
-    full = [task for task, _ in plan[k - 1 :: k]]
+    full = [pair for pair, _ in plan[k - 1 :: k]]
     with store.write() as connection:
-        for task in full:
-            connection.execute(update(PairRow).where(PairRow.id == task).values(taken=k))
+        for pair in full:
+            connection.execute(update(PairRow).where(PairRow.id == pair).values(taken=k))
     return store
 
 

@@ -102,7 +102,7 @@ def test_two_folders_of_videos_become_a_simulated_study(study, capsys):
 
     assert f"{3 * PROMPTS} pairs answered by 5 simulated raters" in shown
     assert "SIMULATED" in shown and "The database is sound." in shown
-    assert "0 raters; turns: none" in shown
+    assert "0 raters; assignments: none" in shown
 
 
 def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):

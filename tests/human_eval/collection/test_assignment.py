@@ -32,7 +32,7 @@ def enter(store: StudyStore, count: int) -> list[int]:
 
 
 def finish(store: StudyStore, raters: list[int]) -> list[tuple[int, int]]:
-    """Let everybody answer until nothing is left; return (task, rater) of each turn."""
+    """Let everybody answer until nothing is left; return (pair, rater) of each turn."""
     turns = []
     waiting = list(raters)
     while waiting:
@@ -41,19 +41,19 @@ def finish(store: StudyStore, raters: list[int]) -> list[tuple[int, int]]:
         store.clock.pass_seconds(1)
         if lease:
             store.submit(answer(store, lease))
-            turns.append((lease.task_id, rater))
+            turns.append((lease.pair_id, rater))
             waiting.append(rater)
     return turns
 
 
 def real_turns(store: StudyStore) -> list[tuple[int, int]]:
-    """Return (task, rater) of every stored answer to a real pair."""
+    """Return (pair, rater) of every stored answer to a real pair."""
     with store.read() as connection:
         return [
-            (row.task_id, row.rater_id)
+            (row.pair_id, row.rater_id)
             for row in connection.execute(
-                select(AssignmentRow.task_id, AssignmentRow.rater_id)
-                .join(PairRow, PairRow.id == AssignmentRow.task_id)
+                select(AssignmentRow.pair_id, AssignmentRow.rater_id)
+                .join(PairRow, PairRow.id == AssignmentRow.pair_id)
                 .where(AssignmentRow.state == "submitted", PairRow.kind == "real")
             )
         ]
@@ -65,7 +65,7 @@ def test_each_pair_is_answered_by_exactly_k_raters(make_store):
     turns = finish(store, enter(store, 4))
 
     assert len(turns) == len(set(turns)) == 2 * 2 * 3
-    assert set(Counter(task for task, _ in turns).values()) == {2}
+    assert set(Counter(pair for pair, _ in turns).values()) == {2}
     assert store.list_defects() == []
 
 
@@ -91,7 +91,7 @@ def test_no_interleaving_gives_a_pair_too_many_raters_or_a_rater_two_votes(make_
 
     turns = real_turns(store)
     assert len(turns) == len(set(turns))
-    assert set(Counter(task for task, _ in turns).values()) == {2}
+    assert set(Counter(pair for pair, _ in turns).values()) == {2}
     votes = store.votes()
     assert not votes.duplicated(["task_id", "rater", "question"]).any()
     assert store.list_defects() == []
@@ -177,7 +177,7 @@ def test_none_is_left_only_once_the_claims_under_way_are_done(make_store, fails)
         other.rollback() if fails else other.commit()
         lease = claimed.result(timeout=10)
 
-    assert (lease and lease.task_id) == (taken[1].task_id if fails else None)
+    assert (lease and lease.pair_id) == (taken[1].pair_id if fails else None)
     assert store.list_defects() == []
 
 
@@ -190,7 +190,7 @@ def test_claiming_again_returns_the_same_pair(make_store):
     )
 
     assert first == second
-    assert ahead == ahead_again and ahead.task_id != first.task_id
+    assert ahead == ahead_again and ahead.pair_id != first.pair_id
 
 
 def test_an_abandoned_pair_returns_and_goes_to_somebody_else(make_store):
@@ -201,7 +201,7 @@ def test_an_abandoned_pair_returns_and_goes_to_somebody_else(make_store):
 
     store.clock.pass_seconds(901)
 
-    assert store.claim(other).task_id in {lease.task_id for lease in kept}
+    assert store.claim(other).pair_id in {lease.pair_id for lease in kept}
     with pytest.raises(TooLate, match="within its time"):
         store.submit(answer(store, kept[0]))
 
@@ -213,7 +213,7 @@ def test_a_rater_who_comes_back_finds_the_pair_with_its_sides_unchanged(make_sto
     store.clock.pass_seconds(901)
     again = [store.claim(rater), store.claim(rater, ahead=True)]
 
-    [same] = [lease for lease in again if lease.task_id == first.task_id]
+    [same] = [lease for lease in again if lease.pair_id == first.pair_id]
     assert (same.assignment_id, same.side_a, same.attempt) == (
         first.assignment_id,
         first.side_a,
@@ -301,9 +301,9 @@ def test_a_pair_that_three_raters_report_is_withheld(make_store):
         with store.write() as connection:
             give_back(connection, rater, lease.assignment_id, "broken", now=store.clock())
 
-    assert store.claim(raters[3]).task_id != lease.task_id
+    assert store.claim(raters[3]).pair_id != lease.pair_id
     assert store.progress()["comparisons"]["withheld"].sum() == 1
-    assert store.claim(raters[0]).task_id != lease.task_id
+    assert store.claim(raters[0]).pair_id != lease.pair_id
     assert store.list_defects() == []
 
 
@@ -336,7 +336,7 @@ def test_the_database_itself_refuses_what_code_must_never_do(make_store):
         Vote.__table__.update().values(choice="b"),
         Vote.__table__.delete(),
         AssignmentRow.__table__.update().values(simulated=True),
-        AssignmentRow.__table__.update().values(**person, task_id=lease.task_id, side_a="up"),
+        AssignmentRow.__table__.update().values(**person, pair_id=lease.pair_id, side_a="up"),
     ):
         with pytest.raises(IntegrityError), store.write() as connection:
             connection.execute(statement)
@@ -348,11 +348,11 @@ def test_the_next_pair_is_found_by_an_index(make_store, database_url):
     if database_url is not None:
         pytest.skip("PostgreSQL plans by its statistics, not by its indexes alone")
     store = make_store()
-    statement = "EXPLAIN QUERY PLAN SELECT id FROM task WHERE simulated = 0 AND kind = 'real' AND \
+    statement = "EXPLAIN QUERY PLAN SELECT id FROM pair WHERE simulated = 0 AND kind = 'real' AND \
 taken < target AND NOT withheld ORDER BY taken, order_key LIMIT 1"
     with store.read() as connection:
         plan = " ".join(str(row) for row in connection.exec_driver_sql(statement))
-    assert "ix_task_next" in plan and "TEMP B-TREE" not in plan
+    assert "ix_pair_next" in plan and "TEMP B-TREE" not in plan
 
 
 def test_an_unknown_rater_gets_nothing(make_store):
@@ -364,7 +364,7 @@ def test_an_unknown_rater_gets_nothing(make_store):
 
 def test_random_order_differs_between_studies(make_store):
     first, second = (make_store(k=1, num_prompts=10, seed=seed) for seed in (1, 2))
-    orders = [[task for task, _ in finish(store, enter(store, 1))] for store in (first, second)]
+    orders = [[pair for pair, _ in finish(store, enter(store, 1))] for store in (first, second)]
 
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])

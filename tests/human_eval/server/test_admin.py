@@ -148,8 +148,8 @@ def test_an_unknown_decision_or_number_is_refused(ada):
         ("revoke", {"event": "1"}),
         ("revoke", {"event": "1e3", "reason": "so"}),
         ("revoke", {"event": "99999999", "reason": "so"}),
-        ("release", {"task": "-1"}),
-        ("release", {"task": "1"}),
+        ("release", {"pair": "-1"}),
+        ("release", {"pair": "1"}),
         ("release", {}),
         ("exclude", {"subject": "rater:1", "rule": "whim"}),
     ):
@@ -191,7 +191,7 @@ def test_a_withheld_pair_is_looked_at_and_handed_out_again(store, ada):
     clips = re.findall(r'src="(clips/[^"]+)"', page)
     assert len(clips) == 2
     assert [ada.get("/" + clip).content for clip in clips] == [b"a clip"] * 2
-    assert decide(ada, "release", task="1").status_code == 303
+    assert decide(ada, "release", pair="1").status_code == 303
     assert "clips/" not in ada.get("/").text
     ada.cookies.clear()
     assert ada.get("/" + clips[0]).status_code == 403

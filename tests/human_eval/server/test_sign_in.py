@@ -288,11 +288,11 @@ def test_who_stops_early_keeps_the_answers_and_may_come_back(store, client):
     pair = client.post("/api/claim", json={}).json()
 
     stopped = client.post("/api/stop", json={}).json()
-    leased = store.progress()["turns"].get("leased", 0)
+    still_open = store.progress()["assignments"].get("open", 0)
     again = client.post("/api/claim", json={}).json()
 
     assert (stopped["outcome"], stopped["code"], stopped["finish"]) == ("stopped", "", "")
-    assert leased == 0 and len(store.votes()) == 2
+    assert still_open == 0 and len(store.votes()) == 2
     assert pair["ballot"] and again["ballot"]
 
 

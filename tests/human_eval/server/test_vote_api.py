@@ -357,7 +357,7 @@ def test_a_returned_pair_is_free_for_others(store, client):
     again = client.post("/api/return", json={"ballot": pair["ballot"], "reason": "skipped"})
 
     assert (reply.status_code, again.status_code) == (200, 403)
-    assert claim(client)["prompt"] and store.progress()["turns"]["returned"] == 1
+    assert claim(client)["prompt"] and store.progress()["assignments"]["returned"] == 1
 
 
 def test_without_work_left_the_completion_code_is_given(make_store):
@@ -396,7 +396,7 @@ def test_chores_go_on_once_the_database_can_be_written_again(store, client):
 
     wait_until(lambda: client.get("/healthz").status_code == 200)
     assert count_refusals(store) == 1
-    assert store.progress()["turns"] == {"expired": 1}
+    assert store.progress()["assignments"] == {"expired": 1}
 
 
 def set_read_only(store, wanted):

@@ -133,7 +133,7 @@ def check_kills(forker, kills):
     store = StudyStore(again.folder, again.database, again.definition, again.keys, Clock())
     store.clock.now = time.time_ns() // 10**6 + 1000 * 3600
     store.sweep()
-    assert "leased" not in store.progress()["turns"]
+    assert "open" not in store.progress()["assignments"]
     assert store.list_defects() == []
     store.close()
 

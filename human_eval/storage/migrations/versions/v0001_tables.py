@@ -1,4 +1,4 @@
-"""The first tables of a study, and the triggers that keep its records as they were written."""
+"""The first tables of a study, and the triggers that keep its records unchanged."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,8 +12,8 @@ LONG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 FLAG = sa.Boolean().with_variant(sa.Integer(), "sqlite")
 NUMBER: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
 
-# (table, what is refused, when): a study's definition, its prompts, its votes and its events stay
-# as they are. Only `erase` may take votes away, after saying so in the row of the study.
+# (table, refused statement, condition): the definition of a study, its prompts, votes and events
+# never change. Only `erase` deletes votes; it sets `study.erasing` first.
 KEPT = [
     ("study", "DELETE", "TRUE"),
     (
@@ -32,29 +32,34 @@ KEPT = [
 
 
 def upgrade() -> None:
-    """Make the tables, then the triggers."""
+    """Create the tables, then the triggers."""
     _create_event()
     _create_prompt()
     _create_rater()
     _create_study()
     _create_clip()
-    _create_task()
-    _create_assignment()
-    _create_vote()
+    create_task()
+    create_assignment()
+    create_vote()
     for table, action, condition in KEPT:
-        if op.get_bind().dialect.name == "sqlite":
-            _refuse_in_sqlite(table, action, condition)
-        else:
-            _refuse_in_postgresql(table, action, condition)
+        refuse(table, action, condition)
 
 
 def downgrade() -> None:
-    """Remove everything."""
+    """Drop every table and trigger."""
     for table in ("vote", "assignment", "task", "clip", "study", "rater", "prompt", "event"):
         op.drop_table(table)
     if op.get_bind().dialect.name != "sqlite":
         for table, action, _ in KEPT:
             op.execute(f"DROP FUNCTION keep_{table}_{action.lower()}()")
+
+
+def refuse(table: str, action: str, condition: str) -> None:
+    """Create the trigger that refuses to update or delete rows of a table under a condition."""
+    if op.get_bind().dialect.name == "sqlite":
+        _refuse_in_sqlite(table, action, condition)
+    else:
+        _refuse_in_postgresql(table, action, condition)
 
 
 def _refuse_in_sqlite(table: str, action: str, condition: str) -> None:
@@ -68,8 +73,8 @@ def _refuse_in_postgresql(table: str, action: str, condition: str) -> None:
     name = f"keep_{table}_{action.lower()}"
     row = "NEW" if action == "UPDATE" else "OLD"
     op.execute(
-        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} "
-        f"THEN RAISE EXCEPTION '{table} rows are kept' "
+        f"CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        f"BEGIN IF {condition} THEN RAISE EXCEPTION '{table} rows are kept' "
         f"USING ERRCODE = 'integrity_constraint_violation'; END IF; RETURN {row}; END $$"
     )
     op.execute(
@@ -171,7 +176,8 @@ def _create_clip() -> None:
     )
 
 
-def _create_task() -> None:
+def create_task() -> None:
+    """Create the table of pairs, then called tasks."""
     op.create_table(
         "task",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -228,7 +234,8 @@ def _create_task() -> None:
     )
 
 
-def _create_assignment() -> None:
+def create_assignment() -> None:
+    """Create the table of assignments."""
     op.create_table(
         "assignment",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -283,7 +290,8 @@ def _create_assignment() -> None:
     )
 
 
-def _create_vote() -> None:
+def create_vote() -> None:
+    """Create the table of votes."""
     op.create_table(
         "vote",
         sa.Column("id", sa.Integer(), nullable=False),
