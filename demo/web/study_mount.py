@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from human_eval.errors import StudyError
 from human_eval.reporting.live_results import LiveResults
 from human_eval.server.admin import create_admin_app
-from human_eval.server.results_api import create_reading_app
+from human_eval.server.results_api import create_results_app
 from human_eval.server.vote_api import create_app
 from human_eval.study.store import StudyStore
 
@@ -102,7 +102,7 @@ class Desk:
             return
         results = LiveResults(store)
         self.raters.app = application
-        self.readers.app = create_reading_app(store, results)
+        self.readers.app = create_results_app(store, results)
         self.researchers.app = create_admin_app(
             store, application.state.service, embedded=self._embedded
         )

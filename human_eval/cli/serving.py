@@ -44,11 +44,11 @@ def invite(options: Namespace) -> None:
 
 def links(options: Namespace) -> None:
     """Print the addresses to hand out."""
-    from human_eval.server.sign_in import list_ways_in
+    from human_eval.server.sign_in import entry_links
 
     page = options.page.rstrip("/")
     with closing(open_study(options.study)) as store:
-        for who, address in list_ways_in(store, page).items():
+        for who, address in entry_links(store, page).items():
             print(f"{who:>10}  {address}")
 
 

@@ -1,36 +1,40 @@
-"""The researchers' application: how the study is, and what they may decide about it.
+"""The application of researchers: the state of the study, and the decisions about it.
 
-An application of its own, mounted beside that of the raters and never reachable from it: raters'
-cookies open nothing here. Every decision is a form with a token of its own, and an event with its
-author. Pages are plain HTML; they work without scripts.
+It is separate from the raters' application, and a rater's cookie opens nothing here. Every decision
+is a form with its own token, and is stored as an event with its author. The pages are plain HTML
+and work without scripts.
 """
 
 import asyncio
 import io
 import tempfile
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
-from human_eval.collection import quarantine
-from human_eval.errors import NotYours, StudyError
+from human_eval.collection.quarantine import release_pair
+from human_eval.errors import NotAcceptable, NotYours, StudyError
 from human_eval.reporting.live_results import set_published
 from human_eval.server import admin_session, dashboard, http
-from human_eval.server.accounts import Door
+from human_eval.server.accounts import Authenticator
 from human_eval.server.results_api import send_stored_clip
-from human_eval.server.sign_in import list_ways_in
-from human_eval.server.vote_api import VoteService
+from human_eval.server.sign_in import entry_links
+from human_eval.server.vote_service import VoteService
 from human_eval.study import backup
 from human_eval.study.store import StudyStore
 
 PAGES = Path(__file__).parent / "pages" / "admin"
+TEMPLATES = Environment(
+    loader=FileSystemLoader(PAGES), autoescape=select_autoescape(), trim_blocks=True
+)
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; media-src 'self'; "
     "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -44,212 +48,244 @@ HEADERS = {
 MAX_FORM = 16 * 1024  # bytes
 
 Form = dict[str, str]
-Decision = Callable[[Form, str], Any]  # the form and its author
-Handler = Callable[[Request, str], Awaitable[Response]]  # the request and who signed in
+router = APIRouter()
+
+
+class _NotSignedIn(Exception):
+    """The request needs a signed-in researcher."""
+
+
+async def get_store(request: Request) -> StudyStore:
+    """Return the study of this application."""
+    store: StudyStore = request.app.state.store
+    return store
+
+
+Store = Annotated[StudyStore, Depends(get_store)]
+
+
+async def get_researcher(request: Request, store: Store) -> str:
+    """Return the name of the signed-in researcher, or show the form to sign in."""
+    name = admin_session.read_researcher(store, request.cookies)
+    if name is None:
+        raise _NotSignedIn
+    return name
+
+
+Researcher = Annotated[str, Depends(get_researcher)]
 
 
 def create_admin_app(store: StudyStore, service: VoteService, *, embedded: bool = False) -> FastAPI:
-    """Make the application; mount it where raters' pages do not link to."""
-    office = Office(store, service, embedded=embedded)
+    """Create the application. Mount it where no rater's page links to.
+
+    Args:
+        embedded: the page is shown in another site's frame.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.store, app.state.service, app.state.embedded = store, service, embedded
+    app.state.authenticator = Authenticator(store.folder)
     app.mount("/static", StaticFiles(directory=PAGES / "static"))
-    app.add_route("/", office.show, methods=["GET"])
-    app.add_route("/sign-in", office.sign_in, methods=["POST"])
-    for path, handler in (
-        ("/counts", office.counts),
-        ("/export.zip", office.export),
-        ("/report.zip", office.report),
-        ("/check", office.check),
-        ("/clips/{token}", office.clip),
-    ):
-        app.add_route(path, office.guarded(handler), methods=["GET"])
-    app.add_route("/{deed}", office.guarded(office.decide), methods=["POST"])
+    app.include_router(router)
+
+    @app.exception_handler(_NotSignedIn)
+    async def ask_to_sign_in(request: Request, error: _NotSignedIn) -> Response:
+        return _sign_in_page(store, 200 if request.url.path == _root(request) else 403)
+
+    @app.exception_handler(StudyError)
+    async def show_refusal(request: Request, error: StudyError) -> Response:
+        status = http.STATUS.get(type(error), 400)
+        return _page("refusal.html", status, message=str(error), root=_root(request))
+
+    @app.exception_handler(HTTPException)
+    async def show_missing(request: Request, error: HTTPException) -> Response:
+        message = "There is no such page."
+        return _page("refusal.html", error.status_code, message=message, root=_root(request))
+
     return app
 
 
-class Office:
-    """The handlers of the application."""
+@router.api_route("/", methods=http.READ)
+async def show_dashboard(request: Request, store: Store, name: Researcher) -> Response:
+    """Show the state of the study and the forms for decisions."""
+    service: VoteService = request.app.state.service
+    facts = await asyncio.to_thread(_read_facts, store, request)
+    return _page(
+        "dashboard.html",
+        **facts,
+        problems=await service.problems(),
+        waiting=service.waiting,
+        name=name,
+        token=admin_session.issue_form_token(store, name),
+    )
 
-    def __init__(self, store: StudyStore, service: VoteService, *, embedded: bool) -> None:
-        self._store = store
-        self._service = service
-        self._embedded = embedded
-        self._door = Door(store.folder)
-        self._templates = Environment(
-            loader=FileSystemLoader(PAGES), autoescape=select_autoescape(), trim_blocks=True
-        )
-        self._deeds: dict[str, Decision] = {
-            "pause": lambda form, author: store.set_paused(True, author=author),
-            "resume": lambda form, author: store.set_paused(False, author=author),
-            "close": lambda form, author: store.set_closed(True, author=author),
-            "reopen": lambda form, author: store.set_closed(False, author=author),
-            "publish": lambda form, author: set_published(store, True, author=author),
-            "withdraw": lambda form, author: set_published(store, False, author=author),
-            "exclude": self._exclude,
-            "revoke": self._revoke,
-            "release": self._release,
-            "back-up": lambda form, author: backup.back_up(store),
-        }
 
-    def guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Let researchers through who have signed in; show others the way."""
+@router.api_route("/counts", methods=http.READ)
+async def show_counts(store: Store, name: Researcher) -> Response:
+    """Show the counts only; the dashboard fetches them every few seconds."""
+    return _page("counts.html", counts=await asyncio.to_thread(dashboard.read_counts, store))
 
-        async def guarded(request: Request) -> Response:
-            name = admin_session.who_is(self._store, request.cookies)
-            if name is None:
-                return self._page("sign_in.html", 403, self._sign_in_facts())
-            try:
-                return await handler(request, name)
-            except StudyError as refusal:
-                status = http.STATUS.get(type(refusal), 400)
-                return self._page("refusal.html", status, {"message": str(refusal)})
 
-        return guarded
+@router.api_route("/check", methods=http.READ)
+async def check_database(store: Store, name: Researcher) -> Response:
+    """Check the database row by row and show the defects."""
+    return _page("check.html", defects=await asyncio.to_thread(store.list_defects))
 
-    async def show(self, request: Request) -> Response:
-        """Show the dashboard, or the form to sign in."""
-        name = admin_session.who_is(self._store, request.cookies)
-        if name is None:
-            return self._page("sign_in.html", 200, self._sign_in_facts())
-        facts = await asyncio.to_thread(self._read_facts, request)
-        facts["problems"] = await self._service.problems()
-        facts["waiting"] = self._service.waiting
-        facts["name"] = name
-        facts["token"] = admin_session.issue_form_token(self._store, name)
-        return self._page("dashboard.html", 200, facts)
 
-    async def counts(self, request: Request, name: str) -> Response:
-        """Show the counts alone; the dashboard fetches them now and then."""
-        counts = await asyncio.to_thread(dashboard.read_counts, self._store)
-        return self._page("counts.html", 200, {"counts": counts})
+@router.api_route("/clips/{token}", methods=http.READ)
+async def show_clip(token: str, request: Request, store: Store, name: Researcher) -> Response:
+    """Send a clip by its signed token."""
+    return await asyncio.to_thread(send_stored_clip, store, token, request)
 
-    async def sign_in(self, request: Request) -> Response:
-        """Check name and password, and hand out the cookie."""
-        try:
-            form = await _read_form(request)
-            await asyncio.to_thread(
-                self._door.admit, form.get("name", ""), form.get("password", ""), "admin"
-            )
-        except StudyError as refusal:
-            facts = {**self._sign_in_facts(), "message": str(refusal)}
-            return self._page("sign_in.html", http.STATUS.get(type(refusal), 400), facts)
-        response = self._back(request)
-        response.set_cookie(
-            admin_session.COOKIE,
-            admin_session.issue_cookie(self._store, form["name"]),
-            max_age=admin_session.SIGNED_IN // 1000,
-            httponly=True,
-            secure=self._embedded or request.url.scheme == "https",
-            samesite="none" if self._embedded else "strict",
-        )
-        return response
 
-    async def decide(self, request: Request, name: str) -> Response:
-        """Carry out a decision and show the dashboard again."""
+@router.api_route("/export.zip", methods=http.READ)
+async def download_export(store: Store, name: Researcher) -> Response:
+    """Send the export as one archive."""
+    return await asyncio.to_thread(_zip_files, store, "export")
+
+
+@router.api_route("/report.zip", methods=http.READ)
+async def download_report(store: Store, name: Researcher) -> Response:
+    """Send the report as one archive."""
+    return await asyncio.to_thread(_zip_files, store, "report")
+
+
+@router.post("/sign-in")
+async def sign_in(request: Request, store: Store) -> Response:
+    """Check name and password and set the cookie."""
+    state = request.app.state
+    try:
         form = await _read_form(request)
-        admin_session.check_form(self._store, name, form.get("token", ""))
-        response = self._back(request)
-        deed = request.path_params["deed"]
-        if deed == "sign-out":
-            response.delete_cookie(admin_session.COOKIE)
-            return response
-        if deed not in self._deeds:
-            raise StudyError(f"Expected a decision from {sorted(self._deeds)}, got {deed[:40]!r}.")
-        await asyncio.to_thread(self._deeds[deed], form, name)
+        name, password = form.get("name", ""), form.get("password", "")
+        await asyncio.to_thread(state.authenticator.check, name, password, "admin")
+    except StudyError as refusal:
+        return _sign_in_page(store, http.STATUS.get(type(refusal), 400), str(refusal))
+    response = _back_to_dashboard(request)
+    response.set_cookie(
+        admin_session.COOKIE,
+        admin_session.issue_cookie(store, name),
+        max_age=admin_session.SESSION_SECONDS,
+        httponly=True,
+        secure=state.embedded or request.url.scheme == "https",
+        samesite="none" if state.embedded else "strict",
+    )
+    return response
+
+
+@router.post("/{action}")
+async def decide(action: str, request: Request, store: Store, name: Researcher) -> Response:
+    """Carry out a decision and show the dashboard again."""
+    form = await _read_form(request)
+    admin_session.check_form_token(store, name, form.get("token", ""))
+    response = _back_to_dashboard(request)
+    if action == "sign-out":
+        response.delete_cookie(admin_session.COOKIE)
         return response
+    if action not in ACTIONS:
+        raise StudyError("This action does not exist. Reload the page.")
+    await asyncio.to_thread(ACTIONS[action], store, form, name)
+    return response
 
-    async def check(self, request: Request, name: str) -> Response:
-        """Check the database row by row, and say what is wrong."""
-        defects = await asyncio.to_thread(self._store.list_defects)
-        return self._page("check.html", 200, {"defects": defects})
 
-    async def clip(self, request: Request, name: str) -> Response:
-        """Send a clip by its token."""
-        return await asyncio.to_thread(send_stored_clip, self._store, request)
+def _exclude(store: StudyStore, form: Form, author: str) -> None:
+    """Exclude a rater by a rule that they fail, with the rule's own evidence."""
+    for proposal in dashboard.read_rater_checks(store).proposals:
+        if (proposal.subject, proposal.rule) == (form.get("subject"), form.get("rule")):
+            evidence = {"found": proposal.evidence}
+            store.exclude(proposal.subject, rule=proposal.rule, evidence=evidence, author=author)
+            return
+    raise StudyError("This rater no longer fails the rule. Reload the page.")
 
-    async def export(self, request: Request, name: str) -> Response:
-        """Send the export as one archive."""
-        return await asyncio.to_thread(self._pack, "export")
 
-    async def report(self, request: Request, name: str) -> Response:
-        """Send the report as one archive."""
-        return await asyncio.to_thread(self._pack, "report")
+def _revoke(store: StudyStore, form: Form, author: str) -> None:
+    reason = form.get("reason", "").strip()
+    if not reason:
+        raise StudyError("Please give a reason for revoking the exclusion.")
+    store.revoke(_number(form, "event"), author=author, reason=reason[:500])
 
-    def _pack(self, what: str) -> Response:
-        from human_eval.reporting.export import write_export  # both take seconds to import
-        from human_eval.reporting.report import write_report
 
-        store = self._store
-        votes = store.votes()
-        if votes.empty:
-            raise StudyError("Expected at least one answer, got none. Wait for raters.")
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / what
-            if what == "export":
-                written = write_export(votes, store.definition, folder, clips=store.clips())
-            else:
-                written = write_report(votes, store.definition, folder)
-            archive = io.BytesIO()
-            with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-                for path in written:
-                    packed.write(path, f"{store.definition.name}-{what}/{path.name}")
-        name = f"{store.definition.name}-{what}.zip"
-        headers = {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
-        return Response(archive.getvalue(), 200, headers, "application/zip")
+def _release(store: StudyStore, form: Form, author: str) -> None:
+    with store.write() as connection:
+        release_pair(connection, _number(form, "pair"), author=author, now=store.clock())
 
-    def _exclude(self, form: Form, author: str) -> None:
-        """Exclude a rater whom a rule speaks against, with the rule's own evidence."""
-        quality = dashboard.read_quality(self._store)
-        for proposal in quality.proposals:
-            if (proposal.subject, proposal.rule) == (form.get("subject"), form.get("rule")):
-                evidence = {"found": proposal.evidence}
-                self._store.exclude(
-                    proposal.subject, rule=proposal.rule, evidence=evidence, author=author
-                )
-                return
-        raise StudyError("Expected a rater whom a rule speaks against, got another. Reload.")
 
-    def _revoke(self, form: Form, author: str) -> None:
-        reason = form.get("reason", "").strip()
-        if not reason:
-            raise StudyError("Expected a reason, got none. Say why the exclusion is taken back.")
-        self._store.revoke(_number(form, "event"), author=author, reason=reason[:500])
+ACTIONS: dict[str, Callable[[StudyStore, Form, str], Any]] = {  # by the address of the form
+    "pause": lambda store, form, author: store.set_paused(True, author=author),
+    "resume": lambda store, form, author: store.set_paused(False, author=author),
+    "close": lambda store, form, author: store.set_closed(True, author=author),
+    "reopen": lambda store, form, author: store.set_closed(False, author=author),
+    "publish": lambda store, form, author: set_published(store, True, author=author),
+    "withdraw": lambda store, form, author: set_published(store, False, author=author),
+    "exclude": _exclude,
+    "revoke": _revoke,
+    "release": _release,
+    "back-up": lambda store, form, author: backup.back_up(store),
+}
 
-    def _release(self, form: Form, author: str) -> None:
-        with self._store.write() as connection:
-            pair, now = _number(form, "pair"), self._store.clock()
-            quarantine.release_pair(connection, pair, author=author, now=now)
 
-    def _read_facts(self, request: Request) -> dict[str, Any]:
-        quality = dashboard.read_quality(self._store)
-        sign = self._store.keys.sign
-        return {
-            "study": self._store.definition,
-            "counts": dashboard.read_counts(self._store),
-            "quality": quality,
-            "clips": {
-                number: "clips/" + sign("clip", [number])
-                for pair in quality.withheld
-                for number in (pair.clip_a, pair.clip_b)
-            },
-            "storage": dashboard.read_storage(self._store),
-            "events": dashboard.read_events(self._store),
-            "ways_in": list_ways_in(self._store, _rate_address(request)),
-        }
+def _read_facts(store: StudyStore, request: Request) -> dict[str, Any]:
+    quarantine = dashboard.read_quarantine(store)
+    return {
+        "study": store.definition,
+        "counts": dashboard.read_counts(store),
+        "checks": dashboard.read_rater_checks(store),
+        "quarantine": quarantine,
+        "clips": {
+            number: "clips/" + store.keys.sign("clip", [number])
+            for pair in quarantine.withheld
+            for number in (pair.clip_a, pair.clip_b)
+        },
+        "storage": dashboard.read_storage(store),
+        "events": dashboard.read_events(store),
+        "entry_links": entry_links(store, _rate_address(request)),
+    }
 
-    def _sign_in_facts(self) -> dict[str, Any]:
-        return {
-            "folder": self._store.folder,
-            "anybody": admin_session.has_researchers(self._store),
-            "message": "",
-        }
 
-    def _page(self, template: str, status: int, facts: dict[str, Any]) -> HTMLResponse:
-        text = self._templates.get_template(template).render(facts)
-        return HTMLResponse(text, status, HEADERS)
+def _zip_files(store: StudyStore, kind: str) -> Response:
+    from human_eval.reporting.export import write_export  # both take seconds to import
+    from human_eval.reporting.report import write_report
 
-    def _back(self, request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope.get('root_path', '')}/", 303, HEADERS)
+    votes = store.votes()
+    if votes.empty:
+        raise StudyError("There are no votes yet. Try again when raters have answered.")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / kind
+        if kind == "export":
+            written = write_export(votes, store.definition, folder, clips=store.clips())
+        else:
+            written = write_report(votes, store.definition, folder)
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in written:
+                archive.write(path, f"{store.definition.name}-{kind}/{path.name}")
+    name = f"{store.definition.name}-{kind}.zip"
+    headers = {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
+    return Response(content.getvalue(), 200, headers, "application/zip")
+
+
+def _page(template: str, status: int = 200, **facts: Any) -> HTMLResponse:
+    return HTMLResponse(TEMPLATES.get_template(template).render(facts), status, HEADERS)
+
+
+def _sign_in_page(store: StudyStore, status: int, message: str = "") -> HTMLResponse:
+    has_accounts = admin_session.has_researchers(store)
+    return _page(
+        "sign_in.html", status, folder=store.folder, has_accounts=has_accounts, message=message
+    )
+
+
+def _back_to_dashboard(request: Request) -> RedirectResponse:
+    return RedirectResponse(_root(request), 303, HEADERS)
+
+
+def _root(request: Request) -> str:
+    """Return the address at which this application is mounted."""
+    return f"{request.scope.get('root_path', '')}/"
+
+
+def _rate_address(request: Request) -> str:
+    """Return the address of the Rate page, which is served next to this application."""
+    root = request.scope.get("root_path", "").rpartition("/")[0]
+    return f"{request.url.scheme}://{request.url.netloc}{root}/study/rate"
 
 
 async def _read_form(request: Request) -> Form:
@@ -257,30 +293,20 @@ async def _read_form(request: Request) -> Form:
 
     Raises:
         NotYours: another site's page sent it.
-        StudyError: it is too long, or no form.
+        StudyError: it is too long, or not a form.
     """
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        raise NotYours("Expected a form of our own page, got another site's. Open our page.")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_FORM:
-            raise StudyError(f"Expected at most {MAX_FORM} bytes, got more. Send less.")
+        raise NotYours("This form was sent by another website. Open the study's own page.")
     try:
+        content = await http.read_body(request, MAX_FORM)
         fields = parse_qs(content.decode("ascii"), keep_blank_values=True, max_num_fields=20)
-    except ValueError as error:
-        raise StudyError("Expected a form, got something else. Use the page.") from error
+    except (NotAcceptable, ValueError) as error:
+        raise StudyError("The form could not be read. Reload the page and try again.") from error
     return {name: values[-1] for name, values in fields.items()}
 
 
 def _number(form: Form, name: str) -> int:
     text = form.get(name, "")
     if not (text.isascii() and text.isdigit() and len(text) < 12):
-        raise StudyError(f"Expected a number for {name}, got {text[:20]!r}. Reload the page.")
+        raise StudyError("The form is not complete. Reload the page and try again.")
     return int(text)
-
-
-def _rate_address(request: Request) -> str:
-    """Return the address of the raters' page, which lies beside this application."""
-    root = request.scope.get("root_path", "").rpartition("/")[0]
-    return f"{request.url.scheme}://{request.url.netloc}{root}/study/rate"

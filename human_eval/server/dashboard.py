@@ -1,4 +1,4 @@
-"""What a researcher sees of a running study: counts, raters, quality, quarantine, storage."""
+"""The figures of the dashboard: counts, checks of raters, withheld pairs, storage, events."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from human_eval.study.queries import find_settled
 from human_eval.study.store import StudyStore
 
 LATEST = 20  # events shown
-BY_PERSON = ("closed", "reopened", "paused", "resumed", "published", "withdrawn", "exclude")
-NOTED = (*BY_PERSON, "revoke", "released", "withheld", "erased", "restored", "backed_up")
+DECISIONS = ("closed", "reopened", "paused", "resumed", "published", "withdrawn", "exclude")
+SHOWN = (*DECISIONS, "revoke", "released", "withheld", "erased", "restored", "backed_up")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The answers to one question about one comparison."""
+    """The votes on one question of one comparison."""
 
     comparison: str
     question: str
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How far the study is, quick to tell at any size."""
+    """How far the study is; fast for a study of any size."""
 
     state: str  # "open", "paused" or "closed"
     published: bool
@@ -46,36 +46,42 @@ class Counts:
     cells: list[Cell]
     assignments: dict[str, int]  # by state
     raters: int
-    refusals: int  # requests turned away
+    refusals: int  # requests refused
     last_answer: str  # UTC, or "never"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A rater that a rule speaks against."""
+    """A rater who fails a screening rule."""
 
     rater: str
-    subject: str
+    subject: str  # "rater:NUMBER"
     rule: str
     evidence: str
-    in_force: bool
-    revoked: bool  # somebody has excluded the rater by this rule, and taken that back
+    in_force: bool  # the rater is excluded by this rule
+    revoked: bool  # they were, and a researcher revoked the exclusion
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
-    """What the answers tell about the raters."""
+class RaterChecks:
+    """What the votes show about the raters."""
 
     proposals: list[Proposal]
     exclusions: list[Exclusion]
     consistency: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantine:
+    """Pairs withheld after reports, and clips rejected on import."""
+
     withheld: list[WithheldPair]
-    refused: list[RefusedClip]
+    rejected: list[RefusedClip]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """Where the answers lie, and how that is."""
+    """The state of the database and its backups."""
 
     database: str  # "SQLite" or "PostgreSQL"
     megabytes: float | None  # of the SQLite files
@@ -85,7 +91,7 @@ class Storage:
 
 
 def read_counts(store: StudyStore) -> Counts:
-    """Count; every number comes from the database itself."""
+    """Count pairs, assignments and votes in the database."""
     definition = store.definition
     progress, tally = store.progress(), store.tally()
     with store.read() as connection:
@@ -132,21 +138,16 @@ def _count_cell(tally: pd.DataFrame, comparison: str, question: str, primary: bo
     )
 
 
-def read_quality(store: StudyStore) -> Quality:
-    """Screen the raters; reads every answer."""
-    from human_eval.statistics.screening import (  # takes seconds to import
-        consistency,
-        screen,
-    )
+def read_rater_checks(store: StudyStore) -> RaterChecks:
+    """Screen the raters; reads every vote."""
+    from human_eval.statistics.screening import consistency, screen  # takes seconds to import
 
     votes = store.votes()
     proposed = screen(votes, store.definition)
     with store.read() as connection:
         in_force, settled = exclusions(connection), find_settled(connection)
         numbers = _rater_numbers(connection, list(proposed["rater"]))
-        withheld, refused = list_withheld(connection), list_refused(connection)
     known = {(entry.subject, entry.rule) for entry in in_force}
-    revoked = settled - known
     proposals = []
     for row in proposed.to_dict("records"):
         subject = f"rater:{numbers[row['rater']]}"
@@ -157,16 +158,20 @@ def read_quality(store: StudyStore) -> Quality:
                 rule=row["rule"],
                 evidence=", ".join(f"{name} {value}" for name, value in row["evidence"].items()),
                 in_force=(subject, row["rule"]) in known,
-                revoked=(subject, row["rule"]) in revoked,
+                revoked=(subject, row["rule"]) in settled - known,
             )
         )
-    return Quality(
+    return RaterChecks(
         proposals=proposals,
         exclusions=in_force,
         consistency=consistency(votes).to_dict("records"),
-        withheld=withheld,
-        refused=refused,
     )
+
+
+def read_quarantine(store: StudyStore) -> Quarantine:
+    """List what raters do not see."""
+    with store.read() as connection:
+        return Quarantine(withheld=list_withheld(connection), rejected=list_refused(connection))
 
 
 def _rater_numbers(connection: Connection, pseudonyms: list[str]) -> dict[str, int]:
@@ -177,7 +182,7 @@ def _rater_numbers(connection: Connection, pseudonyms: list[str]) -> dict[str, i
 
 
 def read_storage(store: StudyStore) -> Storage:
-    """Say where the answers lie."""
+    """Describe the database and its backups."""
     sqlite = store.database.is_sqlite
     files = list(store.folder.glob("study.db*")) if sqlite else []
     backups = list_backups(store)
@@ -191,10 +196,10 @@ def read_storage(store: StudyStore) -> Storage:
 
 
 def read_events(store: StudyStore) -> list[dict[str, str]]:
-    """Return what was last decided or done, newest first."""
+    """Return the latest decisions and changes, newest first."""
     newest = (
         select(Event.at, Event.actor, Event.kind, Event.subject)
-        .where(Event.kind.in_(NOTED))
+        .where(Event.kind.in_(SHOWN))
         .order_by(Event.id.desc())
         .limit(LATEST)
     )
@@ -207,7 +212,7 @@ def read_events(store: StudyStore) -> list[dict[str, str]]:
 
 
 def show_time(moment: int | None) -> str:
-    """Return a time in milliseconds as people read it."""
+    """Format a Unix time in milliseconds; None is "never"."""
     if moment is None:
         return "never"
     return datetime.fromtimestamp(moment / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

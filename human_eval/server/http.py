@@ -1,14 +1,15 @@
-"""One request and its reply: what a body may hold, and what an error becomes on the wire."""
+"""What the study's routes share: the size of a body, JSON replies, errors as JSON, byte ranges."""
 
 import json
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from fastapi import Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
-from human_eval.collection.returns import Detail, Reason
 from human_eval.errors import (
     NotAcceptable,
     NotYours,
@@ -33,135 +34,111 @@ STATUS: dict[type[StudyError], int] = {
 }
 MAX_BODY = 64 * 1024  # bytes
 RETRY_SECONDS = 2
-MAX_QUOTED = 80  # characters of what came, in a message
-
-Checked = TypeVar("Checked", bound=BaseModel)
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class EnterBody(_Body):
-    """How a rater comes in: invited by name, by a link, as staff, or just so."""
-
-    consent: bool
-    invitation: str | None = Field(None, max_length=2000)
-    link: str | None = Field(None, max_length=500)
-    parameters: dict[str, str] = Field({}, max_length=20)  # what a platform wrote into the link
-    name: str | None = Field(None, max_length=64)
-    password: str | None = Field(None, max_length=200)
-
-
-class ClaimBody(_Body):
-    """Which pair is wanted."""
-
-    ahead: bool = False
-
-
-class AnswerBody(_Body):
-    """What a rater says to one question."""
-
-    choice: Literal["left", "right", "tie", "both_bad"]
-    seconds: float = Field(allow_inf_nan=False)
-
-
-class SubmitBody(_Body):
-    """The answers to one pair."""
-
-    ballot: str = Field(max_length=500)
-    answers: dict[str, AnswerBody] = Field(max_length=20)
-    loops: int = Field(ge=0, le=10_000)
-    revision: int = Field(0, ge=0, le=100)
-
-
-class ReturnBody(_Body):
-    """A pair handed back."""
-
-    ballot: str = Field(max_length=500)
-    reason: Reason
-    detail: Detail = ""
-
-
-class StopBody(_Body):
-    """A rater who stops although pairs are left."""
-
-    technical: bool = False  # because something does not work
-
-
-async def read_body(request: Request, shape: type[Checked]) -> Checked:
-    """Read a JSON body of the given shape.
-
-    Raises:
-        NotAcceptable: it is too long, or of another shape.
-        NotYours: another site's page sent it.
-    """
-    if request.headers.get("sec-fetch-site") == "cross-site":
-        raise NotYours("Expected a request of our own page, got another site's. Open our page.")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise NotAcceptable(f"Expected application/json, got {_quote(kind)}. Set content-type.")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY:
-            raise NotAcceptable(f"Expected at most {MAX_BODY} bytes, got more. Send less.")
-    try:
-        return shape.model_validate_json(bytes(content))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise NotAcceptable(
-            f"Expected another {_quote(place)}: {first['msg']}; got {_quote(first.get('input'))}. "
-            "Correct the request."
-        ) from error
-
-
-def _quote(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "..."
+READ = ["GET", "HEAD"]  # the methods of a route that changes nothing
 
 
 def reply(content: Any, status: int = 200) -> Response:
-    """Return JSON that nobody keeps and that holds ASCII alone, whatever text is in it."""
+    """Return JSON that is never cached. It is ASCII only, so any text in it can be sent."""
     response = Response(json.dumps(content), status, media_type="application/json")
     response.headers["cache-control"] = "private, no-store"
     response.headers["x-content-type-options"] = "nosniff"
     return response
 
 
-def guard(handler: Handler, refused: Callable[[str, Request], None]) -> Handler:
-    """Turn a handler's `StudyError` into its status and text, and count refusals."""
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read the body of a request that one of our own pages sent.
 
-    async def guarded(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except StudyError as error:
-            status = STATUS.get(type(error), 400)
-            response = reply({"error": str(error)}, status)
-            if status >= 500:
-                response.headers["retry-after"] = str(RETRY_SECONDS)
-            else:
-                refused(type(error).__name__, request)
-            return response
+    Args:
+        limit: bytes.
 
-    return guarded
+    Raises:
+        NotYours: another site's page sent it.
+        NotAcceptable: it is longer than the limit.
+    """
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise NotYours("This request came from another website. Open the study's own page.")
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > limit:
+            raise NotAcceptable(f"The request is larger than {limit} bytes. Reload the page.")
+    return bytes(content)
 
 
-def send_clip(content: bytes, asked: str | None) -> Response:
-    """Send a clip or the range of bytes that is asked for; headers tell nothing about the file."""
+class BodyRoute(APIRoute):
+    """A route that checks the sender and the size of a body before FastAPI parses it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def check_then_handle(request: Request) -> Response:
+            if request.method in READ:
+                return await handle(request)
+            content = await read_body(request, MAX_BODY)
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request", "body": content}
+
+            return await handle(Request(request.scope, receive))
+
+        return check_then_handle
+
+
+def create_json_app(on_refusal: Callable[[str, Request], None], **options: Any) -> FastAPI:
+    """Create an application without API documentation that answers errors with {"error": ...}.
+
+    Args:
+        on_refusal: called with the error's class name for every request that is refused, and not
+            for failures of the storage.
+        options: of FastAPI.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **options)
+
+    @app.exception_handler(StudyError)
+    async def refuse(request: Request, error: StudyError) -> Response:
+        status = STATUS.get(type(error), 400)
+        response = reply({"error": str(error)}, status)
+        if status >= 500:
+            response.headers["retry-after"] = str(RETRY_SECONDS)
+        else:
+            on_refusal(type(error).__name__, request)
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_body(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        message = f"The request has an error in {place[:80]!r}: {first['msg']}. Reload the page."
+        return await refuse(request, NotAcceptable(message))
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(request: Request, error: HTTPException) -> Response:
+        message = {
+            404: "This address does not exist. Check the link.",
+            405: "This address does not accept this kind of request.",
+        }.get(error.status_code, "The request could not be read. Reload the page.")
+        return reply({"error": message}, error.status_code)
+
+    return app
+
+
+def send_clip(content: bytes, requested: str | None) -> Response:
+    """Send a clip, or part of it. No header describes the file.
+
+    Args:
+        requested: the request's Range header.
+    """
     headers = {
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=3600",
         "x-content-type-options": "nosniff",
     }
     size = len(content)
-    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", asked or "")
+    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", requested or "")
     if match is None or match.group(1) == match.group(2) == "":
         return Response(content, 200, headers, "video/mp4")
     first, last = match.groups()
-    if first == "":
+    if first == "":  # the last bytes
         begin, end = max(0, size - int(last)), size - 1
     else:
         begin, end = int(first), min(int(last or size - 1), size - 1)

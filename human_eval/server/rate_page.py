@@ -1,15 +1,16 @@
-"""The page on which raters answer: fixed files, sent with headers that let nothing else in.
+"""The page on which raters answer: fixed files with a strict content security policy.
 
-It is a page of its own, not a part of another framework's: it opens in one round trip, works
-without anybody else's scripts, and nothing that it loads could tell what it must not.
+It is a page of its own and uses no framework: it loads in one round trip, runs no third-party
+scripts, and none of its files contains anything about the systems.
 """
 
 from pathlib import Path
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
-from human_eval.server.http import reply
+from human_eval.server.http import READ
 
 PAGES = Path(__file__).parent / "pages"
 TYPES = {
@@ -26,38 +27,38 @@ OWN_FRAMES = "'self'"
 SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"
 
 
-class RatePage:
-    """The page and its files."""
+def create_page_router(*, embedded: bool) -> APIRouter:
+    """Create the routes of the page and its files.
 
-    def __init__(self, *, embedded: bool = False) -> None:
-        """
-        Args:
-            embedded: the page lives in another site's frame.
-        """
-        self._files = {
-            path.name: (path.read_bytes(), TYPES[path.suffix])
-            for path in PAGES.iterdir()
-            if path.suffix in TYPES
-        }
-        self._headers = {
-            "cache-control": "no-cache",
-            "content-security-policy": POLICY.format(
-                frames=SPACE_FRAMES if embedded else OWN_FRAMES
-            ),
-            "permissions-policy": "camera=(), microphone=(), geolocation=()",
-            "referrer-policy": "no-referrer",
-            "x-content-type-options": "nosniff",
-        }
+    Args:
+        embedded: the page is shown in another site's frame.
+    """
+    files = {
+        path.name: (path.read_bytes(), TYPES[path.suffix])
+        for path in PAGES.iterdir()
+        if path.suffix in TYPES
+    }
+    headers = {
+        "cache-control": "no-cache",
+        "content-security-policy": POLICY.format(frames=SPACE_FRAMES if embedded else OWN_FRAMES),
+        "permissions-policy": "camera=(), microphone=(), geolocation=()",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    router = APIRouter()
 
-    async def send(self, request: Request) -> Response:
-        """Send the page, or the file of it that the path names."""
-        name = request.path_params.get("name", "rate.html")
-        if name not in self._files:
-            return reply({"error": "Expected a file of the page, got another. Open /rate."}, 404)
-        content, kind = self._files[name]
-        return Response(content, 200, self._headers, kind)
-
-    async def without_slash(self, request: Request) -> Response:
-        """Lead to the page: its addresses are relative, and would be wrong below a slash."""
+    @router.api_route("/rate/", methods=READ)
+    async def remove_slash(request: Request) -> Response:
+        # The page's addresses are relative: below "/rate/" they would be wrong.
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(f"../rate{query}", 307)
+
+    @router.api_route("/rate", methods=READ)
+    @router.api_route("/rate/{name}", methods=READ)
+    async def send(name: str = "rate.html") -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        content, media_type = files[name]
+        return Response(content, 200, headers, media_type)
+
+    return router

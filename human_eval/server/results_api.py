@@ -1,4 +1,4 @@
-"""What readers of a study may fetch: its chart, its tables, and after its end the clips."""
+"""Downloads for readers of a study: chart, tables, and the clips once the study is closed."""
 
 import asyncio
 import io
@@ -12,66 +12,64 @@ from sqlalchemy import select
 from human_eval.collection.quarantine import clip_name
 from human_eval.errors import NotYours, StudyError
 from human_eval.reporting.live_results import LiveResults, Results, is_published, table_as_csv
-from human_eval.server import http
-from human_eval.server.admin_session import who_is
+from human_eval.server.admin_session import read_researcher
+from human_eval.server.http import READ, create_json_app, reply, send_clip
 from human_eval.storage.tables import Study
 from human_eval.study.store import StudyStore
 
-KINDS = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file in an archive: the same tables, the same bytes
+MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
+EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in an archive: equal tables give equal bytes
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'"
 
 
 @dataclass(frozen=True)
 class Access:
-    """What somebody may see of the results."""
+    """What a visitor may see of the results."""
 
     may_read: bool
-    named: bool  # the systems of a study that is still open
+    named: bool  # the names of the systems while the study is open
 
 
 def find_access(store: StudyStore, cookies: Mapping[str, str]) -> Access:
-    """Return what the holder of these cookies may see."""
-    researcher = who_is(store, cookies) is not None
+    """Return what the owner of these cookies may see."""
+    researcher = read_researcher(store, cookies) is not None
     with store.read() as connection:
         published = is_published(connection)
     return Access(may_read=researcher or published, named=researcher)
 
 
-def create_reading_app(store: StudyStore, results: LiveResults) -> FastAPI:
-    """Make the application of the three routes; it is mounted beside the page."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+def create_results_app(store: StudyStore, results: LiveResults) -> FastAPI:
+    """Create the application of the three downloads."""
+    app = create_json_app(on_refusal=lambda error, request: None)
 
-    async def chart(request: Request) -> Response:
-        kind = request.path_params["kind"]
-        if kind not in KINDS:
-            return http.reply({"error": f"Expected svg, png or pdf, got {kind[:20]!r}."}, 404)
-        named, simulated = _check(store, request)
-        drawn = await asyncio.to_thread(results.draw, kind, named=named, simulated=simulated)
+    @app.api_route("/chart.{kind}", methods=READ)
+    async def chart(kind: str, request: Request, votes: str = "") -> Response:
+        if kind not in MEDIA_TYPES:
+            return reply({"error": "The chart is available as svg, png and pdf."}, 404)
+        named = _check_access(store, request)
+        drawn = await asyncio.to_thread(
+            results.draw, kind, named=named, simulated=votes == "simulated"
+        )
         if drawn is None:
-            return http.reply({"error": "Expected votes to draw, got none yet."}, 404)
-        return _send(drawn, KINDS[kind], f"win_rates.{kind}")
+            return reply({"error": "There are no votes yet. Try again later."}, 404)
+        return _send_file(drawn, MEDIA_TYPES[kind], f"win_rates.{kind}")
 
-    async def tables(request: Request) -> Response:
-        named, simulated = _check(store, request)
-        current = await asyncio.to_thread(results.read, named=named, simulated=simulated)
+    @app.api_route("/tables.zip", methods=READ)
+    async def tables(request: Request, votes: str = "") -> Response:
+        named = _check_access(store, request)
+        current = await asyncio.to_thread(results.read, named=named, simulated=votes == "simulated")
         content = await asyncio.to_thread(_zip_tables, current)
-        return _send(content, "application/zip", "tables.zip")
+        return _send_file(content, "application/zip", "tables.zip")
 
-    async def clip(request: Request) -> Response:
-        return await asyncio.to_thread(send_stored_clip, store, request)
+    @app.api_route("/clips/{token}", methods=READ)
+    async def clip(token: str, request: Request) -> Response:
+        return await asyncio.to_thread(send_stored_clip, store, token, request)
 
-    for path, handler in (
-        ("/chart.{kind}", chart),
-        ("/tables.zip", tables),
-        ("/clips/{token}", clip),
-    ):
-        app.add_route(path, http.guard(handler, lambda kind, request: None), methods=["GET"])
     return app
 
 
-def send_stored_clip(store: StudyStore, request: Request) -> Response:
-    """Send a clip by its token, to researchers, and to readers once the study is closed.
+def send_stored_clip(store: StudyStore, token: str, request: Request) -> Response:
+    """Send a clip by its signed token: to researchers always, to readers if the study is closed.
 
     Raises:
         NotYours: the study is open, or the token is forged.
@@ -80,22 +78,24 @@ def send_stored_clip(store: StudyStore, request: Request) -> Response:
     with store.read() as connection:
         closed = connection.execute(select(Study.closed_at)).scalar_one() is not None
         if not access.named and not (closed and access.may_read):
-            raise NotYours("Expected a closed study, got an open one. Clips are shown at the end.")
-        [number] = store.keys.read("clip", request.path_params["token"])
+            raise NotYours("Clips are shown when the study is closed.")
+        [number] = store.keys.read("clip", token)
         name = clip_name(connection, number)
     try:
         content = (store.media / name).read_bytes()
     except FileNotFoundError as error:
-        raise StudyError("Expected a clip, got none. Restore the media folder.") from error
-    return http.send_clip(content, request.headers.get("range"))
+        raise StudyError(
+            "This clip is missing on the server. Restore the study's media folder."
+        ) from error
+    return send_clip(content, request.headers.get("range"))
 
 
-def _check(store: StudyStore, request: Request) -> tuple[bool, bool]:
-    """Return whether systems are named and votes simulated, or refuse."""
+def _check_access(store: StudyStore, request: Request) -> bool:
+    """Return whether to show the names of the systems, or refuse."""
     access = find_access(store, request.cookies)
     if not access.may_read:
-        raise NotYours("Expected published results, got others. Ask the researcher.")
-    return access.named, request.query_params.get("votes") == "simulated"
+        raise NotYours("The results of this study are not published. Ask the researcher.")
+    return access.named
 
 
 def _zip_tables(results: Results) -> bytes:
@@ -107,11 +107,11 @@ def _zip_tables(results: Results) -> bytes:
     return content.getvalue()
 
 
-def _send(content: bytes, kind: str, name: str) -> Response:
+def _send_file(content: bytes, media_type: str, name: str) -> Response:
     headers = {
         "cache-control": "private, no-store",
         "content-disposition": f'inline; filename="{name}"',
         "content-security-policy": POLICY,
         "x-content-type-options": "nosniff",
     }
-    return Response(content, 200, headers, kind)
+    return Response(content, 200, headers, media_type)

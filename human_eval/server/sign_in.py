@@ -1,12 +1,13 @@
-"""Who comes in, by which way, and how they are known from then on.
+"""How raters enter a study, and how they are recognized afterwards.
 
-just so      anybody, where the study is anonymous
-by a link    anybody who holds one: it is signed, and names a crowd platform or nobody
-invited      one person, whom the signed invitation names
-as staff     with a name and a password
+anonymous   anyone, if the study allows it
+link        anyone who has the study's signed link
+platform    a person whom a crowd platform sends, through the platform's signed link
+invitation  one person, named in a signed invitation
+staff       an account with a password
 
-What a browser brings is checked once. From then on a signed cookie says who they are: a number, and
-the parameters that their platform wants back in the end.
+The entry is checked once. After that a signed cookie identifies the rater: it holds their number
+and the parameters that their platform needs when they finish.
 """
 
 import asyncio
@@ -16,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, bindparam, select
 
 from human_eval.definition.platforms import finish_address, read_parameters, study_address
-from human_eval.errors import NotYours
-from human_eval.server.accounts import Door, read_accounts
-from human_eval.server.http import EnterBody
+from human_eval.errors import NotAcceptable, NotYours
+from human_eval.server.accounts import Authenticator, read_accounts
 from human_eval.storage.events import record
 from human_eval.storage.keys import Keys
 from human_eval.storage.tables import Rater
@@ -29,142 +30,158 @@ from human_eval.study.store import StudyStore, enter
 
 COOKIE = "human_eval_rater"
 COOKIE_SECONDS = 30 * 86_400
-NOBODY_IN_PARTICULAR = ("anonymous", "link")  # providers whose raters have no name
+
+
+class EntryBody(BaseModel):
+    """What a browser sends to enter; the first of name, invitation and link that is set counts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    consent: bool
+    invitation: str | None = Field(None, max_length=2000)
+    link: str | None = Field(None, max_length=500)
+    parameters: dict[str, str] = Field({}, max_length=20)  # that the platform added to the link
+    name: str | None = Field(None, max_length=64)
+    password: str | None = Field(None, max_length=200)
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """Somebody who may come in."""
+class Identity:
+    """Who may enter."""
 
     provider: str
-    name: str  # as the provider knows them; empty for nobody in particular
-    session: str = ""
-    kept: Mapping[str, str] = field(default_factory=dict)  # what the platform wants back
+    name: str  # as the provider knows the person; empty for anonymous raters
+    session: str = ""  # of the platform
+    parameters: Mapping[str, str] = field(default_factory=dict)  # that the platform needs back
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Who a rater is, as the cookie says it."""
+class RaterSession:
+    """What the cookie holds about a rater."""
 
     rater_id: int
     provider: str
-    kept: Mapping[str, str]
-
-    def sign(self, keys: Keys) -> str:
-        """Return the cookie's value."""
-        return keys.sign("rater", [self.rater_id, self.provider, dict(self.kept)])
+    parameters: Mapping[str, str]
 
 
-def read_pass(keys: Keys, request: Request) -> Pass:
-    """Return who sent the request.
+def read_session(keys: Keys, request: Request) -> RaterSession:
+    """Return the rater who sent the request.
 
     Raises:
-        NotYours: the cookie is missing or not ours.
+        NotYours: the cookie is missing, forged, or of an older version.
     """
     token = request.cookies.get(COOKIE)
     if token is None:
-        raise NotYours("Expected a rater's cookie, got none. Enter the study first.")
+        raise NotYours("You have not entered this study yet. Open the link you were given.")
     match keys.read("rater", token):
-        case [int(rater_id), str(provider), dict(kept)]:
-            return Pass(rater_id, provider, kept)
-    raise NotYours("Expected a rater's cookie of this version, got an older one. Enter again.")
+        case [int(rater_id), str(provider), dict(parameters)]:
+            return RaterSession(rater_id, provider, parameters)
+    raise NotYours("The study was updated. Open the link you were given again.")
 
 
-async def recognise(store: StudyStore, door: Door, body: EnterBody) -> Arrival:
-    """Find out who comes, by the first of the ways that the body takes.
+async def identify(store: StudyStore, authenticator: Authenticator, body: EntryBody) -> Identity:
+    """Check what the browser brings and return who may enter.
 
     Raises:
-        NotYours: nobody may come in so.
-        NotAcceptable: the platform's link lacks who comes.
+        NotYours: the password, invitation or link is wrong, or the study needs one.
+        NotAcceptable: no consent, or the platform's link does not name the person.
     """
+    if not body.consent:
+        raise NotAcceptable("Please accept the consent text first.")
     if body.name is not None:
-        await asyncio.to_thread(door.admit, body.name, body.password or "")
-        return Arrival("staff", body.name)
+        await asyncio.to_thread(authenticator.check, body.name, body.password or "")
+        return Identity("staff", body.name)
     if body.invitation is not None:
         provider, name = (str(part) for part in store.keys.read("invitation", body.invitation))
-        return Arrival(provider, name)
+        return Identity(provider, name)
     if body.link is not None:
         [key] = store.keys.read("link", body.link)
         if key == "link":
-            return Arrival("link", "")
+            return Identity("link", "")
         platform = store.definition.provider(str(key))
-        kept = read_parameters(platform, body.parameters)
-        return Arrival(platform.key, kept[platform.rater], kept.get(platform.session, ""), kept)
+        parameters = read_parameters(platform, body.parameters)
+        session = parameters.get(platform.session, "")
+        return Identity(platform.key, parameters[platform.rater], session, parameters)
     if store.definition.anonymous:
-        return Arrival("anonymous", "")
-    raise NotYours("Expected an invitation, got none. Use the link that you were given.")
+        return Identity("anonymous", "")
+    raise NotYours("This study is by invitation only. Open the link you were given.")
 
 
-def admit(
-    connection: Connection, store: StudyStore, arrival: Arrival, before: Pass | None, now: int
-) -> Pass:
-    """Write down that somebody agreed and came in; return their pass.
+def open_session(
+    connection: Connection,
+    store: StudyStore,
+    identity: Identity,
+    previous: RaterSession | None,
+    now: int,
+) -> RaterSession:
+    """Store that a person consented and entered; return their session.
 
     Args:
-        before: who this browser was so far. Nobody in particular stays the one they were, so that a
-            second window is not a second person.
+        previous: the browser's session so far. An anonymous rater keeps it, so that a second
+            window does not count as a second person.
+        now: Unix time, milliseconds.
     """
-    keys, name = store.keys, arrival.name
+    keys, name = store.keys, identity.name
     if not name:
-        if before is not None and before.provider == arrival.provider:
-            if connection.execute(_KNOWN, {"rater": before.rater_id}).first():
-                return before
+        if previous is not None and previous.provider == identity.provider:
+            if connection.execute(_KNOWN, {"rater": previous.rater_id}).first():
+                return previous
         name = f"{store.rng.getrandbits(128):032x}"
-    rater_id = enter(connection, keys, arrival.provider, name, now)
+    rater_id = enter(connection, keys, identity.provider, name, now)
     consent = store.definition.consent.text
     payload = {"consent": hashlib.sha256(consent.encode()).hexdigest()[:16]}
-    if arrival.session:
-        payload["session"] = keys.pseudonym(f"{arrival.provider} session", arrival.session)
+    if identity.session:
+        payload["session"] = keys.pseudonym(f"{identity.provider} session", identity.session)
     actor = f"rater:{rater_id}"
     record(connection, "entered", actor=actor, subject="study", now=now, payload=payload)
-    return Pass(rater_id, arrival.provider, arrival.kept)
+    return RaterSession(rater_id, identity.provider, identity.parameters)
 
 
-def set_cookie(response: Response, keys: Keys, mine: Pass, *, embedded: bool) -> None:
-    """Let the browser remember the pass, out of reach of scripts.
+def set_cookie(response: Response, keys: Keys, session: RaterSession, *, embedded: bool) -> None:
+    """Store the session in the browser, where scripts cannot read it.
 
     Args:
-        embedded: the page lives in another site's frame, so that its cookie is a third party's.
+        embedded: the page is shown in another site's frame, which makes this a third-party cookie.
     """
     response.set_cookie(
         COOKIE,
-        mine.sign(keys),
+        keys.sign("rater", [session.rater_id, session.provider, dict(session.parameters)]),
         max_age=COOKIE_SECONDS,
         httponly=True,
         secure=embedded,
         samesite="none" if embedded else "lax",
     )
     if embedded:
-        response.headers["set-cookie"] += "; Partitioned"  # not known to Python before 3.14
+        response.headers["set-cookie"] += "; Partitioned"  # Python's cookies lack it before 3.14
 
 
-def way_back(store: StudyStore, mine: Pass, code: str) -> str:
-    """Return where the browser goes in the end; empty where there is no such place."""
-    known = {provider.key for provider in store.definition.providers}
-    if mine.provider not in known:
+def finish_link(store: StudyStore, session: RaterSession, code: str) -> str:
+    """Return the platform's address for a rater who finishes; empty without a platform."""
+    if session.provider not in {provider.key for provider in store.definition.providers}:
         return ""
-    return finish_address(store.definition.provider(mine.provider), mine.kept, code)
+    platform = store.definition.provider(session.provider)
+    return finish_address(platform, session.parameters, code)
 
 
-def list_ways_in(store: StudyStore, page: str) -> dict[str, str]:
-    """Return the addresses to hand out, by whom they are for.
+def entry_links(store: StudyStore, page: str) -> dict[str, str]:
+    """Return the links to hand out, by provider.
 
     Args:
         page: address of the Rate page.
     """
     keys, definition = store.keys, store.definition
-    ways: dict[str, str] = {"anybody": page} if definition.anonymous else {}
-    ways["link"] = f"{page}?link={keys.sign('link', ['link'])}"
+    links: dict[str, str] = {"anonymous": page} if definition.anonymous else {}
+    links["link"] = f"{page}?link={keys.sign('link', ['link'])}"
     for provider in definition.providers:
         platform = definition.provider(provider.key)
-        ways[platform.key] = study_address(platform, page, keys.sign("link", [platform.key]))
+        links[platform.key] = study_address(platform, page, keys.sign("link", [platform.key]))
     if read_accounts(store.folder):
-        ways["staff"] = f"{page}?staff"
-    return ways
+        links["staff"] = f"{page}?staff"
+    return links
 
 
-def describe_ways_in(store: StudyStore) -> dict[str, Any]:
-    """Say which ways are open to somebody who brings nothing."""
+def entry_options(store: StudyStore) -> dict[str, Any]:
+    """Return which ways to enter need no link."""
     return {
         "anonymous": store.definition.anonymous,
         "staff": bool(read_accounts(store.folder)),

@@ -1,22 +1,19 @@
-"""The vote path over HTTP: enter, claim a pair, watch its clips, submit.
+"""The routes of raters: enter, get a pair, watch its clips, submit the answers.
 
-What a browser sends is never believed further than one of the choices: who votes, on which pair,
-with which sides, and when, is the server's knowledge. No answer names a system, and an answer is
-acknowledged only after it is safely on disk.
+A browser only chooses answers. Which rater, which pair, which sides and what time come from the
+server. No reply names a system, and answers are acknowledged only once they are on disk.
 """
 
-import asyncio
-import shutil
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from human_eval.collection import assignment, pair_view, returns, submission
+from human_eval.collection.assignment import Assignment
 from human_eval.collection.pair_view import PairView
 from human_eval.collection.progress import (
     Outcome,
@@ -26,338 +23,297 @@ from human_eval.collection.progress import (
     read_progress,
     stopping,
 )
+from human_eval.collection.returns import Detail, Reason
 from human_eval.collection.submission import Answer, Submission, shown_choices
-from human_eval.errors import (
-    NotAcceptable,
-    NotYours,
-    StorageBusy,
-    StudyClosed,
-    StudyError,
-    StudyPaused,
-)
-from human_eval.server import http, sign_in
-from human_eval.server.accounts import Door
+from human_eval.errors import NotYours, StudyClosed, StudyPaused
+from human_eval.server import sign_in
+from human_eval.server.accounts import Authenticator
 from human_eval.server.clip_server import ClipServer
-from human_eval.server.http import read_body, reply
-from human_eval.server.rate_page import RatePage
-from human_eval.server.sign_in import Pass, read_pass
+from human_eval.server.http import READ, BodyRoute, create_json_app, reply
+from human_eval.server.rate_page import create_page_router
+from human_eval.server.sign_in import EntryBody, RaterSession, read_session
+from human_eval.server.vote_service import VoteService
 from human_eval.storage import events
-from human_eval.storage.lock import serving
-from human_eval.storage.writer import Writer
 from human_eval.study.store import StudyStore
 
-MIN_FREE = 256 * 2**20  # bytes on disk, below which the service says that it is unwell
+router = APIRouter(route_class=BodyRoute)
 
 
-class VoteService:
-    """The routes of one study. They answer while `running()` is open."""
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    def __init__(self, store: StudyStore, *, embedded: bool = False) -> None:
-        """
-        Args:
-            embedded: the page lives in another site's frame, so that its cookie is a third party's.
-        """
-        self.store = store
-        self.router = APIRouter()
-        self._embedded = embedded
-        self._door = Door(store.folder)
-        self._clips = ClipServer(store)
-        self._writer: Writer | None = None
-        self._refused: Counter[tuple[str, str]] = Counter()
-        self._undone = ""  # why the chores could not be done the last time
-        page = RatePage(embedded=embedded)
-        for method, path, handler in (
-            ("POST", "/api/enter", self.enter),
-            ("POST", "/api/claim", self.claim),
-            ("POST", "/api/submit", self.submit),
-            ("POST", "/api/return", self.give_back),
-            ("POST", "/api/stop", self.stop),
-            ("GET", "/api/study", self.describe),
-            ("GET", "/media/{token}", self._clips.send),
-            ("GET", "/rate", page.send),
-            ("GET", "/rate/", page.without_slash),
-            ("GET", "/rate/{name}", page.send),
-            ("GET", "/healthz", self.health),
-        ):
-            self.router.add_route(path, http.guard(handler, self.refuse), methods=[method])
 
-    @property
-    def waiting(self) -> int:
-        """How many writes wait for their turn."""
-        return 0 if self._writer is None else self._writer.waiting
+class ClaimBody(_Body):
+    """Which pair is wanted."""
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Carry out writes; every second, return expired leases and write refusals down.
+    ahead: bool = False  # the one after the current pair, to load its clips in advance
 
-        Raises:
-            StudyError: another service already runs on this SQLite study, or it is being restored.
-        """
-        with serving(self.store.database, self.store.folder):
-            self._writer = Writer(self.store.database)
-            stopping = asyncio.Event()
-            chores = asyncio.create_task(self._do_chores(stopping))
-            try:
-                yield
-            finally:
-                stopping.set()
-                await chores
-                await asyncio.to_thread(self._writer.close)
-                self._writer = None
 
-    async def enter(self, request: Request) -> Response:
-        """Let a rater in, and give them the cookie by which they are known from here on."""
-        body = await read_body(request, http.EnterBody)
-        if not body.consent:
-            raise NotAcceptable("Expected consent, got none. Nothing was stored.")
-        arrival = await sign_in.recognise(self.store, self._door, body)
-        before, now = self._pass(request), self.store.clock()
-        mine: Pass = await self._write(
-            lambda connection: sign_in.admit(connection, self.store, arrival, before, now)
-        )
-        response = reply({"study": self._description(entered=True)})
-        sign_in.set_cookie(response, self.store.keys, mine, embedded=self._embedded)
-        return response
+class AnswerBody(_Body):
+    """The answer to one question."""
 
-    async def describe(self, request: Request) -> Response:
-        """Say what is asked, of whom, under which conditions."""
-        return reply(self._description(entered=self._pass(request) is not None))
+    choice: Literal["left", "right", "tie", "both_bad"]
+    seconds: float = Field(allow_inf_nan=False)
 
-    async def claim(self, request: Request) -> Response:
-        """Hand out a pair, or say how it ends."""
-        mine = read_pass(self.store.keys, request)
-        body = await read_body(request, http.ClaimBody)
-        claimed = await self._write(
-            lambda connection: self._claim(connection, mine.rater_id, body.ahead)
-        )
-        lease, shown, progress, end = claimed
-        if lease is None or shown is None:
-            return reply({"ballot": None, **self._ending(mine, end, progress)})
-        self._clips.remember(lease.assignment_id, shown)
-        return reply(
-            {
-                "ballot": self.store.keys.sign("ballot", [lease.assignment_id, lease.attempt]),
-                "prompt": shown.prompt,
-                **self._clips.addresses(lease.assignment_id),
-                "width": shown.width,
-                "height": shown.height,
-                "fps": shown.fps,
-                "frames": shown.frames,
-                "seconds_left": max(0, lease.expires_at - self.store.clock()) / 1000,
-                "progress": {"answered": progress.answered, "wanted": progress.wanted},
-            }
-        )
 
-    async def submit(self, request: Request) -> Response:
-        """Store the answers to a pair; the receipt means that they are on disk."""
-        mine = read_pass(self.store.keys, request)
-        body = await read_body(request, http.SubmitBody)
-        assignment_id, attempt = self.store.keys.read("ballot", body.ballot)
-        ballot = Submission(
-            assignment_id=assignment_id,
-            attempt=attempt,
-            rater_id=mine.rater_id,
-            answers={
-                key: Answer(given.choice, given.seconds) for key, given in body.answers.items()
-            },
-            loops=body.loops,
-            revision=body.revision,
-        )
-        shown = await self._clips.find(assignment_id)
-        now = self.store.clock()
-        receipt = await self._write(
-            lambda connection: submission.submit(
-                connection, self.store.definition, ballot, now=now, clip_seconds=shown.seconds
-            )
-        )
-        return reply(
-            {
-                "answers": receipt.answers,
-                "revision": receipt.revision,
-                "duplicate": receipt.duplicate,
-                "undo_seconds": self.store.definition.assignment.undo_seconds,
-            }
-        )
+class SubmitBody(_Body):
+    """The answers to all questions of an assignment."""
 
-    async def give_back(self, request: Request) -> Response:
-        """Take a pair back unanswered."""
-        mine = read_pass(self.store.keys, request)
-        body = await read_body(request, http.ReturnBody)
-        assignment_id, _ = self.store.keys.read("ballot", body.ballot)
-        now = self.store.clock()
-        await self._write(
-            lambda connection: returns.give_back(
-                connection, mine.rater_id, assignment_id, body.reason, now=now, detail=body.detail
-            )
-        )
-        return reply({"returned": True})
+    assignment: str = Field(max_length=500)  # signed by us
+    answers: dict[str, AnswerBody] = Field(max_length=20)
+    loops: int = Field(ge=0, le=10_000)
+    revision: int = Field(0, ge=0, le=100)
 
-    async def stop(self, request: Request) -> Response:
-        """Let a rater go although pairs are left; others may have theirs."""
-        mine = read_pass(self.store.keys, request)
-        body = await read_body(request, http.StopBody)
-        progress, end = await self._write(
-            lambda connection: self._stop(connection, mine.rater_id, body.technical)
-        )
-        return reply(self._ending(mine, end, progress))
 
-    async def health(self, request: Request) -> Response:
-        """Say whether answers can be stored: 200, or 503 and why not."""
-        problems = await self.problems()
-        return reply({"problems": problems}, 503 if problems else 200)
+class ReturnBody(_Body):
+    """An assignment returned without answers."""
 
-    async def problems(self) -> list[str]:
-        """Return why answers cannot be stored, or soon cannot; an empty list is good health."""
-        problems = []
-        if self._writer is None or not self._writer.alive:
-            problems.append("the writer has stopped")
-        if shutil.disk_usage(self.store.folder).free < MIN_FREE:
-            problems.append("the disk is nearly full")
-        try:
-            await self._write(lambda connection: connection.execute(text("SELECT 1")).all())
-        except (StudyError, DBAPIError) as error:
-            problems.append(_tell(error))
-        if self._undone and self._undone not in problems:
-            problems.append(self._undone)
-        return problems
+    assignment: str = Field(max_length=500)
+    reason: Reason
+    detail: Detail = ""
 
-    def refuse(self, kind: str, request: Request) -> None:
-        """Count a refused request; the event is written within a second."""
-        mine = self._pass(request)
-        self._refused[kind, "unknown" if mine is None else f"rater:{mine.rater_id}"] += 1
 
-    def _pass(self, request: Request) -> Pass | None:
-        try:
-            return read_pass(self.store.keys, request)
-        except NotYours:
-            return None
+class StopBody(_Body):
+    """The rater stops although pairs are left."""
 
-    def _claim(
-        self, connection: Connection, rater_id: int, ahead: bool
-    ) -> tuple[assignment.Assignment | None, PairView | None, Progress, Outcome | None]:
-        store = self.store
-        progress = read_progress(connection, store.definition, rater_id)
-        if is_screened_out(connection, rater_id):
-            return None, None, progress, "screened_out"
-        try:
-            lease = assignment.claim(
-                connection,
-                store.definition,
-                rater_id,
-                now=store.clock(),
-                rng=store.rng,
-                ahead=ahead,
-            )
-        except StudyPaused:
-            return None, None, progress, "paused"
-        except StudyClosed:
-            return None, None, progress, ending(progress, closed=True)
-        if lease is None:
-            return None, None, progress, ending(progress)
-        return lease, pair_view.show(connection, lease.assignment_id), progress, None
+    technical: bool = False  # because the videos do not work
 
-    def _stop(
-        self, connection: Connection, rater_id: int, technical: bool
-    ) -> tuple[Progress, Outcome]:
-        progress = read_progress(connection, self.store.definition, rater_id)
-        assignment.release_all(connection, rater_id)
-        end = stopping(progress, technical=technical)
-        events.record(
-            connection,
-            "stopped",
-            actor=f"rater:{rater_id}",
-            subject="study",
-            now=self.store.clock(),
-            payload={"outcome": end},
-        )
-        return progress, end
 
-    def _ending(self, mine: Pass, end: Outcome | None, progress: Progress) -> dict[str, Any]:
-        code = getattr(self.store.definition.codes, end or "", "")
-        return {
-            "outcome": end,
-            "code": code,
-            "finish": sign_in.way_back(self.store, mine, code),
+async def get_service(request: Request) -> VoteService:
+    """Return the service of this application."""
+    service: VoteService = request.app.state.service
+    return service
+
+
+Service = Annotated[VoteService, Depends(get_service)]
+
+
+async def get_rater(request: Request, service: Service) -> RaterSession:
+    """Return the rater who sent the request, or refuse it."""
+    return read_session(service.store.keys, request)
+
+
+async def get_rater_if_any(request: Request, service: Service) -> RaterSession | None:
+    """Return the rater who sent the request; None for a browser that has not entered."""
+    try:
+        return read_session(service.store.keys, request)
+    except NotYours:
+        return None
+
+
+Rater = Annotated[RaterSession, Depends(get_rater)]
+RaterIfAny = Annotated[RaterSession | None, Depends(get_rater_if_any)]
+
+
+@router.post("/api/enter")
+async def enter(body: EntryBody, request: Request, service: Service, rater: RaterIfAny) -> Response:
+    """Let a rater in and set the cookie that identifies them."""
+    store, state = service.store, request.app.state
+    identity = await sign_in.identify(store, state.authenticator, body)
+    now = store.clock()
+    session: RaterSession = await service.write(
+        lambda connection: sign_in.open_session(connection, store, identity, rater, now)
+    )
+    response = reply({"study": _describe_study(store, entered=True)})
+    sign_in.set_cookie(response, store.keys, session, embedded=state.embedded)
+    return response
+
+
+@router.api_route("/api/study", methods=READ)
+async def describe(service: Service, rater: RaterIfAny) -> Response:
+    """Describe the questions and the conditions of taking part."""
+    return reply(_describe_study(service.store, entered=rater is not None))
+
+
+@router.post("/api/claim")
+async def claim(body: ClaimBody, request: Request, service: Service, rater: Rater) -> Response:
+    """Assign a pair, or return why there is none."""
+    store, clips = service.store, request.app.state.clips
+    mine, view, progress, outcome = await service.write(
+        lambda connection: _claim(connection, store, rater.rater_id, body.ahead)
+    )
+    if mine is None:
+        return reply({"assignment": None, **_describe_end(store, rater, outcome, progress)})
+    clips.remember(mine.assignment_id, view)
+    return reply(
+        {
+            "assignment": store.keys.sign("assignment", [mine.assignment_id, mine.attempt]),
+            "prompt": view.prompt,
+            **clips.addresses(mine.assignment_id),
+            "width": view.width,
+            "height": view.height,
+            "fps": view.fps,
+            "frames": view.frames,
+            "seconds_left": max(0, mine.expires_at - store.clock()) / 1000,
             "progress": {"answered": progress.answered, "wanted": progress.wanted},
         }
+    )
 
-    def _description(self, *, entered: bool) -> dict[str, Any]:
-        """Say what raters may know; not the title, which may name what is compared."""
-        definition = self.store.definition
-        return {
-            "consent": definition.consent.text.strip(),
-            "instructions": definition.instructions.strip(),
-            "ways_in": sign_in.describe_ways_in(self.store),
-            "entered": entered,
-            "min_loops": definition.viewing.min_loops,
-            "wanted": definition.quotas.per_study or None,
-            "questions": [
-                {
-                    "key": question.key,
-                    "wording": question.wording,
-                    "choices": shown_choices(question),
-                }
-                for question in definition.questions
-            ],
+
+@router.post("/api/submit")
+async def submit(body: SubmitBody, request: Request, service: Service, rater: Rater) -> Response:
+    """Store the answers to a pair; the reply is sent once they are on disk."""
+    store, now = service.store, service.store.clock()
+    assignment_id, attempt = store.keys.read("assignment", body.assignment)
+    answers = {key: Answer(given.choice, given.seconds) for key, given in body.answers.items()}
+    submitted = Submission(
+        assignment_id=assignment_id,
+        attempt=attempt,
+        rater_id=rater.rater_id,
+        answers=answers,
+        loops=body.loops,
+        revision=body.revision,
+    )
+    view = await request.app.state.clips.find(assignment_id)
+    receipt = await service.write(
+        lambda connection: submission.submit(
+            connection, store.definition, submitted, now=now, clip_seconds=view.seconds
+        )
+    )
+    return reply(
+        {
+            "answers": receipt.answers,
+            "revision": receipt.revision,
+            "duplicate": receipt.duplicate,
+            "undo_seconds": store.definition.assignment.undo_seconds,
         }
-
-    async def _write(self, job: Callable[[Connection], Any]) -> Any:
-        if self._writer is None:
-            raise StorageBusy("Expected a running service, got one that stops. Try again.")
-        return await asyncio.wrap_future(self._writer.submit(job))
-
-    async def _do_chores(self, stopping: asyncio.Event) -> None:
-        """Do them every second, and once more in the end, whatever the database says."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), timeout=1)
-            try:
-                await self._note_refusals()
-                await self._write(
-                    lambda connection: assignment.sweep(connection, self.store.clock())
-                )
-                self._undone = ""
-            except Exception as error:  # they must go on; /healthz tells
-                self._undone = _tell(error)
-            if stopping.is_set():
-                return
-
-    async def _note_refusals(self) -> None:
-        refused, self._refused = self._refused, Counter()
-        try:
-            await self._write(lambda connection: self._record_refusals(connection, refused))
-        except Exception:
-            self._refused.update(refused)  # for the next time
-            raise
-
-    def _record_refusals(self, connection: Connection, refused: Counter[tuple[str, str]]) -> None:
-        for (kind, rater), count in refused.items():
-            events.record(
-                connection,
-                "refused",
-                actor=rater,
-                subject="service",
-                now=self.store.clock(),
-                payload={"refusal": kind},
-                count=count,
-            )
+    )
 
 
-def _tell(error: Exception) -> str:
-    """Return what anybody may read of an error, which is not the statement and its values."""
-    return str(error.orig) if isinstance(error, DBAPIError) else str(error)
+@router.post("/api/return")
+async def return_pair(body: ReturnBody, service: Service, rater: Rater) -> Response:
+    """Take a pair back unanswered."""
+    store, now = service.store, service.store.clock()
+    assignment_id, _ = store.keys.read("assignment", body.assignment)
+    await service.write(
+        lambda connection: returns.give_back(
+            connection, rater.rater_id, assignment_id, body.reason, now=now, detail=body.detail
+        )
+    )
+    return reply({"returned": True})
+
+
+@router.post("/api/stop")
+async def stop(body: StopBody, service: Service, rater: Rater) -> Response:
+    """Release a rater's open pairs for others, and return how their part ends."""
+    store = service.store
+    progress, outcome = await service.write(
+        lambda connection: _stop(connection, store, rater.rater_id, body.technical)
+    )
+    return reply(_describe_end(store, rater, outcome, progress))
+
+
+@router.api_route("/media/{token}", methods=READ)
+async def send_clip(
+    token: str, request: Request, requested: Annotated[str | None, Header(alias="range")] = None
+) -> Response:
+    """Send a clip."""
+    response: Response = await request.app.state.clips.send(token, requested)
+    return response
+
+
+@router.api_route("/healthz", methods=READ)
+async def health(service: Service) -> Response:
+    """Report whether answers can be stored: 200, or 503 with the reasons."""
+    problems = await service.problems()
+    return reply({"problems": problems}, 503 if problems else 200)
 
 
 def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
-    """Make an application of the study's routes alone."""
-    service = VoteService(store, embedded=embedded)
+    """Create the application of raters: its routes and its page.
+
+    Args:
+        embedded: the page is shown in another site's frame, which makes its cookie third-party.
+    """
+    service = VoteService(store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with service.running():
             yield
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    def count_refusal(error: str, request: Request) -> None:
+        try:
+            actor = f"rater:{read_session(store.keys, request).rater_id}"
+        except NotYours:
+            actor = "unknown"
+        service.count_refusal(error, actor)
+
+    app = create_json_app(count_refusal, lifespan=lifespan)
     app.state.service = service
-    app.include_router(service.router)
+    app.state.clips = ClipServer(store)
+    app.state.authenticator = Authenticator(store.folder)
+    app.state.embedded = embedded
+    app.include_router(router)
+    app.include_router(create_page_router(embedded=embedded))
     return app
+
+
+def _claim(
+    connection: Connection, store: StudyStore, rater_id: int, ahead: bool
+) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
+    progress = read_progress(connection, store.definition, rater_id)
+    if is_screened_out(connection, rater_id):
+        return None, None, progress, "screened_out"
+    try:
+        mine = assignment.claim(
+            connection, store.definition, rater_id, now=store.clock(), rng=store.rng, ahead=ahead
+        )
+    except StudyPaused:
+        return None, None, progress, "paused"
+    except StudyClosed:
+        return None, None, progress, ending(progress, closed=True)
+    if mine is None:
+        return None, None, progress, ending(progress)
+    return mine, pair_view.show(connection, mine.assignment_id), progress, None
+
+
+def _stop(
+    connection: Connection, store: StudyStore, rater_id: int, technical: bool
+) -> tuple[Progress, Outcome]:
+    progress = read_progress(connection, store.definition, rater_id)
+    assignment.release_all(connection, rater_id)
+    outcome = stopping(progress, technical=technical)
+    events.record(
+        connection,
+        "stopped",
+        actor=f"rater:{rater_id}",
+        subject="study",
+        now=store.clock(),
+        payload={"outcome": outcome},
+    )
+    return progress, outcome
+
+
+def _describe_end(
+    store: StudyStore, rater: RaterSession, outcome: Outcome | None, progress: Progress
+) -> dict[str, Any]:
+    """Describe how a rater's part ends, with the completion code of the outcome if it has one."""
+    code = getattr(store.definition.codes, outcome or "", "")
+    return {
+        "outcome": outcome,
+        "code": code,
+        "finish": sign_in.finish_link(store, rater, code),
+        "progress": {"answered": progress.answered, "wanted": progress.wanted},
+    }
+
+
+def _describe_study(store: StudyStore, *, entered: bool) -> dict[str, Any]:
+    """Describe the study to raters, without its title, which may name the systems."""
+    definition = store.definition
+    return {
+        "consent": definition.consent.text.strip(),
+        "instructions": definition.instructions.strip(),
+        "entry": sign_in.entry_options(store),
+        "entered": entered,
+        "min_loops": definition.viewing.min_loops,
+        "wanted": definition.quotas.per_study or None,
+        "questions": [
+            {
+                "key": question.key,
+                "wording": question.wording,
+                "choices": shown_choices(question),
+            }
+            for question in definition.questions
+        ],
+    }

@@ -16,7 +16,7 @@ from itsdangerous import BadSignature, URLSafeSerializer
 
 from human_eval.errors import NotYours, StudyError
 
-Purpose = Literal["rater", "ballot", "media", "invitation", "link", "clip", "operator"]
+Purpose = Literal["rater", "assignment", "media", "invitation", "link", "clip", "operator"]
 MIN_SECRET = 32  # characters
 SECRET_VARIABLE = "HUMAN_EVAL_SECRET"
 

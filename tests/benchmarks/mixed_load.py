@@ -167,7 +167,7 @@ async def _rate(options: argparse.Namespace, load: Load, rng: random.Random, end
         await browser.request("POST", "/study/api/enter", {"consent": True})
         while time.monotonic() < end:
             pair = await _timed(browser, load, load.claims, "POST", "/study/api/claim", {})
-            if pair is None or pair["ballot"] is None:
+            if pair is None or pair["assignment"] is None:
                 return
             for side in ("left", "right"):
                 await _timed(browser, load, load.media, "GET", f"/study/{pair[side]}")
@@ -176,10 +176,10 @@ async def _rate(options: argparse.Namespace, load: Load, rng: random.Random, end
                 key: {"choice": rng.choice(["left", "right"]), "seconds": 1.0}
                 for key in ("Q1", "Q2", "Q3")
             }
-            body = {"ballot": pair["ballot"], "answers": answers, "loops": 0}
+            body = {"assignment": pair["assignment"], "answers": answers, "loops": 0}
             receipt = await _timed(browser, load, load.submits, "POST", "/study/api/submit", body)
             if receipt is not None:
-                load.receipts[pair["ballot"]] = receipt["answers"]
+                load.receipts[pair["assignment"]] = receipt["answers"]
     finally:
         await browser.close()
 

@@ -107,7 +107,7 @@ async def claim(client: httpx.AsyncClient) -> dict:
 
 async def vote(client: httpx.AsyncClient, token: str, choice: str = "left", **changes):
     answers = {key: {"choice": choice, "seconds": 2.5} for key in ("Q1", "Q2")}
-    body = {"ballot": token, "answers": answers, "loops": 2, **changes}
+    body = {"assignment": token, "answers": answers, "loops": 2, **changes}
     return await client.post("/study/api/submit", json=body)
 
 

@@ -24,7 +24,7 @@ class Load:
     claims: list[float] = field(default_factory=list)  # milliseconds
     media: list[float] = field(default_factory=list)
     submits: list[float] = field(default_factory=list)
-    receipts: dict[str, dict[str, str]] = field(default_factory=dict)  # by ballot token
+    receipts: dict[str, dict[str, str]] = field(default_factory=dict)  # by token of the assignment
     failures: list[str] = field(default_factory=list)
     retries: int = 0
 
@@ -164,7 +164,7 @@ async def _work(
         if status != 200:
             load.failures.append(f"claim: {status} {body!r}")
             return
-        if pair["ballot"] is None:
+        if pair["assignment"] is None:
             return
         for side in ("left", "right") if watch else ():
             started = time.perf_counter()
@@ -176,12 +176,12 @@ async def _work(
             await asyncio.sleep(rng.expovariate(1 / think))
         side = rng.choice(["left", "right"])
         answers = {key: {"choice": side, "seconds": 3.0} for key in questions}
-        ballot = {"ballot": pair["ballot"], "answers": answers, "loops": 2}
+        body = {"assignment": pair["assignment"], "answers": answers, "loops": 2}
         started = time.perf_counter()
-        status, body = await patiently(browser, load, "POST", "/api/submit", ballot)
+        status, body = await patiently(browser, load, "POST", "/api/submit", body)
         load.submits.append(1000 * (time.perf_counter() - started))
         if status == 200:
-            load.receipts[pair["ballot"]] = json.loads(body)["answers"]
+            load.receipts[pair["assignment"]] = json.loads(body)["answers"]
         else:
             load.failures.append(f"submit: {status} {body!r}")
 
@@ -200,7 +200,7 @@ def lost_receipts(store: Any, load: Load) -> list[str]:
     }
     lost = []
     for token, answers in load.receipts.items():
-        turn, _ = store.keys.read("ballot", token)
+        turn, _ = store.keys.read("assignment", token)
         if any(stored.get((turn, question)) != shown for question, shown in answers.items()):
             lost.append(token)
     return lost

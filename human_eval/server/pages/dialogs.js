@@ -1,6 +1,6 @@
-// The dialogs: opened by a button that names them, closed by a button, Escape, or what they decide.
+// Dialogs: a `data-open` button opens one; a `data-close` button, Escape or its form closes it.
 
-/** Connect every `data-open` and `data-close` button; `onToggle` hears whether one is open. */
+/** Connect every `data-open` and `data-close` button; a dialog that changes calls `onToggle`. */
 export function connectDialogs(onToggle) {
   document.addEventListener("click", (event) => {
     const opener = event.target.closest("[data-open]");

@@ -1,23 +1,23 @@
-// Two videos on one clock. They are played by the browser, started together, kept together, and
-// sent back to the start together, so that neither side is ever ahead by what an eye can see.
+// Two videos in sync: the browser plays them, we start them together, correct their drift, and
+// restart them together. The difference stays too small to see.
 
-const NUDGE_FROM = 0.006; // seconds apart, from which the second one runs a little faster or slower
-const NUDGE_UNTIL = 0.002;
-const NUDGE = 0.08; // share of the speed
+const NUDGE_FROM = 0.006; // seconds of drift at which the second video runs faster or slower
+const NUDGE_UNTIL = 0.002; // seconds of drift at which it runs normally again
+const NUDGE = 0.08; // fraction of the speed
 const SPEEDS = [1, 0.5, 0.25];
-const SEEN = 0.6; // share of a video that must be on the screen
+const SEEN = 0.6; // fraction of a video that must be visible
 
-/** A pair's clips, loaded; `ready` tells when both can be played to the end. */
+/** The two clips of a pair; `ready` resolves when both can play to the end. */
 export class Clips {
   /**
-   * @param {{width: number, height: number, fps: number, frames: number}} shape of either clip
+   * @param {{width: number, height: number, fps: number, frames: number}} shape of both clips
    * @param {Promise<Blob>[]} contents left, right
    */
   constructor(shape, contents) {
     this.shape = shape;
     this.videos = contents.map(() => makeVideo(shape));
     this.ready = Promise.all(contents.map((content, side) => load(this.videos[side], content)));
-    this.ready.catch(() => {}); // whoever shows the pair hears of it
+    this.ready.catch(() => {}); // the caller that shows the pair handles the failure
   }
 
   /** Free the memory. */
@@ -58,21 +58,21 @@ function seeked(video, time) {
 
 export class Player {
   /**
-   * @param {HTMLElement} stage holds the two `.glass` and the buttons
-   * @param {(loops: number) => void} onLoop told after every loop that was seen whole
+   * @param {HTMLElement} stage contains the two `.screen` boxes and the buttons
+   * @param {(loops: number) => void} onLoop called after every loop that was seen in full
    */
   constructor(stage, onLoop) {
     this.stage = stage;
     this.onLoop = onLoop;
-    this.still = matchMedia("(prefers-reduced-motion: reduce)");
-    this.glasses = [...stage.querySelectorAll(".glass")];
+    this.reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
+    this.screens = [...stage.querySelectorAll(".screen")];
     this.counter = stage.querySelector("#counter");
     this.clips = null;
     this.playing = false;
-    this.turning = false; // between the end of a loop and the start of the next
+    this.rewinding = false; // rewinding between two loops
     this.speed = 1;
     this.loops = 0;
-    this.whole = false; // this loop has been seen from its start
+    this.seenInFull = false; // this loop has been visible since its start
     this.frame = 0; // while paused
     this.visible = new Set();
     this.observed = false;
@@ -84,21 +84,21 @@ export class Player {
     requestAnimationFrame(tick);
   }
 
-  /** Show a pair that is ready, from its start; `loops` have been seen before. */
+  /** Show a pair whose clips are ready; `loops` of it have been seen before. */
   async show(clips, loops = 0) {
     this.pause();
-    this.turning = false;
+    this.rewinding = false;
     this.clips = clips;
     this.loops = loops;
     clips.videos.forEach((video, side) => {
       video.setAttribute("aria-label", `Video ${side + 1}`);
-      this.glasses[side].replaceChildren(video);
+      this.screens[side].replaceChildren(video);
     });
     this.stage.style.setProperty("--shape", clips.shape.width / clips.shape.height);
     this.stage.style.setProperty("--width", `${clips.shape.width}px`);
     this.stage.classList.toggle("wide", clips.shape.width > 1.2 * clips.shape.height);
     await this.#rewind();
-    if (this.clips === clips && !this.still.matches && !document.hidden) this.play();
+    if (this.clips === clips && !this.reducedMotion.matches && !document.hidden) this.play();
   }
 
   play() {
@@ -109,12 +109,12 @@ export class Player {
       return;
     }
     this.#setPlaying(true);
-    if (!this.turning) this.#start();
+    if (!this.rewinding) this.#start();
   }
 
   pause() {
     this.#setPlaying(false);
-    if (!this.clips || this.turning) return;
+    if (!this.clips || this.rewinding) return;
     const [first, second] = this.clips.videos;
     first.pause();
     second.pause();
@@ -137,18 +137,18 @@ export class Player {
     if (this.clips === clips) this.play();
   }
 
-  /** Show the frame before or after, of both. */
+  /** Step both videos by one frame. */
   step(by) {
     if (!this.clips) return;
     this.pause();
     const { fps, frames } = this.clips.shape;
-    this.whole = false;
+    this.seenInFull = false;
     this.frame = (this.frame + by + frames) % frames;
     for (const video of this.clips.videos) video.currentTime = (this.frame + 0.5) / fps;
     this.#count(this.frame);
   }
 
-  /** Go to the next slower speed, or back to the full one. */
+  /** Switch to the next slower speed, or back to full speed. */
   changeSpeed() {
     this.speed = SPEEDS[(SPEEDS.indexOf(this.speed) + 1) % SPEEDS.length];
     if (this.clips) for (const video of this.clips.videos) video.playbackRate = this.speed;
@@ -160,7 +160,7 @@ export class Player {
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) {
         wasPlaying = this.playing;
-        this.pause(); // what is not seen is not played, so that the loop stays whole
+        this.pause(); // so that the loop still counts as seen in full
       } else if (wasPlaying) {
         this.play();
       }
@@ -175,7 +175,7 @@ export class Player {
       },
       { threshold: [0, SEEN, 1] },
     );
-    for (const glass of this.glasses) observer.observe(glass);
+    for (const screen of this.screens) observer.observe(screen);
   }
 
   #start() {
@@ -183,7 +183,7 @@ export class Player {
     for (const video of clips.videos) {
       video.playbackRate = this.speed;
       video.play().catch((problem) => {
-        // A browser may want a click first; being paused meanwhile is no problem.
+        // The browser may require a click first. Other errors mean that we paused meanwhile.
         if (problem.name === "NotAllowedError" && this.clips === clips) this.pause();
       });
     }
@@ -192,16 +192,16 @@ export class Player {
   async #rewind() {
     await Promise.all(this.clips.videos.map((video) => seeked(video, 0)));
     this.frame = 0;
-    this.whole = true;
+    this.seenInFull = true;
     this.#count(0);
   }
 
   #tick() {
-    if (!this.clips || !this.playing || this.turning) return;
+    if (!this.clips || !this.playing || this.rewinding) return;
     const [first, second] = this.clips.videos;
-    if (this.observed && this.visible.size < 2) this.whole = false;
+    if (this.observed && this.visible.size < 2) this.seenInFull = false;
     if (first.ended && second.ended) {
-      this.#turn();
+      this.#restart();
       return;
     }
     this.#count(this.#frameAt(first.currentTime));
@@ -209,36 +209,36 @@ export class Player {
     this.#align(first, second, 0.5 / this.clips.shape.fps);
   }
 
-  /** Let the second video follow the first: gently, or by a jump where half a frame is at stake. */
+  /** Correct the second video's drift: by its speed, or by a jump from half a frame on. */
   #align(first, second, half) {
-    const apart = second.currentTime - first.currentTime;
-    if (Math.abs(apart) > half) {
+    const drift = second.currentTime - first.currentTime;
+    if (Math.abs(drift) > half) {
       second.currentTime = first.currentTime;
       return;
     }
     const rate = second.playbackRate / this.speed;
     const nudged = Math.abs(rate - 1) > NUDGE / 2;
     let wanted = 1;
-    if (Math.abs(apart) > (nudged ? NUDGE_UNTIL : NUDGE_FROM)) {
-      wanted = 1 - Math.sign(apart) * NUDGE;
+    if (Math.abs(drift) > (nudged ? NUDGE_UNTIL : NUDGE_FROM)) {
+      wanted = 1 - Math.sign(drift) * NUDGE;
     }
     if (Math.abs(rate - wanted) > NUDGE / 2) second.playbackRate = this.speed * wanted;
   }
 
-  /** The loop is over: count it, and begin the next one. */
-  async #turn() {
+  /** Count the finished loop and start the next one. */
+  async #restart() {
     const clips = this.clips;
-    this.turning = true;
-    const seen = this.whole && this.visible.size === 2 && !document.hidden;
+    this.rewinding = true;
+    const seen = this.seenInFull && this.visible.size === 2 && !document.hidden;
     await this.#rewind();
     if (this.clips !== clips) return;
-    this.turning = false;
+    this.rewinding = false;
     if (seen) {
       this.loops += 1;
       this.onLoop(this.loops);
     }
-    // With reduced motion a loop is played when it is asked for.
-    if (this.still.matches) this.pause();
+    // With reduced motion each loop is played on request.
+    if (this.reducedMotion.matches) this.pause();
     else if (this.playing) this.#start();
   }
 

@@ -1,33 +1,33 @@
-// The questions about a pair: answered one after the other, with pointer, touch or keys.
+// The questions about a pair, answered one after another by mouse, touch or keyboard.
 
 const NAMES = { left: "Video 1", right: "Video 2", tie: "No difference", both_bad: "Both are bad" };
 
 export class Questions {
   /**
-   * @param {HTMLElement} root where the questions go
+   * @param {HTMLElement} root container of the questions
    * @param {{key: string, wording: string, choices: string[]}[]} asked
-   * @param {() => void} onChange told when an answer or the marked question changes
+   * @param {() => void} onChange called when an answer or the current question changes
    */
   constructor(root, asked, onChange) {
     this.asked = asked;
     this.onChange = onChange;
     this.answers = {};
     this.open = false;
-    this.marked = 0;
+    this.current = 0;
     this.since = 0;
     root.replaceChildren(...asked.map((question, place) => this.#build(question, place)));
     this.groups = [...root.children];
     root.addEventListener("change", ({ target }) => {
-      // Arrow keys try answers out: then the keyboard moves on by Tab, else the mark by itself.
+      // With arrow keys the rater tries answers out, so the current question stays the same.
       this.#take(target, target.matches(":focus-visible") ? 0 : 1);
     });
     root.addEventListener("focusin", (event) => {
       const place = this.groups.findIndex((group) => group.contains(event.target));
-      if (place >= 0 && place !== this.marked) this.#mark(place);
+      if (place >= 0 && place !== this.current) this.#select(place);
     });
   }
 
-  /** Begin with a new pair, or go back to one that has answers. */
+  /** Start a new pair, or show the answers of an earlier one. */
   reset(answers = {}) {
     this.answers = structuredClone(answers);
     this.open = false;
@@ -37,37 +37,37 @@ export class Questions {
         input.checked = this.answers[group.dataset.key]?.choice === input.value;
       }
     }
-    this.#mark(this.#firstOpen());
+    this.#select(this.#firstOpen());
   }
 
-  /** Let the rater answer. */
+  /** Allow answers. */
   unlock() {
     this.open = true;
-    this.#mark(this.marked);
+    this.#select(this.current);
   }
 
   get complete() {
     return this.asked.every(({ key }) => key in this.answers);
   }
 
-  /** Answer the marked question with its n-th choice, from 0. */
+  /** Answer the current question with its n-th choice, from 0. */
   pick(number) {
-    const input = this.groups[this.marked].querySelectorAll("input")[number];
+    const input = this.groups[this.current].querySelectorAll("input")[number];
     if (!this.open || !input || input.matches(":disabled")) return;
     input.checked = true;
-    const keyboardHere = this.groups[this.marked].contains(document.activeElement);
+    const keyboardHere = this.groups[this.current].contains(document.activeElement);
     this.#take(input, 1);
     if (keyboardHere) this.focus();
   }
 
-  /** Go back to the question before. */
+  /** Go back to the previous question. */
   back() {
-    if (this.marked > 0) this.#mark(this.marked - 1);
+    if (this.current > 0) this.#select(this.current - 1);
   }
 
-  /** Bring the keyboard to the marked question. */
+  /** Move the keyboard focus to the current question. */
   focus() {
-    const inputs = [...this.groups[this.marked].querySelectorAll("input")];
+    const inputs = [...this.groups[this.current].querySelectorAll("input")];
     (inputs.find((input) => input.checked) ?? inputs[0]).focus({ preventScroll: true });
   }
 
@@ -101,7 +101,7 @@ export class Questions {
     const place = this.groups.findIndex((group) => group.contains(input));
     const seconds = (performance.now() - this.since) / 1000;
     this.answers[this.asked[place].key] = { choice: input.value, seconds };
-    this.#mark(Math.min(place + onward, this.groups.length - 1));
+    this.#select(Math.min(place + onward, this.groups.length - 1));
   }
 
   #firstOpen() {
@@ -109,12 +109,12 @@ export class Questions {
     return place < 0 ? this.asked.length - 1 : place;
   }
 
-  #mark(place) {
-    this.marked = place;
+  #select(place) {
+    this.current = place;
     const reached = this.#firstOpen();
     this.groups.forEach((group, number) => {
       group.disabled = !this.open || number > reached;
-      group.classList.toggle("marked", number === place);
+      group.classList.toggle("current", number === place);
       group.classList.toggle("answered", this.asked[number].key in this.answers);
     });
     this.onChange();

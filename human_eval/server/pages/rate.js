@@ -1,33 +1,34 @@
-// The page from consent to completion code.
+// The page, from the consent to the completion code.
 
+import { Api, Refused } from "./api.js";
 import { connectDialogs } from "./dialogs.js";
-import { Shortcuts } from "./keys.js";
 import { Rating, announce } from "./rating.js";
-import { Refused, Service } from "./service.js";
+import { Shortcuts } from "./shortcuts.js";
 
-const OURS = ["theme", "__theme", "staff", "link", "invitation"]; // the rest is a platform's
-const PAUSED_POLL = 15_000; // milliseconds between two looks whether a paused study goes on
+// Parameters of our own; others in the address come from a crowd platform.
+const OURS = ["theme", "__theme", "staff", "link", "invitation"];
+const PAUSED_POLL = 15_000; // milliseconds between two checks whether a paused study has resumed
 const ENDINGS = {
-  done: ["Thank you. That is all.", "All your answers are stored."],
-  no_work_left: ["Nothing is left to rate", "Others have answered everything. Thank you."],
-  screened_out: ["Your part ends here", "You get no more pairs. What you answered is stored."],
-  technical: ["Your part ends here", "What you answered is stored. A researcher will look at it."],
-  stopped: ["You have stopped", "What you answered is stored. The same link leads you back."],
-  paused: ["The study is paused", "What you answered is stored. This page goes on by itself."],
+  done: ["All done. Thank you!", "Your answers are saved."],
+  no_work_left: ["No pairs left", "Other raters have answered all pairs. Thank you for coming."],
+  screened_out: ["The study ends here for you", "There are no more pairs. Your answers are saved."],
+  technical: ["The study ends here for you", "Your answers are saved. We will review them."],
+  stopped: ["You have stopped", "Your answers are saved. Open the same link to continue."],
+  paused: ["The study is paused", "Your answers are saved. This page continues automatically."],
 };
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
-const service = new Service(showConnection);
+const api = new Api(showConnection);
 let study = null;
 let rating = null;
-let held = false; // the videos wait for a dialog
+let held = false; // the videos are paused because a dialog is open
 
 async function start() {
   setTheme();
   connectDialogs(holdWhile);
   connectButtons();
-  study = await service.study();
+  study = await api.study();
   describe();
   const arriving = ["link", "invitation", "staff"].some((name) => query.has(name));
   if (study.entered && !arriving) await rate();
@@ -39,7 +40,7 @@ function setTheme() {
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
 }
 
-/** Videos wait while a dialog is open. */
+/** Pause the videos while a dialog is open. */
 function holdWhile(open) {
   if (!rating) return;
   if (open) {
@@ -51,20 +52,20 @@ function holdWhile(open) {
   }
 }
 
-/** Show one part of the page, and bring the keyboard and screen readers to its heading. */
+/** Show one part of the page and move the focus to its heading. */
 function show(name) {
   for (const main of document.querySelectorAll("main")) main.hidden = main.id !== name;
   $(name).querySelector("h1").focus({ preventScroll: true });
   scrollTo(0, 0);
 }
 
-/** Join the lines that the study's file breaks; blank ones still part paragraphs. */
+/** Undo the line breaks of the study file, but keep paragraphs. */
 function joinLines(text) {
   return text.replace(/([^\n])\n(?!\n)/g, "$1 ");
 }
 
 function describe() {
-  const { min_loops: loops, questions, consent, instructions, ways_in: waysIn } = study;
+  const { min_loops: loops, questions, consent, instructions, entry } = study;
   $("loops-needed").textContent = loops > 1 ? `, ${loops} times` : "";
   const count = questions.length;
   $("question-count").textContent = count === 1 ? "one question" : `${count} questions`;
@@ -74,10 +75,10 @@ function describe() {
   );
   const ties = questions.some(({ choices }) => choices.length > 2);
   for (const line of document.querySelectorAll(".tie-key")) line.hidden = !ties;
-  const comesBy = query.has("link") || query.has("invitation");
-  $("login").hidden = !(query.has("staff") || (waysIn.staff && !waysIn.anonymous && !comesBy));
-  if (!waysIn.anonymous && !comesBy && $("login").hidden) {
-    complain("This study is by invitation. Open the link that you were given.");
+  const hasLink = query.has("link") || query.has("invitation");
+  $("login").hidden = !(query.has("staff") || (entry.staff && !entry.anonymous && !hasLink));
+  if (!entry.anonymous && !hasLink && $("login").hidden) {
+    complain("This study is by invitation only. Please open the link you were given.");
     $("begin").disabled = true;
   }
 }
@@ -90,7 +91,7 @@ function connectButtons() {
   $("stage").addEventListener("click", ({ target }) => {
     const button = target.closest("[data-do]");
     if (button) ACTIONS[button.dataset.do]();
-    else if (target.closest(".glass")) rating.player.toggle();
+    else if (target.closest(".screen")) rating.player.toggle();
   });
   $("skip-form").addEventListener("change", () => ($("skip-now").disabled = false));
   $("skip-form").addEventListener("submit", () => {
@@ -116,7 +117,7 @@ function connectButtons() {
 async function enter() {
   complain("");
   if (!$("consent").checked) {
-    complain("Tick the box first, if you agree.");
+    complain("Please accept the consent text first.");
     $("consent").focus();
     return;
   }
@@ -130,8 +131,8 @@ async function enter() {
   }
   $("begin").disabled = true;
   try {
-    await service.enter(body);
-    forgetAddress();
+    await api.enter(body);
+    hideParameters();
     await rate();
   } catch (problem) {
     if (!(problem instanceof Refused)) throw problem;
@@ -142,8 +143,8 @@ async function enter() {
   }
 }
 
-/** Names do not stay in the address bar: from here on the cookie knows. */
-function forgetAddress() {
+/** Remove personal parameters from the address bar; the cookie identifies the rater now. */
+function hideParameters() {
   for (const name of [...query.keys()]) if (!name.endsWith("theme")) query.delete(name);
   const rest = query.toString();
   history.replaceState(null, "", rest ? `?${rest}` : location.pathname);
@@ -162,7 +163,7 @@ async function rate() {
 }
 
 function makeRating() {
-  const made = new Rating(service, study, end);
+  const made = new Rating(api, study, end);
   const shortcuts = {
     " ": ACTIONS.toggle,
     r: ACTIONS.replay,
@@ -208,7 +209,7 @@ function enlarge() {
 async function stop(technical) {
   $("leave").close();
   try {
-    end(await service.stop(technical));
+    end(await api.stop(technical));
   } catch (problem) {
     if (!(problem instanceof Refused)) throw problem;
     location.reload();
@@ -218,8 +219,8 @@ async function stop(technical) {
 function end({ outcome, code, finish, progress }) {
   const [title, text] = ENDINGS[outcome];
   $("end-title").textContent = title;
-  const count = progress.answered === 1 ? "1 pair" : `${progress.answered} pairs`;
-  $("end-text").textContent = progress.answered ? `${text} You have answered ${count}.` : text;
+  const { answered } = progress;
+  $("end-text").textContent = answered ? `${text} You answered ${countPairs(answered)}.` : text;
   $("code-box").hidden = !code;
   $("code").textContent = code;
   $("finish").hidden = !finish;
@@ -230,13 +231,17 @@ function end({ outcome, code, finish, progress }) {
   if (outcome === "paused") setTimeout(() => $("end").hidden || rate(), PAUSED_POLL);
 }
 
+function countPairs(count) {
+  return count === 1 ? "1 pair" : `${count} pairs`;
+}
+
 async function copyCode() {
   try {
     await navigator.clipboard.writeText($("code").textContent);
     $("copied").textContent = "Copied.";
   } catch {
     getSelection().selectAllChildren($("code"));
-    $("copied").textContent = "Selected: copy it with Ctrl+C.";
+    $("copied").textContent = "The code is selected. Press Ctrl+C to copy it.";
   }
 }
 
@@ -247,19 +252,20 @@ function complain(text) {
 function showConnection(lost) {
   $("connection").hidden = !lost;
   $("connection").textContent = lost
-    ? "The connection is lost. What you answer is kept here and is sent as soon as it is back."
+    ? "The connection is lost. Your answers are kept and will be sent when it is back."
     : "";
 }
 
 document.querySelector("[data-open=leave]").addEventListener("click", () => {
   const wanted = study.wanted;
   $("leave-text").textContent = wanted
-    ? `You have answered ${rating.answered} of ${wanted} pairs. The code comes after the last one.`
-    : `You have answered ${rating.answered}. You may stop whenever you like.`;
+    ? `You have answered ${rating.answered} of ${wanted} pairs. The code follows the last one.`
+    : `You have answered ${countPairs(rating.answered)}. You may stop at any time.`;
 });
 
 start().catch((problem) => {
   $("connection").hidden = false;
-  $("connection").textContent = `This page cannot run in this browser: ${problem.message}`;
+  const hint = "This page does not work in this browser. Please try another one.";
+  $("connection").textContent = `${hint} (${problem.message})`;
   throw problem;
 });

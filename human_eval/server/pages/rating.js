@@ -1,35 +1,35 @@
-// Rating: one pair after the other, the next one loaded while this one is watched.
+// Rating: one pair after another. The next pair is loaded while the rater watches this one.
 
+import { Refused } from "./api.js";
+import { Assignment } from "./assignment.js";
 import { Player } from "./player.js";
 import { Questions } from "./questions.js";
-import { Refused } from "./service.js";
-import { Turn } from "./turn.js";
 
-const STALL = 8_000; // milliseconds without a picture, after which the page offers to report it
-const ENDED = Symbol("ended"); // no turn was put aside: there was none left
-const MARGIN = 500; // milliseconds that an undo may take on its way
+const STALL = 8_000; // milliseconds without a picture until the page offers to report the pair
+const ENDED = Symbol("ended"); // in place of an assignment: there was none left
+const MARGIN = 500; // milliseconds that a correction may take to reach the server
 
 const $ = (id) => document.getElementById(id);
 
 export class Rating {
   /**
-   * @param {Service} service
+   * @param {Api} api
    * @param {object} study as the server describes it
-   * @param {(ending: object) => void} onEnd told how it ends
+   * @param {(ending: object) => void} onEnd called when there are no more pairs
    */
-  constructor(service, study, onEnd) {
-    this.service = service;
+  constructor(api, study, onEnd) {
+    this.api = api;
     this.study = study;
     this.onEnd = onEnd;
-    this.turn = null; // on the screen
-    this.next = null; // promise of the following turn, or of how it ends
-    this.waiting = null; // the turn put aside while an earlier one is changed, or ENDED
-    this.sent = null; // {turn, until} that can still be changed
+    this.assignment = null; // on screen
+    this.next = null; // promise of the next assignment, or of the ending
+    this.waiting = null; // the assignment set aside while an earlier one is corrected, or ENDED
+    this.sent = null; // {assignment, until}: the latest submission while it can be corrected
     this.answered = 0;
     this.busy = false;
     this.player = new Player($("stage"), (loops) => this.#seen(loops));
     this.questions = new Questions($("questions"), study.questions, () => this.#changed());
-    $("ballot").addEventListener("submit", (event) => {
+    $("answers").addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
     });
@@ -38,80 +38,80 @@ export class Rating {
     setInterval(() => this.#showUndo(), 250);
   }
 
-  /** Show the pair that is this rater's now. */
+  /** Show the rater's current pair. */
   async begin() {
     this.waiting = null;
     this.#discard(this.next);
     this.next = null;
-    const turn = await this.#prepare(false);
-    if (!(turn instanceof Turn)) {
-      this.onEnd(turn);
+    const assignment = await this.#prepare(false);
+    if (!(assignment instanceof Assignment)) {
+      this.onEnd(assignment);
       return;
     }
-    this.answered = turn.progress.answered;
-    this.#show(turn);
+    this.answered = assignment.progress.answered;
+    this.#show(assignment);
   }
 
-  /** Send the answers; the next pair comes when they are stored. */
+  /** Send the answers, then show the next pair. */
   submit() {
-    const turn = this.turn;
-    if (this.busy || !turn || !this.questions.open) return;
+    const assignment = this.assignment;
+    if (this.busy || !assignment || !this.questions.open) return;
     if (!this.questions.complete) {
-      this.#complain("Answer every question first.");
+      this.#complain("Please answer every question first.");
       this.questions.focus();
       return;
     }
     performance.mark("pair-sent");
     this.#work(async () => {
-      turn.answers = this.questions.answers;
-      turn.save();
-      const receipt = await this.service.submit(turn.body);
+      assignment.answers = this.questions.answers;
+      assignment.save();
+      const receipt = await this.api.submit(assignment.body);
       performance.mark("pair-stored");
-      await this.#stored(turn, receipt);
+      await this.#stored(assignment, receipt);
     });
   }
 
-  /** Hand the pair back, for a reason such as "broken/not_playing". */
+  /** Return the pair unanswered, for a reason such as "broken/not_playing". */
   skip(why) {
-    if (this.busy || !this.turn) return;
+    if (this.busy || !this.assignment) return;
     const [reason, detail] = why.split("/");
     this.#work(async () => {
       if (this.waiting) {
-        await this.#resume(); // an answered pair cannot be handed back
+        await this.#resume(); // an answered pair cannot be returned
         return;
       }
-      await this.service.giveBack({ ballot: this.turn.ballot, reason, detail });
-      Turn.forget();
+      await this.api.returnPair({ assignment: this.assignment.token, reason, detail });
+      Assignment.forget();
       await this.#advance();
     });
   }
 
-  /** Bring the answers just sent back, to change them. */
+  /** Show the latest submission again, to correct it. */
   undo() {
     if (this.busy || this.waiting || !this.sent || Date.now() >= this.sent.until) return;
-    this.waiting = this.turn ?? ENDED;
-    if (this.turn) this.turn.answers = structuredClone(this.questions.answers);
-    const { turn } = this.sent;
-    turn.revision = turn.stored + 1;
-    this.#show(turn);
-    announce("Your previous answers are back. Change them and send them again.");
+    this.waiting = this.assignment ?? ENDED;
+    if (this.assignment) this.assignment.answers = structuredClone(this.questions.answers);
+    const { assignment } = this.sent;
+    assignment.revision = assignment.stored + 1;
+    this.#show(assignment);
+    announce("You can change your previous answers now. Then send them again.");
   }
 
   /**
-   * Leave the pair alone: another part of the page has taken over.
-   * @param {boolean} changeable the answers just sent can still be changed
+   * Stop: another part of the page is shown.
+   * @param {boolean} changeable the latest submission can still be corrected
    */
   halt(changeable) {
     this.player.pause();
     if (!changeable) this.sent = null;
-    if (this.turn !== this.sent?.turn) this.turn?.clips.discard();
-    this.turn = null;
+    if (this.assignment !== this.sent?.assignment) this.assignment?.clips.discard();
+    this.assignment = null;
     this.waiting = null;
     clearTimeout(this.clock);
-    Turn.forget();
+    Assignment.forget();
   }
 
-  /** Do one thing at a time, and say what comes of a refusal. */
+  /** Run one job at a time, and handle its refusal. */
   async #work(job) {
     this.#setBusy(true);
     try {
@@ -124,93 +124,95 @@ export class Rating {
   }
 
   async #prepare(ahead) {
-    const claimed = await this.service.claim(ahead);
-    return claimed.ballot === null ? claimed : new Turn(claimed, this.service);
+    const claimed = await this.api.claim(ahead);
+    return claimed.assignment === null ? claimed : new Assignment(claimed, this.api);
   }
 
-  /** Show what follows; a turn that was prepared meanwhile, if it is still ours. */
+  /** Show the next pair: the prepared one, unless it has expired or `fresh` is set. */
   async #advance(fresh = false) {
     const prepared = fresh ? null : await this.next;
     if (fresh) this.#discard(this.next);
     this.next = null;
-    const usable = prepared instanceof Turn && !prepared.expired;
-    const turn = usable ? prepared : await this.#prepare(false);
-    if (!(turn instanceof Turn)) {
-      this.onEnd(turn);
+    const usable = prepared instanceof Assignment && !prepared.expired;
+    const assignment = usable ? prepared : await this.#prepare(false);
+    if (!(assignment instanceof Assignment)) {
+      this.onEnd(assignment);
       return;
     }
-    if (!usable) this.answered = turn.progress.answered;
-    this.#show(turn);
+    if (!usable) this.answered = assignment.progress.answered;
+    this.#show(assignment);
   }
 
-  /** Put a turn on the screen at once; its clips play when they are there. */
-  #show(turn) {
-    const before = this.turn;
-    this.turn = turn;
-    if (before && before !== this.waiting && before !== this.sent?.turn) before.clips.discard();
+  /** Show an assignment at once; its clips play when they are loaded. */
+  #show(assignment) {
+    const before = this.assignment;
+    this.assignment = assignment;
+    const needed = [null, this.waiting, this.sent?.assignment];
+    if (!needed.includes(before)) before.clips.discard();
     $("rating").hidden = false;
     $("stall").hidden = true;
     this.#complain("");
-    $("prompt").textContent = turn.prompt;
+    $("prompt").textContent = assignment.prompt;
     this.#showProgress();
-    this.questions.reset(turn.answers);
-    this.#showGate();
-    this.#play(turn);
+    this.questions.reset(assignment.answers);
+    this.#showWatchNote();
+    this.#play(assignment);
   }
 
-  async #play(turn) {
-    const complain = () => ($("stall").hidden = this.turn !== turn);
+  async #play(assignment) {
+    const complain = () => ($("stall").hidden = this.assignment !== assignment);
     const stall = setTimeout(complain, STALL);
     try {
-      await turn.clips.ready;
+      await assignment.clips.ready;
     } catch {
       complain();
       return;
     } finally {
       clearTimeout(stall);
     }
-    if (this.turn !== turn) return;
+    if (this.assignment !== assignment) return;
     $("stall").hidden = true;
-    await this.player.show(turn.clips, turn.loops);
-    if (this.turn !== turn) return;
+    await this.player.show(assignment.clips, assignment.loops);
+    if (this.assignment !== assignment) return;
     performance.mark("pair-shown");
     $("prompt").focus({ preventScroll: true });
     scrollTo(0, 0);
     this.questions.since = performance.now();
-    if (turn.loops >= this.study.min_loops) this.#open();
-    this.#watchClock(turn);
+    if (assignment.loops >= this.study.min_loops) this.#open();
+    this.#watchClock(assignment);
     if (!this.waiting) this.#lookAhead();
   }
 
   #lookAhead() {
     this.next ??= this.#prepare(true).catch((problem) => {
-      if (problem instanceof Refused) return null; // it is asked for again when it is needed
+      if (problem instanceof Refused) return null; // it is claimed again when it is needed
       throw problem;
     });
   }
 
-  async #stored(turn, receipt) {
-    Turn.forget();
-    turn.stored = receipt.revision;
+  async #stored(assignment, receipt) {
+    Assignment.forget();
+    assignment.stored = receipt.revision;
     if (this.waiting) {
       await this.#resume();
       return;
     }
     if (!receipt.duplicate) this.answered += 1;
-    if (this.sent && this.sent.turn !== turn) this.sent.turn.clips.discard();
+    if (this.sent && this.sent.assignment !== assignment) this.sent.assignment.clips.discard();
     const until = Date.now() + 1000 * receipt.undo_seconds - MARGIN;
-    this.sent = receipt.undo_seconds ? { turn, until } : null;
-    // Stored before: another window of this rater was here, and may have gone on.
+    this.sent = receipt.undo_seconds ? { assignment, until } : null;
+    // A duplicate: another window of this rater has sent it, and may have moved on.
     await this.#advance(receipt.duplicate);
-    if (this.turn) announce(`Stored. ${$("progress-text").textContent}. ${this.turn.prompt}`);
+    if (!this.assignment) return;
+    announce(`Answers saved. ${$("progress-text").textContent}. ${this.assignment.prompt}`);
   }
 
-  /** Go back to the turn that was put aside. */
+  /** Go back to the assignment that was set aside. */
   async #resume() {
-    const turn = this.waiting;
+    const assignment = this.waiting;
     this.waiting = null;
-    if (turn === ENDED || turn.expired) await this.#advance(true);
-    else this.#show(turn);
+    if (assignment === ENDED || assignment.expired) await this.#advance(true);
+    else this.#show(assignment);
   }
 
   async #refused(problem) {
@@ -219,15 +221,15 @@ export class Rating {
       this.#complain(problem.message);
       return;
     }
-    Turn.forget();
+    Assignment.forget();
     if (problem.status === 403) {
-      location.reload(); // this browser is somebody else by now, or nobody
+      location.reload(); // the cookie has changed or is gone
       return;
     }
     announce(
       this.waiting
-        ? "The time to change your answers is over. What you sent first counts."
-        : "This pair is no longer open: its time is over, or it was answered in another window.",
+        ? "The time to change your answers is over. Your first answers count."
+        : "This pair is no longer open. Its time is over, or you answered it in another window.",
     );
     this.waiting = null;
     this.sent = null;
@@ -235,22 +237,22 @@ export class Rating {
   }
 
   #seen(loops) {
-    this.turn.loops = loops;
-    this.turn.save();
+    this.assignment.loops = loops;
+    this.assignment.save();
     if (loops >= this.study.min_loops && !this.questions.open) this.#open();
-    else if (!this.questions.open) this.#showGate();
+    else if (!this.questions.open) this.#showWatchNote();
   }
 
   #open() {
     this.questions.unlock();
-    this.#showGate();
+    this.#showWatchNote();
   }
 
   #changed() {
-    if (!this.turn) return;
+    if (!this.assignment) return;
     if (this.questions.open) {
-      this.turn.answers = this.questions.answers;
-      this.turn.save();
+      this.assignment.answers = this.questions.answers;
+      this.assignment.save();
     }
     this.#complain("");
     this.#showButtons();
@@ -258,17 +260,17 @@ export class Rating {
 
   #showButtons() {
     $("submit").disabled = this.busy || !this.questions.open || !this.questions.complete;
-    $("previous").hidden = this.questions.marked === 0;
+    $("previous").hidden = this.questions.current === 0;
   }
 
-  #showGate() {
+  #showWatchNote() {
     const wanted = this.study.min_loops;
-    const left = `${this.turn.loops} of ${wanted}`;
+    const left = `${this.assignment.loops} of ${wanted} done`;
     const times = wanted > 1 ? `${wanted} times` : "once";
-    $("gate").textContent = this.questions.open
+    $("watch-note").textContent = this.questions.open
       ? "You can answer now."
-      : `Watch both videos to the end ${times}, then you can answer: ${left}.`;
-    $("gate").classList.toggle("open", this.questions.open);
+      : `Watch both videos to the end ${times} to answer (${left}).`;
+    $("watch-note").classList.toggle("open", this.questions.open);
   }
 
   #showProgress() {
@@ -287,7 +289,7 @@ export class Rating {
   #showUndo() {
     const left = this.sent ? Math.ceil((this.sent.until - Date.now()) / 1000) : 0;
     if (left <= 0 && this.waiting && !this.busy) {
-      announce("The time to change your answers is over. What you sent first counts.");
+      announce("The time to change your answers is over. Your first answers count.");
       this.#work(() => this.#resume());
     }
     $("undo-bar").hidden = left <= 0;
@@ -296,17 +298,17 @@ export class Rating {
     $("undo").hidden = this.waiting !== null;
     $("undo-text").textContent = this.waiting
       ? "You are changing your previous answers."
-      : "Your answers are stored.";
+      : "Answers saved.";
     $("undo-left").textContent = `${left} s`;
   }
 
-  #watchClock(turn) {
+  #watchClock(assignment) {
     clearTimeout(this.clock);
     if (this.waiting) return;
-    const left = Math.min(turn.expires - Date.now(), 2 ** 31 - 1);
+    const left = Math.min(assignment.expires - Date.now(), 2 ** 31 - 1);
     this.clock = setTimeout(async () => {
-      if (this.turn !== turn || this.busy) return;
-      announce("The time for this pair is over. Here is one to answer now.");
+      if (this.assignment !== assignment || this.busy) return;
+      announce("The time for this pair is over. Here is the next one.");
       await this.#work(() => this.#advance(true));
     }, left);
   }
@@ -318,16 +320,17 @@ export class Rating {
   }
 
   #complain(text) {
-    $("ballot-problem").textContent = text;
+    $("answers-problem").textContent = text;
   }
 
   async #discard(promised) {
-    const turn = await promised;
-    if (turn instanceof Turn && turn !== this.turn) turn.clips.discard();
+    const assignment = await promised;
+    if (!(assignment instanceof Assignment) || assignment === this.assignment) return;
+    assignment.clips.discard();
   }
 }
 
-/** Say it to those who listen to the page. */
+/** Announce a text to users of screen readers. */
 export function announce(text) {
   $("announce").textContent = text;
 }

@@ -46,7 +46,7 @@ def test_raters_page_and_votes_are_below_study(tmp_path):
             outside = await house.client.get("/study")
             page = await house.client.get("/study/rate")
             await enter(house.client)
-            receipt = await vote(house.client, (await claim(house.client))["ballot"])
+            receipt = await vote(house.client, (await claim(house.client))["assignment"])
 
             assert (outside.status_code, outside.headers["location"]) == (307, "study/")
             assert page.status_code == 200 and "<html" in page.text
@@ -63,7 +63,7 @@ def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
             await enter(house.client)
             for _ in range(3):
                 pair = await claim(house.client)
-                await vote(house.client, pair["ballot"])
+                await vote(house.client, pair["assignment"])
                 seen += [json.dumps(pair)]
                 for side in ("left", "right"):
                     clip = await house.client.get("/study/" + pair[side])
@@ -108,7 +108,7 @@ def test_results_are_for_researchers_until_they_are_published(tmp_path):
     async def scene():
         async with open_house(tmp_path) as house:
             await enter(house.client)
-            await vote(house.client, (await claim(house.client))["ballot"])
+            await vote(house.client, (await claim(house.client))["assignment"])
             async with house.visitor() as researcher:
                 await sign_in(researcher)
 
@@ -288,8 +288,8 @@ def test_no_forged_vote_of_five_thousand_and_no_replay_adds_a_row(tmp_path):
         async with open_house(tmp_path) as house:
             rng = random.Random(0)
             await enter(house.client)
-            token = (await claim(house.client))["ballot"]
-            other = house.store.keys.sign("media", house.store.keys.read("ballot", token))
+            token = (await claim(house.client))["assignment"]
+            other = house.store.keys.sign("media", house.store.keys.read("assignment", token))
             addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
             statuses = Counter()
             for number in range(5_000):
@@ -297,10 +297,15 @@ def test_no_forged_vote_of_five_thousand_and_no_replay_adds_a_row(tmp_path):
                 if number % 2:
                     statuses[(await vote(house.client, forged)).status_code] += 1
                     continue
-                # The true ballot, sent where no vote is taken, or by somebody else.
+                # The valid token, sent where no vote is taken, or by somebody else.
                 address = fill_in(rng.choice(addresses), rng.choice(["submit", forged[:20], "1"]))
                 async with house.visitor() as stranger:
-                    body = {"ballot": token, "answers": {}, "data": [token, "left"], "fn_index": 3}
+                    body = {
+                        "assignment": token,
+                        "answers": {},
+                        "data": [token, "left"],
+                        "fn_index": 3,
+                    }
                     if address == "/study/api/submit":
                         reply = await vote(stranger, token)
                     else:
@@ -329,12 +334,12 @@ def hostile_bodies(rng: random.Random) -> list[bytes]:
         *(b"", b"null", b"[]", b"{", b"\xff\xfe\x00", deep, b'{"a":' * 500, b"1e400", b"NaN"),
         *(json.dumps({"data": [text], "fn_index": 1}).encode() for text in texts),
         *(json.dumps({"session_hash": text, "fn_index": 1}).encode() for text in texts),
-        *(json.dumps({"ballot": text, "answers": {text: 1}}).encode() for text in texts),
+        *(json.dumps({"assignment": text, "answers": {text: 1}}).encode() for text in texts),
         *(json.dumps({"consent": text, "invitation": text}).encode() for text in texts),
     ]
     values = [None, True, -1, 2**70, 1e308, "x", [], {}, [[]], {"a": {}}]
     for _ in range(60):
-        keys = ["data", "fn_index", "session_hash", "ballot", "answers", "consent", "event_id"]
+        keys = ["data", "fn_index", "session_hash", "assignment", "answers", "consent", "event_id"]
         chosen = rng.sample(keys, rng.randrange(1, 6))
         bodies.append(json.dumps({key: rng.choice(values) for key in chosen}).encode())
     for index in range(40):

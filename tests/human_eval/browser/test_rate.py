@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from human_eval.server.sign_in import list_ways_in
+from human_eval.server.sign_in import entry_links
 from tests.support.rated_study import FPS, SECRETS, RatedStudy, make_study
 
 pytestmark = pytest.mark.browser
@@ -77,7 +77,7 @@ def wait_for_pair(page, after=""):
     """Wait until another pair may be answered; return its prompt."""
     prompt = page.locator("#prompt")
     until(page, f"document.querySelector('#prompt').textContent !== {after!r}")
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
     return prompt.inner_text()
 
 
@@ -183,12 +183,12 @@ def test_a_rater_gets_from_consent_to_code_on_a_phone(study, open_rater):
         prompt = wait_for_pair(page)
         for number in range(3):
             fits = page.evaluate(
-                "[...document.querySelectorAll('.glass, #submit, fieldset.marked')].every("
+                "[...document.querySelectorAll('.screen, #submit, fieldset.current')].every("
                 "e => e.getBoundingClientRect().bottom <= innerHeight)"
             )
             assert fits and not page.evaluate(wide)
             for _ in range(3):
-                page.locator("fieldset.marked").get_by_label("Video 1").tap()
+                page.locator("fieldset.current").get_by_label("Video 1").tap()
             page.get_by_role("button", name="Send").tap()
             if number < 2:
                 prompt = wait_for_pair(page, after=prompt)
@@ -204,13 +204,13 @@ def test_a_rater_gets_from_consent_to_code_on_a_phone(study, open_rater):
 
 def test_the_questions_stay_in_their_place_when_they_open_on_a_phone(study, open_rater):
     page = open_rater(study, width=390, height=844, has_touch=True, is_mobile=True)
-    bottom = "document.querySelector('#ballot').getBoundingClientRect().bottom"
+    bottom = "document.querySelector('#answers').getBoundingClientRect().bottom"
     page.get_by_text("I have read this").tap()
     page.get_by_role("button", name="Begin").tap()
     until(page, "document.querySelector('#prompt').textContent !== ''")
     closed = page.evaluate(bottom)
 
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
 
     assert page.evaluate(bottom) == pytest.approx(closed, abs=1)
 
@@ -247,7 +247,7 @@ def test_no_rule_of_accessibility_is_broken(study, open_rater, theme, width):
 
 DRIFT = """
 seconds => new Promise(done => {
-  const [a, b] = document.querySelectorAll('.glass video');
+  const [a, b] = document.querySelectorAll('.screen video');
   const apart = [], begun = performance.now();
   let jumps = 0;
   b.addEventListener('seeking', () => { if (!a.seeking) jumps += 1; });
@@ -278,7 +278,7 @@ def test_both_players_show_the_same_frame_when_stepped(study, open_rater):
     page = open_rater(study)
     begin(page)
     page.keyboard.press("Space")
-    times = "[...document.querySelectorAll('.glass video')].map(v => v.currentTime)"
+    times = "[...document.querySelectorAll('.screen video')].map(v => v.currentTime)"
     first = int(re.search(r"frame (\d+)", page.locator("#counter").inner_text())[1])
 
     for key in "...,":
@@ -310,7 +310,7 @@ def test_questions_open_after_the_loops_and_one_after_the_other(study, open_rate
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     unanswered = chosen(page)
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
     opened = page.evaluate(enabled)
     page.keyboard.press("1")
 
@@ -345,7 +345,7 @@ def test_a_clip_that_is_missing_can_be_reported(study, open_rater):
     page.get_by_label("A video does not play").check()
     page.get_by_role("button", name="Skip the pair").click()
 
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
 
 
 def test_nothing_moves_by_itself_where_motion_is_unwanted(study, open_rater):
@@ -357,7 +357,7 @@ def test_nothing_moves_by_itself_where_motion_is_unwanted(study, open_rater):
     still = page.evaluate("[...document.querySelectorAll('video')].every(v => v.currentTime === 0)")
 
     page.get_by_role("button", name="Play", exact=True).click()
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
 
     assert still
     until(page, "[...document.querySelectorAll('video')].every(v => v.paused)")
@@ -372,7 +372,7 @@ def test_an_answer_can_be_changed_for_a_while(study, open_rater):
     page.keyboard.press("u")
     until(page, f"document.querySelector('#prompt').textContent === {first.strip('“”')!r}")
     before = chosen(page)
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     back = wait_for_pair(page, after=first)
@@ -392,7 +392,7 @@ def test_the_last_answers_can_be_changed_too(study, open_rater):
     page.locator("#end").wait_for()
 
     page.get_by_role("button", name="Change the last answers").click()
-    page.locator("#gate.open").wait_for()
+    page.locator("#watch-note.open").wait_for()
     page.keyboard.press("2")
     page.keyboard.press("Enter")
     page.locator("#end").wait_for()
@@ -515,7 +515,7 @@ def test_a_pair_whose_time_is_over_is_replaced(rate_study, open_rater):
     until(page, "document.querySelector('#announce').textContent.includes('time for this pair')")
     until(page, "!document.querySelector('#questions :checked')")
     for _ in range(5):  # a busy machine may miss the next one too
-        page.locator("#gate.open").wait_for()
+        page.locator("#watch-note.open").wait_for()
         answer(page)
         if page.evaluate("performance.getEntriesByName('pair-stored').length"):
             break
@@ -526,7 +526,7 @@ def test_a_pair_whose_time_is_over_is_replaced(rate_study, open_rater):
 
 
 def test_a_participant_of_a_platform_returns_with_the_code(study, open_rater):
-    url = list_ways_in(study.store, "/rate")["prolific"]
+    url = entry_links(study.store, "/rate")["prolific"]
     for name, value in {"PROLIFIC_PID": "ab" * 12, "STUDY_ID": "5" * 24, "SESSION_ID": "6"}.items():
         url = url.replace(f"{{{{%{name}%}}}}", value)
     page = open_rater(study, url)

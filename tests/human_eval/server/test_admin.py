@@ -1,4 +1,4 @@
-"""The researchers' application: who gets in, and that every decision is theirs and is written."""
+"""The researchers' application: who may sign in, and that decisions are stored as events."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def service(store):
 
 @pytest.fixture
 def stranger(store, service):
-    return TestClient(create_admin_app(store, service), base_url="http://house", client=("a", 1))
+    return TestClient(create_admin_app(store, service), base_url="http://study", client=("a", 1))
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def form_token(client):
     return re.search(r'name="token" value="([^"]+)"', client.get("/").text)[1]
 
 
-def decide(client, deed, **form):
+def decide(client, action, **form):
     form = {"token": form_token(client), **form}
-    return client.post(f"/{deed}", data=form, follow_redirects=False)
+    return client.post(f"/{action}", data=form, follow_redirects=False)
 
 
 def events(store):
@@ -87,7 +87,7 @@ def test_the_cookie_is_for_this_site_alone_and_not_for_scripts(stranger):
     assert "httponly" in cookie and "samesite=strict" in cookie
 
 
-def test_a_visit_ends_after_half_a_day_and_with_the_account(store, ada):
+def test_a_session_ends_after_half_a_day_and_with_the_account(store, ada):
     assert "Counts" in ada.get("/").text
     add_account(store.folder, "ada", PASSWORD, "rater")
     assert "Counts" not in ada.get("/").text
@@ -97,7 +97,7 @@ def test_a_visit_ends_after_half_a_day_and_with_the_account(store, ada):
     assert "Counts" not in ada.get("/").text
 
 
-def test_whoever_runs_the_program_is_told_how_to_make_an_account(make_store):
+def test_without_an_account_the_page_shows_the_command_that_creates_one(make_store):
     store = make_store()
     with TestClient(create_app(store)) as raters:
         client = TestClient(create_admin_app(store, raters.app.state.service))
@@ -108,16 +108,16 @@ def test_the_dashboard_counts_what_the_database_holds(ada):
     page = ada.get("/").text
     counts = ada.get("/counts").text
 
-    assert "12 of 12 answers taken" not in page  # two comparisons of six each
-    assert page.count("6 of 6 answers taken") == 2
+    assert "12 of 12 assignments" not in page  # two comparisons of six each
+    assert page.count("6 of 6 assignments") == 2
     assert "<b>12</b> pairs answered" in counts and "<b>2</b> raters" in counts
     assert "Ours" in page and "Theirs" in page
 
 
 def test_a_study_is_paused_resumed_closed_and_reopened(store, ada):
     rater = store.enter("test", "late")
-    for deed in ("pause", "resume", "close", "reopen"):
-        reply = decide(ada, deed)
+    for action in ("pause", "resume", "close", "reopen"):
+        reply = decide(ada, action)
         assert (reply.status_code, reply.headers["location"]) == (303, "/")
 
     assert events(store) == {"paused": 1, "resumed": 1, "closed": 1, "reopened": 1}
@@ -125,9 +125,9 @@ def test_a_study_is_paused_resumed_closed_and_reopened(store, ada):
     assert store.claim(rater) is None  # all is answered; neither paused nor closed
 
 
-def test_a_decision_needs_the_token_of_ones_own_form(store, ada):
+def test_a_decision_needs_a_form_token_of_the_same_researcher(store, ada):
     add_account(store.folder, "bea", PASSWORD, "admin")
-    hers = TestClient(ada.app, base_url="http://house")
+    hers = TestClient(ada.app, base_url="http://study")
     sign_in(hers, "bea")
 
     for token in ("", "x", form_token(hers), ada.cookies[COOKIE]):
@@ -143,7 +143,7 @@ def test_a_decision_needs_the_token_of_ones_own_form(store, ada):
 
 
 def test_an_unknown_decision_or_number_is_refused(ada):
-    for deed, form in (
+    for action, form in (
         ("explode", {}),
         ("revoke", {"event": "1"}),
         ("revoke", {"event": "1e3", "reason": "so"}),
@@ -153,9 +153,9 @@ def test_an_unknown_decision_or_number_is_refused(ada):
         ("release", {}),
         ("exclude", {"subject": "rater:1", "rule": "whim"}),
     ):
-        reply = decide(ada, deed, **form)
-        assert reply.status_code == 400, deed
-        assert "Expected" in reply.text
+        reply = decide(ada, action, **form)
+        assert reply.status_code == 400, action
+        assert 'role="alert"' in reply.text
     assert ada.post("/close", content=b"\xff" * 20_000).status_code == 400
 
 
@@ -170,18 +170,18 @@ def test_a_rater_is_excluded_by_a_rule_and_the_exclusion_revoked(make_store):
         ada = TestClient(create_admin_app(store, raters.app.state.service), base_url="http://h")
         sign_in(ada)
         assert "one_sided" in ada.get("/").text
-        assert "taken back" not in ada.get("/").text
+        assert "was revoked" not in ada.get("/").text
         assert decide(ada, "exclude", subject=f"rater:{rater}", rule="one_sided").status_code == 303
         assert store.votes()["excluded"].all()
         [event] = re.findall(r'name="event" value="(\d+)"', ada.get("/").text)
         assert decide(ada, "revoke", event=event, reason="").status_code == 400
         assert decide(ada, "revoke", event=event, reason="a pilot").status_code == 303
-        assert "Excluded before, and taken back." in ada.get("/").text
+        assert "was revoked" in ada.get("/").text
     assert not store.votes()["excluded"].any()
     assert events(store) == {"exclude": 1, "revoke": 1}
 
 
-def test_a_withheld_pair_is_looked_at_and_handed_out_again(store, ada):
+def test_a_withheld_pair_can_be_reviewed_and_released(store, ada):
     for clip in store.clips():
         (store.media / clip.stored_name).write_bytes(b"a clip")
     with store.write() as connection:
@@ -197,7 +197,7 @@ def test_a_withheld_pair_is_looked_at_and_handed_out_again(store, ada):
     assert ada.get("/" + clips[0]).status_code == 403
 
 
-def test_a_clip_that_the_gate_refused_is_shown_with_the_reason(store, ada):
+def test_a_rejected_clip_is_shown_with_the_reason(store, ada):
     refused = make_clip("third", 3, status="quarantined", reason="0003.mp4: cut short")
     store.add_clips([refused], pair=False)
 
@@ -215,16 +215,16 @@ def test_report_and_export_come_as_archives(ada):
 def test_storage_is_backed_up_and_checked(store, ada):
     assert decide(ada, "back-up").status_code == 303
     assert len(list(store.backups.glob("*.db"))) == 1
-    assert "The database is sound" in ada.get("/check").text
+    assert "No defects found" in ada.get("/check").text
 
 
-def test_an_illness_is_shown_first(store, ada, service, monkeypatch):
-    monkeypatch.setattr("human_eval.server.vote_api.MIN_FREE", 2**62)
+def test_a_storage_problem_is_shown_on_the_dashboard(store, ada, service, monkeypatch):
+    monkeypatch.setattr("human_eval.server.vote_service.MIN_FREE", 2**62)
 
     assert "the disk is nearly full" in ada.get("/").text
 
 
-def test_text_of_others_is_shown_literally(store, ada):
+def test_stored_text_is_escaped(store, ada):
     store.exclude("rater:1", rule="<script>alert(1)</script>", evidence={}, author="<b>x</b>")
 
     page = ada.get("/").text
@@ -233,7 +233,7 @@ def test_text_of_others_is_shown_literally(store, ada):
     assert "&lt;script&gt;" in page
 
 
-def test_pages_forbid_what_they_do_not_use(ada):
+def test_pages_have_a_strict_content_security_policy(ada):
     for path in ("/", "/counts", "/check"):
         policy = ada.get(path).headers["content-security-policy"]
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy

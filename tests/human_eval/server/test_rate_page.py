@@ -1,4 +1,4 @@
-"""The Rate page over HTTP: fixed files, a strict policy, addresses that work below any prefix."""
+"""The Rate page over HTTP: fixed files, a strict policy, addresses that work under any prefix."""
 
 import re
 
@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from human_eval.server.rate_page import PAGES
-from human_eval.server.vote_api import VoteService, create_app
+from human_eval.server.vote_api import create_app
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def client(make_store):
         yield client
 
 
-def test_the_page_and_all_that_it_names_are_served(client):
+def test_the_page_and_every_file_it_refers_to_are_served(client):
     page = client.get("/rate")
     named = re.findall(r'(?:src|href)="(rate/[^"]+)"', page.text)
     modules = {path.name for path in PAGES.glob("*.js")}
@@ -38,7 +38,7 @@ def _sources():
     return [path.read_text() for path in PAGES.glob("*.js")]
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere(client, make_store):
+def test_the_policy_allows_nothing_from_other_sites(client, make_store):
     policy = client.get("/rate").headers["content-security-policy"]
     with TestClient(create_app(make_store(), embedded=True)) as embedded:
         framed = embedded.get("/rate").headers["content-security-policy"]
@@ -61,19 +61,19 @@ def test_no_other_file_is_served(client, path):
     assert "secret" not in reply.text and "import" not in reply.text
 
 
-def test_a_slash_too_many_leads_to_the_page_with_what_the_link_says(client):
+def test_a_trailing_slash_redirects_and_keeps_the_parameters(client):
     reply = client.get("/rate/?link=abc&PROLIFIC_PID=1", follow_redirects=False)
 
     assert reply.headers["location"] == "../rate?link=abc&PROLIFIC_PID=1"
     assert client.get("/rate/").url.path == "/rate"
 
 
-def test_every_address_works_below_a_prefix(make_store):
-    service = VoteService(make_store(loops=0))
+def test_every_address_works_under_a_prefix(make_store):
     app = FastAPI()
-    app.include_router(service.router, prefix="/deep/study")
+    app.mount("/deep/study", create_app(make_store(loops=0)))
     with TestClient(app) as client:
         page = client.get("/deep/study/rate").text
 
+    assert "rate/rate.js" in page
     assert not re.findall(r'(?:src|href|action)="/', page)
     assert not [source for source in _sources() if re.search(r'["`]/(api|media|rate)', source)]

@@ -204,7 +204,7 @@ def test_a_locked_database_says_so_and_takes_the_answer_later(make_store, monkey
     store = make_store(loops=0)
     with TestClient(create_app(store)) as client:
         enter(client)
-        ballot = claim(client)["ballot"]
+        ballot = claim(client)["assignment"]
         lock = open_database(store.folder / "study.db").writing.connect()
         lock.begin()
         refused = vote(client, ballot)
@@ -234,13 +234,13 @@ def test_a_full_disk_says_so_and_keeps_what_was_stored(make_store):
             kept[pair.status_code] += 1
             if pair.status_code == 507:
                 break
-            reply = vote(client, pair.json()["ballot"])
+            reply = vote(client, pair.json()["assignment"])
             kept[reply.status_code] += 1
             if reply.status_code == 507:
                 break
         answered = count_votes(store)
         limit_pages(client, store, 10**6)
-        assert vote(client, claim(client)["ballot"]).status_code == 200
+        assert vote(client, claim(client)["assignment"]).status_code == 200
 
     assert kept[507] == 1 and kept[200] > 1 and set(kept) == {200, 507}
     assert count_votes(store) == answered + 2

@@ -20,7 +20,7 @@ def test_a_restore_waits_until_the_service_has_stopped(make_store):
     copy = back_up(store)
     with TestClient(create_app(store)) as client:
         enter(client)
-        receipt = vote(client, claim(client)["ballot"])
+        receipt = vote(client, claim(client)["assignment"])
         with pytest.raises(StudyError, match="one that takes answers"):
             restore(store, copy)
         assert receipt.status_code == 200

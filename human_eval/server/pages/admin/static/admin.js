@@ -1,4 +1,4 @@
-// The counts stay fresh while the page is seen. Without scripts they are as of the last reload.
+// Refresh the counts while the page is visible. Without scripts they change on reload only.
 const live = document.querySelector("[data-live]");
 setInterval(async () => {
   if (document.hidden) return;
@@ -6,6 +6,6 @@ setInterval(async () => {
     const reply = await fetch(live.dataset.live, { headers: { accept: "text/html" } });
     if (reply.ok) live.innerHTML = await reply.text();
   } catch (error) {
-    // The server is away; the next round tells whether it is back.
+    // The server does not answer; try again in the next round.
   }
 }, 5000);

@@ -1,11 +1,11 @@
-// Requests to the study. One that gets lost is sent again until it is answered: the server stores
-// an answer once, however often it comes.
+// Requests to the study's server. A lost request is repeated until it is answered: the server
+// stores an answer once, however often it arrives.
 
-const PATIENCE = 15_000; // milliseconds for one attempt
-const CLIP_PATIENCE = 120_000;
+const TIMEOUT = 15_000; // milliseconds for one attempt
+const CLIP_TIMEOUT = 120_000;
 const LONGEST_PAUSE = 4_000;
 
-/** The server has understood, and says no. */
+/** The server understood the request and refused it. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -14,14 +14,14 @@ export class Refused extends Error {
 }
 
 /**
- * Send a request until there is an answer to it.
+ * Send a request until it is answered.
  * @param {string} path relative to the study's root
  * @param {object} [body] sent as JSON; without it the request is a GET
- * @param {(answer: Response) => Promise<any>} read takes the content out of the answer
- * @param {(lost: boolean) => void} onConnection told when the way is lost, and when it is back
- * @param {number} [patience] milliseconds for one attempt
+ * @param {(response: Response) => Promise<any>} read extracts the content of the response
+ * @param {(lost: boolean) => void} onConnection called when the connection is lost or back
+ * @param {number} [timeout] milliseconds for one attempt
  */
-async function send(path, body, read, onConnection, patience = PATIENCE) {
+async function send(path, body, read, onConnection, timeout = TIMEOUT) {
   const options = { cache: "no-store", credentials: "same-origin" };
   if (body !== undefined) {
     options.method = "POST";
@@ -30,16 +30,16 @@ async function send(path, body, read, onConnection, patience = PATIENCE) {
   }
   for (let attempt = 0; ; attempt += 1) {
     try {
-      const answer = await fetch(path, { ...options, signal: AbortSignal.timeout(patience) });
-      if (answer.ok) {
-        const content = await read(answer);
+      const response = await fetch(path, { ...options, signal: AbortSignal.timeout(timeout) });
+      if (response.ok) {
+        const content = await read(response);
         if (attempt > 0) onConnection(false);
         return content;
       }
-      if (answer.status < 500 && answer.status !== 429) {
+      if (response.status < 500 && response.status !== 429) {
         if (attempt > 0) onConnection(false);
-        const told = await answer.json().catch(() => ({}));
-        throw new Refused(answer.status, told.error ?? `The server refused (${answer.status}).`);
+        const { error } = await response.json().catch(() => ({}));
+        throw new Refused(response.status, error ?? "Something went wrong. Reload the page.");
       }
     } catch (problem) {
       if (problem instanceof Refused) throw problem;
@@ -49,7 +49,7 @@ async function send(path, body, read, onConnection, patience = PATIENCE) {
   }
 }
 
-/** Wait, but not once the browser says that the network is back. */
+/** Wait, but no longer than until the browser reports that it is online. */
 function pause(milliseconds) {
   return new Promise((done) => {
     const timer = setTimeout(finish, milliseconds);
@@ -62,8 +62,9 @@ function pause(milliseconds) {
   });
 }
 
-/** The study's routes, on one connection. */
-export class Service {
+/** The study's routes. */
+export class Api {
+  /** @param {(lost: boolean) => void} onConnection called when the connection is lost or back */
   constructor(onConnection) {
     this.onConnection = onConnection;
   }
@@ -84,7 +85,7 @@ export class Service {
     return this.#ask("api/submit", body);
   }
 
-  giveBack(body) {
+  returnPair(body) {
     return this.#ask("api/return", body);
   }
 
@@ -92,12 +93,12 @@ export class Service {
     return this.#ask("api/stop", { technical });
   }
 
-  /** The whole clip, so that nothing can stall once it plays. */
+  /** Load a whole clip, so that it never stalls while it plays. */
   clip(path) {
-    return send(path, undefined, (answer) => answer.blob(), this.onConnection, CLIP_PATIENCE);
+    return send(path, undefined, (response) => response.blob(), this.onConnection, CLIP_TIMEOUT);
   }
 
   #ask(path, body) {
-    return send(path, body, (answer) => answer.json(), this.onConnection);
+    return send(path, body, (response) => response.json(), this.onConnection);
   }
 }

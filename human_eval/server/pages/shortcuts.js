@@ -1,4 +1,4 @@
-// Single-key shortcuts: off inside text, dialogs and on buttons that have a use for the key.
+// Single-key shortcuts. They are off in text fields, in dialogs, and on controls that use the key.
 
 import { anyDialogOpen } from "./dialogs.js";
 
@@ -6,7 +6,7 @@ const STORED = "human-eval-shortcuts";
 
 export class Shortcuts {
   /**
-   * @param {HTMLInputElement} choice the box that switches them on and off
+   * @param {HTMLInputElement} choice the checkbox that turns them on and off
    * @param {Record<string, () => void>} actions by the key's value in lower case
    */
   constructor(choice, actions) {
@@ -29,14 +29,14 @@ export class Shortcuts {
     if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (!this.choice.checked || anyDialogOpen()) return;
     const action = this.actions[event.key.toLowerCase()];
-    if (!action || isBusy(event.target, event.key)) return;
+    if (!action || usesKey(event.target, event.key)) return;
     event.preventDefault();
     action();
   }
 }
 
-/** Say whether the focused element needs the key itself. */
-function isBusy(target, key) {
+/** Return whether the focused element uses the key itself. */
+function usesKey(target, key) {
   if (target.matches("textarea, select, input:not([type=radio], [type=checkbox])")) return true;
   if (target.matches("[type=radio]")) return key === " " && !target.checked;
   return (key === " " || key === "Enter") && target.matches("button, a, summary, [type=checkbox]");

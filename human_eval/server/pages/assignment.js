@@ -1,0 +1,60 @@
+// One pair given to this rater: its clips, and the answers so far.
+
+import { Clips } from "./player.js";
+
+const DRAFT = "human-eval-draft"; // in sessionStorage: for this window only, survives a reload
+
+export class Assignment {
+  /**
+   * @param {object} claimed the server's reply to a claim
+   * @param {Api} api
+   */
+  constructor(claimed, api) {
+    this.token = claimed.assignment;
+    this.prompt = claimed.prompt;
+    this.progress = claimed.progress;
+    this.expires = Date.now() + 1000 * claimed.seconds_left;
+    const { width, height, fps, frames } = claimed;
+    this.clips = new Clips({ width, height, fps, frames }, [
+      api.clip(claimed.left),
+      api.clip(claimed.right),
+    ]);
+    this.revision = 0; // of the next submission
+    this.stored = 0; // the revision that the server has
+    this.loops = 0;
+    this.answers = {};
+    this.#restore();
+  }
+
+  get expired() {
+    return Date.now() >= this.expires;
+  }
+
+  /** The body of a submission. */
+  get body() {
+    return {
+      assignment: this.token,
+      answers: this.answers,
+      loops: Math.min(this.loops, 10_000),
+      revision: this.revision,
+    };
+  }
+
+  /** Keep loops and answers in case the page is reloaded. */
+  save() {
+    const { token, loops, answers } = this;
+    sessionStorage.setItem(DRAFT, JSON.stringify({ token, loops, answers }));
+  }
+
+  /** Delete what `save` has kept. */
+  static forget() {
+    sessionStorage.removeItem(DRAFT);
+  }
+
+  #restore() {
+    const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
+    if (draft?.token !== this.token) return;
+    this.loops = draft.loops;
+    this.answers = draft.answers;
+  }
+}

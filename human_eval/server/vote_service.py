@@ -1,0 +1,131 @@
+"""A study while it is served: its writer, what happens every second, and whether it is healthy."""
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from human_eval.collection import assignment
+from human_eval.errors import StorageBusy, StudyError
+from human_eval.storage import events
+from human_eval.storage.lock import serving
+from human_eval.storage.writer import Writer
+from human_eval.study.store import StudyStore
+
+MIN_FREE = 256 * 2**20  # bytes on disk; below this the study reports a problem
+
+
+class VoteService:
+    """The writer of one study and its periodic work, both active inside `running()`."""
+
+    def __init__(self, store: StudyStore) -> None:
+        self.store = store
+        self._writer: Writer | None = None
+        self._refused: Counter[tuple[str, str]] = Counter()  # by error and actor, not yet stored
+        self._problem = ""  # why the periodic work failed the last time
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Carry out writes; every second, store refusals and return expired assignments.
+
+        Raises:
+            StudyError: another service uses this SQLite study, or a backup is being restored.
+        """
+        with serving(self.store.database, self.store.folder):
+            self._writer = Writer(self.store.database)
+            stopping = asyncio.Event()
+            periodic = asyncio.create_task(self._work_every_second(stopping))
+            try:
+                yield
+            finally:
+                stopping.set()
+                await periodic
+                await asyncio.to_thread(self._writer.close)
+                self._writer = None
+
+    async def write(self, job: Callable[[Connection], Any]) -> Any:
+        """Run a job in a transaction; return its result once that is committed.
+
+        Raises:
+            StorageBusy: too many writes are waiting, or the service is stopping.
+            StudyError: the job refused; nothing of it is stored.
+        """
+        if self._writer is None:
+            raise StorageBusy("The study is being restarted. Try again in a few seconds.")
+        return await asyncio.wrap_future(self._writer.submit(job))
+
+    @property
+    def waiting(self) -> int:
+        """The number of writes in the queue."""
+        return 0 if self._writer is None else self._writer.waiting
+
+    def count_refusal(self, error: str, actor: str) -> None:
+        """Count a refused request; an event is stored within a second.
+
+        Args:
+            error: the name of the error's class.
+            actor: "rater:NUMBER" or "unknown".
+        """
+        self._refused[error, actor] += 1
+
+    async def problems(self) -> list[str]:
+        """Return why answers cannot be stored, now or soon; empty if the study is healthy."""
+        problems = []
+        if self._writer is None or not self._writer.alive:
+            problems.append("the writer has stopped")
+        if shutil.disk_usage(self.store.folder).free < MIN_FREE:
+            problems.append("the disk is nearly full")
+        try:
+            await self.write(lambda connection: connection.execute(text("SELECT 1")).all())
+        except (StudyError, DBAPIError) as error:
+            problems.append(_describe(error))
+        if self._problem and self._problem not in problems:
+            problems.append(self._problem)
+        return problems
+
+    async def _work_every_second(self, stopping: asyncio.Event) -> None:
+        """Do the periodic work until the service stops, and once more then."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), timeout=1)
+            try:
+                await self._store_refusals()
+                await self.write(
+                    lambda connection: assignment.sweep(connection, self.store.clock())
+                )
+                self._problem = ""
+            except Exception as error:  # the next round may succeed; until then `problems` has it
+                self._problem = _describe(error)
+            if stopping.is_set():
+                return
+
+    async def _store_refusals(self) -> None:
+        refused, self._refused = self._refused, Counter()
+
+        def record(connection: Connection) -> None:
+            for (error, actor), count in refused.items():
+                events.record(
+                    connection,
+                    "refused",
+                    actor=actor,
+                    subject="service",
+                    now=self.store.clock(),
+                    payload={"refusal": error},
+                    count=count,
+                )
+
+        try:
+            await self.write(record)
+        except Exception:
+            self._refused.update(refused)  # store them in the next round
+            raise
+
+
+def _describe(error: Exception) -> str:
+    """Return an error's text without the SQL statement and its values, which are private."""
+    return str(error.orig) if isinstance(error, DBAPIError) else str(error)
