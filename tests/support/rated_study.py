@@ -20,7 +20,7 @@ from human_eval.clips.ingest import Clip
 from human_eval.clips.media import Footage, write_footage
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
-from human_eval.study.store import StudyStore, create_study, open_study
+from human_eval.study.store import StudyStore, create_study
 
 ROOT = Path(__file__).parents[2]
 FPS = 16
@@ -174,12 +174,8 @@ class RatedStudy:
             self.process.wait(timeout=30)
 
     def votes(self) -> pd.DataFrame:
-        """Return what is stored."""
-        reading = open_study(self.store.folder)
-        try:
-            return reading.votes()
-        finally:
-            reading.close()
+        """Return the stored votes."""
+        return self.store.votes()
 
 
 @pytest.fixture

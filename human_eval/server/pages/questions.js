@@ -74,6 +74,7 @@ export class Questions {
   #build({ key, wording, choices }, place) {
     const group = document.createElement("fieldset");
     group.dataset.key = key;
+    group.disabled = true;
     const legend = document.createElement("legend");
     legend.textContent = wording;
     const row = document.createElement("div");
