@@ -1,1 +1,1 @@
-"""The face: layout and handlers only. Models come in as callables and plain data."""
+"""The page: layout and handlers. Everything that it knows of models is in `demo.models`."""

@@ -1,11 +1,11 @@
-"""The shelf of finished clips: opaque names in one folder, the oldest make room."""
+"""The folder of generated clips. File names are random, and the oldest clips are deleted."""
 
 import secrets
 from pathlib import Path
 
 
-class Shelf:
-    """Hands out paths for new clips and keeps the newest ones."""
+class ClipStore:
+    """Gives out paths for new clips and keeps the newest clips."""
 
     def __init__(self, folder: Path, *, keep: int = 200) -> None:
         self.folder = folder.resolve()
@@ -13,7 +13,7 @@ class Shelf:
         self.keep = keep
 
     def new_path(self) -> Path:
-        """Return a path that nothing has yet; its name tells nothing of the clip."""
+        """Return the path of a file that does not exist yet. The name reveals nothing."""
         clips = sorted(self.folder.glob("*.mp4"), key=lambda clip: clip.stat().st_mtime)
         for clip in clips[: max(len(clips) + 1 - self.keep, 0)]:
             clip.unlink(missing_ok=True)

@@ -1,72 +1,65 @@
-"""The studio: everything the tabs need, handed in by `app.py`."""
+"""What every tab gets: the models, the engine that runs them, and the study."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.clip_store import Shelf
-from demo.session import Clip, Contender, Fetch, Generate, ModelInfo, Request, Update
+from demo.engine import Engine
+from demo.models import ModelInfo
+from demo.session import CompareRow, Download
+from demo.web.study_mount import StudyMount
 from demo.widgets.status import show_idle
 
-Shown = TypeVar("Shown")
-
-ONE_AT_A_TIME = "engine"  # concurrency id of every event that computes
-# Options of every event that computes nothing: it must not wait in the line of those that do.
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# Options of every event that does not compute. Such events skip the queue of computations.
+NO_QUEUE: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+# Options of every event that computes: they share one queue and run one at a time.
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
-    """The models, what runs them, and where their clips go."""
+class PageContext:
+    """Everything that the page needs; `app.py` creates it."""
 
     models: Mapping[str, ModelInfo]
     default_model: str
-    contenders: Sequence[Contender]  # rows of the Compare tab
-    generate: Generate
-    readiness: Callable[[str], str]  # of the default model: "loading", "ready" or "failed"
-    shelf: Shelf
-    # What a model needs before it can run here, such as "needs 5.6 GB download", or "ready".
-    need: Callable[[str], str] = lambda name: "ready"
-    fetch: Fetch | None = None  # None where the operator does not allow downloads
-
-    def run(
-        self, request: Request, show: Callable[[Update], Shown]
-    ) -> Generator[Shown, None, Clip]:
-        """Yield what `show` makes of every update; the value of the generator is the clip.
-
-        Closing it, as Gradio does when a visitor stops or leaves, ends the computation.
-        """
-        with closing(self.generate(request, self.shelf.new_path())) as updates:
-            for update in updates:
-                if update.clip is not None:
-                    return update.clip
-                yield show(update)
-        raise RuntimeError("Expected a clip in the last update, got none.")
+    rows: Sequence[CompareRow]  # of the Compare tab
+    engine: Engine
+    study: StudyMount
+    availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
+    download: Download | None = None  # None if the operator does not allow downloads
 
 
-def at_rest(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
-    """Return the two buttons as they are while nothing computes."""
+def idle_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
+    """Return the updates of the two buttons for the time when nothing is computed."""
     return {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+
+
+def busy_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
+    """Return the updates of the two buttons for the time of a computation."""
+    return {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
 
 
 def connect_stop(
     computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
 ) -> None:
-    """Let the button end the computation, and say so once it has ended."""
-    # Saying so in the same event would lose the race against the last update under way.
-    stopping = stop.click(None, cancels=[*computing], **QUIET)
+    """Let the Stop button end the computation, then show that it has ended."""
+    # In one event, the "Stopped" could be overwritten by the last update of the computation.
+    stopping = stop.click(None, cancels=[*computing], **NO_QUEUE)
     stopping.then(
-        lambda: {status: show_idle("Stopped."), **at_rest(run, stop)},
+        lambda: {status: show_idle("Stopped."), **idle_buttons(run, stop)},
         None,
         [status, run, stop],
-        **QUIET,
+        **NO_QUEUE,
     )
 
 
-def toast(error: Exception, title: str) -> gr.Error:
-    """Return the error as a message on the page and to API clients; nothing is logged."""
+def error_message(error: Exception, title: str) -> gr.Error:
+    """Return the error as a message on the page and for API clients. Nothing is logged."""
     return gr.Error(str(error), title=title, duration=12, print_exception=False)

@@ -1,119 +1,137 @@
-"""The engine room: models load behind the open page, and one computation runs at a time."""
+"""The engine: loads models behind the open page and runs one computation at a time."""
 
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
-from demo.session import Generate, Request, Update
+from demo.clip_store import ClipStore
+from demo.models import Request
+from demo.session import EngineError, GeneratedClip, Update, Updates
 
 logger = logging.getLogger(__name__)
 
-
-class EngineError(RuntimeError):
-    """A model could not be loaded or a computation failed; the text is fit for visitors."""
+Shown = TypeVar("Shown")
+Generate = Callable[[Request, Path], Updates]  # a loaded model; the Path is where the mp4 goes
 
 
 class Engine:
-    """Runs requests on models that it loads in the background, once each, after `start`.
+    """Loads models in a background thread, in this order, and generates clips with them.
 
-    Other models are loaded when somebody asks for them, and only the last of these is kept: they
-    may be too large to stay side by side.
+    Other models are loaded on request. Only the last of these stays in memory, because two large
+    models may not fit.
 
     Args:
-        load: makes a model ready and returns what generates with it; slow, called in a thread.
-            What it raises as `EngineError` or `MemoryError` is told to visitors word for word.
-        names: models to load at the start, in this order, and to keep.
+        load: loads a model by name; slow, called in the background thread. Visitors see the text
+            of an `EngineError` or a `MemoryError`; other exceptions go to the log.
+        names: the models to load after `start`, and to keep.
+        clips: where the generated files go.
     """
 
-    def __init__(self, load: Callable[[str], Generate], names: Iterable[str]) -> None:
+    def __init__(
+        self, load: Callable[[str], Generate], names: Iterable[str], clips: ClipStore
+    ) -> None:
+        self.clips = clips
         self._load = load
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-model")
-        self._models: dict[str, Future[Generate]] = {name: Future() for name in names}
-        self._guests: dict[str, Future[Generate]] = {}  # one at most
+        self._preloaded: dict[str, Future[Generate]] = {name: Future() for name in names}
+        self._on_request: dict[str, Future[Generate]] = {}  # one at most
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin to load, once the page is open: importing torch would hold it up for seconds."""
-        for name, promised in self._models.items():
-            loading = self._loader.submit(self._load_or_log, name)
-            loading.add_done_callback(partial(_keep, promised))
+        """Start loading. Call it when the page is open: importing torch takes seconds."""
+        for name, future in self._preloaded.items():
+            self._loader.submit(self._load_into, future, name)
 
-    def holds(self, name: str) -> bool:
+    def is_loaded(self, name: str) -> bool:
         """Return whether the model is in memory."""
-        model = self._models.get(name) or self._guests.get(name)
+        model = self._preloaded.get(name) or self._on_request.get(name)
         return model is not None and model.done() and not model.exception()
 
     def readiness(self, name: str) -> str:
-        """Return "loading", "ready" or "failed", of a model that is loaded at the start."""
-        model = self._models[name]
+        """Return "loading", "ready" or "failed" for a model that is loaded at the start."""
+        model = self._preloaded[name]
         if not model.done():
             return "loading"
         return "failed" if model.exception() else "ready"
 
-    def generate(self, request: Request, path: Path) -> Generator[Update, None, None]:
-        """Yield where the computation stands; closing this iterator ends it within a step.
+    def run(
+        self, name: str, request: Request, show: Callable[[Update], Shown]
+    ) -> Generator[Shown, None, GeneratedClip]:
+        """Generate a clip: yield `show(update)` for every update, then return the clip.
+
+        Closing the generator stops the computation within a step. Gradio does so when a visitor
+        presses Stop or leaves.
 
         Raises:
             EngineError: the model did not load, or the computation failed.
         """
-        began = perf_counter()
-        model = self._models.get(request.model) or self._invite(request.model)
+        start = perf_counter()
+        model = self._preloaded.get(name) or self._load_on_request(name)
         while not model.done():
-            yield Update(stage="load", seconds=perf_counter() - began)
+            yield show(Update(stage="load", seconds=perf_counter() - start))
             try:
                 model.exception(timeout=0.3)
             except TimeoutError:
                 continue
         if failure := model.exception():
-            if isinstance(failure, EngineError | MemoryError):
-                raise EngineError(str(failure)) from failure
-            raise EngineError(
-                f"The model {request.model} did not load ({type(failure).__name__}). "
-                "The server's log says why."
-            )
-        try:
-            yield from model.result()(request, path)
-        except MemoryError as failure:  # of the library, which says what to do
-            logger.error("A computation on %s ran out of memory.", request.model)
-            raise EngineError(str(failure)) from failure
-        except (RuntimeError, ValueError, OSError) as failure:  # torch raises RuntimeError
-            # No traceback and no message: either could hold the prompt.
-            place = traceback.extract_tb(failure.__traceback__)[-1]
-            logger.error(
-                "A computation on %s failed: %s at %s:%s",
-                *(request.model, type(failure).__name__, place.filename, place.lineno),
-            )
-            raise EngineError(
-                f"The computation failed ({type(failure).__name__}). "
-                "Try again, with fewer steps if it repeats."
-            ) from failure
+            raise _explain_load_failure(name, failure) from failure
+        generate, path = model.result(), self.clips.new_path()
+        with _explained_failure(name), closing(generate(request, path)) as updates:
+            for update in updates:
+                if update.clip is not None:
+                    return update.clip
+                yield show(update)
+        raise RuntimeError("Expected a clip in the last update, got none.")
 
-    def _invite(self, name: str) -> Future[Generate]:
-        """Return a model that is not among those of the start; another such one has to leave."""
+    def _load_on_request(self, name: str) -> Future[Generate]:
+        """Return a model that is not preloaded; it replaces the last one of these."""
         with self._lock:
-            guest = self._guests.get(name)
-            if guest is None or (guest.done() and guest.exception()):
-                self._guests.clear()
-                self._guests[name] = guest = self._loader.submit(self._load_or_log, name)
-            return guest
+            model = self._on_request.get(name)
+            if model is None or (model.done() and model.exception()):
+                self._on_request.clear()
+                self._on_request[name] = model = Future()
+                self._loader.submit(self._load_into, model, name)
+            return model
 
-    def _load_or_log(self, name: str) -> Generate:
-        """Load a model; the log says why it did not, whether or not a visitor asks for it."""
+    def _load_into(self, future: Future[Generate], name: str) -> None:
+        """Load a model. A failure is logged even if no visitor asks for the model."""
         try:
-            return self._load(name)
-        except Exception as failure:
+            future.set_result(self._load(name))
+        except BaseException as failure:  # as executors do: a future must not stay pending
             logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
-            raise
+            future.set_exception(failure)
 
 
-def _keep(promised: Future[Generate], loaded: Future[Generate]) -> None:
-    """Fulfil a promised model with what was loaded."""
-    if failure := loaded.exception():
-        promised.set_exception(failure)
-    else:
-        promised.set_result(loaded.result())
+def _explain_load_failure(name: str, failure: BaseException) -> EngineError:
+    if isinstance(failure, EngineError | MemoryError):  # written for visitors
+        return EngineError(str(failure))
+    return EngineError(
+        f"The model {name} did not load ({type(failure).__name__}). "
+        "The server's log has the reason."
+    )
+
+
+@contextmanager
+def _explained_failure(name: str) -> Iterator[None]:
+    """Turn the failure of a computation into an `EngineError` without paths or prompt."""
+    try:
+        yield
+    except MemoryError as failure:  # raised by the library, with a remedy in its text
+        logger.error("A computation on %s ran out of memory.", name)
+        raise EngineError(str(failure)) from failure
+    except (RuntimeError, ValueError, OSError) as failure:  # torch raises RuntimeError
+        kind = type(failure).__name__
+        # Log neither traceback nor message: either could contain the prompt.
+        place = traceback.extract_tb(failure.__traceback__)[-1]
+        logger.error(
+            "A computation on %s failed: %s at %s:%s", name, kind, place.filename, place.lineno
+        )
+        raise EngineError(
+            f"The computation failed ({kind}). Try again, with fewer steps if it repeats."
+        ) from failure

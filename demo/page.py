@@ -1,74 +1,65 @@
-"""The page: title, usage guidelines and the tabs."""
-
-from typing import Any
+"""The page: header, usage guidelines, tabs and API."""
 
 import gradio as gr
-from gradio.blocks import BlockFunction
 
-from demo.context import QUIET, Studio, toast
-from demo.requests import RequestError
+from demo.api import add_api
+from demo.context import NO_QUEUE, PageContext
 from demo.tabs.compare import build_compare_tab
 from demo.tabs.generate import build_generate_tab
 from demo.tabs.rate import build_rate_tab
 from demo.tabs.results import build_results_tab
-from demo.web.study_mount import Desk
+from demo.web.gradio_internals import Page
 from demo.widgets import theme
 
-WAITING_LINE = 20  # computations; further visitors are told that the page is busy
+# A tab is a function that lays it out inside the open `gr.Tab`.
+TABS = {
+    "Generate": build_generate_tab,
+    "Compare": build_compare_tab,
+    "Rate": build_rate_tab,
+    "Results": build_results_tab,
+}
+MAX_QUEUE = 20  # waiting computations; further visitors get the message that the page is busy
 
 
-def build_page(studio: Studio, desk: Desk) -> gr.Blocks:
-    """Lay out the whole page; `demo.web.server` serves it."""
-    # Clips copied by Gradio go after an hour; ours are kept by the shelf.
-    with _DiscreetBlocks(
-        title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
-        gr.HTML(theme.HEADER, elem_id="masthead")
-        _add_readiness(studio)
+def build_page(context: PageContext) -> Page:
+    """Lay out the whole page. `demo.web.server` serves it."""
+    # Gradio deletes its own copies of clips after an hour; `ClipStore` keeps the clips.
+    with Page(title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.HTML(theme.HEADER, elem_id="page-header")
+        _add_readiness(context)
         _add_guidelines(page)
-        with gr.Tabs() as tabs:
-            with gr.Tab("Generate", id="generate"):
-                build_generate_tab(studio)
-            with gr.Tab("Compare", id="compare"):
-                build_compare_tab(studio)
-            with gr.Tab("Rate", id="rate"):
-                build_rate_tab()
-            with gr.Tab("Results", id="results") as results:
-                build_results_tab(desk, results, tabs)
-        gr.HTML(theme.FOOTER, elem_id="colophon")
-    # Closed to direct calls: whatever computes goes through the line.
-    page.queue(max_size=WAITING_LINE, default_concurrency_limit=1, api_open=False)
+        with gr.Tabs():
+            for title, build_tab in TABS.items():
+                with gr.Tab(title, id=title.lower()) as tab:
+                    build_tab(context, tab)
+        add_api(context)
+        gr.HTML(theme.FOOTER, elem_id="page-footer")
+    # Computations are possible through the queue only, not by direct calls.
+    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1, api_open=False)
     return page
 
 
-class _DiscreetBlocks(gr.Blocks):
-    """Blocks whose log holds no prompt: Gradio's own refusal of a short request repeats it."""
-
-    def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
-        if (wanted := len(block_fn.inputs)) > len(inputs):
-            problem = RequestError(f"Expected {wanted} fields, got {len(inputs)}. Send them all.")
-            raise toast(problem, "Not started")
-
-
-def _add_readiness(studio: Studio) -> None:
-    """Show that the model is loading until it is there."""
+def _add_readiness(context: PageContext) -> None:
+    """Show a message while the model loads."""
     badge = gr.HTML(theme.show_readiness("loading"), elem_id="readiness")
     timer = gr.Timer(1.0)
 
     def on_tick() -> tuple[gr.HTML, gr.Timer]:
-        state = studio.readiness(studio.default_model)
+        state = context.engine.readiness(context.default_model)
         text = gr.HTML(theme.show_readiness(state), visible=state != "ready")
         return text, gr.Timer(active=state == "loading")
 
-    timer.tick(on_tick, None, [badge, timer], **QUIET)
+    timer.tick(on_tick, None, [badge, timer], **NO_QUEUE)
 
 
 def _add_guidelines(page: gr.Blocks) -> None:
-    """Show the usage guidelines to a browser that has not accepted them yet."""
-    # Not a secret: it keeps what the browser stores readable after a restart.
+    """Open the usage guidelines in a browser that has not accepted them yet."""
+    # The secret is not secret: a fixed one keeps the browser's state readable after a restart.
     accepted = gr.BrowserState(False, storage_key="t2v-turbo-guidelines", secret="t2v-turbo")
     with gr.Accordion("Usage guidelines", open=False, elem_id="guidelines") as guidelines:
         gr.HTML(theme.GUIDELINES)
-        agree = gr.Button("I have read this", size="sm", min_width=160, elem_id="guidelines-accept")
-    page.load(lambda seen: gr.Accordion(open=not seen), accepted, guidelines, **QUIET)
-    agree.click(lambda: (True, gr.Accordion(open=False)), None, [accepted, guidelines], **QUIET)
+        accept = gr.Button(
+            "I have read the guidelines", size="sm", min_width=160, elem_id="guidelines-accept"
+        )
+    page.load(lambda seen: gr.Accordion(open=not seen), accepted, guidelines, **NO_QUEUE)
+    accept.click(lambda: (True, gr.Accordion(open=False)), None, [accepted, guidelines], **NO_QUEUE)

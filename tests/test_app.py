@@ -1,42 +1,8 @@
-"""The app: what its flags mean for the models."""
-
-import shutil
-from dataclasses import replace
+"""The flags of the app, and its messages when they cannot be used."""
 
 import pytest
 
 import app
-from turbo.models import placement
-from turbo.models.registry import MODELS
-
-
-def test_the_page_tells_what_a_model_wants_of_the_device_of_the_flags(monkeypatch):
-    rooms = {"cpu": 10**12, "cuda": 1000}
-    monkeypatch.setattr(placement, "available_devices", lambda: list(rooms))
-    monkeypatch.setattr(placement, "free_memory", lambda device: rooms[device.type])
-
-    def state(**flags):
-        return app.state_of(
-            "shapes-turbo", {"device": "cuda", "dtype": "auto", "memory": None} | flags
-        )
-
-    assert state(device="cpu") == "ready"
-    assert state().startswith("needs ") and state().endswith(" GB memory")
-    assert state(memory="offload") == "ready"  # insisted on, so loading does not check it
-
-
-@pytest.mark.parametrize("damage", [b"", b"\x05\0\0\0\0\0\0\0[1,2]"])
-def test_a_damaged_model_is_marked_and_no_other(damage, monkeypatch, tmp_path, caplog):
-    card = MODELS["shapes-turbo"]
-    copy = replace(card, folder=shutil.copytree(card.folder, tmp_path / "shapes"))
-    [file] = (copy.folder / "vae").glob("*.safetensors")
-    file.write_bytes(damage)
-    monkeypatch.setitem(MODELS, "shapes-turbo", copy)
-    placing = {"device": "cpu", "dtype": "auto", "memory": None}
-
-    assert app.state_of("shapes-turbo", placing) == "cannot be loaded, see the log"
-    assert app.state_of("shapes-teacher", placing) == "ready"
-    assert "turbo.models verify shapes-turbo" in caplog.text
 
 
 def test_the_app_has_the_flags_that_messages_name(monkeypatch):
@@ -56,17 +22,17 @@ def test_the_app_refuses_an_unknown_choice_of_the_environment(variable, monkeypa
     with pytest.raises(SystemExit):
         app.read_flags()
 
-    assert f"Expected {variable} from" in capsys.readouterr().err
+    assert "'plenty' is not one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_the_app_refuses_a_port_that_no_machine_has(port, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["app.py", "--port", port])
+    monkeypatch.setattr("sys.argv", ["app.py", f"--port={port}"])
 
     with pytest.raises(SystemExit):
         app.read_flags()
 
-    assert f"up to 65535, got {port}. Leave it out" in capsys.readouterr().err
+    assert f"{port} is not a port" in capsys.readouterr().err
 
 
 def test_the_app_refuses_a_data_folder_that_cannot_be_made(tmp_path, monkeypatch):
@@ -74,5 +40,28 @@ def test_the_app_refuses_a_data_folder_that_cannot_be_made(tmp_path, monkeypatch
     file.touch()
     monkeypatch.setattr("sys.argv", ["app.py", "--data-dir", str(file / "data")])
 
-    with pytest.raises(SystemExit, match="a --data-dir .T2V_DATA_DIR. to write to, got .*/file/da"):
+    with pytest.raises(SystemExit, match="create the data folder .*/file/data: .*--data-dir"):
         app.main()
+
+
+@pytest.mark.parametrize(
+    "model, match", [("gpt", "no model 'gpt'"), ("vcm-vc2", "not on this machine")]
+)
+def test_the_app_refuses_a_model_that_cannot_be_loaded(model, match, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.setenv("T2V_MODEL", model)
+
+    with pytest.raises(SystemExit):
+        app.read_flags()
+
+    assert match in " ".join(capsys.readouterr().err.split())
+
+
+def test_flags_come_before_the_environment(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py", "--port", "8001"])
+    monkeypatch.setenv("T2V_PORT", "8000")
+    monkeypatch.setenv("T2V_HOST", "0.0.0.0")
+
+    flags = app.read_flags()
+
+    assert (flags.port, flags.host) == (8001, "0.0.0.0")

@@ -1,4 +1,4 @@
-"""The Generate tab: a prompt and a few dials become one looping video."""
+"""The Generate tab: a prompt and a few settings become one looping video."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -8,63 +8,70 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.api import describe_clip, describe_update
-from demo.context import ONE_AT_A_TIME, QUIET, Studio, at_rest, connect_stop, toast
-from demo.engine import EngineError
-from demo.requests import RequestError, read_request, read_seed
-from demo.session import Clip, ModelInfo
+from demo.context import (
+    NO_QUEUE,
+    ONE_AT_A_TIME,
+    PageContext,
+    busy_buttons,
+    connect_stop,
+    error_message,
+    idle_buttons,
+)
+from demo.models import ModelInfo, RequestError, draw_seed, read_request
+from demo.session import EngineError, GeneratedClip, Update
 from demo.tabs.notice import Notice
-from demo.widgets.history import build_history, remember, show_history
-from demo.widgets.player import show_empty_screen, show_screen
-from demo.widgets.status import StepClock, show_done, show_idle, show_refusal, show_update
+from demo.widgets.history import add_to_history, build_history, show_history
+from demo.widgets.player import show_clip, show_no_clip
+from demo.widgets.status import StatusLine, show_done, show_idle, show_refusal
 
-# On a small screen the results lie below the dials.
-_SHOW_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"
+# On a small screen the results are below the controls.
+_SCROLL_TO_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"
 
 
 @dataclass(frozen=True)
-class Dials:
-    """What a visitor sets, and the two buttons."""
+class Controls:
+    """What a visitor sets, and the buttons."""
 
     prompt: gr.Textbox
     notice: Notice
     model: gr.Dropdown
-    fetch: gr.Button  # hidden unless the model can be downloaded
+    download: gr.Button  # hidden unless the model can be downloaded
     examples: gr.Dataset
     steps: gr.Slider
     guidance: gr.Slider
     seed: gr.Number
-    dice: gr.Button
+    new_seed: gr.Button
     run: gr.Button
     stop: gr.Button
 
 
 @dataclass(frozen=True)
-class Results:
+class Outputs:
     """What a visitor gets."""
 
-    screen: gr.HTML
+    player: gr.HTML
     status: gr.HTML
     recipe: gr.JSON
     clips: gr.State  # the history, newest first
     history: gr.HTML
 
 
-def build_generate_tab(studio: Studio) -> None:
-    """Lay out the text-to-video tab inside the `gr.Blocks` that is open."""
-    with gr.Row(elem_classes="bench"):
+def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
+    """Lay out the tab inside the open `gr.Blocks`."""
+    with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            dials = _lay_out_dials(studio)
+            controls = _lay_out_controls(context)
         with gr.Column(scale=6, min_width=320):
-            results = _lay_out_results()
-    _connect_dials(studio, dials)
-    _connect_generation(studio, dials, results)
-    _connect_history(studio, dials, results)
-    _open_api(studio)
+            outputs = _lay_out_outputs()
+    _connect_controls(context, controls)
+    generating = _connect_generation(context, controls, outputs)
+    downloading = _connect_download(context, controls, outputs)
+    connect_stop([generating, downloading], controls.run, controls.stop, outputs.status)
+    _connect_history(context, controls, outputs)
 
 
-def _lay_out_dials(studio: Studio) -> Dials:
-    info = studio.models[studio.default_model]
+def _lay_out_controls(context: PageContext) -> Controls:
+    info = context.models[context.default_model]
     prompt = gr.Textbox(
         info.world.examples[0],
         label="Prompt",
@@ -73,26 +80,26 @@ def _lay_out_dials(studio: Studio) -> Dials:
         max_lines=4,
         elem_id="prompt",
     )
-    notice = Notice(studio.models, prompt)
+    notice = Notice(context.models, prompt)
     with gr.Row(elem_classes="actions"):
         run = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
         stop = gr.Button(
             "Stop", variant="stop", elem_id="stop", scale=1, min_width=80, interactive=False
         )
     model = gr.Dropdown(
-        model_choices(studio),
-        value=studio.default_model,
+        model_choices(context),
+        value=context.default_model,
         label="Model",
         filterable=False,
         elem_id="model",
     )
-    fetch = gr.Button("Download this model", size="sm", visible=False, elem_id="fetch")
-    steps, guidance = dial_sliders(info)
+    download = gr.Button("Download this model", size="sm", visible=False, elem_id="download")
+    steps, guidance = build_sliders(info)
     with gr.Row(elem_classes="seed-row"):
         seed = gr.Number(
             0, label="Seed", info="The same seed gives the same video", precision=0, elem_id="seed"
         )
-        dice = gr.Button("⚄ New seed", elem_id="dice", size="sm", scale=0, min_width=120)
+        new_seed = gr.Button("⚄ New seed", elem_id="new-seed", size="sm", scale=0, min_width=120)
     examples = gr.Dataset(
         components=[prompt],
         samples=[[example] for example in info.world.examples],
@@ -100,169 +107,169 @@ def _lay_out_dials(studio: Studio) -> Dials:
         samples_per_page=12,
         elem_id="examples",
     )
-    examples.click(lambda sample: sample[0], examples, prompt, **QUIET)
-    return Dials(prompt, notice, model, fetch, examples, steps, guidance, seed, dice, run, stop)
+    return Controls(
+        *(prompt, notice, model, download, examples, steps, guidance, seed, new_seed, run, stop)
+    )
 
 
-def model_choices(studio: Studio) -> list[tuple[str, str]]:
-    """Return what the picker shows of every model, with what it needs, and its name."""
-    return [(f"{model.title} · {studio.need(name)}", name) for name, model in studio.models.items()]
+def model_choices(context: PageContext) -> list[tuple[str, str]]:
+    """Return the label of every model, with its availability, and its name."""
+    return [
+        (f"{info.card.title} · {context.availability(name)}", name)
+        for name, info in context.models.items()
+    ]
 
 
-def may_fetch(studio: Studio, model: str) -> bool:
-    """Tell whether the page may bring the weights of a model, and there are any to bring."""
-    return studio.fetch is not None and studio.need(model).endswith("download")
+def can_download(context: PageContext, model: str) -> bool:
+    """Return whether visitors may download the model, and it has files to download."""
+    return context.download is not None and context.availability(model).endswith("download")
 
 
-def dial_sliders(
+def build_sliders(
     info: ModelInfo, steps: int | None = None, guidance: float | None = None
 ) -> tuple[gr.Slider, gr.Slider]:
-    """Return the two sliders with the ranges of the model, at its defaults for None."""
+    """Return the sliders of steps and guidance in the model's range. None is its default."""
+    card = info.card
     steps_slider = gr.Slider(
-        info.min_steps,
-        info.max_steps,
-        value=info.default_steps if steps is None else steps,
+        card.min_steps,
+        card.max_steps,
+        value=card.default_steps if steps is None else steps,
         step=1,
         precision=0,
         label="Steps",
-        info=f"{info.default_steps} is this model's usual number",
+        info=f"The default of this model is {card.default_steps}",
         elem_id="steps",
     )
     guidance_slider = gr.Slider(
-        info.min_guidance,
-        info.max_guidance,
-        value=info.default_guidance if guidance is None else guidance,
+        card.min_guidance,
+        card.max_guidance,
+        value=card.default_guidance if guidance is None else guidance,
         step=0.1,
         label="Guidance",
-        info=info.guidance_note,
+        info=card.guidance_kind,
         elem_id="guidance",
     )
     return steps_slider, guidance_slider
 
 
-def _lay_out_results() -> Results:
-    screen = gr.HTML(show_empty_screen(), elem_id="screen")
+def _lay_out_outputs() -> Outputs:
+    player = gr.HTML(show_no_clip(), elem_id="screen")
     status = gr.HTML(show_idle(), elem_id="status")
     with gr.Accordion("Recipe", open=False):
         recipe = gr.JSON(value={}, show_label=False, elem_id="recipe")
     gr.HTML("<h2>This visit</h2>", elem_classes="heading")
     clips = gr.State([], time_to_live=24 * 3600)
-    return Results(screen, status, recipe, clips, build_history())
+    return Outputs(player, status, recipe, clips, build_history())
 
 
-def _connect_dials(studio: Studio, dials: Dials) -> None:
-    def on_model(model: str, prompt: str) -> dict[Any, Any]:
-        info = studio.models[model]
-        steps, guidance = dial_sliders(info)
+def _connect_controls(context: PageContext, controls: Controls) -> None:
+    def on_model(model: str) -> dict[Any, Any]:
+        info = context.models[model]
+        steps, guidance = build_sliders(info)
         return {
-            dials.model: gr.Dropdown(model_choices(studio)),
-            dials.fetch: gr.Button(visible=may_fetch(studio, model)),
-            dials.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
-            dials.steps: steps,
-            dials.guidance: guidance,
-            **dials.notice.updates(prompt, model),
+            controls.model: gr.Dropdown(model_choices(context)),
+            controls.download: gr.Button(visible=can_download(context, model)),
+            controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
+            controls.steps: steps,
+            controls.guidance: guidance,
         }
-
-    notice = [dials.notice.group, dials.notice.text, dials.notice.suggestion]
-    changed = [dials.model, dials.fetch, dials.examples, dials.steps, dials.guidance, *notice]
-    dials.model.input(on_model, [dials.model, dials.prompt], changed, **QUIET)
-    _connect_needs(studio, dials)
-    dials.dice.click(lambda: read_seed(None), None, dials.seed, **QUIET)
-    dials.notice.connect(dials.model)
-
-
-def _connect_needs(studio: Studio, dials: Dials) -> None:
-    """Say once more what every model needs when the first is there: then the memory is known."""
-    timer = gr.Timer(2.0)
 
     def on_tick() -> tuple[Any, gr.Timer]:
-        if studio.readiness(studio.default_model) == "loading":
+        if context.engine.readiness(context.default_model) == "loading":
             return gr.skip(), gr.Timer()
-        return gr.Dropdown(model_choices(studio)), gr.Timer(active=False)
+        return gr.Dropdown(model_choices(context)), gr.Timer(active=False)
 
-    timer.tick(on_tick, None, [dials.model, timer], **QUIET)
+    changed = [controls.download, controls.examples, controls.steps, controls.guidance]
+    controls.model.input(on_model, controls.model, [controls.model, *changed], **NO_QUEUE)
+    controls.notice.connect(controls.model, controls.run)
+    controls.new_seed.click(draw_seed, None, controls.seed, **NO_QUEUE)
+    controls.examples.click(
+        lambda sample: sample[0], controls.examples, controls.prompt, **NO_QUEUE
+    )
+    # The free memory is known when the first model is loaded. Then update the list once.
+    timer = gr.Timer(2.0)
+    timer.tick(on_tick, None, [controls.model, timer], **NO_QUEUE)
 
 
-def _connect_generation(studio: Studio, dials: Dials, results: Results) -> None:
-    notice = dials.notice
-
+def _connect_generation(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:
     def on_generate(
-        prompt: str, model: str, steps: int, guidance: float, seed: int, clips: list[Clip]
+        prompt: str, model: str, steps: int, guidance: float, seed: int, clips: list[GeneratedClip]
     ) -> Iterator[dict[Any, Any]]:
+        line = StatusLine()
         try:
-            request = read_request(studio.models, prompt, model, steps, guidance, seed)
+            request = read_request(
+                context.models, model, prompt, steps=steps, guidance=guidance, seed=seed
+            )
             yield {
-                results.status: show_idle("Waiting for the engine"),
-                dials.run: gr.Button(interactive=False),
-                dials.stop: gr.Button(interactive=True),
-                dials.seed: request.seed,
-                **notice.updates(request.prompt, request.model),
+                outputs.status: line.show(Update(stage="queue")),
+                controls.seed: request.seed,
+                **busy_buttons(controls.run, controls.stop),
             }
-            clock = StepClock()
-            clip = yield from studio.run(
-                request,
-                lambda update: {results.status: show_update(update, clock.remaining(update))},
+            clip = yield from context.engine.run(
+                model, request, lambda update: {outputs.status: line.show(update)}
             )
         except (RequestError, EngineError) as error:
-            yield {results.status: show_refusal(str(error)), **at_rest(dials.run, dials.stop)}
+            idle = idle_buttons(controls.run, controls.stop)
+            yield {outputs.status: show_refusal(str(error)), **idle}
             title = "Not started" if isinstance(error, RequestError) else "Not finished"
-            raise toast(error, title) from None
+            raise error_message(error, title) from None
         yield {
-            results.screen: show_screen(clip),
-            results.status: show_done(clip),
-            results.recipe: clip.recipe,
-            results.clips: (clips := remember(clips, clip)),
-            results.history: show_history(clips),
-            **at_rest(dials.run, dials.stop),
+            outputs.player: show_clip(clip),
+            outputs.status: show_done(clip),
+            outputs.recipe: clip.recipe,
+            outputs.clips: (clips := add_to_history(clips, clip)),
+            outputs.history: show_history(clips),
+            **idle_buttons(controls.run, controls.stop),
         }
 
-    inputs = [dials.prompt, dials.model, dials.steps, dials.guidance, dials.seed, results.clips]
-    outputs = [
-        *(results.screen, results.status, results.recipe, results.clips, results.history),
-        *(dials.run, dials.stop, dials.seed, notice.group, notice.text, notice.suggestion),
-    ]
-    generating = gr.on(
-        [dials.run.click, dials.prompt.submit],
+    triggers = [controls.run.click, controls.prompt.submit]
+    gr.on(triggers, None, js=_SCROLL_TO_STATUS, **NO_QUEUE)
+    return gr.on(
+        triggers,
         on_generate,
-        inputs,
-        outputs,
-        concurrency_id=ONE_AT_A_TIME,
-        concurrency_limit=1,
+        [
+            *(controls.prompt, controls.model, controls.steps, controls.guidance, controls.seed),
+            outputs.clips,
+        ],
+        [
+            *(outputs.player, outputs.status, outputs.recipe, outputs.clips, outputs.history),
+            *(controls.run, controls.stop, controls.seed),
+        ],
+        **ONE_AT_A_TIME,
         trigger_mode="once",
-        show_progress="minimal",  # the place in the queue, until the first update
-        show_progress_on=results.status,
+        show_progress="minimal",  # shows the place in the queue until the first update
+        show_progress_on=outputs.status,
         api_visibility="private",
     )
-    gr.on([dials.run.click, dials.prompt.submit], None, js=_SHOW_STATUS, **QUIET)
-    fetching = _connect_fetch(studio, dials, results)
-    connect_stop([generating, fetching], dials.run, dials.stop, results.status)
 
 
-def _connect_fetch(studio: Studio, dials: Dials, results: Results) -> Dependency:
-    def on_fetch(model: str) -> Iterator[dict[Any, Any]]:
-        if studio.fetch is None or not may_fetch(studio, model):
-            yield {results.status: show_refusal("This model cannot be downloaded from here.")}
+def _connect_download(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:
+    def on_download(model: str) -> Iterator[dict[Any, Any]]:
+        if context.download is None or not can_download(context, model):
+            yield {outputs.status: show_refusal("This model cannot be downloaded from this page.")}
             return
-        yield {dials.run: gr.Button(interactive=False), dials.stop: gr.Button(interactive=True)}
+        yield busy_buttons(controls.run, controls.stop)
+        line = StatusLine()
         try:
-            with closing(studio.fetch(model)) as updates:
+            with closing(context.download(model)) as updates:
                 for update in updates:
-                    yield {results.status: show_update(update, None)}
+                    yield {outputs.status: line.show(update)}
         except EngineError as error:
-            yield {results.status: show_refusal(str(error)), **at_rest(dials.run, dials.stop)}
-            raise toast(error, "Not downloaded") from None
+            idle = idle_buttons(controls.run, controls.stop)
+            yield {outputs.status: show_refusal(str(error)), **idle}
+            raise error_message(error, "Not downloaded") from None
         yield {
-            results.status: show_idle(f"{studio.models[model].title} is here."),
-            dials.model: gr.Dropdown(model_choices(studio)),
-            dials.fetch: gr.Button(visible=False),
-            **at_rest(dials.run, dials.stop),
+            outputs.status: show_idle(f"{context.models[model].card.title} is downloaded."),
+            controls.model: gr.Dropdown(model_choices(context)),
+            controls.download: gr.Button(visible=False),
+            **idle_buttons(controls.run, controls.stop),
         }
 
-    return dials.fetch.click(
-        on_fetch,
-        dials.model,
-        [results.status, dials.model, dials.fetch, dials.run, dials.stop],
-        concurrency_id="fetch",
+    return controls.download.click(
+        on_download,
+        controls.model,
+        [outputs.status, controls.model, controls.download, controls.run, controls.stop],
+        concurrency_id="download",
         concurrency_limit=1,
         trigger_mode="once",
         show_progress="hidden",
@@ -270,62 +277,31 @@ def _connect_fetch(studio: Studio, dials: Dials, results: Results) -> Dependency
     )
 
 
-def _connect_history(studio: Studio, dials: Dials, results: Results) -> None:
-    def on_restore(clips: list[Clip], event: gr.EventData) -> dict[Any, Any]:
+def _connect_history(context: PageContext, controls: Controls, outputs: Outputs) -> None:
+    def on_restore(clips: list[GeneratedClip], event: gr.EventData) -> dict[Any, Any]:
         index = getattr(event, "index", None)
         if not isinstance(index, int) or not 0 <= index < len(clips):
-            return {results.status: show_idle("That video is no longer here.")}
+            return {outputs.status: show_idle("This video no longer exists.")}
         clip = clips[index]
         recipe = clip.recipe
-        steps, guidance = dial_sliders(
-            studio.models[recipe["model"]], recipe["steps"], recipe["guidance"]
+        steps, guidance = build_sliders(
+            context.models[recipe["model"]], recipe["steps"], recipe["guidance"]
         )
         return {
-            dials.prompt: recipe["prompt"],
-            dials.model: recipe["model"],
-            dials.steps: steps,
-            dials.guidance: guidance,
-            dials.seed: recipe["seed"],
-            results.screen: show_screen(clip),
-            results.status: show_done(clip, "Made"),
-            results.recipe: recipe,
+            controls.prompt: recipe["prompt"],
+            controls.model: recipe["model"],
+            controls.steps: steps,
+            controls.guidance: guidance,
+            controls.seed: recipe["seed"],
+            outputs.player: show_clip(clip),
+            outputs.status: show_done(clip, "Finished"),
+            outputs.recipe: recipe,
         }
 
-    outputs = [dials.prompt, dials.model, dials.steps, dials.guidance, dials.seed]
-    results.history.restore(
+    settings = [controls.prompt, controls.model, controls.steps, controls.guidance, controls.seed]
+    outputs.history.restore(
         on_restore,
-        results.clips,
-        [*outputs, results.screen, results.status, results.recipe],
-        **QUIET,
+        outputs.clips,
+        [*settings, outputs.player, outputs.status, outputs.recipe],
+        **NO_QUEUE,
     )
-
-
-def _open_api(studio: Studio) -> None:
-    def generate(
-        prompt: str,
-        model: str = studio.default_model,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Make a video from a prompt.
-
-        Parameters:
-            prompt: what the video shows, at most 1000 characters.
-            model: name of a model.
-            steps: network steps; none takes the model's default.
-            guidance: how strictly to follow the prompt; none takes the model's default.
-            seed: 0 to 4294967295; none draws one and reports it in the recipe.
-
-        Returns:
-            Progress while it runs (stage, step, steps, seconds); at last the video, its recipe,
-            seconds by stage, and network calls.
-        """
-        try:
-            request = read_request(studio.models, prompt, model, steps, guidance, seed)
-            clip = yield from studio.run(request, describe_update)
-        except (RequestError, EngineError) as error:
-            raise toast(error, type(error).__name__) from None
-        yield describe_clip(clip)
-
-    gr.api(generate, api_name="generate", concurrency_id=ONE_AT_A_TIME, concurrency_limit=1)

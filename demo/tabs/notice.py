@@ -1,48 +1,49 @@
-"""The notice beside a prompt that the model cannot know, with a way to one that it does."""
+"""The notice below a prompt with words that the model does not know."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
-from demo.context import QUIET
-from demo.session import ModelInfo
+from demo.context import NO_QUEUE
+from demo.models import ModelInfo
 from demo.widgets.html import escape
 
 
 class Notice:
-    """Says what a model knows when the prompt speaks of something else."""
+    """Explains which words a model knows, and suggests a prompt made of them."""
 
     def __init__(self, models: Mapping[str, ModelInfo], prompt: gr.Textbox) -> None:
-        self.models = models
-        with gr.Group(visible=False, elem_classes="notice") as self.group:
-            self.text = gr.HTML()
-            self.suggestion = gr.Button("", size="sm", elem_classes="suggestion")
-        self.prompt = prompt
+        self._models = models
+        self._prompt = prompt
+        with gr.Group(visible=False, elem_classes="notice") as self._group:
+            self._text = gr.HTML()
+            self._suggestion = gr.Button("", size="sm", elem_classes="suggestion")
 
-    def updates(self, prompt: str, model: str) -> dict[Any, Any]:
-        """Return what to change on the page for this prompt and model."""
-        info = self.models.get(model)
+    def connect(self, model: gr.Dropdown | gr.State, run: gr.Button) -> None:
+        """Update the notice when the visitor leaves the prompt, starts, or changes the model."""
+        triggers = [self._prompt.blur, self._prompt.submit, run.click]
+        if isinstance(model, gr.Dropdown):
+            triggers.append(model.input)
+        shown = [self._group, self._text, self._suggestion]
+        gr.on(triggers, self._on_change, [self._prompt, model], shown, **NO_QUEUE)
+        self._suggestion.click(
+            self._on_suggestion, [self._prompt, model], [self._prompt, self._group], **NO_QUEUE
+        )
+
+    def _on_change(self, prompt: str, model: str) -> dict[Any, Any]:
+        info = self._models.get(model)
         if info is None or not prompt.strip() or info.world.knows(prompt):
-            return {self.group: gr.Group(visible=False)}
+            return {self._group: gr.Group(visible=False)}
         return {
-            self.group: gr.Group(visible=True),
-            self.text: _explain(info),
-            self.suggestion: gr.Button(f"Use “{info.world.nearest(prompt)}”"),
+            self._group: gr.Group(visible=True),
+            self._text: _explain(info),
+            self._suggestion: gr.Button(f"Use “{info.world.nearest(prompt)}”"),
         }
 
-    def connect(self, model: gr.Dropdown | gr.State) -> None:
-        """Show the notice when the prompt is left, and let the button fill in the fitting one."""
-        outputs = [self.group, self.text, self.suggestion]
-        self.prompt.blur(self.updates, [self.prompt, model], outputs, **QUIET)
-
-        def on_suggestion(prompt: str, model: str) -> dict[Any, Any]:
-            fitting = self.models[model].world.nearest(prompt)
-            return {self.prompt: fitting, self.group: gr.Group(visible=False)}
-
-        self.suggestion.click(
-            on_suggestion, [self.prompt, model], [self.prompt, self.group], **QUIET
-        )
+    def _on_suggestion(self, prompt: str, model: str) -> dict[Any, Any]:
+        known = self._models[model].world.nearest(prompt)
+        return {self._prompt: known, self._group: gr.Group(visible=False)}
 
 
 def _explain(info: ModelInfo) -> str:
@@ -51,7 +52,7 @@ def _explain(info: ModelInfo) -> str:
         for slot, phrases in info.world.slots.items()
     )
     return (
-        f"<p><b>This prompt is outside the world of {escape(info.title)}.</b> It is a small model "
-        "and knows only the words below. It will still draw something, but not what you asked "
-        f"for.</p><dl>{rows}</dl>"
+        f"<p><b>{escape(info.card.title)} does not know this prompt.</b> It is a small model and "
+        "knows only the words below. It will generate a video, but not the one you asked for.</p>"
+        f"<dl>{rows}</dl>"
     )

@@ -1,4 +1,4 @@
-"""The Results tab: the figure of the study as it grows, and its votes once it is closed."""
+"""The Results tab: win rates while the study collects votes, and every vote once it is closed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from demo.context import QUIET
-from demo.web.study_mount import Desk
+from demo.context import NO_QUEUE, PageContext
+from demo.web.study_mount import StudyMount
 from demo.widgets.html import escape
-from demo.widgets.player import ONE_CLOCK
-from demo.widgets.win_rate_bars import show_figure, show_table
+from demo.widgets.player import SYNCED_PLAYBACK, show_playback_controls
+from demo.widgets.win_rate_bars import show_table, show_win_rates
 from human_eval.errors import StudyError
 from human_eval.reporting.answered_pairs import AnsweredPair, list_answered, read_pair
 from human_eval.reporting.live_results import LiveResults, Results
@@ -18,7 +18,7 @@ from human_eval.server.results_api import find_access
 from human_eval.study.store import StudyStore
 
 PEOPLE, SIMULATED = "People", "A simulation"
-FRESH = 5.0  # seconds between two looks while the tab is open
+REFRESH_SECONDS = 5.0  # while the tab is open
 AGREEMENT = {
     "comparison": "Comparison",
     "question": "Question",
@@ -38,10 +38,11 @@ CATEGORIES = {
     "high": "High",
     "p_discovery": "p (FDR)",
 }
-PRIVATE = "The researcher has not published the results of this study."
-OPEN = (
-    "While a study is open, letters stand for its systems: nobody who rates can learn from this "
-    "page which is which. Names and clips appear when it is closed."
+NOT_PUBLISHED = "The researcher has not published the results of this study."
+NO_VOTES = "There are no votes yet."
+LETTERS = (
+    "While the study is open, systems have letters instead of names, so that this page does not "
+    "influence raters. Names and clips appear when the study is closed."
 )
 
 
@@ -52,140 +53,147 @@ class _Parts:
     votes: gr.Radio
     excluded: gr.Checkbox
     summary: gr.HTML
-    figure: gr.HTML
+    win_rates: gr.HTML
     agreement: gr.HTML
     categories: gr.HTML
     downloads: gr.HTML
-    browser: gr.Column
-    place: gr.Number
+    pairs: gr.Column
+    number: gr.Number
     pair: gr.HTML
     timer: gr.Timer
 
-    def shown(self) -> list[Any]:
-        """Return what a refresh fills in."""
+    def refreshed(self) -> list[Any]:
+        """Return the components that a refresh updates."""
         return [
-            *(self.votes, self.summary, self.figure, self.agreement, self.categories),
-            *(self.downloads, self.browser, self.place),
+            *(self.votes, self.summary, self.win_rates, self.agreement, self.categories),
+            *(self.downloads, self.pairs, self.number),
         ]
 
 
-def build_results_tab(desk: Desk, tab: gr.Tab, tabs: gr.Tabs) -> None:
-    """Lay out the tab inside the `gr.Blocks` that is open."""
-    parts = _lay_out()
+def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
+    """Lay out the tab inside the open `gr.Blocks`."""
+    parts, study = _lay_out(), context.study
 
     def on_refresh(votes: str | None, excluded: bool, request: gr.Request) -> dict[Any, Any]:
-        return _refresh(desk, parts, votes, excluded is True, dict(request.cookies))
+        return _refresh(study, parts, votes, excluded is True, dict(request.cookies))
 
-    def on_pair(place: float | None, votes: str | None, request: gr.Request) -> str:
-        return _show_place(desk, place, votes == SIMULATED, dict(request.cookies))
+    def on_pair(number: float | None, votes: str | None, request: gr.Request) -> str:
+        return _show_numbered_pair(study, number, votes == SIMULATED, dict(request.cookies))
 
-    asked = [parts.votes, parts.excluded]
     gr.on(
         [tab.select, parts.timer.tick, parts.votes.input, parts.excluded.input],
         on_refresh,
-        asked,
-        parts.shown(),
-        **QUIET,
+        [parts.votes, parts.excluded],
+        parts.refreshed(),
+        **NO_QUEUE,
     )
     gr.on(
-        [parts.place.change, tab.select], on_pair, [parts.place, parts.votes], parts.pair, **QUIET
+        [parts.number.change, tab.select],
+        on_pair,
+        [parts.number, parts.votes],
+        parts.pair,
+        **NO_QUEUE,
     )
-    tab.select(lambda: gr.Timer(active=True), None, parts.timer, **QUIET)
-    tabs.select(_keep_fresh, None, parts.timer, **QUIET)
+    # Refresh only while the tab is open.
+    tab.select(lambda: gr.Timer(active=True), None, parts.timer, **NO_QUEUE)
+    tabs = tab.parent
+    assert isinstance(tabs, gr.Tabs)
+    tabs.select(_pause_unless_selected, None, parts.timer, **NO_QUEUE)
 
 
-def _keep_fresh(event: gr.SelectData) -> gr.Timer:
-    """Look again and again only while the tab is seen."""
+def _pause_unless_selected(event: gr.SelectData) -> gr.Timer:
     return gr.Timer(active=event.value == "Results")
 
 
 def _lay_out() -> _Parts:
-    with gr.Row(elem_classes="results-dials"):
+    with gr.Row(elem_classes="results-controls"):
         votes = gr.Radio(
             [PEOPLE, SIMULATED], label="Votes of", min_width=260, elem_id="results-votes"
         )
         excluded = gr.Checkbox(
             False,
-            label="Count excluded raters too",
-            info="Results stand with and without them",
+            label="Include excluded raters",
+            info="Compare the results with and without them",
             min_width=260,
             elem_id="results-excluded",
         )
     summary = gr.HTML(elem_id="results-summary")
-    figure = gr.HTML(elem_id="results-figure", padding=False)
+    win_rates = gr.HTML(elem_id="results-win-rates", padding=False)
     downloads = gr.HTML(elem_id="results-downloads")
-    with gr.Accordion("How far raters agree with each other", open=False):
+    with gr.Accordion("Agreement between raters", open=False):
         agreement = gr.HTML(elem_id="results-agreement")
-    with gr.Accordion("By category of prompt", open=False):
+    with gr.Accordion("Results by prompt category", open=False):
         categories = gr.HTML(elem_id="results-categories")
-    with gr.Column(visible=False, elem_id="results-browser") as browser:
-        gr.HTML("<h2>The votes, pair by pair</h2>", elem_classes="heading")
-        place = gr.Number(1, label="Pair", minimum=1, precision=0, step=1, elem_id="results-place")
-        pair = gr.HTML(js_on_load=ONE_CLOCK, elem_id="results-pair", elem_classes="player")
-    timer = gr.Timer(FRESH, active=False)
+    with gr.Column(visible=False, elem_id="results-pairs") as pairs:
+        gr.HTML("<h2>Votes by pair</h2>", elem_classes="heading")
+        number = gr.Number(
+            1, label="Pair", minimum=1, precision=0, step=1, elem_id="results-pair-number"
+        )
+        pair = gr.HTML(js_on_load=SYNCED_PLAYBACK, elem_id="results-pair", elem_classes="player")
+    timer = gr.Timer(REFRESH_SECONDS, active=False)
     return _Parts(
-        *(votes, excluded, summary, figure, agreement, categories),
-        *(downloads, browser, place, pair, timer),
+        *(votes, excluded, summary, win_rates, agreement, categories),
+        *(downloads, pairs, number, pair, timer),
     )
 
 
 def _refresh(
-    desk: Desk, parts: _Parts, votes: str | None, excluded: bool, cookies: Mapping[str, str]
+    study: StudyMount, parts: _Parts, votes: str | None, excluded: bool, cookies: Mapping[str, str]
 ) -> dict[Any, Any]:
-    if desk.store is None or desk.results is None:
-        return _nothing(parts, desk.note)
-    access = find_access(desk.store, cookies)
+    if study.store is None or study.live_results is None:
+        return _show_nothing(parts, study.note)
+    access = find_access(study.store, cookies)
     if not access.may_read:
-        return _nothing(parts, PRIVATE)
-    results = _read(desk.results, votes, named=access.named)
+        return _show_nothing(parts, NOT_PUBLISHED)
+    results = _read(study.live_results, votes, named=access.named)
     count = len(list_answered(results)) if results.named and results.answers else 0
     return {
         parts.votes: SIMULATED if results.simulated else PEOPLE,
-        parts.summary: _summarise(results),
-        parts.figure: show_figure(results, with_excluded=excluded),
+        parts.summary: _summarize(results),
+        parts.win_rates: show_win_rates(results, with_excluded=excluded),
         parts.agreement: show_table(
-            results.agreement, AGREEMENT, "Nobody has answered yet.", "Agreement of raters"
+            results.agreement, AGREEMENT, if_empty=NO_VOTES, label="Agreement between raters"
         ),
         parts.categories: show_table(
-            results.categories, CATEGORIES, "Nobody has answered yet.", "Results by category"
+            results.categories, CATEGORIES, if_empty=NO_VOTES, label="Results by prompt category"
         ),
         parts.downloads: _link_downloads(results),
-        parts.browser: gr.Column(visible=count > 0),
-        parts.place: gr.Number(maximum=max(count, 1), info=f"1 to {count}"),
+        parts.pairs: gr.Column(visible=count > 0),
+        parts.number: gr.Number(maximum=max(count, 1), info=f"1 to {count}"),
     }
 
 
-def _read(live: LiveResults, votes: str | None, *, named: bool) -> Results:
-    """Read what was asked for; unasked, people's votes, or the simulation where there are none."""
+def _read(live_results: LiveResults, votes: str | None, *, named: bool) -> Results:
+    """Return the selected votes. By default, people's; the simulation if there are none."""
     if votes == SIMULATED:
-        return live.read(named=named, simulated=True)
-    people = live.read(named=named)
+        return live_results.read(named=named, simulated=True)
+    people = live_results.read(named=named)
     if votes == PEOPLE or people.answers:
         return people
-    simulated = live.read(named=named, simulated=True)
+    simulated = live_results.read(named=named, simulated=True)
     return simulated if simulated.answers else people
 
 
-def _nothing(parts: _Parts, note: str) -> dict[Any, Any]:
+def _show_nothing(parts: _Parts, note: str) -> dict[Any, Any]:
     text = f'<p class="empty" role="status">{escape(note)}</p>'
-    empty = dict.fromkeys((parts.figure, parts.agreement, parts.categories, parts.downloads), "")
+    empty = dict.fromkeys((parts.win_rates, parts.agreement, parts.categories, parts.downloads), "")
     return {
         **empty,
         parts.votes: gr.skip(),
         parts.summary: text,
-        parts.browser: gr.Column(visible=False),
-        parts.place: gr.skip(),
+        parts.pairs: gr.Column(visible=False),
+        parts.number: gr.skip(),
     }
 
 
-def _summarise(results: Results) -> str:
+def _summarize(results: Results) -> str:
     state = "closed" if results.closed else "open"
-    excluded = f", {results.excluded:,} answers excluded" if results.excluded else ""
-    masked = "" if results.named else f'<p class="quiet">{OPEN}</p>'
+    excluded = f", {results.excluded:,} votes excluded" if results.excluded else ""
+    letters = "" if results.named else f'<p class="quiet">{LETTERS}</p>'
     return (
-        f'<p class="facts" role="status"><b>{results.answers:,} answers</b> of {results.raters:,} '
-        f"{'simulated ' if results.simulated else ''}raters{excluded}; the study is {state}.</p>"
-        f"{masked}"
+        f'<p class="facts" role="status"><b>{results.answers:,} votes</b> of {results.raters:,} '
+        f"{'simulated ' if results.simulated else ''}raters{excluded}. The study is {state}.</p>"
+        f"{letters}"
     )
 
 
@@ -194,33 +202,33 @@ def _link_downloads(results: Results) -> str:
         return ""
     query = "?votes=simulated" if results.simulated else ""
     links = [(f"results/chart.{kind}{query}", kind.upper()) for kind in ("png", "svg", "pdf")]
-    links.append((f"results/tables.zip{query}", "every table as CSV"))
+    links.append((f"results/tables.zip{query}", "all tables as CSV"))
     shown = "".join(f'<a href="{address}" download>{label}</a>' for address, label in links)
-    return f'<p class="links">Download the figure {shown}</p>'
+    return f'<p class="links">Download the chart {shown}</p>'
 
 
-def _show_place(
-    desk: Desk, place: float | None, simulated: bool, cookies: Mapping[str, str]
+def _show_numbered_pair(
+    study: StudyMount, number: float | None, simulated: bool, cookies: Mapping[str, str]
 ) -> str:
-    """Show the pair at a place of the list, if this visitor may see it."""
-    if desk.store is None or desk.results is None:
+    """Show a pair by its number in the list, if this visitor may see it."""
+    if study.store is None or study.live_results is None:
         return ""
-    access = find_access(desk.store, cookies)
-    results = desk.results.read(named=access.named, simulated=simulated)
+    access = find_access(study.store, cookies)
+    results = study.live_results.read(named=access.named, simulated=simulated)
     if not access.may_read or not results.named:
         return ""
     try:
         pairs = list_answered(results)
         if not pairs:
             return ""
-        number = min(max(int(place or 1), 1), len(pairs))
-        return _show_pair(desk.store, results, pairs[number - 1])
+        valid = min(max(int(number or 1), 1), len(pairs))
+        return _show_pair(study.store, results, pairs[valid - 1])
     except StudyError as refusal:
         return f'<p class="quiet">{escape(str(refusal))}</p>'
 
 
-def _show_pair(store: StudyStore, results: Results, task_id: int) -> str:
-    pair = read_pair(store, results, task_id)
+def _show_pair(store: StudyStore, results: Results, pair_id: int) -> str:
+    pair = read_pair(store, results, pair_id)
     tiles = "".join(
         f'<figure class="tile"><figcaption><b>{escape(title)}</b></figcaption><div class="glass">'
         f'<video src="results/clips/{token}" muted playsinline preload="auto" '
@@ -230,22 +238,18 @@ def _show_pair(store: StudyStore, results: Results, task_id: int) -> str:
     return (
         f'<p class="prompt"><b>{escape(pair.comparison)}</b> {escape(pair.prompt)}</p>'
         f'<div class="tiles two" data-fps="{pair.fps:g}" data-frames="{pair.frames}">{tiles}</div>'
-        '<div class="transport" role="group" aria-label="Playback of both videos">'
-        '<button type="button" data-do="back" aria-label="One frame back">◂</button>'
-        '<button type="button" data-do="play" aria-label="Pause">❚❚</button>'
-        '<button type="button" data-do="next" aria-label="One frame on">▸</button>'
-        f'<span class="counter">frame 1 of {pair.frames}</span></div>{_show_answers(pair)}'
+        f"{show_playback_controls(pair.frames)}{_show_votes(pair)}"
     )
 
 
-def _show_answers(pair: AnsweredPair) -> str:
+def _show_votes(pair: AnsweredPair) -> str:
     words = {"a": pair.title_a, "b": pair.title_b, "tie": "tie", "both_bad": "both bad"}
-    answers = pair.answers.assign(choice=pair.answers["choice"].map(words))
+    votes = pair.answers.assign(choice=pair.answers["choice"].map(words))
     columns = {
         "question": "Question",
         "choice": "Preferred",
-        "rater": "By",
+        "rater": "Rater",
         "seconds": "Seconds",
-        "side_a": f"{pair.title_a} stood",
+        "side_a": f"Side of {pair.title_a}",
     }
-    return show_table(answers, columns, "", "Answers about this pair")
+    return show_table(votes, columns, if_empty=NO_VOTES, label="Votes on this pair")

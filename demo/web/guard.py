@@ -1,52 +1,50 @@
-"""The guard: first before every route. What the page does not need does not exist here.
+"""Middleware in front of every route: it rejects whatever the page does not need.
 
-Gradio serves some fifty routes beside those that its pages use, takes bodies of any size, and lets
-a client choose whose session it is. The guard knows the routes, reads short bodies alone, checks
-calls (`demo.web.calls`), keeps each session to one address, and slows down who asks too often.
+Gradio has some fifty routes that its pages do not use, accepts bodies of any size, and lets a
+client choose the session that it acts for. The guard passes the necessary routes only, limits the
+body, checks calls (`gradio_internals`), ties every session to one address, and limits rates.
 """
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demo.web.calls import CallChecker, CallError
+from demo.web.gradio_internals import (
+    CALL_ROUTES,
+    COPIED_HEADERS,
+    FILE_ROUTE,
+    HEARTBEAT,
+    PAGE_ROUTES,
+    QUEUE_DATA,
+    CallChecker,
+    CallError,
+)
 from demo.web.limits import Limits, Sessions, TooMany
 
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 15  # for a body to arrive
 METHODS = {"GET", "HEAD", "POST"}
-OURS = re.compile(r"/(study|results|admin)(/[\w.~=+-]*)*")
-OPEN = re.compile(
-    r"/|/healthz|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
-    r"|/(assets|static|svelte)/[\w./@~+-]{1,150}"
-    r"|/gradio_api/(info|heartbeat/[A-Za-z0-9-]+|queue/data|startup-events|app_id)/?"
-)
-CALLS = re.compile(r"/gradio_api/(queue/join|run/\w{1,60}|cancel|reset)/?")
-FILE = "/gradio_api/file="
-SESSION = re.compile(r"[A-Za-z0-9-]{1,64}")
-# Gradio's file route repeats these from the request in its response.
-REPEATED = ("cookie", "authorization", "host", "user-agent", "range", "accept", "referer")
+OWN_ROUTES = re.compile(r"/healthz|/(study|results|admin)(/[\w.~=+-]*)*")
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
     "cross-origin-opener-policy": "same-origin",
 }
+NO_SUCH_ADDRESS = "This address does not exist."
 
 
 @dataclass(frozen=True)
 class Refusal(Exception):
-    """A request that goes no further."""
+    """A request that is not passed on; the message is for its user."""
 
     status: int
     message: str
@@ -54,28 +52,28 @@ class Refusal(Exception):
 
 
 class Guard:
-    """ASGI middleware; see the head of this file."""
+    """ASGI middleware; see the top of this file."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         calls: CallChecker,
-        files: Sequence[Path],
+        video_folders: Sequence[Path],
         limits: Limits,
-        framed_by: str = "'self'",
+        frame_ancestors: str = "'self'",
     ) -> None:
         """
         Args:
-            files: folders whose videos Gradio may serve.
-            framed_by: sites that may show the page in a frame, as Content-Security-Policy has it.
+            video_folders: the folders whose mp4 files Gradio may serve.
+            frame_ancestors: sites that may show the page in a frame (Content-Security-Policy).
         """
         self.app = app
         self._calls = calls
-        self._files = [str(folder.resolve()) + "/" for folder in files]
+        self._folders = [str(folder.resolve()) + "/" for folder in video_folders]
         self._limits = limits
         self._sessions = Sessions()
-        self._policy = f"frame-ancestors {framed_by}; object-src 'none'; base-uri 'self'"
+        self._policy = f"frame-ancestors {frame_ancestors}; object-src 'none'; base-uri 'self'"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -93,135 +91,119 @@ class Guard:
             session = self._find_session(scope, body)
             if session is not None:
                 self._sessions.bind(session, client)
+            await self._pass_on(scope, _replay(body, receive), send, client, session)
         except Refusal as refusal:
             await _refuse(refusal)(scope, receive, send)
-            return
-        except (CallError, TooMany) as error:
-            status = 429 if isinstance(error, TooMany) else 400
-            await _refuse(Refusal(status, str(error), 2 * (status == 429)))(scope, receive, send)
-            return
-        await self._pass_on(scope, _replay(body, receive), send, client, session)
+        except CallError as error:
+            await _refuse(Refusal(400, str(error)))(scope, receive, send)
+        except TooMany as error:
+            await _refuse(Refusal(429, str(error), retry_after=2))(scope, receive, send)
 
     async def _pass_on(
         self, scope: Scope, receive: Receive, send: Send, client: str, session: str | None
     ) -> None:
-        stream = scope["path"].startswith(("/gradio_api/queue/data", "/gradio_api/heartbeat"))
-        if not stream:
+        if not scope["path"].startswith((QUEUE_DATA, HEARTBEAT)):
             await self.app(scope, receive, send)
             return
-        try:
-            with self._limits.streaming(client), self._sessions.kept(session):
-                await self.app(scope, receive, send)
-        except TooMany as error:
-            await _refuse(Refusal(429, str(error), 5))(scope, receive, send)
+        with self._limits.streaming(client), self._sessions.connected(session):
+            await self.app(scope, receive, send)
 
     def _check_route(self, scope: Scope) -> None:
         path, method = scope["path"], scope["method"]
         if method not in METHODS:
-            raise Refusal(405, f"Expected GET or POST, got {method[:20]!r}.")
-        if OURS.fullmatch(path):
+            raise Refusal(405, "This method is not supported. Use GET or POST.")
+        if OWN_ROUTES.fullmatch(path):
             return
         if method == "POST":
-            if not CALLS.fullmatch(path):
-                raise Refusal(404, "Expected an address of this page, got another one.")
-            return
-        if not (OPEN.fullmatch(path) and ".." not in path) and not self._is_video(path):
-            raise Refusal(404, "Expected an address of this page, got another one.")
+            exists = CALL_ROUTES.fullmatch(path) is not None
+        else:
+            exists = (PAGE_ROUTES.fullmatch(path) and ".." not in path) or self._is_video(path)
+        if not exists:
+            raise Refusal(404, NO_SUCH_ADDRESS)
 
     def _is_video(self, path: str) -> bool:
-        name = path.removeprefix(FILE)
+        name = path.removeprefix(FILE_ROUTE)
         if name == path or not name.endswith(".mp4") or ".." in name or "\0" in name:
             return False
-        return any(name.startswith(folder) for folder in self._files)
+        return any(name.startswith(folder) for folder in self._folders)
 
     def _find_session(self, scope: Scope, body: bytes) -> str | None:
-        """Return the session that the request speaks of, having checked the call, if it is one."""
+        """Return the session of the request, if it has one. Calls are checked."""
         path = scope["path"].rstrip("/")
-        if CALLS.fullmatch(path):
-            _check_kind(scope)
-            session = self._calls.check(path, _read_json(body))
-        elif path == "/gradio_api/queue/data":
+        if CALL_ROUTES.fullmatch(path):
+            _check_origin(scope)
+            return self._calls.check(path, body)
+        if path == QUEUE_DATA:
             query = parse_qs(scope["query_string"].decode("latin-1"))
             session = (query.get("session_hash") or [""])[0]
             if session not in self._sessions:
-                raise Refusal(404, "Expected a session of this page, got another one. Reload it.")
-        elif path.startswith("/gradio_api/heartbeat/"):
-            session = path.rpartition("/")[2]
-        else:
-            return None
-        if session is not None and not SESSION.fullmatch(session):
-            raise Refusal(400, "Expected a session of letters, digits and dashes, got another one.")
-        return session
+                raise Refusal(404, "This session has ended. Reload the page.")
+            return session
+        if path.startswith(HEARTBEAT):
+            return path.removeprefix(HEARTBEAT)
+        return None
 
     def _with_headers(self, send: Send, path: str) -> Send:
-        gradio = not OURS.fullmatch(path)
+        is_gradio = not OWN_ROUTES.fullmatch(path)
 
-        async def add(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("content-security-policy", self._policy)
-                if gradio:
-                    for name in REPEATED:
+                if is_gradio:
+                    for name in COPIED_HEADERS:
                         del headers[name]
             await send(message)
 
-        return add
+        return send_with_headers
 
 
-def _check_kind(scope: Scope) -> None:
-    """Refuse what a form of another site could send without asking."""
+def _check_origin(scope: Scope) -> None:
+    """Refuse the calls that a page of another site can make a browser send."""
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"sec-fetch-site") == "cross-site":
-        raise Refusal(403, "Expected a call of our own page, got another site's. Open our page.")
+        raise Refusal(403, "Another site made this call. Open the page itself.")
     kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refusal(415, "Expected application/json, got another type. Set content-type.")
-
-
-def _read_json(body: bytes) -> Any:
-    try:
-        text = body.decode("utf-8")
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(400, "Expected JSON in UTF-8, got something else.") from error
+        raise Refusal(415, "The content type of a call is application/json.")
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Read a whole body, before anything else sees the request."""
+    """Read the whole body before the application sees the request."""
     body = bytearray()
     deadline = time.monotonic() + BODY_SECONDS
     while True:
         try:
             message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
         except TimeoutError as error:
-            raise Refusal(408, f"Expected the body within {BODY_SECONDS} s, got less.") from error
+            raise Refusal(408, f"The body took longer than {BODY_SECONDS} seconds.") from error
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "Expected the whole body, got a part.")
+            raise Refusal(400, "The connection closed before the whole body arrived.")
         body += message.get("body", b"")
         if len(body) > MAX_BODY:
-            raise Refusal(413, f"Expected at most {MAX_BODY} bytes, got more. Send less.")
+            raise Refusal(413, f"The body is too large. The limit is {MAX_BODY} bytes.")
         if not message.get("more_body", False):
             return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Hand the body on in one piece, then whatever comes after it."""
+    """Return a `receive` that gives the body in one piece, then what follows."""
     sent = False
 
-    async def again() -> Message:
+    async def receive_again() -> Message:
         nonlocal sent
         if sent:
             return await receive()
         sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return receive_again
 
 
 def _refuse(refusal: Refusal) -> JSONResponse:
     headers = {"retry-after": str(refusal.retry_after)} if refusal.retry_after else {}
-    # Gradio's clients show `detail`, ours `error`.
+    # Gradio's clients show `detail`; the study's pages show `error`.
     content = {"detail": refusal.message, "error": refusal.message}
     return JSONResponse(content, refusal.status, headers)

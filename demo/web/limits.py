@@ -1,4 +1,4 @@
-"""How often one address may ask, and how many sessions and open connections there may be."""
+"""Limits per client address: requests per second, open connections, and sessions."""
 
 import time
 from collections import OrderedDict
@@ -9,19 +9,21 @@ from http.cookies import CookieError, SimpleCookie
 
 from starlette.types import Scope
 
-REMEMBERED = 20_000  # clients
-MAX_SESSIONS = 1_500  # below Gradio's 2,000, beyond which it drops sessions with waiting jobs
+from demo.web.gradio_internals import JOIN
+
+MAX_CLIENTS = 20_000  # whose rates are remembered
+MAX_SESSIONS = 1_500  # below `gradio_internals.REMEMBERED_SESSIONS`
 SESSIONS_PER_CLIENT = 300
-SESSION_SECONDS = 900  # a session without a connection is forgotten after this long
+SESSION_SECONDS = 900  # after which a session without a connection is forgotten
 
 
 class TooMany(Exception):
-    """Somebody asks more often, or for more at a time, than a person would."""
+    """A client exceeds a limit; the message is for its user."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """At most `burst` at once, and `per_second` in the long run."""
+    """At most `burst` requests at once, and `per_second` in the long run."""
 
     per_second: float
     burst: float
@@ -33,8 +35,8 @@ class _Bucket:
     at: float
 
 
-class Buckets:
-    """A token bucket for each client. Its clock never runs backwards."""
+class TokenBuckets:
+    """A token bucket per client."""
 
     def __init__(self, rate: Rate, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -42,14 +44,14 @@ class Buckets:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, client: str) -> bool:
-        """Take a token, if there is one."""
+        """Take a token of the client, and return whether there was one."""
         now = self._clock()
         bucket = self._buckets.pop(client, None) or _Bucket(self._rate.burst, now)
         refill = (now - bucket.at) * self._rate.per_second
         bucket.tokens = min(self._rate.burst, bucket.tokens + refill)
         bucket.at = now
         self._buckets[client] = bucket
-        while len(self._buckets) > REMEMBERED:
+        while len(self._buckets) > MAX_CLIENTS:
             self._buckets.popitem(last=False)
         if bucket.tokens < 1:
             return False
@@ -59,7 +61,7 @@ class Buckets:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The rates of a house. Many raters may share one address, so that theirs is per cookie too."""
+    """The limits of an application. Many raters may share one address: theirs is per cookie too."""
 
     any_request: Rate = Rate(200, 2_000)  # per address
     join: Rate = Rate(1, 30)  # computations, per address
@@ -68,22 +70,22 @@ class Limits:
     streams: int = 100  # open connections per address
     streams_in_all: int = 1_000
     rater_cookie: str = ""
-    _buckets: dict[str, Buckets] = field(default_factory=dict, init=False, repr=False)
+    _buckets: dict[str, TokenBuckets] = field(default_factory=dict, init=False, repr=False)
     _streams: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("any_request", "join", "rating", "entering"):
-            self._buckets[name] = Buckets(getattr(self, name))
+            self._buckets[name] = TokenBuckets(getattr(self, name))
 
     def check(self, client: str, scope: Scope) -> None:
         """Count a request.
 
         Raises:
-            TooMany: this one is too many.
+            TooMany: it exceeds a rate.
         """
         path = scope["path"]
         kinds = [("any_request", client)]
-        if path.startswith("/gradio_api/queue/join"):
+        if path.startswith(JOIN):
             kinds.append(("join", client))
         elif path.startswith("/study/api/"):
             rater = _cookie(scope, self.rater_cookie)
@@ -92,7 +94,7 @@ class Limits:
             kinds.append(("entering", client))
         for kind, key in kinds:
             if not self._buckets[kind].take(key):
-                raise TooMany("Expected fewer requests, got too many. Wait a moment.")
+                raise TooMany("Too many requests. Wait a moment, then try again.")
 
     @contextmanager
     def streaming(self, client: str) -> Iterator[None]:
@@ -103,7 +105,7 @@ class Limits:
         """
         count = self._streams.get(client, 0)
         if count >= self.streams or sum(self._streams.values()) >= self.streams_in_all:
-            raise TooMany("Expected fewer open connections, got too many. Close other tabs.")
+            raise TooMany("Too many open connections. Close other tabs of this page.")
         self._streams[client] = count + 1
         try:
             yield
@@ -132,9 +134,9 @@ class _Session:
 
 
 class Sessions:
-    """Whose sessions there are. Gradio's are named by the client, so the first one to come owns it.
+    """The open pages and their clients.
 
-    A session is a page that somebody has open.
+    A Gradio client chooses the name of its session. The first client to use a name owns it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -145,10 +147,10 @@ class Sessions:
         return session in self._sessions
 
     def bind(self, session: str, client: str) -> None:
-        """Note that a client speaks of a session.
+        """Record that a client uses a session.
 
         Raises:
-            TooMany: it is another client's, or there are too many.
+            TooMany: the session belongs to another client, or there are too many sessions.
         """
         now = self._clock()
         known = self._sessions.get(session)
@@ -156,17 +158,17 @@ class Sessions:
             self._forget(now)
             mine = sum(other.client == client for other in self._sessions.values())
             if len(self._sessions) >= MAX_SESSIONS or mine >= SESSIONS_PER_CLIENT:
-                raise TooMany("Expected fewer open pages, got too many. Close other tabs.")
+                raise TooMany("Too many open pages. Close other tabs of this page.")
             self._sessions[session] = _Session(client, now)
         elif known.client != client:
-            raise TooMany("Expected a session of your own, got another one's. Reload the page.")
+            raise TooMany("This session belongs to another visitor. Reload the page.")
         else:
             known.seen = now
             self._sessions.move_to_end(session)
 
     @contextmanager
-    def kept(self, session: str | None) -> Iterator[None]:
-        """Keep a session while a connection of it is open."""
+    def connected(self, session: str | None) -> Iterator[None]:
+        """Keep a session as long as one of its connections is open."""
         known = self._sessions.get(session or "")
         if known is None:
             yield

@@ -1,7 +1,6 @@
-"""The house: one web application with the page, the study, its results and its administration.
+"""One web application with the page, the study, its results and its administration.
 
-Raters and readers never wait in the line of those who generate: votes go to routes of their own,
-and only generations stand in Gradio's queue.
+Raters and readers have routes of their own and never wait in the queue of computations.
 """
 
 import os
@@ -9,84 +8,72 @@ import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from gradio.queueing import Event, Queue
 from starlette.responses import JSONResponse, RedirectResponse
 
-from demo.context import Studio
-from demo.web.calls import CallChecker
+from demo.context import PageContext
+from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
 from demo.web.limits import Limits
-from demo.web.study_mount import Desk
 from demo.widgets import theme
 from human_eval.server.sign_in import COOKIE
 
 FIRST_PORT, PORTS = 7860, 100
-MIN_FREE = 2**30  # bytes on disk, below which the house is not well
+MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
 SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"
 
 
-def build_house(
-    page: gr.Blocks,
-    studio: Studio,
-    desk: Desk,
-    *,
-    when_open: Callable[[], None] = lambda: None,
-    limits: Limits | None = None,
-) -> FastAPI:
-    """Make the application: the study's doors first, the page behind them, the guard in front.
-
-    Args:
-        when_open: called once everything answers; starts what may take its time.
-    """
+def create_page_app(page: Page, context: PageContext, *, limits: Limits | None = None) -> FastAPI:
+    """Create the application. At its start, it begins to load the models and the study."""
 
     @asynccontextmanager
-    async def lifespan(house: FastAPI) -> AsyncIterator[None]:
-        async with desk.running():
-            when_open()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with context.study.running():
+            context.engine.start()
             yield
 
-    house = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    # No other site may read what is here; with this middleware Gradio adds no rule of its own.
-    house.add_middleware(CORSMiddleware, allow_origins=[])
-    for name, door in (
-        ("study", desk.raters),
-        ("results", desk.readers),
-        ("admin", desk.researchers),
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # No other site may read the responses. With this middleware, Gradio does not add its own.
+    app.add_middleware(CORSMiddleware, allow_origins=[])
+    study = context.study
+    for path, mounted in (
+        ("/study", study.vote_app),
+        ("/results", study.results_app),
+        ("/admin", study.admin_app),
     ):
-        house.add_route(f"/{name}", _lead_inside)
-        house.mount(f"/{name}", door)
-    house.add_route("/healthz", _tell_health(page, studio, desk))
-    keep_queue_alive(page._queue)
-    gr.mount_gradio_app(house, page, path="/", **mount_options(studio))
-    # Added last, so it comes first.
-    house.add_middleware(
+        app.add_route(path, _add_slash)
+        app.mount(path, mounted)
+    app.add_route("/healthz", _report_health(page, context))
+    page.keep_queue_alive()
+    gr.mount_gradio_app(app, page, path="/", **mount_options(context))
+    # The middleware that is added last runs first.
+    app.add_middleware(
         Guard,
         calls=CallChecker(page),
-        files=[studio.shelf.folder, Path(page.GRADIO_CACHE)],
+        video_folders=[context.engine.clips.folder, page.cached_files],
         limits=limits or Limits(rater_cookie=COOKIE),
-        framed_by=SPACE_FRAMES if "SPACE_ID" in os.environ else "'self'",
+        frame_ancestors=SPACE_FRAMES if "SPACE_ID" in os.environ else "'self'",
     )
-    return house
+    return app
 
 
-def mount_options(studio: Studio) -> dict[str, Any]:
-    """Return the keyword arguments that keep the page looking well and closed."""
+def mount_options(context: PageContext) -> dict[str, Any]:
+    """Return the keyword arguments of `gr.mount_gradio_app`: looks, and closed features."""
+    clips = context.engine.clips.folder
     return {
         "theme": theme.build_theme(),
         "css": theme.CSS,
-        "allowed_paths": [str(studio.shelf.folder)],
-        "blocked_paths": [str(studio.shelf.folder.parent / "studies")],
-        "show_error": False,  # unexpected messages hold paths; ours are `gr.Error`
+        "allowed_paths": [str(clips)],
+        "blocked_paths": [str(clips.parent / "studies")],
+        "show_error": False,  # unexpected messages may contain paths; ours are `gr.Error`
         "footer_links": ["api"],
         "run_history": False,
-        "max_file_size": "1kb",  # nothing here takes a file
+        "max_file_size": "1kb",  # nothing on the page takes a file
         "enable_monitoring": False,
         "ssr_mode": False,
         "mcp_server": False,
@@ -94,12 +81,12 @@ def mount_options(studio: Studio) -> dict[str, Any]:
     }
 
 
-def serve_house(house: FastAPI, *, host: str | None = None, port: int | None = None) -> None:
+def serve(app: FastAPI, *, host: str | None = None, port: int | None = None) -> None:
     """Serve until interrupted.
 
     Args:
-        host, port: None is this machine only, and the first free port from 7860; a Space's
-            environment variables say otherwise.
+        host: None is this machine only. On a Space, GRADIO_SERVER_NAME sets it.
+        port: None is the first free port from 7860. On a Space, GRADIO_SERVER_PORT sets it.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     listener = _listen(host, port or int(os.environ.get("GRADIO_SERVER_PORT", "0")))
@@ -108,11 +95,11 @@ def serve_house(house: FastAPI, *, host: str | None = None, port: int | None = N
         f"The page is at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{number}", flush=True
     )
     config = uvicorn.Config(
-        house,
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
-        # Whoever connects may claim any address: only a proxy that the operator names is believed.
+        # A client can claim any address in a header. Only a named proxy is trusted.
         forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
         limit_concurrency=2_000,
         timeout_keep_alive=20,
@@ -124,7 +111,7 @@ def serve_house(house: FastAPI, *, host: str | None = None, port: int | None = N
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port, or the first free one."""
+    """Bind the port, or the first free one."""
     ports = [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in ports:
@@ -137,44 +124,31 @@ def _listen(host: str, port: int) -> socket.socket:
             continue
         listener.listen(1024)
         return listener
-    raise SystemExit(f"Expected a free port, got none at {host} from {ports[0]}. Name another one.")
+    raise SystemExit(
+        f"app.py: Port {port} of {host} is not free. Choose another with --port (T2V_PORT)."
+        if port
+        else f"app.py: No port of {host} from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free."
+    )
 
 
-def keep_queue_alive(queue: Queue) -> None:
-    """Let the queue survive a session that it has forgotten while its job was waiting.
-
-    Gradio remembers 2,000 sessions. A message to a forgotten one raises KeyError in the task that
-    serves everybody, which ends it for good.
-    """
-    send = queue.send_message
-
-    def send_or_drop(event: Event, event_message: Any) -> None:
-        try:
-            send(event, event_message)
-        except KeyError:
-            event.alive = False
-
-    queue.send_message = send_or_drop  # type: ignore[method-assign]
-
-
-def _tell_health(page: gr.Blocks, studio: Studio, desk: Desk) -> Callable[[Request], Any]:
+def _report_health(page: Page, context: PageContext) -> Callable[[Request], Any]:
     async def health(request: Request) -> Response:
-        """Answer 200, or 503 and what is wrong: queue, model, disk, study."""
+        """Reply 200, or 503 with the problems of queue, model, disk and study."""
         problems = []
-        if page._queue.stopped:
-            problems.append("the queue of generations has stopped; restart the program")
-        if studio.readiness(studio.default_model) == "failed":
-            problems.append("the model did not load; the log says why")
-        if shutil.disk_usage(studio.shelf.folder).free < MIN_FREE:
+        if page.queue_has_stopped:
+            problems.append("the queue of computations has stopped; restart the program")
+        if context.engine.readiness(context.default_model) == "failed":
+            problems.append("the model did not load; the log has the reason")
+        if shutil.disk_usage(context.engine.clips.folder).free < MIN_FREE:
             problems.append("the disk is nearly full")
-        problems += await desk.problems()
+        problems += await context.study.problems()
         headers = {"cache-control": "no-store"}
         return JSONResponse({"problems": problems}, 503 if problems else 200, headers)
 
     return health
 
 
-async def _lead_inside(request: Request) -> Response:
-    """Send /study on to /study/."""
+async def _add_slash(request: Request) -> Response:
+    """Redirect /study to /study/."""
     query = f"?{request.url.query}" if request.url.query else ""
     return RedirectResponse(f"{request.url.path.rpartition('/')[2]}/{query}", 307)

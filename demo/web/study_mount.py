@@ -1,6 +1,6 @@
-"""The desk where the study is: it opens behind the page, which need not wait for it.
+"""The study next to the page: it opens in the background, and then its three applications answer.
 
-Three doors lead to it: raters', readers' and researchers'. Until the study is there, each says so.
+They are the raters' page with its vote API, the results for readers, and the administration.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ from human_eval.study.store import StudyStore
 logger = logging.getLogger(__name__)
 
 PREPARING = "The study is being prepared. This takes a few seconds."
+FAILED = "The study could not be opened. The server's log has the reason."
 
 
-class Doorway:
-    """Leads to an application as soon as it is there; says why not before."""
+class DeferredApp:
+    """Passes requests on to an application once it is set; before, replies 503 with a note."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
@@ -36,8 +37,7 @@ class Doorway:
         if self.app is not None:
             await self.app(scope, receive, send)
             return
-        waiting = self.note == PREPARING
-        refresh = '<meta http-equiv="refresh" content="2">' if waiting else ""
+        refresh = '<meta http-equiv="refresh" content="2">' if self.note == PREPARING else ""
         page = (
             f'<!doctype html><html lang="en"><title>Study</title>{refresh}'
             '<meta name="viewport" content="width=device-width">'
@@ -49,30 +49,29 @@ class Doorway:
         await HTMLResponse(page, 503, headers)(scope, receive, send)
 
 
-class Desk:
-    """Opens a study, serves it, and knows how it is."""
+class StudyMount:
+    """Opens a study, serves it, and reports its problems.
+
+    Args:
+        open_store: opens the study, and creates it if necessary; slow, called in a thread.
+        embedded: the page is in a frame of another site.
+    """
 
     def __init__(self, open_store: Callable[[], StudyStore], *, embedded: bool = False) -> None:
-        """
-        Args:
-            open_store: opens the study, or makes it first; slow, called in a thread.
-            embedded: the page lives in another site's frame.
-        """
-        self.raters, self.readers, self.researchers = Doorway(), Doorway(), Doorway()
+        self.vote_app, self.results_app, self.admin_app = (DeferredApp() for _ in range(3))
         self.store: StudyStore | None = None
-        self.results: LiveResults | None = None
+        self.live_results: LiveResults | None = None
         self._open_store = open_store
         self._embedded = embedded
-        self._application: FastAPI | None = None
 
     @property
     def note(self) -> str:
-        """Why there is no study (yet)."""
-        return "" if self.store else self.raters.note
+        """Why the study is not available; empty if it is."""
+        return "" if self.store else self.vote_app.note
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Open the study in the background, and close it at the end."""
+        """Open the study in the background, and close it at the end of the block."""
         async with AsyncExitStack() as stack:
             opening = asyncio.create_task(self._open(stack))
             try:
@@ -84,31 +83,27 @@ class Desk:
                     await opening
 
     async def problems(self) -> list[str]:
-        """Say what is wrong with the study; nothing is also said while it is being prepared."""
-        if self._application is None:
-            failed = self.raters.note != PREPARING
-            return [self.raters.note] if failed else []
-        return await self._application.state.service.problems()
+        """Return what is wrong with the study; empty while it is being prepared."""
+        if isinstance(self.vote_app.app, FastAPI):
+            return await self.vote_app.app.state.service.problems()
+        return [] if self.note == PREPARING else [self.note]
 
     async def _open(self, stack: AsyncExitStack) -> None:
         try:
             store = await asyncio.to_thread(self._open_store)
             stack.callback(store.close)
-            application = create_app(store, embedded=self._embedded)
-            await stack.enter_async_context(application.router.lifespan_context(application))
+            vote_app = create_app(store, embedded=self._embedded)
+            await stack.enter_async_context(vote_app.router.lifespan_context(vote_app))
         except (StudyError, OSError) as error:
-            logger.error("The study cannot be offered: %s", error)
-            self._say("The study cannot be offered. The server's log says why.")
+            logger.error("The study could not be opened: %s", error)
+            for app in (self.vote_app, self.results_app, self.admin_app):
+                app.note = FAILED
             return
-        results = LiveResults(store)
-        self.raters.app = application
-        self.readers.app = create_results_app(store, results)
-        self.researchers.app = create_admin_app(
-            store, application.state.service, embedded=self._embedded
+        live_results = LiveResults(store)
+        self.vote_app.app = vote_app
+        self.results_app.app = create_results_app(store, live_results)
+        self.admin_app.app = create_admin_app(
+            store, vote_app.state.service, embedded=self._embedded
         )
-        self._application, self.store, self.results = application, store, results
-        await asyncio.to_thread(results.read)  # so that the first reader need not wait
-
-    def _say(self, note: str) -> None:
-        for door in (self.raters, self.readers, self.researchers):
-            door.note = note
+        self.store, self.live_results = store, live_results
+        await asyncio.to_thread(live_results.read)  # so that the first reader does not wait

@@ -1,1 +1,1 @@
-"""The parts that tabs are built from."""
+"""Components that the tabs share."""

@@ -1,4 +1,4 @@
-"""Text as HTML that shows it literally."""
+"""Text and file paths in HTML."""
 
 import html
 from pathlib import Path
@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 
 def escape(text: str) -> str:
-    """Return the text for use in HTML, in attributes too.
+    """Return the text for use in HTML, including attributes.
 
-    Gradio runs the values of `gr.HTML` through two template languages in the browser, so their
-    brackets are escaped as well.
+    Gradio evaluates two template languages in the values of `gr.HTML` in the browser, so their
+    special characters are escaped as well.
     """
     escaped = html.escape(text)
     for sign in "{}$`\\":
@@ -18,5 +18,5 @@ def escape(text: str) -> str:
 
 
 def file_url(path: Path) -> str:
-    """Return the address of a served file, relative to the page, wherever that is mounted."""
+    """Return the address of a served file, relative to the page."""
     return f"gradio_api/file={quote(str(path))}"

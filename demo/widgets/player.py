@@ -1,4 +1,4 @@
-"""The screens: one looping clip, or several clips that one clock drives."""
+"""Video players: one looping clip, or several clips in step."""
 
 import json
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from demo.session import Clip
+from demo.session import GeneratedClip
 from demo.widgets.html import escape, file_url
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One place in the synchronised player; without a clip it is still being made."""
+    """One video in the synchronised player. Without a clip, the note is shown instead."""
 
     title: str
-    clip: Clip | None = None
-    note: str = ""  # what stands in the place of a clip that is not there
+    clip: GeneratedClip | None = None
+    note: str = ""
 
 
 _GHOST = """
@@ -36,12 +36,12 @@ _GHOST = """
 """
 
 
-def show_empty_screen() -> str:
-    """Return the screen before the first video."""
+def show_no_clip() -> str:
+    """Return the player before the first video."""
     return (
         '<div class="screen empty"><div class="glass">'
         f"{_ghost()}"
-        "<p>Your video appears here</p></div></div>"
+        "<p>Your video will appear here</p></div></div>"
     )
 
 
@@ -55,8 +55,8 @@ def _ghost() -> str:
     return f'<svg class="ghost" viewBox="0 0 12 12" aria-hidden="true">{squares}</svg>'
 
 
-def show_screen(clip: Clip) -> str:
-    """Return the looping, silent video with its two downloads."""
+def show_clip(clip: GeneratedClip) -> str:
+    """Return the looping, silent video with links to download it and its recipe."""
     recipe = json.dumps(clip.recipe, indent=2)
     name = f"t2v-turbo-{clip.recipe['model']}-{clip.recipe['seed']}"
     return (
@@ -71,16 +71,18 @@ def show_screen(clip: Clip) -> str:
 
 
 def build_synced_player() -> gr.HTML:
-    """Lay out the player of the Compare tab; its value comes from `show_tiles`."""
+    """Lay out the player of the Compare tab. Its value comes from `show_tiles`."""
     return gr.HTML(
-        show_tiles([]), js_on_load=ONE_CLOCK, elem_id="synced-player", elem_classes="player"
+        show_tiles([]), js_on_load=SYNCED_PLAYBACK, elem_id="synced-player", elem_classes="player"
     )
 
 
 def show_tiles(tiles: Sequence[Tile]) -> str:
-    """Return the tiles side by side over one set of controls."""
+    """Return the tiles side by side above their common controls."""
     if not tiles:
-        return '<div class="tiles-empty">The videos appear here, side by side and in step.</div>'
+        return (
+            '<div class="tiles-empty">The videos will appear here, side by side and in step.</div>'
+        )
     clips = [tile.clip for tile in tiles if tile.clip]
     frames = min((clip.frames for clip in clips), default=1)
     fps = min((clip.fps for clip in clips), default=1.0)
@@ -88,11 +90,18 @@ def show_tiles(tiles: Sequence[Tile]) -> str:
     cells = "".join(_tile(tile, slowest) for tile in tiles)
     return (
         f'<div class="tiles" data-fps="{fps:g}" data-frames="{frames}">{cells}</div>'
+        f"{show_playback_controls(frames)}"
+    )
+
+
+def show_playback_controls(frames: int) -> str:
+    """Return the buttons that `SYNCED_PLAYBACK` connects to the tiles above them."""
+    return (
         '<div class="transport" role="group" aria-label="Playback of all videos">'
         '<button type="button" data-do="back" aria-label="One frame back">◂</button>'
         '<button type="button" data-do="play" aria-label="Pause">❚❚</button>'
-        '<button type="button" data-do="next" aria-label="One frame on">▸</button>'
-        '<span class="counter">frame 1 of ' + str(frames) + "</span></div>"
+        '<button type="button" data-do="next" aria-label="One frame forward">▸</button>'
+        f'<span class="counter">frame 1 of {frames}</span></div>'
     )
 
 
@@ -117,10 +126,10 @@ def _data_url(text: str) -> str:
     return f"data:application/json;charset=utf-8,{quote(text)}"
 
 
-# One clock for every video: they stay paused and are sent to the middle of the same frame, so
-# they cannot drift, however slow a decoder is. The page may replace the videos at any time,
-# therefore they are looked up at every tick.
-ONE_CLOCK = """
+# All videos stay paused, and a clock seeks them to the middle of the same frame. They cannot drift
+# apart, even if a decoder is slow. The page may replace the videos at any time, so every tick looks
+# them up again.
+SYNCED_PLAYBACK = """
 const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const clock = {frame: 0, playing: !still, since: 0};
 const find = (name) => element.querySelector(name);

@@ -1,53 +1,53 @@
-"""How the page looks, and the words on it that belong to no tab."""
+"""The theme and styles of the page, and its header, footer and usage guidelines."""
 
 import gradio as gr
 
 HEADER = """
 <div>
   <h1><span class="mark" aria-hidden="true"><i></i><i></i><i></i><i></i></span>T2V-Turbo</h1>
-  <p>A prompt becomes a video in four network steps: text-to-video consistency distillation,
-  rebuilt. On this page it is tried on a small world of pixel-art clips.</p>
+  <p>Text to video in four network steps, by consistency distillation. The models on this page
+  were trained on a small world of pixel-art clips.</p>
 </div>
 """
 
 FOOTER = """
 <div>
-  <p>Prompts are not logged. Videos are kept on this machine until newer ones replace them.</p>
-  <p>After <a href="https://arxiv.org/abs/2405.18750">T2V-Turbo</a> and
+  <p>Prompts are not logged. Videos stay on this machine until newer videos replace them.</p>
+  <p>Based on <a href="https://arxiv.org/abs/2405.18750">T2V-Turbo</a> and
   <a href="https://arxiv.org/abs/2410.05677">T2V-Turbo-v2</a>. Apache-2.0.</p>
 </div>
 """
 
 GUIDELINES = """
 <div class="prose">
-<p>This is a research demonstration. By using it you agree to keep to these points:</p>
+<p>This is a research demonstration. By using it, you agree to these rules:</p>
 <ul>
-<li>Do not make videos that sexualise, harass, demean or threaten anybody, that show violence
-against real people, or that involve minors in any unsafe way.</li>
-<li>Do not depict real persons without their consent, and do not pass off a made video as a
-record of something that happened. Say that it was made by a model when you share it.</li>
-<li>Do not use it to break the law or the rights of others.</li>
+<li>Do not create videos that sexualize, harass, demean or threaten people, that show violence
+against real people, or that endanger minors.</li>
+<li>Do not depict real people without their consent, and do not present a generated video as a
+record of real events. When you share a video, state that a model generated it.</li>
+<li>Do not use the videos to break the law or to violate the rights of others.</li>
 </ul>
-<p>Every video carries its recipe (model, prompt, seed, settings) in its metadata. Your prompts
+<p>Every video contains its recipe (model, prompt, seed, settings) in its metadata. Your prompts
 are not logged and stay on the machine that runs this page.</p>
 </div>
 """
 
 _READINESS = {
-    "loading": "Loading the model. You can write your prompt meanwhile.",
+    "loading": "The model is loading. You can already write your prompt.",
     "ready": "",
-    "failed": "The model could not be loaded. The server's log says why.",
+    "failed": "The model could not be loaded. The server's log has the reason.",
 }
 
 
 def show_readiness(state: str) -> str:
-    """Return the badge for "loading", "ready" (nothing to see) or "failed"."""
+    """Return the message for "loading" or "failed"; nothing for "ready"."""
     text = _READINESS[state]
     return f'<div class="badge {state}" role="status">{text}</div>' if text else ""
 
 
 def build_theme() -> gr.themes.Base:
-    """Return the theme: paper and ink, one warm accent, fonts of the system."""
+    """Return the theme: paper colours, one warm accent, system fonts."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.orange,
         neutral_hue=gr.themes.colors.stone,
@@ -105,16 +105,16 @@ input[type=number]:focus-visible, textarea:focus-visible {
 #guidelines-accept { width: fit-content; flex: none; }
 .html-container { padding: 0 !important; }
 
-#masthead h1 { display: flex; align-items: center; gap: .55rem; margin: .4rem 0 .2rem;
+#page-header h1 { display: flex; align-items: center; gap: .55rem; margin: .4rem 0 .2rem;
   font: 700 1.7rem/1.2 ui-monospace, Menlo, Consolas, monospace; letter-spacing: -.02em; }
-#masthead p { margin: 0; max-width: 64ch; color: var(--quiet); }
+#page-header p { margin: 0; max-width: 64ch; color: var(--quiet); }
 .mark { display: grid; grid-template-columns: repeat(2, .55rem); gap: .12rem; }
 .mark i { height: .55rem; background: var(--accent); }
 .mark i:nth-child(2) { opacity: .65; } .mark i:nth-child(3) { opacity: .4; }
 .mark i:nth-child(4) { opacity: .85; }
-#colophon { margin-top: 1rem; }
-#colophon a { margin: 0; padding: 0; }
-#colophon p { margin: .15rem 0; font-size: .82rem; color: var(--quiet); }
+#page-footer { margin-top: 1rem; }
+#page-footer a { margin: 0; padding: 0; }
+#page-footer p { margin: .15rem 0; font-size: .82rem; color: var(--quiet); }
 .badge { padding: .55rem .8rem; border: 1px solid var(--warn-line); background: var(--warn);
   border-radius: 4px; }
 .prose ul { margin: .4rem 0 .4rem 1.1rem; list-style: disc; }
@@ -130,11 +130,11 @@ input[type=number]:focus-visible, textarea:focus-visible {
   margin: 0 0 .6rem; font-size: .9rem; }
 .notice dt { font-weight: 600; color: var(--ink); } .notice dd { margin: 0; color: var(--ink); }
 .notice button.suggestion { margin-top: .3rem; white-space: normal; text-align: left; }
-.seed-row, .compare-dials { align-items: end; }
+.seed-row, .compare-controls { align-items: end; }
 .seed-row, .actions { flex-wrap: nowrap !important; }
 button[role=tab].selected { color: var(--accent) !important; }
 button[role=tab].selected::after { background: var(--accent) !important; }
-#dice, #compare-dice { height: 2.65rem; }
+#new-seed, #compare-new-seed { height: 2.65rem; }
 
 #examples button { text-align: left; }
 
@@ -161,24 +161,24 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .strip.refused .strip-text { color: #b3261e; font-weight: 600; }
 .dark .strip.refused .strip-text { color: #ff9c8f; }
 
-/* Gradio's own place in the queue is welcome over the strip, its mark of an error is not. */
+/* Gradio's place in the queue covers the status line. Its error mark is hidden. */
 #status .error, #compare-status .error, .clear-status { display: none !important; }
 #status .wrap, #compare-status .wrap { inset: 0; }
 #status .progress-text, #compare-status .progress-text { position: absolute; inset: 0 auto auto 0;
   transform: none; width: 100%; padding: .75rem .8rem; color: var(--ink); z-index: 40;
   background: var(--panel); border: 1px solid var(--line); border-radius: 4px; }
 
-.shelf { display: grid; gap: .4rem; }
-.shelf button { display: flex; gap: .7rem; align-items: center; width: 100%; padding: .4rem;
+.clips { display: grid; gap: .4rem; }
+.clips button { display: flex; gap: .7rem; align-items: center; width: 100%; padding: .4rem;
   text-align: left; border: 1px solid var(--line); border-radius: 4px; background: var(--panel);
   color: var(--ink); cursor: pointer; }
-.shelf button:hover { border-color: var(--accent); }
-.shelf video { flex: none; width: 56px; height: 56px; image-rendering: pixelated;
+.clips button:hover { border-color: var(--accent); }
+.clips video { flex: none; width: 56px; height: 56px; image-rendering: pixelated;
   border-radius: 3px; background: var(--glass); object-fit: contain; }
-.shelf span { display: grid; min-width: 0; }
-.shelf b { font-weight: 600; overflow-wrap: anywhere; display: -webkit-box;
+.clips span { display: grid; min-width: 0; }
+.clips b { font-weight: 600; overflow-wrap: anywhere; display: -webkit-box;
   -webkit-line-clamp: 2; -webkit-box-orient: vertical; overflow: hidden; }
-.shelf em { font-style: normal; font-weight: 400; font-size: .82rem;
+.clips em { font-style: normal; font-weight: 400; font-size: .82rem;
   color: var(--quiet); overflow-wrap: anywhere; }
 
 .tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); }
@@ -201,26 +201,27 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .rate-frame { display: block; width: 100%; height: 860px; border: 1px solid var(--line);
   border-radius: 4px; background: var(--panel); }
 .rate .quiet { padding-bottom: .5rem; }
-.results-dials { align-items: end; }
+.results-controls { align-items: end; }
 .empty { padding: 2.5rem 1rem; text-align: center; color: var(--quiet) !important;
   border: 1px dashed var(--line); border-radius: 4px; }
 .facts { margin: 0 0 .3rem; }
-.figure3 { --a: #1f5a96; --b: #e59a3c; --tie: #c9c9c9; --both-bad: #8d8d8d; --range: #2b2620;
+.win-rates { --a: #1f5a96; --b: #e59a3c; --tie: #c9c9c9; --both-bad: #8d8d8d; --range: #2b2620;
   position: relative; padding: .9rem 1rem; border: 1px solid var(--line); border-radius: 4px;
   background: var(--panel); }
-.dark .figure3 { --range: #efe7d9; }
-.figure3 table { width: 100%; border-collapse: collapse; margin: 0 0 1.1rem; table-layout: fixed; }
-.figure3 table, .figure3 tr, .figure3 th, .figure3 td { border: 0 !important; }
-.figure3 th, .figure3 td { padding: .35rem 0; text-align: left; vertical-align: top;
+.dark .win-rates { --range: #efe7d9; }
+.win-rates table { width: 100%; border-collapse: collapse; margin: 0 0 1.1rem;
+  table-layout: fixed; }
+.win-rates table, .win-rates tr, .win-rates th, .win-rates td { border: 0 !important; }
+.win-rates th, .win-rates td { padding: .35rem 0; text-align: left; vertical-align: top;
   font-weight: 400; color: var(--ink); background: transparent; }
-.figure3 tbody th { width: 30%; padding-right: 1rem; font-size: .9rem; line-height: 1.35; }
-.figure3 .numbers { width: 26%; padding-left: 1rem; font-size: .88rem; line-height: 1.4;
+.win-rates tbody th { width: 30%; padding-right: 1rem; font-size: .9rem; line-height: 1.35; }
+.win-rates .numbers { width: 26%; padding-left: 1rem; font-size: .88rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
-.figure3 .numbers span { color: var(--quiet); white-space: nowrap; }
-.figure3 .numbers b { font-size: 1.05rem; }
-.figure3 .numbers p { margin: 0; color: var(--quiet); }
-.figure3 .primary th, .figure3 .primary th b { font-weight: 700; }
-.figure3 .names th { display: flex; justify-content: space-between; gap: 1rem; font-weight: 700; }
+.win-rates .numbers span { color: var(--quiet); white-space: nowrap; }
+.win-rates .numbers b { font-size: 1.05rem; }
+.win-rates .numbers p { margin: 0; color: var(--quiet); }
+.win-rates .primary th, .win-rates .primary th b { font-weight: 700; }
+.win-rates .names th { display: flex; justify-content: space-between; gap: 1rem; font-weight: 700; }
 .names .a { color: #1f5a96; } .names .b { color: #8f5206; text-align: right; }
 .dark .names .a { color: #86b8ea; } .dark .names .b { color: #f0b163; }
 .stack { display: flex; height: 1.7rem; border-radius: 3px; overflow: hidden; }
@@ -244,8 +245,8 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .dark .stamp { color: #ff9c8f !important; border-color: #ff9c8f; }
 .legend { display: flex; gap: 1rem; margin: 0 0 .5rem; font-size: .85rem; }
 .legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .35rem; }
-.aloud { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
-  white-space: nowrap; }
+.visually-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
 .wide { overflow-x: auto; }
 .plain { width: 100%; border-collapse: collapse; font-size: .88rem;
   font-variant-numeric: tabular-nums; }
@@ -255,22 +256,22 @@ button[role=tab].selected::after { background: var(--accent) !important; }
   white-space: nowrap; }
 .plain thead th { color: var(--quiet); font-weight: 600; }
 .tiles.two { max-width: 720px; }
-#results-browser .form { background: transparent; border: 0; justify-content: start; }
-#results-place { max-width: 12rem; flex: none; }
+#results-pairs .form { background: transparent; border: 0; justify-content: start; }
+#results-pair-number { max-width: 12rem; flex: none; }
 .tiles.two + .transport { max-width: 720px; }
 
 @media (max-width: 640px) {
-  .tab-container button { padding-inline: .55rem !important; }  /* four fit on a phone */
+  .tab-container button { padding-inline: .55rem !important; }  /* four tabs fit on a phone */
   .rate-frame { height: 100svh; }
-  .results-dials, .results-dials .form { flex-direction: column; align-items: stretch; }
-  .figure3 { padding: .7rem .6rem; }
-  .figure3 table, .figure3 tbody, .figure3 tr, .figure3 th, .figure3 td,
-  .figure3 .numbers, .figure3 tbody th { display: block; width: 100%; padding: .1rem 0; }
-  .figure3 thead, .figure3 .names { display: block; }
-  .figure3 tbody tr { padding-bottom: .6rem; }
+  .results-controls, .results-controls .form { flex-direction: column; align-items: stretch; }
+  .win-rates { padding: .7rem .6rem; }
+  .win-rates table, .win-rates tbody, .win-rates tr, .win-rates th, .win-rates td,
+  .win-rates .numbers, .win-rates tbody th { display: block; width: 100%; padding: .1rem 0; }
+  .win-rates thead, .win-rates .names { display: block; }
+  .win-rates tbody tr { padding-bottom: .6rem; }
   .gradio-container { padding: 0 .5rem !important; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
   .tile figcaption { font-size: .85rem; }
-  footer { display: none !important; }  /* Gradio's: its links are gone at this width */
+  footer { display: none !important; }  /* Gradio's; it has no links at this width */
 }
 """

@@ -1,94 +1,95 @@
-"""The paper's stacked bars as a table in HTML: readable at any width, in both themes, and aloud."""
+"""The win-rate figure as HTML tables: for any width, both themes and screen readers.
+
+`human_eval.reporting.charts` draws the same rows as SVG.
+"""
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 
 from demo.widgets.html import escape
-from human_eval.definition.definition import StudyDefinition
 from human_eval.reporting.live_results import Results
+from human_eval.reporting.win_rate_rows import WinRateRow, answers_in_legend, win_rate_rows
 
-MIN_LABEL = 0.1  # share of the bar that is wide enough for its number
-PARTS = (("a", "wins"), ("tie", "ties"), ("both_bad", "both_bad"), ("b", "losses"))
+LEGEND = {"tie": "tie", "both_bad": "both bad"}  # the systems' names are above their bars
 
 
-def show_figure(results: Results, *, with_excluded: bool = False) -> str:
-    """Return the bars of every comparison and question, or a sentence where there are no votes."""
+def show_win_rates(results: Results, *, with_excluded: bool = False) -> str:
+    """Return the bars of every comparison and question, or a sentence if there are no votes."""
     rates = results.rates_with_excluded if with_excluded else results.rates
     if rates.empty:
-        return (
-            '<p class="empty">No votes yet. As soon as the first pair is answered, it counts here.'
-            "</p>"
-        )
-    facts = _join(results, rates)
-    blocks = [
-        _comparison(key, list(group.to_dict("records")), results.definition)
-        for key, group in facts.groupby("comparison", sort=False)
-    ]
+        return '<p class="empty">There are no votes yet. They appear here as they arrive.</p>'
+    rows = win_rate_rows(rates, results.definition)
+    decided = _by_cell(results.decisions, "decided")
+    agreement = _by_cell(results.agreement, "alpha")
+    tables = "".join(
+        _table(key, list(group), decided, agreement)
+        for key, group in groupby(rows, lambda row: row.comparison)
+    )
     stamp = '<p class="stamp">Simulated votes: no person took part</p>' if results.simulated else ""
-    return f'<div class="figure3">{stamp}{_legend(rates)}{"".join(blocks)}{_NOTE}</div>'
+    return f'<div class="win-rates">{stamp}{_legend(rows)}{tables}{_NOTE}</div>'
 
 
-def _join(results: Results, rates: pd.DataFrame) -> pd.DataFrame:
-    """Put what is decided and how raters agree beside the rates."""
-    keys = ["comparison", "question"]
-    decided = results.decisions[[*keys, "e", "threshold", "decided"]]
-    agreement = results.agreement[[*keys, "raw", "alpha"]]
-    return rates.merge(decided, how="left", on=keys).merge(agreement, how="left", on=keys)
+def _by_cell(table: pd.DataFrame, column: str) -> dict[tuple[str, str], Any]:
+    """Return a column of a table by comparison and question."""
+    return table.set_index(["comparison", "question"])[column].to_dict()
 
 
-def _legend(rates: pd.DataFrame) -> str:
-    names = {"tie": "tie", "both_bad": "both bad"}
-    shown = [
-        f'<span><i class="{kind}"></i>{name}</span>'
-        for kind, name in names.items()
-        if rates["ties" if kind == "tie" else kind].sum()
-    ]
-    return f'<p class="legend">{"".join(shown)}</p>' if shown else ""
+def _legend(rows: list[WinRateRow]) -> str:
+    shown = "".join(
+        f'<span><i class="{choice}"></i>{LEGEND[choice]}</span>'
+        for choice in answers_in_legend(rows)
+        if choice in LEGEND
+    )
+    return f'<p class="legend">{shown}</p>' if shown else ""
 
 
-def _comparison(key: Any, rows: list[dict[str, Any]], definition: StudyDefinition) -> str:
-    first, second = (definition.system(rows[0][name]).title for name in ("system_a", "system_b"))
+def _table(
+    comparison: str,
+    rows: list[WinRateRow],
+    decided: dict[tuple[str, str], Any],
+    agreement: dict[tuple[str, str], Any],
+) -> str:
     head = (
         '<thead><tr class="names"><td></td><th scope="col"><span class="a">'
-        f'{escape(first)}</span><span class="b">{escape(second)}</span></th>'
-        '<th scope="col" class="aloud">Numbers</th></tr></thead>'
+        f'{escape(rows[0].title_a)}</span><span class="b">{escape(rows[0].title_b)}</span></th>'
+        '<th scope="col" class="visually-hidden">Numbers</th></tr></thead>'
     )
-    body = "".join(_row(row, definition, first, second) for row in rows)
-    caption = f'<caption class="aloud">{escape(str(key))}</caption>'
+    body = ""
+    for row in rows:
+        question = row.question
+        cell = (comparison, question.key)
+        numbers = _numbers(row, decided.get(cell), agreement.get(cell))
+        body += (
+            f'<tr class="{"primary" if question.primary else ""}"><th scope="row">'
+            f"<b>{escape(question.key)}</b> {escape(question.wording)}</th>"
+            f'<td>{_bar(row)}{_interval(row)}</td><td class="numbers">{numbers}</td></tr>'
+        )
+    caption = f'<caption class="visually-hidden">{escape(comparison)}</caption>'
     return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
 
 
-def _row(row: dict[str, Any], definition: StudyDefinition, first: str, second: str) -> str:
-    question = definition.question(row["question"])
-    primary = ' class="primary"' if question.primary else ""
-    return (
-        f'<tr{primary}><th scope="row"><b>{escape(question.key)}</b> {escape(question.wording)}'
-        f"</th><td>{_bar(row, first, second)}{_interval(row)}</td>"
-        f'<td class="numbers">{_numbers(row)}</td></tr>'
+def _bar(row: WinRateRow) -> str:
+    parts = "".join(
+        f'<i class="{part.choice}" style="width:{100 * part.share:.2f}%">{part.label}</i>'
+        for part in row.segments
+        if part.votes
     )
-
-
-def _bar(row: dict[str, Any], first: str, second: str) -> str:
-    parts = []
-    for kind, column in PARTS:
-        share = row[column] / row["votes"]
-        if share:
-            label = f"{100 * share:.0f} %" if share >= MIN_LABEL else ""
-            parts.append(f'<i class="{kind}" style="width:{100 * share:.2f}%">{label}</i>')
+    votes = {part.choice: part.votes for part in row.segments}
     spoken = (
-        f"{first} won {row['wins']} of {row['votes']} votes, {second} {row['losses']}, "
-        f"neither {row['ties'] + row['both_bad']}"
+        f"{row.title_a} won {votes['a']} of {row.votes} votes, {row.title_b} {votes['b']}, "
+        f"neither {votes['tie'] + votes['both_bad']}"
     )
-    return f'<span class="stack" role="img" aria-label="{escape(spoken)}">{"".join(parts)}</span>'
+    return f'<span class="stack" role="img" aria-label="{escape(spoken)}">{parts}</span>'
 
 
-def _interval(row: dict[str, Any]) -> str:
-    """Draw the rate among decisive votes with its interval on the scale of the bar."""
-    if row["rate"] != row["rate"]:
+def _interval(row: WinRateRow) -> str:
+    """Draw the win rate and its interval below the bar, on the same scale."""
+    if not row.interval_label:
         return ""
-    low, high, rate = (100 * row[name] for name in ("low", "high", "rate"))
+    low, high, rate = 100 * row.low, 100 * row.high, 100 * row.rate
     return (
         '<span class="scale" aria-hidden="true"><i class="half"></i>'
         f'<i class="range" style="left:{low:.2f}%;width:{max(high - low, 0.4):.2f}%"></i>'
@@ -96,49 +97,43 @@ def _interval(row: dict[str, Any]) -> str:
     )
 
 
-def _numbers(row: dict[str, Any]) -> str:
-    if row["rate"] != row["rate"]:
-        return f"<b>ties only</b> <p>n = {row['votes']:,}</p>"
-    rate, low, high = (100 * row[name] for name in ("rate", "low", "high"))
-    marks = []
-    if row.get("decided") is True or row.get("decided") == 1:
-        marks.append(
-            '<em class="verdict decided" title="Further votes are not needed">decided</em>'
-        )
-    if row.get("claim"):
-        marks.append(
-            '<em class="verdict" title="At most 5 % false claims in the figure">claimed</em>'
-        )
-    alpha = row.get("alpha")
-    agree = f"agreement α {alpha:.2f}" if alpha is not None and alpha == alpha else "agreement –"
+def _numbers(row: WinRateRow, decided: bool | None, alpha: float | None) -> str:
+    if not row.interval_label:
+        return f"<b>{row.rate_label}</b> <p>{row.votes_label}</p>"
+    marks = ""
+    if decided:
+        marks += '<em class="verdict decided" title="No further votes are needed">decided</em>'
+    if row.claim:
+        marks += '<em class="verdict" title="At most 5 % false claims in the figure">claimed</em>'
+    shown_alpha = "–" if alpha is None or pd.isna(alpha) else f"α {alpha:.2f}"
     return (
-        f"<b>{rate:.1f} %</b> <span>[{low:.1f}, {high:.1f}]</span> {''.join(marks)}"
-        f"<p>n = {row['votes']:,}, {agree}</p>"
+        f"<b>{row.rate_label} %</b> <span>{row.interval_label}</span> {marks}"
+        f"<p>{row.votes_label}, agreement {shown_alpha}</p>"
     )
 
 
 _NOTE = (
-    '<p class="quiet">Bars: shares of all votes. Line and brackets: the share of decisive votes '
-    "that the first system won, with its 95 % interval, clustered by prompt and rater. "
-    "<b>decided</b>: the evidence has reached its threshold, however often one has looked. "
-    "<b>claimed</b>: at most 5 % false claims in the whole figure.</p>"
+    '<p class="quiet">Bars: share of all votes in percent. Line and brackets: share of decisive '
+    "votes that the left system won, with its 95 % interval, clustered by prompt and rater. "
+    "<b>decided</b>: the e-value has reached its threshold, which is valid no matter how often it "
+    "is checked. <b>claimed</b>: at most 5 % false claims in the whole figure.</p>"
 )
 
 
-def show_table(table: pd.DataFrame, columns: dict[str, str], otherwise: str, name: str) -> str:
-    """Return some columns of a table as HTML, numbers to three digits.
+def show_table(table: pd.DataFrame, columns: dict[str, str], *, if_empty: str, label: str) -> str:
+    """Return columns of a table as HTML, with numbers to three digits.
 
     Args:
-        columns: names in the table to those on the page.
-        otherwise: what stands in the place of an empty table.
-        name: what the table is called, aloud.
+        columns: column names in the table and on the page.
+        if_empty: text that replaces an empty table.
+        label: name of the table for screen readers.
     """
     if table.empty:
-        return f'<p class="quiet">{escape(otherwise)}</p>'
+        return f'<p class="quiet">{escape(if_empty)}</p>'
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in columns.values())
     rows = "".join(_cells(row[column] for column in columns) for row in table.to_dict("records"))
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}"><table '
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(label)}"><table '
         f'class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 

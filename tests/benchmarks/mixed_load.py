@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from app import models_to_keep
+from demo.models import models_to_preload
 from human_eval.study.store import StudyStore, open_study
 from tests.benchmarks.study_load import prepare
 from tests.support.vote_load import ROOT, Browser, Load
@@ -90,7 +90,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     ) as client:
         index = await _find_generate(client)
         if options.real:  # models load one after the other, for seconds; begin when all are there
-            last = models_to_keep(DEFAULT_MODEL)[-1]
+            last = models_to_preload(DEFAULT_MODEL)[-1]
             await _generate(client, index, WAITING + 1, model=last, steps=4, guidance=1.5)
             PLACES.clear()
         model = "shapes-teacher" if options.real else "fake-teacher"

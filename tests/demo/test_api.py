@@ -24,8 +24,8 @@ def test_generate_and_compare_are_the_public_names(client):
     assert set(endpoints) == {"/generate", "/compare"}
     names = [each["parameter_name"] for each in endpoints["/generate"]["parameters"]]
     assert names == ["prompt", "model", "steps", "guidance", "seed"]
-    assert endpoints["/generate"]["description"].startswith("Make a video from a prompt.")
-    assert endpoints["/compare"]["description"].startswith("Make one video with every contender")
+    assert endpoints["/generate"]["description"].startswith("Generate a video from a prompt.")
+    assert endpoints["/compare"]["description"].startswith("Generate one video with every row")
 
 
 def test_generate_returns_the_video_its_recipe_and_its_cost(client):
@@ -38,7 +38,7 @@ def test_generate_returns_the_video_its_recipe_and_its_cost(client):
     assert set(made["seconds"]) == {"text", "steps", "decode", "encode", "total"}
 
 
-def test_generate_tells_its_progress(client):
+def test_generate_reports_its_progress(client):
     job = client.submit(PROMPT, "fake-student", 4, api_name="/generate")
     job.result()
 
@@ -46,7 +46,7 @@ def test_generate_tells_its_progress(client):
     assert steps == [1, 2, 3, 4]
 
 
-def test_compare_returns_a_row_for_each_contender(client):
+def test_compare_returns_every_row(client):
     compared = client.predict("🎉 a party", 3, api_name="/compare")
 
     titles = [row["title"] for row in compared["rows"]]
@@ -57,20 +57,20 @@ def test_compare_returns_a_row_for_each_contender(client):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"prompt": ""}, "Expected a prompt, got an empty one"),
-        ({"prompt": "x" * 10_000}, "at most 1000 characters, got 10000"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "x" * 10_000}, "10000 characters; at most 1000"),
         ({"prompt": "a\x00b"}, "control character"),
-        ({"prompt": 5}, "Expected a prompt in words"),
-        ({"prompt": PROMPT, "steps": 99}, "between 1 and 8, got 99"),
+        ({"prompt": 5}, "prompt must be text"),
+        ({"prompt": PROMPT, "steps": 99}, "from 1 to 8 .*not 99"),
         ({"prompt": PROMPT, "steps": 2.5}, "whole number"),
         ({"prompt": PROMPT, "steps": [4]}, "whole number"),
-        ({"prompt": PROMPT, "guidance": 1e9}, "Expected guidance between 1 and 15"),
-        ({"prompt": PROMPT, "seed": -1}, "Expected seed"),
-        ({"prompt": PROMPT, "model": "gpt"}, "Expected a model from"),
+        ({"prompt": PROMPT, "guidance": 1e9}, "guidance must be a number from 1 to 15"),
+        ({"prompt": PROMPT, "seed": -1}, "seed must be"),
+        ({"prompt": PROMPT, "model": "gpt"}, "no such model"),
         ({"prompt": "explode"}, "The computation failed"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_words(client, fields, message):
+def test_an_invalid_request_is_refused_with_the_reason(client, fields, message):
     with pytest.raises(AppError, match=message) as refusal:
         client.predict(**fields, api_name="/generate")
     assert "Traceback" not in str(refusal.value) and "/etc" not in str(refusal.value)
@@ -87,22 +87,22 @@ def join(server, session: str, fields: bytes):
     return urlopen(Request(address, body, {"Content-Type": "application/json"}))
 
 
-def test_a_request_that_is_too_short_is_refused_in_words(fake_server):
+def test_a_call_with_too_few_values_is_refused_and_not_logged(fake_server):
     with join(fake_server, "short", b'"a hidden heart"') as answer:
         assert "event_id" in json.load(answer)
     with urlopen(f"{fake_server.url}/gradio_api/queue/data?session_hash=short") as stream:
-        told = stream.read().decode()
+        events = stream.read().decode()
 
-    assert "Expected 5 fields, got 1" in told
+    assert "takes 5 values" in events
     assert "hidden heart" not in (fake_server.data_dir / "server.log").read_text()
 
 
-def test_a_request_with_half_a_character_is_refused_in_words(fake_server):
+def test_a_call_with_half_a_character_is_refused(fake_server):
     with pytest.raises(HTTPError) as refusal:
         join(fake_server, "half", rb'"a \ud800 star", "fake-student", 4, 7.5, 0')
 
     assert refusal.value.code == 400
-    assert "half of a character" in refusal.value.read().decode()
+    assert "not valid" in refusal.value.read().decode()
     refusal.value.close()
 
 
@@ -113,11 +113,8 @@ def test_a_cancelled_job_ends_within_a_step(client, fake_server):
 
     job.cancel()
 
-    client.predict(PROMPT, "fake-student", 1, api_name="/generate")  # waits for the engine
-    log = fake_server.engine_log()
-    stopped = len(log) - 1 - log[::-1].index("stopped")
-    begun = len(log) - 1 - log[::-1].index("begin 60")
-    assert begun < stopped < begun + 10
+    assert fake_server.steps_until_stopped() <= 2
+    client.predict(PROMPT, "fake-student", 1, api_name="/generate")  # the engine is free
 
 
 def test_prompts_are_not_logged(client, fake_server):

@@ -39,6 +39,15 @@ class Server:
         log = self.data_dir / "engine.log"
         return [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
 
+    def steps_until_stopped(self) -> int:
+        """Wait until the fake engine has stopped, and count its steps since this call."""
+        seen = len(self.engine_log())
+        deadline = time.monotonic() + 20
+        while (log := self.engine_log())[-1] != "stopped":
+            assert time.monotonic() < deadline and log[-1] != "end", log[-3:]
+            time.sleep(0.02)
+        return sum(event.startswith("step") for event in log[seen:])
+
 
 Serve = Callable[..., Server]
 

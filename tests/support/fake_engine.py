@@ -1,16 +1,24 @@
-"""A stand-in for the models: deterministic coloured frames, and a log of what it computed."""
+"""A stand-in for the models: deterministic coloured frames, and a log of what was computed."""
 
 import hashlib
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 
-from demo.session import Clip, Contender, ModelInfo, Request, Update
+from demo.clip_store import ClipStore
+from demo.context import PageContext
+from demo.engine import Engine, Generate
+from demo.models import ModelInfo, Request
+from demo.session import CompareRow, GeneratedClip, Update, Updates
+from demo.web.study_mount import StudyMount
 from demo.world import World
+from turbo.models.registry import MODELS as CARDS
 
 FRAMES, SIDE, FPS = 16, 64, 8
 
@@ -32,38 +40,36 @@ WORLD = World.from_json(
 
 
 def _model(name: str, title: str, *, teacher: bool) -> ModelInfo:
-    return ModelInfo(
+    card = replace(
+        CARDS["shapes-turbo"],
         name=name,
         title=title,
         min_steps=1,
         max_steps=100 if teacher else 8,
         default_steps=50 if teacher else 4,
-        guidance_note="Classifier-free: two calls a step"
+        guidance_kind="Classifier-free: two calls a step"
         if teacher
         else "Embedded w: one call a step",
         min_guidance=1.0,
         max_guidance=15.0,
         default_guidance=3.0 if teacher else 7.5,
-        world=WORLD,
     )
+    return ModelInfo(card=card, world=WORLD)
 
 
 MODELS = {
-    model.name: model
-    for model in (
-        _model("fake-student", "Fake student", teacher=False),
-        _model("fake-teacher", "Fake teacher", teacher=True),
-    )
+    "fake-student": _model("fake-student", "Fake student", teacher=False),
+    "fake-teacher": _model("fake-teacher", "Fake teacher", teacher=True),
 }
-CONTENDERS = [
-    Contender(model="fake-teacher", steps=12, title="Teacher · 12 steps"),
-    Contender(model="fake-teacher", steps=4, title="Teacher · 4 steps"),
-    Contender(model="fake-student", steps=4, title="Student · 4 steps"),
+ROWS = [
+    CompareRow(model="fake-teacher", steps=12, title="Teacher · 12 steps"),
+    CompareRow(model="fake-teacher", steps=4, title="Teacher · 4 steps"),
+    CompareRow(model="fake-student", steps=4, title="Student · 4 steps"),
 ]
 
 
 class FakeEngine:
-    """Generates with a fixed pace; `log` tells what really ran, whatever the page shows."""
+    """Generates at a fixed pace. `log` has what really ran, whatever the page shows."""
 
     def __init__(self, seconds_per_step: float = 0.2, log_file: Path | None = None) -> None:
         self.seconds_per_step = seconds_per_step
@@ -71,20 +77,24 @@ class FakeEngine:
         self.log: list[str] = []
         self._lock = threading.Lock()
 
+    def load(self, name: str) -> Generate:
+        """Return the function that generates with a model, as `demo.models.load_model` does."""
+        return partial(self.generate, name)
+
     def note(self, event: str) -> None:
-        """Write down what happened; the time in front is the monotonic clock."""
+        """Log an event; the monotonic time comes first in the file."""
         with self._lock:
             self.log.append(event)
             if self.log_file:
                 with self.log_file.open("a") as file:
                     file.write(f"{time.monotonic():.3f} {event}\n")
 
-    def generate(self, request: Request, path: Path) -> Generator[Update, None, None]:
-        """Make the clip of a request, one colour a frame, as the recipe decides."""
-        began = time.perf_counter()
+    def generate(self, model: str, request: Request, path: Path) -> Updates:
+        """Generate the clip of a request: one colour per frame, determined by the request."""
+        start = time.perf_counter()
         self.note(f"begin {request.steps}")
         try:
-            yield Update(stage="text", seconds=time.perf_counter() - began)
+            yield Update(stage="text", seconds=time.perf_counter() - start)
             if "explode" in request.prompt:
                 raise RuntimeError(f"Secret detail about {request.prompt} in /etc/secret")
             for step in range(request.steps):
@@ -94,20 +104,34 @@ class FakeEngine:
                     stage="denoise",
                     step=step + 1,
                     steps=request.steps,
-                    seconds=time.perf_counter() - began,
+                    seconds=time.perf_counter() - start,
                 )
-            yield Update(stage="decode", seconds=time.perf_counter() - began)
-            save_colours(request, path)
+            yield Update(stage="decode", seconds=time.perf_counter() - start)
+            save_colours(model, request, path)
             self.note("end")
-            yield Update(stage="done", clip=_clip(request, path, time.perf_counter() - began))
+            clip = _clip(model, request, path, time.perf_counter() - start)
+            yield Update(stage="done", clip=clip)
         except GeneratorExit:
             self.note("stopped")
             raise
 
 
-def save_colours(request: Request, path: Path) -> None:
-    """Write frames of one colour each, decided by the recipe alone."""
-    digest = hashlib.sha256(repr(request).encode()).digest()
+def create_fake_context(
+    load: Callable[[str], Generate], data_dir: Path, study: StudyMount
+) -> PageContext:
+    """Return what the page gets, with the fake models in place of the library's."""
+    return PageContext(
+        models=MODELS,
+        default_model="fake-student",
+        rows=ROWS,
+        engine=Engine(load, MODELS, ClipStore(data_dir / "clips")),
+        study=study,
+    )
+
+
+def save_colours(model: str, request: Request, path: Path) -> None:
+    """Write frames of one colour each, determined by model and request."""
+    digest = hashlib.sha256(f"{model} {request}".encode()).digest()
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIDE
@@ -120,9 +144,9 @@ def save_colours(request: Request, path: Path) -> None:
         container.mux(stream.encode())
 
 
-def _clip(request: Request, path: Path, total: float) -> Clip:
-    calls = request.steps * (2 if request.model == "fake-teacher" else 1)
-    return Clip(
+def _clip(model: str, request: Request, path: Path, total: float) -> GeneratedClip:
+    calls = request.steps * (2 if model == "fake-teacher" else 1)
+    return GeneratedClip(
         path=path,
         seconds={
             "text": 0.001,
@@ -134,11 +158,5 @@ def _clip(request: Request, path: Path, total: float) -> Clip:
         unet_calls=calls,
         frames=FRAMES,
         fps=FPS,
-        recipe={
-            "model": request.model,
-            "prompt": request.prompt,
-            "seed": request.seed,
-            "steps": request.steps,
-            "guidance": request.guidance,
-        },
+        recipe={"model": model, **asdict(request)},
     )

@@ -1,4 +1,4 @@
-"""The whole mounted application on a fake engine and a small study, without a network."""
+"""The whole application with a fake engine and a small study, without a network."""
 
 import asyncio
 import random
@@ -10,22 +10,21 @@ from pathlib import Path
 import httpx
 from fastapi import FastAPI
 
-from demo.clip_store import Shelf
-from demo.context import Studio
 from demo.page import build_page
+from demo.web.gradio_internals import Page
 from demo.web.limits import Limits, Rate
-from demo.web.server import build_house
-from demo.web.study_mount import PREPARING, Desk
+from demo.web.server import create_page_app
+from demo.web.study_mount import PREPARING, StudyMount
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.server.accounts import add_account
 from human_eval.server.sign_in import COOKIE
 from human_eval.study.store import StudyStore, create_study
-from tests.support.fake_engine import CONTENDERS, MODELS, FakeEngine
+from tests.support.fake_engine import FakeEngine, create_fake_context
 from tests.support.studies import DEFINITION, fill
 
 PASSWORD = "correct horse battery"
-# Names that stand nowhere else, so that one that leaks is found.
+# Names that occur nowhere else, so that a leak is found.
 NAMES = {'"ours"': '"quokka"', '"theirs"': '"wombat"', '"third"': '"numbat"'}
 TITLES = {'"Ours"': '"Quokka 4"', '"Theirs"': '"Wombat 50"', '"Third"': '"Numbat 8"'}
 SECRETS = ["quokka", "wombat", "numbat", "Quokka", "Wombat", "Numbat"]
@@ -39,19 +38,19 @@ NO_LIMITS = Limits(
 
 
 @dataclass(frozen=True)
-class House:
-    """An application that runs, and what is in it."""
+class PageServer:
+    """A running application and its parts."""
 
     app: FastAPI
-    page: object
-    desk: Desk
+    page: Page
+    study: StudyMount
     store: StudyStore
     client: httpx.AsyncClient
 
     def visitor(self, **settings) -> httpx.AsyncClient:
-        """Return somebody else's browser."""
+        """Return the browser of another visitor."""
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://house", **settings)
+        return httpx.AsyncClient(transport=transport, base_url="http://page", **settings)
 
 
 def make_study(folder: Path, num_prompts: int = 6, k: int = 2) -> StudyStore:
@@ -69,31 +68,23 @@ def make_study(folder: Path, num_prompts: int = 6, k: int = 2) -> StudyStore:
 
 
 @asynccontextmanager
-async def open_house(
+async def run_page_server(
     folder: Path, *, limits: Limits = NO_LIMITS, pace: float = 0.0, **study
-) -> AsyncIterator[House]:
+) -> AsyncIterator[PageServer]:
     """Run the application until the end of the block."""
     store = make_study(folder / "studies" / "test", **study)
-    engine = FakeEngine(pace)
-    studio = Studio(
-        models=MODELS,
-        default_model="fake-student",
-        contenders=CONTENDERS,
-        generate=engine.generate,
-        readiness=lambda name: "ready",
-        shelf=Shelf(folder / "clips"),
-    )
-    desk = Desk(lambda: store)
-    page = build_page(studio, desk)
-    app = build_house(page, studio, desk, limits=limits)
+    mount = StudyMount(lambda: store)
+    context = create_fake_context(FakeEngine(pace).load, folder, mount)
+    page = build_page(context)
+    app = create_page_app(page, context, limits=limits)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(120):
-            while desk.note == PREPARING:
+            while mount.note == PREPARING:
                 await asyncio.sleep(0.01)
-        assert desk.store is not None, desk.note
+        assert mount.store is not None, mount.note
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://house") as client:
-            yield House(app, page, desk, store, client)
+        async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
+            yield PageServer(app, page, mount, store, client)
 
 
 async def enter(client: httpx.AsyncClient) -> None:

@@ -1,18 +1,18 @@
-"""Serve the page on the fake engine, as `app.py` serves it on the real one."""
+"""Serve the page with the fake engine, as `app.py` serves it with the real one."""
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from demo.clip_store import Shelf
-from demo.context import Studio
-from demo.engine import Engine
+from demo.models import Request
 from demo.page import build_page
-from demo.session import Generate
-from demo.starter import open_or_start
-from demo.web.server import build_house, serve_house
-from demo.web.study_mount import Desk
-from tests.support.fake_engine import CONTENDERS, MODELS, FakeEngine
+from demo.session import Updates
+from demo.starter import open_or_create
+from demo.web.server import create_page_app, serve
+from demo.web.study_mount import StudyMount
+from tests.support.fake_engine import FakeEngine, create_fake_context
 
 
 def main() -> None:
@@ -21,29 +21,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--seconds-per-step", type=float, default=0.2)
-    parser.add_argument("--seconds-to-load", type=float, default=0.0)
-    parser.add_argument("--study", type=Path, help="folder; else a starter study is made")
+    parser.add_argument("--load-when", type=Path, help="load models when this file exists")
+    parser.add_argument("--study", type=Path, help="folder; default: a new starter study")
     args = parser.parse_args()
     args.data_dir.mkdir(parents=True, exist_ok=True)
     fake = FakeEngine(args.seconds_per_step, args.data_dir / "engine.log")
 
-    def load(name: str) -> Generate:
-        time.sleep(args.seconds_to_load)
-        return fake.generate
+    def load(name: str) -> Callable[[Request, Path], Updates]:
+        while args.load_when and not args.load_when.exists():
+            time.sleep(0.05)
+        return fake.load(name)
 
-    engine = Engine(load, MODELS)
-    studio = Studio(
-        models=MODELS,
-        default_model="fake-student",
-        contenders=CONTENDERS,
-        generate=engine.generate,
-        readiness=engine.readiness,
-        shelf=Shelf(args.data_dir / "clips"),
-    )
     study = args.study or args.data_dir / "studies" / "shapes-demo"
-    desk = Desk(lambda: open_or_start(study))
-    house = build_house(build_page(studio, desk), studio, desk, when_open=engine.start)
-    serve_house(house, port=args.port)
+    context = create_fake_context(load, args.data_dir, StudyMount(partial(open_or_create, study)))
+    serve(create_page_app(build_page(context), context), port=args.port)
 
 
 if __name__ == "__main__":

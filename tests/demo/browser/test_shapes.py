@@ -1,4 +1,4 @@
-"""The page on the real models of this repository, started as a user starts it."""
+"""The page with the real models of this repository, started as a user starts it."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_the_model_draws_in_colour(shapes_server, open_page):
     page.wait_for_function("document.querySelector('#screen video')?.readyState >= 2")
     red, green, blue = page.evaluate(MEAN_COLOUR_OF_BRIGHT_PIXELS)
     assert red > 1.3 * green and red > 1.3 * blue
-    assert page.get_by_text("This prompt is outside the world").first.is_hidden()
+    assert page.get_by_text("does not know this prompt").first.is_hidden()
 
 
 def test_teacher_and_student_are_compared(shapes_server, open_page):

@@ -1,4 +1,4 @@
-"""The guard before an application that answers everything."""
+"""The guard in front of an application that answers everything."""
 
 import asyncio
 import json
@@ -11,9 +11,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from demo.web import guard, limits
-from demo.web.calls import CallChecker
+from demo.web.gradio_internals import REMEMBERED_SESSIONS, VERSION, CallChecker
 from demo.web.guard import MAX_BODY, Guard
-from demo.web.limits import MAX_SESSIONS, Buckets, Limits, Rate, Sessions, TooMany
+from demo.web.limits import MAX_SESSIONS, Limits, Rate, Sessions, TokenBuckets, TooMany
 from tests.support.apart import run_apart
 
 
@@ -47,8 +47,8 @@ def folder(tmp_path):
 def client(page, folder):
     methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=methods)])
-    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=Limits())
-    return TestClient(guarded, base_url="http://house")
+    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
+    return TestClient(guarded, base_url="http://page")
 
 
 def call(client, path="/gradio_api/queue/join", **changes):
@@ -151,7 +151,7 @@ def test_a_body_that_never_ends_is_given_up(page, folder, monkeypatch):
     async def keep(message):
         sent.append(message)
 
-    guarded = Guard(_anything, calls=CallChecker(page), files=[folder], limits=Limits())
+    guarded = Guard(_anything, calls=CallChecker(page), video_folders=[folder], limits=Limits())
     scope = {"type": "http", "method": "POST", "path": "/study/api/submit", "headers": []}
     run_apart(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
 
@@ -187,7 +187,11 @@ def test_a_call_that_no_page_makes_is_refused(client, changes):
     reply = call(client, **changes)
 
     assert reply.status_code == 400
-    assert reply.json()["error"].startswith("Expected")
+    assert reply.json()["error"].endswith(".")
+
+
+def test_gradio_is_the_version_that_its_internals_were_read_from():
+    assert gr.__version__ == VERSION
 
 
 @pytest.mark.parametrize(
@@ -231,7 +235,7 @@ def test_another_sites_page_makes_no_calls(client):
 
 def test_nobody_uses_anothers_session(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=["GET", "POST"])])
-    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=Limits())
+    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
     owner = TestClient(guarded, client=("10.0.0.1", 1))
     thief = TestClient(guarded, client=("10.0.0.2", 1))
 
@@ -262,7 +266,7 @@ def test_no_header_of_the_request_comes_back(client):
 def test_who_asks_too_often_is_slowed_down_alone(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything)])
     rates = Limits(any_request=Rate(1, 5))
-    guarded = Guard(inner, calls=CallChecker(page), files=[folder], limits=rates)
+    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=rates)
     hasty = TestClient(guarded, client=("10.0.0.1", 1))
     patient = TestClient(guarded, client=("10.0.0.2", 1))
 
@@ -275,7 +279,7 @@ def test_who_asks_too_often_is_slowed_down_alone(page, folder):
 
 def test_a_bucket_fills_again_with_time():
     now = [0.0]
-    bucket = Buckets(Rate(per_second=2, burst=3), lambda: now[0])
+    bucket = TokenBuckets(Rate(per_second=2, burst=3), lambda: now[0])
     taken = [bucket.take("one") for _ in range(4)]
     now[0] = 1.0
 
@@ -306,7 +310,7 @@ def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):
         sessions.bind(name, "one")
     with pytest.raises(TooMany):
         sessions.bind("d", "one")
-    with sessions.kept("a"):
+    with sessions.connected("a"):
         now[0] = limits.SESSION_SECONDS + 1
         sessions.bind("d", "one")
 
@@ -320,7 +324,7 @@ def test_all_sessions_together_stay_below_what_gradio_remembers():
 
     with pytest.raises(TooMany):
         sessions.bind("one-more", "another client")
-    assert MAX_SESSIONS < 2000
+    assert MAX_SESSIONS < REMEMBERED_SESSIONS
 
 
 def test_open_connections_are_counted():

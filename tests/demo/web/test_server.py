@@ -1,4 +1,4 @@
-"""The mounted application: who gets in where, what it tells, and what nobody can forge."""
+"""The whole application: access, what it reveals, and that votes cannot be forged."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from human_eval.storage.tables import Event, Vote
 from tests.support.apart import run_apart
-from tests.support.page_server import SECRETS, claim, enter, open_house, sign_in, vote
+from tests.support.page_server import SECRETS, claim, enter, run_page_server, sign_in, vote
 
 LETTERS = string.ascii_letters + string.digits + "-_."
 
@@ -42,83 +42,83 @@ def events(store) -> Counter:
 
 def test_raters_page_and_votes_are_below_study(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
-            outside = await house.client.get("/study")
-            page = await house.client.get("/study/rate")
-            await enter(house.client)
-            receipt = await vote(house.client, (await claim(house.client))["assignment"])
+        async with run_page_server(tmp_path) as server:
+            outside = await server.client.get("/study")
+            page = await server.client.get("/study/rate")
+            await enter(server.client)
+            receipt = await vote(server.client, (await claim(server.client))["assignment"])
 
             assert (outside.status_code, outside.headers["location"]) == (307, "study/")
             assert page.status_code == 200 and "<html" in page.text
             assert receipt.status_code == 200
-            assert count(house.store) == 2
+            assert count(server.store) == 2
 
     run(scene())
 
 
 def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
+        async with run_page_server(tmp_path) as server:
             seen = []
-            await enter(house.client)
+            await enter(server.client)
             for _ in range(3):
-                pair = await claim(house.client)
-                await vote(house.client, pair["assignment"])
+                pair = await claim(server.client)
+                await vote(server.client, pair["assignment"])
                 seen += [json.dumps(pair)]
                 for side in ("left", "right"):
-                    clip = await house.client.get("/study/" + pair[side])
+                    clip = await server.client.get("/study/" + pair[side])
                     seen.append(clip.content.decode("latin-1") + str(clip.headers))
-            house.store.set_paused(True, author="ada")
-            async with house.visitor() as researcher:
+            server.store.set_paused(True, author="ada")
+            async with server.visitor() as researcher:
                 await sign_in(researcher)
-                await publish(house, researcher)
+                await publish(server, researcher)
             addresses = [
                 *("/", "/config", "/gradio_api/info", "/study/rate", "/study/api/study"),
                 *("/results/chart.svg", "/results/chart.pdf", "/results/tables.zip"),
                 *("/healthz", "/admin/", "/study/healthz"),
             ]
             for address in addresses:
-                reply = await house.client.get(address)
+                reply = await server.client.get(address)
                 seen.append(str(reply.headers) + reply.content.decode("latin-1"))
-            results = await call_tab(house, "on_refresh", [None, False])
+            results = await call_tab(server, "on_refresh", [None, False])
             seen.append(results.text)
 
             text = "\n".join(seen)
             assert "System " in results.text
-            hidden = SECRETS + [clip.stored_name for clip in house.store.clips()]
-            hidden += [house.store.definition.hash, str(house.store.folder)]
+            hidden = SECRETS + [clip.stored_name for clip in server.store.clips()]
+            hidden += [server.store.definition.hash, str(server.store.folder)]
             assert [secret for secret in hidden if secret in text] == []
 
     run(scene())
 
 
-async def publish(house, researcher):
+async def publish(server, researcher):
     token = (await researcher.get("/admin/")).text.split('name="token" value="')[1].split('"')[0]
     reply = await researcher.post("/admin/publish", data={"token": token})
     assert reply.status_code == 303, reply.text
 
 
-async def call_tab(house, name, data, client=None):
-    [index] = [index for index, fn in house.page.fns.items() if fn.name == name]
+async def call_tab(server, name, data, client=None):
+    [index] = [index for index, fn in server.page.fns.items() if fn.name == name]
     body = {"fn_index": index, "data": data, "session_hash": "abc"}
-    return await (client or house.client).post("/gradio_api/run/predict", json=body)
+    return await (client or server.client).post("/gradio_api/run/predict", json=body)
 
 
 def test_results_are_for_researchers_until_they_are_published(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
-            await enter(house.client)
-            await vote(house.client, (await claim(house.client))["assignment"])
-            async with house.visitor() as researcher:
+        async with run_page_server(tmp_path) as server:
+            await enter(server.client)
+            await vote(server.client, (await claim(server.client))["assignment"])
+            async with server.visitor() as researcher:
                 await sign_in(researcher)
 
-                before = await house.client.get("/results/chart.svg")
-                page_before = await call_tab(house, "on_refresh", ["People", False])
-                named = await call_tab(house, "on_refresh", ["People", False], researcher)
+                before = await server.client.get("/results/chart.svg")
+                page_before = await call_tab(server, "on_refresh", ["People", False])
+                named = await call_tab(server, "on_refresh", ["People", False], researcher)
                 drawn = await researcher.get("/results/chart.svg")
-                await publish(house, researcher)
-            after = await house.client.get("/results/chart.svg")
-            page_after = await call_tab(house, "on_refresh", ["People", False])
+                await publish(server, researcher)
+            after = await server.client.get("/results/chart.svg")
+            page_after = await call_tab(server, "on_refresh", ["People", False])
 
             assert (before.status_code, drawn.status_code, after.status_code) == (403, 200, 200)
             assert "has not published" in page_before.text
@@ -130,35 +130,35 @@ def test_results_are_for_researchers_until_they_are_published(tmp_path):
 
 def test_no_cookie_of_a_rater_opens_the_administration(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
-            await enter(house.client)
-            rater = house.client.cookies["human_eval_rater"]
-            house.client.cookies.set("human_eval_researcher", rater)
+        async with run_page_server(tmp_path) as server:
+            await enter(server.client)
+            rater = server.client.cookies["human_eval_rater"]
+            server.client.cookies.set("human_eval_researcher", rater)
 
-            shown = await house.client.get("/admin/")
+            shown = await server.client.get("/admin/")
             fetched = [
-                await house.client.get(f"/admin/{name}")
+                await server.client.get(f"/admin/{name}")
                 for name in ("counts", "export.zip", "report.zip", "check", "clips/x")
             ]
             done = [
-                await house.client.post(f"/admin/{deed}", data={"token": "x"})
+                await server.client.post(f"/admin/{deed}", data={"token": "x"})
                 for deed in ("close", "pause", "publish", "exclude", "back-up", "release")
             ]
 
             assert "Password" in shown.text and "Counts" not in shown.text
             assert {reply.status_code for reply in (*fetched, *done)} == {403}
-            assert set(events(house.store)) <= {"refused", "entered"}
+            assert set(events(server.store)) <= {"refused", "entered"}
 
     run(scene())
 
 
 def test_no_other_site_may_read_answers(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
-            for host in ("house", "127.0.0.1:7860"):
+        async with run_page_server(tmp_path) as server:
+            for host in ("page", "127.0.0.1:7860"):
                 for origin in ("https://evil.example", "null"):
                     for path in ("/config", "/study/api/study", "/results/tables.zip"):
-                        reply = await house.client.get(
+                        reply = await server.client.get(
                             path, headers={"origin": origin, "host": host}
                         )
 
@@ -170,17 +170,17 @@ def test_no_other_site_may_read_answers(tmp_path):
 
 def test_health_turns_red_when_queue_writer_or_disk_is_sick(tmp_path, monkeypatch):
     async def scene():
-        async with open_house(tmp_path) as house:
-            well = await house.client.get("/healthz")
-            house.page._queue.stopped = True
-            stopped = await house.client.get("/healthz")
-            house.page._queue.stopped = False
+        async with run_page_server(tmp_path) as server:
+            well = await server.client.get("/healthz")
+            server.page._queue.stopped = True
+            stopped = await server.client.get("/healthz")
+            server.page._queue.stopped = False
             monkeypatch.setattr("demo.web.server.MIN_FREE", 2**62)
-            full = await house.client.get("/healthz")
+            full = await server.client.get("/healthz")
             monkeypatch.undo()
-            service = house.desk.raters.app.state.service
+            service = server.study.vote_app.app.state.service
             await asyncio.to_thread(service._writer.close)
-            silent = await house.client.get("/healthz")
+            silent = await server.client.get("/healthz")
 
             assert (well.status_code, well.json()) == (200, {"problems": []})
             assert stopped.status_code == 503 and "queue" in stopped.text
@@ -192,45 +192,45 @@ def test_health_turns_red_when_queue_writer_or_disk_is_sick(tmp_path, monkeypatc
 
 def test_the_queue_survives_sessions_that_gradio_has_forgotten(tmp_path):
     async def scene():
-        async with open_house(tmp_path, pace=0.02) as house:
-            [index] = [index for index, fn in house.page.fns.items() if fn.name == "generate"]
+        async with run_page_server(tmp_path, pace=0.02) as server:
+            [index] = [index for index, fn in server.page.fns.items() if fn.name == "generate"]
             call = {"fn_index": index, "data": ["a red star", "fake-student", 8, 7.5, 1]}
             for number in range(8):  # wait in the line
                 body = {**call, "session_hash": f"waiting{number}"}
-                reply = await house.client.post("/gradio_api/queue/join", json=body)
+                reply = await server.client.post("/gradio_api/queue/join", json=body)
                 assert reply.status_code == 200, reply.text
-            remembered = house.page._queue.pending_messages_per_session
+            remembered = server.page._queue.pending_messages_per_session
             for number in range(2_100):  # what two thousand visitors do to it
                 remembered[f"visitor{number}"] = asyncio.Queue()
             assert "waiting7" not in remembered
-            house.page._queue.broadcast_estimations("engine")
+            server.page._queue.broadcast_estimations("engine")
             async with asyncio.timeout(60):
-                while len(house.page._queue):
+                while len(server.page._queue):
                     await asyncio.sleep(0.05)
 
-            assert not house.page._queue.stopped
-            assert (await house.client.get("/healthz")).status_code == 200
+            assert not server.page._queue.stopped
+            assert (await server.client.get("/healthz")).status_code == 200
 
     run(scene())
 
 
 def test_only_clips_of_the_shelf_are_served_as_files(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
+        async with run_page_server(tmp_path) as server:
             clip = tmp_path / "clips" / "0123456789abcdef.mp4"
             clip.write_bytes(b"clip")
             wanted = [
-                house.store.folder / "study.db",
-                house.store.folder / "secret",
-                house.store.media / house.store.clips()[0].stored_name,
+                server.store.folder / "study.db",
+                server.store.folder / "secret",
+                server.store.media / server.store.clips()[0].stored_name,
                 "/etc/passwd",
                 f"{tmp_path}/clips/../studies/test/study.db",
                 "app.py",
             ]
             statuses = [
-                (await house.client.get(f"/gradio_api/file={path}")).status_code for path in wanted
+                (await server.client.get(f"/gradio_api/file={path}")).status_code for path in wanted
             ]
-            shown = await house.client.get(
+            shown = await server.client.get(
                 f"/gradio_api/file={clip}", headers={"cookie": "mine=secret"}
             )
 
@@ -254,22 +254,25 @@ def forge(token: str, other: str, number: int, rng: random.Random) -> str:
     ][number % 5]
 
 
-def all_addresses(house) -> list[str]:
-    """Return every address of the house, Gradio's and the study's, with parameters filled in."""
+def all_addresses(server) -> list[str]:
+    """Return every address of the application, Gradio's and the study's."""
     found = set()
-    apps = [(house.app, "")]
+    apps = [(server.app, "")]
     while apps:
         app, prefix = apps.pop()
         for route in app.routes:
             path = getattr(route, "path", "")
             inner = getattr(route, "app", None)
-            if hasattr(inner, "app") and hasattr(inner, "note"):  # a doorway
+            if hasattr(inner, "app") and hasattr(inner, "note"):  # a DeferredApp
                 inner = inner.app
             if hasattr(inner, "routes") and not hasattr(route, "endpoint"):
                 apps.append((inner, prefix + path))
             else:
                 found.add(prefix + path)
-    for app, prefix in ((house.desk.raters.app, "/study"), (house.desk.researchers.app, "/admin")):
+    for app, prefix in (
+        (server.study.vote_app.app, "/study"),
+        (server.study.admin_app.app, "/admin"),
+    ):
         found |= {prefix + getattr(route, "path", "") for route in app.routes}
     return sorted(found)
 
@@ -285,21 +288,21 @@ def fill_in(address: str, value: str) -> str:
 @pytest.mark.slow
 def test_no_forged_vote_of_five_thousand_and_no_replay_adds_a_row(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
+        async with run_page_server(tmp_path) as server:
             rng = random.Random(0)
-            await enter(house.client)
-            token = (await claim(house.client))["assignment"]
-            other = house.store.keys.sign("media", house.store.keys.read("assignment", token))
-            addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
+            await enter(server.client)
+            token = (await claim(server.client))["assignment"]
+            other = server.store.keys.sign("media", server.store.keys.read("assignment", token))
+            addresses = [address for address in all_addresses(server) if "heartbeat" not in address]
             statuses = Counter()
             for number in range(5_000):
                 forged = forge(token, other, number, rng)
                 if number % 2:
-                    statuses[(await vote(house.client, forged)).status_code] += 1
+                    statuses[(await vote(server.client, forged)).status_code] += 1
                     continue
-                # The valid token, sent where no vote is taken, or by somebody else.
+                # The valid token, sent where no vote is taken, or by another visitor.
                 address = fill_in(rng.choice(addresses), rng.choice(["submit", forged[:20], "1"]))
-                async with house.visitor() as stranger:
+                async with server.visitor() as stranger:
                     body = {
                         "assignment": token,
                         "answers": {},
@@ -312,22 +315,22 @@ def test_no_forged_vote_of_five_thousand_and_no_replay_adds_a_row(tmp_path):
                         reply = await stranger.post(address, json=body)
                 statuses[reply.status_code] += 1
                 assert reply.status_code not in range(500, 600), (address, reply.text)
-            assert count(house.store) == 0
+            assert count(server.store) == 0
 
-            assert (await vote(house.client, token, "left")).status_code == 200
+            assert (await vote(server.client, token, "left")).status_code == 200
             for _ in range(1_000):
                 choice = rng.choice(["left", "right"])
-                reply = await vote(house.client, token, choice, revision=0)
+                reply = await vote(server.client, token, choice, revision=0)
                 assert reply.status_code in (200, 409)
-            assert count(house.store) == 2
+            assert count(server.store) == 2
             assert statuses[200] == 0 or statuses[200] < 200, statuses
-            assert set(events(house.store)) <= {"refused", "entered"}
+            assert set(events(server.store)) <= {"refused", "entered"}
 
     run(scene())
 
 
 def hostile_bodies(rng: random.Random) -> list[bytes]:
-    """Return bodies that nobody's browser would send."""
+    """Return bodies that no browser sends."""
     deep = b"[" * 2_000 + b"]" * 2_000
     texts = ["\ud800", "\x00", "<script>", "${7*7}", "{{7*7}}", "../../etc/passwd", "A" * 10_000]
     bodies = [
@@ -352,31 +355,31 @@ def hostile_bodies(rng: random.Random) -> list[bytes]:
 @pytest.mark.slow
 def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
     async def scene():
-        async with open_house(tmp_path) as house:
+        async with run_page_server(tmp_path) as server:
             rng = random.Random(0)
             bodies = hostile_bodies(rng)
             values = ["x", "..", "%2e%2e%2f", "\u2603", "0" * 300, "predict", "-1"]
             kinds = ["application/json", "text/plain", "multipart/form-data", ""]
             broken = Counter()
-            await enter(house.client)
-            addresses = [address for address in all_addresses(house) if "heartbeat" not in address]
+            await enter(server.client)
+            addresses = [address for address in all_addresses(server) if "heartbeat" not in address]
             for number in range(10_000):
                 address = fill_in(addresses[number % len(addresses)], rng.choice(values))
                 kind = rng.choice(kinds[:1] * 5 + kinds)
                 method = rng.choice(["POST", "POST", "POST", "GET", "PUT", "HEAD"])
-                reply = await house.client.request(
+                reply = await server.client.request(
                     method,
                     address,
                     content=rng.choice(bodies) if method != "GET" else None,
                     headers={"content-type": kind},
                 )
 
-                told = any(secret in reply.text for secret in ("Traceback", str(tmp_path)))
-                if reply.status_code >= 500 or told:
+                leaks = any(secret in reply.text for secret in ("Traceback", str(tmp_path)))
+                if reply.status_code >= 500 or leaks:
                     broken[method, address[:80], reply.text[:200]] += 1
             assert not broken
-            assert not house.page._queue.stopped
-            assert (await house.client.get("/healthz")).status_code == 200
-            assert count(house.store) == 0
+            assert not server.page._queue.stopped
+            assert (await server.client.get("/healthz")).status_code == 200
+            assert count(server.store) == 0
 
     run(scene())

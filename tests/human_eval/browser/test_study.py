@@ -39,7 +39,7 @@ def study(fake_server) -> Path:
 
 def open_results(page):
     page.get_by_role("tab", name="Results", exact=True).click()
-    page.locator(".figure3").wait_for(timeout=90_000)  # the statistics are imported behind it
+    page.locator(".win-rates").wait_for(timeout=90_000)  # the statistics are imported behind it
     return page
 
 
@@ -62,7 +62,7 @@ def administration(chromium, server, width=1280, theme="light"):
 def test_the_first_start_offers_a_result_to_see(study, fake_server, open_page, width):
     page = open_results(open_page(fake_server, width=width))
 
-    text = page.locator("#results-figure").inner_text()
+    text = page.locator("#results-win-rates").inner_text()
     assert "SIMULATED VOTES" in text.upper()
     assert "System A" in text and "System B" in text
     assert not re.search("student|teacher", page.locator("#results-summary").inner_text(), re.I)
@@ -95,14 +95,14 @@ def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(study, serve, chr
     store.close()
 
     page = open_results(open_page(server))
-    assert "Student, few steps" in page.locator("#results-figure").inner_text()
+    assert "Student, few steps" in page.locator("#results-win-rates").inner_text()
     page.wait_for_function(
         "[...document.querySelectorAll('#results-pair video')].length === 2 && "
         "[...document.querySelectorAll('#results-pair video')].every(v => v.readyState >= 2)"
     )
     first = page.locator("#results-pair .prompt").inner_text()
-    page.locator("#results-place input").fill("2")
-    page.locator("#results-place input").press("Enter")
+    page.locator("#results-pair-number input").fill("2")
+    page.locator("#results-pair-number input").press("Enter")
     page.wait_for_function(
         "first => document.querySelector('#results-pair .prompt').innerText !== first", arg=first
     )
@@ -139,7 +139,7 @@ def test_administration_has_no_fault_that_axe_knows(study, fake_server, chromium
 def test_the_figure_has_no_fault_that_axe_knows(study, fake_server, open_page, theme):
     page = open_results(open_page(fake_server, theme=theme))
 
-    assert faults(page, "#results-summary, #results-figure, #results-downloads") == []
+    assert faults(page, "#results-summary, #results-win-rates, #results-downloads") == []
 
 
 def faults(page, context: str | None = None) -> list:

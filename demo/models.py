@@ -1,0 +1,209 @@
+"""The seam between the page and the library: the only module of `demo` that imports `turbo`.
+
+Imports of torch and diffusers take seconds, so they are inside functions that run behind the open
+page. `turbo.card`, `turbo.request` and `turbo.models.registry` are free of torch.
+"""
+
+import errno
+import json
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from demo.session import CompareRow, EngineError, GeneratedClip, Update, Updates
+from demo.world import World
+from turbo.card import Dtype, Memory, ModelCard, describe_remedy, describe_state
+from turbo.models.registry import MODELS
+from turbo.request import MAX_SEED, Request, RequestError, check_request
+
+logger = logging.getLogger(__name__)
+
+COMPARE_ROWS = [
+    CompareRow(model="shapes-teacher", steps=50, title="Teacher · 50 steps"),
+    CompareRow(model="shapes-teacher", steps=4, title="Teacher · 4 steps"),
+    CompareRow(model="shapes-vcm", steps=4, title="VCM · 4 steps"),
+    CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
+    CompareRow(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
+]
+# Example prompts of models without a `world.json`.
+EXAMPLES = (
+    "a corgi surfing at sunset, slow motion",
+    "an astronaut riding a horse on the moon",
+    "a steam train crossing a viaduct in the snow, aerial view",
+    "ink spreading in clear water, macro shot",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model as the page shows it: its card, and what its prompts may contain."""
+
+    card: ModelCard
+    world: World
+
+
+def describe_models() -> dict[str, ModelInfo]:
+    """Return every model of the library by name."""
+    return {name: ModelInfo(card=card, world=_read_world(card)) for name, card in MODELS.items()}
+
+
+def models_to_preload(default_model: str) -> list[str]:
+    """Return the models to load at the start: the default one, then all small ones."""
+    small = [name for name, card in MODELS.items() if not card.sources and card.is_ready()]
+    return [default_model, *(name for name in small if name != default_model)]
+
+
+def read_request(
+    models: Mapping[str, ModelInfo],
+    model: object,
+    prompt: object,
+    *,
+    steps: object = None,
+    guidance: object = None,
+    seed: object = None,
+) -> Request:
+    """Check a request from the page or the API, both of which can contain any JSON value.
+
+    Args:
+        steps: None is the model's default; so is `guidance`.
+        seed: None draws one.
+
+    Raises:
+        RequestError: a field cannot be used; visitors see the text.
+    """
+    if not isinstance(model, str) or model not in models:
+        raise RequestError(f"There is no such model. Choose one of: {', '.join(models)}.")
+    seed = draw_seed() if seed is None else seed
+    return check_request(models[model].card, prompt, seed=seed, steps=steps, guidance=guidance)
+
+
+def draw_seed() -> int:
+    """Return a random seed."""
+    return secrets.randbelow(MAX_SEED + 1)
+
+
+def availability(name: str, placement: Mapping[str, Any] | None = None) -> str:
+    """Return "ready", what the model needs (a download, training, memory), or that it is damaged.
+
+    Args:
+        placement: device, dtype and memory to load it with. If given, free memory is measured,
+            which imports torch.
+    """
+    card = MODELS[name]
+    state = describe_state(card)
+    if state != "ready" or placement is None:
+        return state
+    from turbo.models.placement import memory_wanting
+
+    try:
+        wanting = memory_wanting(card, **placement)
+    except ValueError as refusal:  # damaged, or this machine has no such device
+        logger.error("%s", refusal)
+        return "cannot be loaded, see the log"
+    return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
+
+
+def load_model(
+    name: str, *, device: str = "auto", dtype: Dtype = "auto", memory: Memory | None = None
+) -> Callable[[Request, Path], Updates]:
+    """Load a model, warm up a small one, and return the function that generates with it.
+
+    Raises:
+        EngineError: the model is not on this machine.
+        MemoryError: it does not fit into memory; the text has a remedy.
+        ValueError: this device does not support the flags. For the log, not for visitors.
+    """
+    card = MODELS[name]
+    if not card.is_ready():
+        raise EngineError(
+            f"{card.title} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
+        )
+    from turbo.pipeline import load_pipeline
+
+    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
+    if not card.sources:  # a large model is warmed up by its first visitor
+        list(pipeline.stream(["warm up"], [0], steps=card.min_steps))
+    return partial(generate_clip, pipeline)
+
+
+def generate_clip(pipeline: Any, request: Request, path: Path) -> Updates:
+    """Generate a video and write it as mp4. Closing the generator stops it within a step.
+
+    Args:
+        pipeline: a `turbo.pipeline.VideoPipeline`.
+    """
+    start = perf_counter()
+    stream = pipeline.stream(
+        [request.prompt], [request.seed], steps=request.steps, guidance=request.guidance
+    )
+    with closing(stream):
+        for progress in stream:
+            if hasattr(progress, "videos"):
+                break
+            yield Update(
+                stage=progress.stage,
+                step=progress.step,
+                steps=progress.steps,
+                seconds=progress.seconds,
+            )
+    encoding = perf_counter()
+    yield Update(stage="encode", seconds=encoding - start)
+    [video], timings, card = progress.videos, progress.timings, pipeline.card
+    video.save(path, enlarge=card.enlarge)
+    end = perf_counter()
+    seconds = {
+        "text": timings["text"],
+        "steps": timings["denoise"],
+        "decode": timings["decode"],
+        "encode": end - encoding,
+        "total": end - start,
+    }
+    clip = GeneratedClip(
+        path=path,
+        seconds={stage: round(value, 4) for stage, value in seconds.items()},
+        unet_calls=int(timings["unet_calls"]),
+        frames=card.num_frames,
+        fps=card.fps,
+        recipe=video.recipe,
+    )
+    yield Update(stage="done", seconds=seconds["total"], clip=clip)
+
+
+def download_model(name: str) -> Updates:
+    """Download and convert a model's weights, with an update every few megabytes.
+
+    Raises:
+        EngineError: the download failed; what has arrived is kept for the next attempt.
+    """
+    from turbo.models import fetch
+
+    start = perf_counter()
+    try:
+        for at in fetch.fetch_model(MODELS[name]):
+            seconds = perf_counter() - start
+            yield Update(stage=at.stage, step=at.done, steps=at.total, seconds=seconds)
+    except (ValueError, ConnectionError) as failure:
+        raise EngineError(str(failure)) from failure
+    except OSError as failure:  # its text may contain paths
+        if failure.errno == errno.ENOSPC or "Make room" in str(failure):
+            raise EngineError(
+                "The download failed: the disk of this machine is full. "
+                "Ask its operator to make room, then try again."
+            ) from failure
+        raise EngineError(
+            f"The download failed: {failure.strerror or type(failure).__name__}. "
+            "Try again; it resumes where it stopped."
+        ) from failure
+
+
+def _read_world(card: ModelCard) -> World:
+    file = card.folder / "world.json"
+    if file.exists():
+        return World.from_json(json.loads(file.read_text()))
+    return World(slots={}, examples=EXAMPLES)

@@ -1,0 +1,168 @@
+"""Everything that the page uses of Gradio without a public interface, read from version 6.31.0.
+
+A newer Gradio may change any of it: its routes, the body of a call, its queue, its input check.
+Compare these with the new version's `routes.py`, `data_classes.py`, `queueing.py` and `blocks.py`.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gradio as gr
+from gradio.blocks import BlockFunction
+from gradio.queueing import Event
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+VERSION = "6.31.0"
+
+# routes.py: what a browser with the page open requests, and gradio_client.
+PAGE_ROUTES = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"
+    r"|/(assets|static|svelte)/[\w./@~+-]{1,150}"
+    r"|/gradio_api/(info|heartbeat/[A-Za-z0-9-]{1,64}|queue/data|startup-events|app_id)/?"
+)
+CALL_ROUTES = re.compile(r"/gradio_api/(queue/join|run/\w{1,60}|cancel|reset)/?")
+JOIN, QUEUE_DATA, HEARTBEAT = (
+    f"/gradio_api/{name}" for name in ("queue/join", "queue/data", "heartbeat/")
+)
+FILE_ROUTE = "/gradio_api/file="
+# The file route copies these headers of the request into its response.
+COPIED_HEADERS = ("cookie", "authorization", "host", "user-agent", "range", "accept", "referer")
+# queueing.py: beyond this many sessions, it drops those that still wait.
+REMEMBERED_SESSIONS = 2_000
+
+MAX_DEPTH = 12  # of the values in a call
+
+_Session = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
+
+
+class CallError(ValueError):
+    """A request that the page's own scripts never send."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Reset(_Body):
+    event_id: str
+
+
+class _Cancel(_Body):
+    event_id: str
+    session_hash: _Session
+    fn_index: int
+
+
+class _Run(_Body):
+    """data_classes.py, PredictBody, without tokens and batches."""
+
+    fn_index: int
+    data: list[Any]
+    session_hash: _Session | None = None
+    event_id: str | None = None
+    event_data: Any = None
+    trigger_id: int | None = None
+    simple_format: Literal[False] = False
+    batched: Literal[False] | None = False
+
+
+class _Join(_Run):
+    session_hash: _Session
+
+
+class CallChecker:
+    """Checks calls of a page's functions. Create it when the page is laid out.
+
+    The browser hides and disables controls, but a client can call any function with any values.
+    A call must name an existing function and may not pass more values than it takes. The function
+    checks the values themselves.
+    """
+
+    def __init__(self, page: gr.Blocks) -> None:
+        self._functions = page.fns
+
+    def check(self, path: str, body: bytes) -> str | None:
+        """Return the session of a call.
+
+        Args:
+            path: matches `CALL_ROUTES`.
+
+        Raises:
+            CallError: the page's own scripts never send this.
+        """
+        try:
+            call = _body_type(path).model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"])) or "the body"
+            raise CallError(f"This call is not valid: {field}: {first['msg']}.") from None
+        if isinstance(call, _Reset):
+            return None
+        assert isinstance(call, _Cancel | _Run)
+        if call.fn_index not in self._functions:
+            raise CallError("This page has no such function. Reload the page.")
+        if isinstance(call, _Run):
+            function = self._functions[call.fn_index]
+            if len(call.data) > len(function.inputs):
+                raise CallError(f"This function takes {len(function.inputs)} values at most.")
+            if not isinstance(call, _Join) and function.queue is not False:
+                raise CallError("Call this function through the queue.")
+            _check_depth([call.data, call.event_data])
+        return call.session_hash
+
+
+def _body_type(path: str) -> type[_Body]:
+    if path.endswith("/reset"):
+        return _Reset
+    if path.endswith("/cancel"):
+        return _Cancel
+    return _Join if path.startswith(JOIN) else _Run
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise CallError("The values of this call are nested too deeply.")
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_depth(inner, depth + 1)
+
+
+class Page(gr.Blocks):
+    """A `gr.Blocks` whose log contains no prompt.
+
+    Gradio answers a call with too few values with a message that repeats the values, and logs it.
+    """
+
+    def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
+        if (wanted := len(block_fn.inputs)) > len(inputs):
+            raise gr.Error(
+                f"This function takes {wanted} values, and the call has {len(inputs)}.",
+                title="Not started",
+                print_exception=False,
+            )
+
+    @property
+    def queue_has_stopped(self) -> bool:
+        """Whether the task that serves the queue has ended."""
+        return self._queue.stopped
+
+    @property
+    def cached_files(self) -> Path:
+        """The folder of Gradio's copies of served files."""
+        return Path(self.GRADIO_CACHE)
+
+    def keep_queue_alive(self) -> None:
+        """Let the queue survive messages to sessions that it has dropped.
+
+        Such a message raises a KeyError in the task that serves every visitor, which ends it.
+        """
+        send = self._queue.send_message
+
+        def send_or_drop(event: Event, event_message: Any) -> None:
+            try:
+                send(event, event_message)
+            except KeyError:
+                event.alive = False
+
+        self._queue.send_message = send_or_drop  # type: ignore[method-assign]
