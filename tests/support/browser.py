@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: a server in its own process, and a page that is watched.
+"""Fixtures of the browser tests: servers in their own processes, and pages that log no error.
 
 A browser test that cannot run is skipped on a developer's machine, and a failure where CI=true.
 """
@@ -35,7 +35,7 @@ class Server:
     data_dir: Path
 
     def engine_log(self) -> list[str]:
-        """Return what the fake engine really did, one event a line, without the times."""
+        """Return the events of the fake engine, one per line, without their times."""
         log = self.data_dir / "engine.log"
         return [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
 
@@ -87,13 +87,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def fake_server(serve: Serve) -> Server:
-    """The page on the fake engine, 0.2 s a step."""
+    """The page with the fake engine, which takes 0.2 s per step."""
     return serve("-m", "tests.support.serve_fake_engine")
 
 
 @pytest.fixture(scope="session")
 def shapes_server(serve: Serve) -> Server:
-    """The page as a user starts it, on the models of this repository."""
+    """The page as a user starts it, with the models of this repository."""
     return serve("app.py")
 
 
@@ -117,7 +117,7 @@ def chromium() -> Iterator[object]:
 
 @pytest.fixture
 def open_page(chromium) -> Iterator[Callable]:
-    """Open pages; at the end of the test none may have written an error to its console."""
+    """Open pages. The test fails if one of them writes an error to its console."""
     contexts, errors = [], []
 
     def open_one(server: Server, *, width: int = 1280, theme: str = "light"):

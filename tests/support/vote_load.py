@@ -1,4 +1,4 @@
-"""Raters as raw sockets: a client light enough not to be what a load test measures."""
+"""Raters on raw sockets: a client so light that a load test measures the server only."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ class Load:
 
 
 class VoteServer:
-    """A process that serves a study (`vote_server.py`), to be killed and started again."""
+    """A process that serves a study (`vote_server.py`); tests kill and restart it."""
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
@@ -48,18 +48,18 @@ class VoteServer:
         return int(self._process.stdout.readline())
 
     def start(self) -> None:
-        """Start a service; requests wait in the socket until it has."""
+        """Start a server; requests wait in the socket until it is ready."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         self.child = self._read()
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        """End the service."""
+        """Kill the server."""
         os.kill(self.child, how)
 
     def close(self) -> None:
-        """End the process that starts services."""
+        """Stop the process that starts servers."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -67,7 +67,7 @@ class VoteServer:
 
 
 class Browser:
-    """One rater's connection; it stays open as a browser's does."""
+    """One rater's connection, kept open like a browser's."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -79,7 +79,7 @@ class Browser:
         """Send a request and return status and body.
 
         Raises:
-            ConnectionError: the server went away.
+            ConnectionError: the server is gone.
         """
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -95,7 +95,7 @@ class Browser:
             received = await self.reader.readexactly(int(headers.get("content-length", "0")))
         except (asyncio.IncompleteReadError, OSError) as error:
             await self.close()
-            raise ConnectionError("the server went away") from error
+            raise ConnectionError("the server is gone") from error
         if "set-cookie" in headers:
             self.cookie = headers["set-cookie"].strip().partition(";")[0]
         return int(lines[0].split()[1]), received
@@ -109,7 +109,7 @@ class Browser:
 
 
 async def patiently(browser: Browser, load: Load, *request: Any) -> tuple[int, bytes]:
-    """Send the same request until it is answered, as the page does."""
+    """Repeat a request until it is answered, as the page does."""
     while True:
         try:
             status, body = await browser.request(*request)
@@ -132,7 +132,7 @@ async def rate(
     think: float = 0.0,
     watch: bool = True,
 ) -> None:
-    """Enter, then claim, watch and answer until there is nothing left or time is over.
+    """Enter, then claim, watch and answer until no pair is left or `going` returns False.
 
     Args:
         think: mean seconds between a receipt and the next claim, exponentially distributed.
@@ -187,7 +187,7 @@ async def _work(
 
 
 def lost_receipts(store: Any, load: Load) -> list[str]:
-    """Return the receipts that the database does not bear out."""
+    """Return the assignments whose receipts do not match the stored votes."""
     with store.read() as connection:
         rows = connection.exec_driver_sql(
             "SELECT v.assignment_id, v.question, v.choice, a.side_a FROM vote v "

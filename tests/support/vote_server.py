@@ -1,9 +1,9 @@
-"""Serve a study, again and again: a process that has imported everything and forks servers.
+"""Serve a study repeatedly: a process that has imported everything forks the servers.
 
     python -m tests.support.vote_server STUDY [PORT]
 
-Prints the port. For each line that it reads it waits for its last server to be gone, starts another
-on the same socket, and prints its process number. Raters' connections wait in the socket meanwhile.
+Prints the port. For each line it reads, it waits until the previous server has ended, starts a new
+one on the same socket, and prints its process number. Raters' connections wait in the socket.
 """
 
 import gc

@@ -1,7 +1,8 @@
-"""Rate and Results on the page, and Administration beside it, in a real browser."""
+"""The Rate and Results tabs of the page, and the administration, in a real browser."""
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,7 +18,7 @@ PASSWORD = "correct horse battery"
 
 
 def wait_for_study(server) -> Path:
-    """Return the folder of the starter study, once it is served."""
+    """Return the folder of the starter study once it is served."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
@@ -31,7 +32,7 @@ def wait_for_study(server) -> Path:
 
 @pytest.fixture(scope="module")
 def study(fake_server) -> Path:
-    """The starter study, with a researcher."""
+    """The starter study with a researcher's account."""
     folder = wait_for_study(fake_server)
     add_account(folder, "ada", PASSWORD, "admin")
     return folder
@@ -43,7 +44,7 @@ def open_results(page):
     return page
 
 
-def sideways(page) -> int:
+def overflow(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 
@@ -59,7 +60,7 @@ def administration(chromium, server, width=1280, theme="light"):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_first_start_offers_a_result_to_see(study, fake_server, open_page, width):
+def test_the_first_start_shows_simulated_results(study, fake_server, open_page, width):
     page = open_results(open_page(fake_server, width=width))
 
     text = page.locator("#results-win-rates").inner_text()
@@ -67,7 +68,7 @@ def test_the_first_start_offers_a_result_to_see(study, fake_server, open_page, w
     assert "System A" in text and "System B" in text
     assert not re.search("student|teacher", page.locator("#results-summary").inner_text(), re.I)
     assert page.locator(".stack").count() == 3
-    assert sideways(page) <= 0
+    assert overflow(page) <= 0
 
 
 def test_the_figure_can_be_downloaded(study, fake_server, open_page):
@@ -88,13 +89,20 @@ def test_the_rate_tab_shows_the_raters_page(study, fake_server, open_page):
     assert frame.get_by_role("checkbox").count() == 1
 
 
-def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(study, serve, chromium, open_page):
-    server = serve("-m", "tests.support.serve_fake_engine")
-    store = open_study(wait_for_study(server))
+@pytest.fixture
+def closed_study(study) -> Iterator[Path]:
+    """The starter study, closed during one test."""
+    store = open_study(study)
     store.set_closed(True, author="ada")
+    yield study
+    store.set_closed(False, author="ada")
     store.close()
 
-    page = open_results(open_page(server))
+
+def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(
+    closed_study, fake_server, open_page
+):
+    page = open_results(open_page(fake_server))
     assert "Student, few steps" in page.locator("#results-win-rates").inner_text()
     page.wait_for_function(
         "[...document.querySelectorAll('#results-pair video')].length === 2 && "
@@ -120,29 +128,29 @@ def test_a_researcher_pauses_and_resumes_by_keyboard(study, fake_server, chromiu
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Pause").wait_for()
 
-    assert sideways(page) <= 0
+    assert overflow(page) <= 0
     page.context.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_administration_has_no_fault_that_axe_knows(study, fake_server, chromium, theme):
+def test_axe_finds_no_violation_in_the_administration(study, fake_server, chromium, theme):
     page = administration(chromium, fake_server, theme=theme)
 
-    assert faults(page) == []
+    assert violations(page) == []
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Password").wait_for()
-    assert faults(page) == []
+    assert violations(page) == []
     page.context.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_figure_has_no_fault_that_axe_knows(study, fake_server, open_page, theme):
+def test_axe_finds_no_violation_in_the_figure(study, fake_server, open_page, theme):
     page = open_results(open_page(fake_server, theme=theme))
 
-    assert faults(page, "#results-summary, #results-win-rates, #results-downloads") == []
+    assert violations(page, "#results-summary, #results-win-rates, #results-downloads") == []
 
 
-def faults(page, context: str | None = None) -> list:
-    """Return what axe-core finds wrong."""
+def violations(page, context: str | None = None) -> list:
+    """Return the rules that axe-core finds violated, with their elements."""
     found = Axe().run(page, context).response["violations"]
-    return [(fault["id"], [node["html"][:120] for node in fault["nodes"]]) for fault in found]
+    return [(broken["id"], [node["html"][:120] for node in broken["nodes"]]) for broken in found]

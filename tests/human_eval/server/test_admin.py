@@ -125,6 +125,13 @@ def test_a_study_is_paused_resumed_closed_and_reopened(store, ada):
     assert store.claim(rater) is None  # all is answered; neither paused nor closed
 
 
+def test_an_unknown_page_is_answered_with_a_page(ada):
+    reply = ada.get("/no/such/page")
+
+    assert reply.status_code == 404
+    assert 'href="/static/admin.css"' in reply.text and 'role="alert"' in reply.text
+
+
 def test_a_decision_needs_a_form_token_of_the_same_researcher(store, ada):
     add_account(store.folder, "bea", PASSWORD, "admin")
     hers = TestClient(ada.app, base_url="http://study")
