@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from demo.engine import Engine
 from demo.models import ModelInfo
 from demo.session import CompareRow, Download
 from demo.web.study_mount import StudyMount
-from demo.widgets.status import show_idle
 
 # Options of every event that does not compute. Such events skip the queue of computations.
 NO_QUEUE: dict[str, Any] = {
@@ -34,30 +32,6 @@ class PageContext:
     study: StudyMount
     availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
     download: Download | None = None  # None if the operator does not allow downloads
-
-
-def idle_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
-    """Return the updates of the two buttons for the time when nothing is computed."""
-    return {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
-
-
-def busy_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
-    """Return the updates of the two buttons for the time of a computation."""
-    return {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-
-
-def connect_stop(
-    computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
-) -> None:
-    """Let the Stop button end the computation, then show that it has ended."""
-    # In one event, the "Stopped" could be overwritten by the last update of the computation.
-    stopping = stop.click(None, cancels=[*computing], **NO_QUEUE)
-    stopping.then(
-        lambda: {status: show_idle("Stopped."), **idle_buttons(run, stop)},
-        None,
-        [status, run, stop],
-        **NO_QUEUE,
-    )
 
 
 def error_message(error: Exception, title: str) -> gr.Error:

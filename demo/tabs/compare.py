@@ -1,4 +1,4 @@
-"""The Compare tab: one prompt and one seed through several models, played in step."""
+"""The Compare tab: one prompt and one seed through several models, with synchronised players."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,19 @@ from typing import Any
 
 import gradio as gr
 
-from demo.context import (
-    NO_QUEUE,
-    ONE_AT_A_TIME,
-    PageContext,
-    busy_buttons,
-    connect_stop,
-    error_message,
-    idle_buttons,
-)
+from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, error_message
 from demo.models import Request, RequestError, draw_seed, read_request
 from demo.session import CompareRow, EngineError, GeneratedClip
 from demo.tabs.notice import Notice
 from demo.widgets.player import Tile, build_synced_player, show_tiles
-from demo.widgets.status import StatusLine, show_idle, show_refusal
+from demo.widgets.status import (
+    StatusLine,
+    busy_buttons,
+    connect_stop,
+    idle_buttons,
+    show_idle,
+    show_refusal,
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _connect_comparison(context: PageContext, parts: _Parts) -> None:
             raise error_message(error, title) from None
         yield {
             parts.player: show_tiles(make_tiles(rows, clips)),
-            parts.status: show_idle(_summarize(rows, clips)),
+            parts.status: show_idle(_summarise(rows, clips)),
             **idle_buttons(parts.run, parts.stop),
         }
 
@@ -140,7 +139,7 @@ def _connect_comparison(context: PageContext, parts: _Parts) -> None:
     connect_stop([comparing], parts.run, parts.stop, parts.status)
 
 
-def _summarize(rows: Sequence[CompareRow], clips: Sequence[GeneratedClip]) -> str:
+def _summarise(rows: Sequence[CompareRow], clips: Sequence[GeneratedClip]) -> str:
     """Compare the slowest row with the fastest one."""
     totals = [clip.seconds["total"] for clip in clips]
     slow, fast = totals.index(max(totals)), totals.index(min(totals))

@@ -8,21 +8,21 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.context import (
-    NO_QUEUE,
-    ONE_AT_A_TIME,
-    PageContext,
-    busy_buttons,
-    connect_stop,
-    error_message,
-    idle_buttons,
-)
+from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, error_message
 from demo.models import ModelInfo, RequestError, draw_seed, read_request
 from demo.session import EngineError, GeneratedClip, Update
 from demo.tabs.notice import Notice
 from demo.widgets.history import add_to_history, build_history, show_history
 from demo.widgets.player import show_clip, show_no_clip
-from demo.widgets.status import StatusLine, show_done, show_idle, show_refusal
+from demo.widgets.status import (
+    StatusLine,
+    busy_buttons,
+    connect_stop,
+    idle_buttons,
+    show_done,
+    show_idle,
+    show_refusal,
+)
 
 # On a small screen the results are below the controls.
 _SCROLL_TO_STATUS = "() => document.querySelector('#status').scrollIntoView({block: 'nearest'})"

@@ -1,8 +1,14 @@
-"""The status line: the stage, the step, and the time that the remaining steps will take.
+"""The status of a computation: a line with its progress, and the Run and Stop buttons.
 
 Gradio hides its own progress bar after the first update of a generator, so the page has its own.
 """
 
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from demo.context import NO_QUEUE
 from demo.session import GeneratedClip, Update
 from demo.widgets.html import escape
 
@@ -84,13 +90,37 @@ def show_done(clip: GeneratedClip, prefix: str = "Done") -> str:
     )
 
 
+def idle_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
+    """Return the state of the two buttons while nothing is computed."""
+    return {run: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+
+
+def busy_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
+    """Return the state of the two buttons during a computation."""
+    return {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+
+
+def connect_stop(
+    computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
+) -> None:
+    """Let the Stop button end the computation, then show that it has ended."""
+    # In one event, the "Stopped" could be overwritten by the last update of the computation.
+    stopping = stop.click(None, cancels=[*computing], **NO_QUEUE)
+    stopping.then(
+        lambda: {status: show_idle("Stopped."), **idle_buttons(run, stop)},
+        None,
+        [status, run, stop],
+        **NO_QUEUE,
+    )
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def _line(content: str, *, kind: str, share: float = 0.0) -> str:
     return (
-        f'<div class="strip {kind}" role="status" aria-live="polite">'
-        f'<div class="strip-text">{content}</div>'
-        f'<div class="strip-bar"><i style="width:{100 * share:.0f}%"></i></div></div>'
+        f'<div class="status-line {kind}" role="status" aria-live="polite">'
+        f'<div class="status-text">{content}</div>'
+        f'<div class="status-bar"><i style="width:{100 * share:.0f}%"></i></div></div>'
     )
