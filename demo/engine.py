@@ -21,7 +21,7 @@ Generate = Callable[[Request, Path], Updates]  # a loaded model; the Path is whe
 
 
 class Engine:
-    """Loads models in a background thread, in this order, and generates clips with them.
+    """Loads models one by one in a background thread, and generates clips with them.
 
     Other models are loaded on request. Only the last of these stays in memory, because two large
     models may not fit.
@@ -29,7 +29,7 @@ class Engine:
     Args:
         load: loads a model by name; slow, called in the background thread. Visitors see the text
             of an `EngineError` or a `MemoryError`; other exceptions go to the log.
-        names: the models to load after `start`, and to keep.
+        names: the models to load at the start, in this order; they stay in memory.
         clips: where the generated files go.
     """
 
@@ -87,7 +87,7 @@ class Engine:
                 if update.clip is not None:
                     return update.clip
                 yield show(update)
-        raise RuntimeError("Expected a clip in the last update, got none.")
+        raise RuntimeError("The last update of a computation has no clip.")
 
     def _load_on_request(self, name: str) -> Future[Generate]:
         """Return a model that is not preloaded; it replaces the last one of these."""

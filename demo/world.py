@@ -70,7 +70,7 @@ def _without(words: list[str], phrase: list[str]) -> list[str] | None:
 
 
 def _overlap(phrase: list[str], words: list[str], phrases: tuple[str, ...]) -> float:
-    """Return the share of the phrase found in the words. Words of all phrases do not count."""
+    """Return the share of the phrase in the words. Words that all phrases share do not count."""
     shared = set.intersection(*(set(_words(other)) for other in phrases))
     distinctive = [word for word in phrase if word not in shared | _FILLERS | {"in", "on", "over"}]
     if not distinctive:

@@ -149,7 +149,7 @@ def _refresh(
     count = len(list_answered(results)) if results.named and results.answers else 0
     return {
         parts.votes: SIMULATED if results.simulated else PEOPLE,
-        parts.summary: _summarize(results),
+        parts.summary: _summarise(results),
         parts.win_rates: show_win_rates(results, with_excluded=excluded),
         parts.agreement: show_table(
             results.agreement, AGREEMENT, if_empty=NO_VOTES, label="Agreement between raters"
@@ -186,7 +186,7 @@ def _show_nothing(parts: _Parts, note: str) -> dict[Any, Any]:
     }
 
 
-def _summarize(results: Results) -> str:
+def _summarise(results: Results) -> str:
     state = "closed" if results.closed else "open"
     excluded = f", {results.excluded:,} votes excluded" if results.excluded else ""
     letters = "" if results.named else f'<p class="quiet">{LETTERS}</p>'

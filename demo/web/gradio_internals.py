@@ -1,4 +1,4 @@
-"""Everything that the page uses of Gradio without a public interface, read from version 6.31.0.
+"""Every private part of Gradio that the page uses, as read from version 6.31.0.
 
 A newer Gradio may change any of it: its routes, the body of a call, its queue, its input check.
 Compare these with the new version's `routes.py`, `data_classes.py`, `queueing.py` and `blocks.py`.
@@ -55,7 +55,7 @@ class _Cancel(_Body):
 
 
 class _Run(_Body):
-    """data_classes.py, PredictBody, without tokens and batches."""
+    """`PredictBody` of data_classes.py, without tokens and batches."""
 
     fn_index: int
     data: list[Any]

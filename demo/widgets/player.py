@@ -1,4 +1,4 @@
-"""Video players: one looping clip, or several clips in step."""
+"""Video players: one looping clip, or several synchronised clips."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _GHOST = """
 def show_no_clip() -> str:
     """Return the player before the first video."""
     return (
-        '<div class="screen empty"><div class="glass">'
+        '<div class="screen no-clip"><div class="glass">'
         f"{_ghost()}"
         "<p>Your video will appear here</p></div></div>"
     )
@@ -80,9 +80,7 @@ def build_synced_player() -> gr.HTML:
 def show_tiles(tiles: Sequence[Tile]) -> str:
     """Return the tiles side by side above their common controls."""
     if not tiles:
-        return (
-            '<div class="tiles-empty">The videos will appear here, side by side and in step.</div>'
-        )
+        return '<div class="tiles-empty">The videos will appear here, side by side.</div>'
     clips = [tile.clip for tile in tiles if tile.clip]
     frames = min((clip.frames for clip in clips), default=1)
     fps = min((clip.fps for clip in clips), default=1.0)

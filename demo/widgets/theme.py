@@ -22,7 +22,7 @@ GUIDELINES = """
 <div class="prose">
 <p>This is a research demonstration. By using it, you agree to these rules:</p>
 <ul>
-<li>Do not create videos that sexualize, harass, demean or threaten people, that show violence
+<li>Do not create videos that sexualise, harass, demean or threaten people, that show violence
 against real people, or that endanger minors.</li>
 <li>Do not depict real people without their consent, and do not present a generated video as a
 record of real events. When you share a video, state that a model generated it.</li>
@@ -115,6 +115,8 @@ input[type=number]:focus-visible, textarea:focus-visible {
 #page-footer { margin-top: 1rem; }
 #page-footer a { margin: 0; padding: 0; }
 #page-footer p { margin: .15rem 0; font-size: .82rem; color: var(--quiet); }
+/* A dot that separates links, of which there is one. */
+footer .divider { display: none !important; }
 .badge { padding: .55rem .8rem; border: 1px solid var(--warn-line); background: var(--warn);
   border-radius: 4px; }
 .prose ul { margin: .4rem 0 .4rem 1.1rem; list-style: disc; }
@@ -143,23 +145,23 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .glass video { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 .glass p { color: #b5aa98 !important; margin: 0; }
 .screen .glass { max-width: 512px; margin: 0 auto; }
-.screen.empty .glass { align-content: center; gap: 1rem; }
+.screen.no-clip .glass { align-content: center; gap: 1rem; }
 .ghost { width: 6rem; fill: #e8793f; shape-rendering: crispEdges; }
 .links { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; justify-content: center;
   padding-top: .5rem; font-size: .9rem; }
 
-.strip { border: 1px solid var(--line); background: var(--panel); border-radius: 4px;
+.status-line { border: 1px solid var(--line); background: var(--panel); border-radius: 4px;
   overflow: hidden; min-height: 3.1rem; display: flex; flex-direction: column; }
-.strip-text { display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: .55rem .8rem .45rem;
+.status-text { display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: .55rem .8rem .45rem;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.strip-text span { color: var(--quiet); }
-.strip-bar { margin-top: auto; height: 4px; background: var(--line); }
-.strip-bar i { display: block; height: 100%; background: var(--accent); transition: width .2s; }
-.strip.idle .strip-bar, .strip.refused .strip-bar { display: none; }
-.strip.idle .strip-text, .strip.refused .strip-text { padding: .75rem .8rem; }
-.strip.refused { border-color: #c0392b; }
-.strip.refused .strip-text { color: #b3261e; font-weight: 600; }
-.dark .strip.refused .strip-text { color: #ff9c8f; }
+.status-text span { color: var(--quiet); }
+.status-bar { margin-top: auto; height: 4px; background: var(--line); }
+.status-bar i { display: block; height: 100%; background: var(--accent); transition: width .2s; }
+.status-line.idle .status-bar, .status-line.refused .status-bar { display: none; }
+.status-line.idle .status-text, .status-line.refused .status-text { padding: .75rem .8rem; }
+.status-line.refused { border-color: #c0392b; }
+.status-line.refused .status-text { color: #b3261e; font-weight: 600; }
+.dark .status-line.refused .status-text { color: #ff9c8f; }
 
 /* Gradio's place in the queue covers the status line. Its error mark is hidden. */
 #status .error, #compare-status .error, .clear-status { display: none !important; }
@@ -272,6 +274,5 @@ button[role=tab].selected::after { background: var(--accent) !important; }
   .gradio-container { padding: 0 .5rem !important; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem; }
   .tile figcaption { font-size: .85rem; }
-  footer { display: none !important; }  /* Gradio's; it has no links at this width */
 }
 """
