@@ -219,7 +219,7 @@ def test_a_call_of_the_page_passes(client):
     assert call(client, path="/gradio_api/run/predict", fn_index=1, data=["a"]).status_code == 200
 
 
-def test_what_belongs_into_the_queue_is_not_run_beside_it(client):
+def test_a_queued_function_cannot_be_called_directly(client):
     assert call(client, path="/gradio_api/run/predict").status_code == 400
 
 
@@ -233,7 +233,7 @@ def test_another_sites_page_makes_no_calls(client):
         assert client.post(path, content=body, headers={"content-type": kind}).status_code == 415
 
 
-def test_nobody_uses_anothers_session(page, folder):
+def test_a_session_belongs_to_one_client(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=["GET", "POST"])])
     guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
     owner = TestClient(guarded, client=("10.0.0.1", 1))
@@ -263,7 +263,7 @@ def test_no_header_of_the_request_comes_back(client):
     assert "cookie" not in reply.headers and reply.headers["x-kept"] == "1"
 
 
-def test_who_asks_too_often_is_slowed_down_alone(page, folder):
+def test_only_the_client_with_too_many_requests_is_refused(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything)])
     rates = Limits(any_request=Rate(1, 5))
     guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=rates)

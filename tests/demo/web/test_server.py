@@ -168,7 +168,7 @@ def test_no_other_site_may_read_answers(tmp_path):
     run(scene())
 
 
-def test_health_turns_red_when_queue_writer_or_disk_is_sick(tmp_path, monkeypatch):
+def test_health_reports_a_stopped_queue_or_writer_and_a_full_disk(tmp_path, monkeypatch):
     async def scene():
         async with run_page_server(tmp_path) as server:
             well = await server.client.get("/healthz")
@@ -214,7 +214,7 @@ def test_the_queue_survives_sessions_that_gradio_has_forgotten(tmp_path):
     run(scene())
 
 
-def test_only_clips_of_the_shelf_are_served_as_files(tmp_path):
+def test_only_clips_of_the_store_are_served_as_files(tmp_path):
     async def scene():
         async with run_page_server(tmp_path) as server:
             clip = tmp_path / "clips" / "0123456789abcdef.mp4"
