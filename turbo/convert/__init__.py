@@ -1,6 +1,6 @@
-"""From the files the papers published to folders of named safetensors, once.
+"""Convert the files that the papers published into folders of named safetensors.
 
-checkpoint.py reads a foreign file without running anything in it; unet.py, vae.py, text.py and
-adapters.py know where each of our tensors stands there (part.py); difference.py says what does not
-fit; plan.py decides what comes of a file; stream.py writes; model.py does all of it for one model.
+checkpoint.py opens a published file without running anything in it. unet.py, vae.py, text.py and
+adapters.py map its tensors to ours (part.py). difference.py reports what does not match. plan.py
+decides which folders a file produces, stream.py writes them, model.py converts a whole model.
 """

@@ -1,7 +1,7 @@
-"""T2V-Turbo's published adapters: a list of tensors without names, [up, down, up, down, ...].
+"""T2V-Turbo's published LoRA adapters: a list of tensors without names, [up, down, up, down, ...].
 
-The names are in the order alone: that in which the published network lists its layers. Every
-Linear, Conv2d and Conv3d is adapted; their product is added to the weight with factor 1.
+The position in the list determines the layer: it is the order in which the published network lists
+its modules. Every Linear, Conv2d and Conv3d is adapted: W' = W + up @ down, with factor 1.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,16 @@ PROJECTION = "time_embedding.cond_proj"
 LARGEST_SEED = 2**63 - 1
 PROJECTION_ORIGINS = ("time_cond_proj.weight", f"{PROJECTION}.weight")
 
-THE_TRAP = (
-    "The published adapters do not contain their student: its guidance projection "
-    "(time_cond_proj) was random, frozen and never saved, only a change to it was. No file "
-    "restores it, and every guess makes another model. Choose one and say so:\n"
-    "  --projection zeros      the mean of what it was drawn from; reproducible, recommended\n"
-    "  --projection random:N   a draw from seed N, as the published loader makes without asking\n"
-    "  --projection FILE       the weight before the adapters, from whoever trained them"
+PROJECTION_REQUIRED = (
+    "The published adapters are incomplete: the student's guidance projection (time_cond_proj) was "
+    "initialised at random, frozen and never saved, only its adapter was. No file restores it, and "
+    "each choice gives a different model. Choose one:\n"
+    "  --projection zeros      the mean of its random initialisation; reproducible, recommended\n"
+    "  --projection random:N   a random initialisation from seed N; the published loader uses one\n"
+    "  --projection FILE       the weight before the adapters, from the authors"
 )
 
-# The words of VideoCrafter2's names, in the order in which its network lists its layers.
+# The components of VideoCrafter2's parameter names, in the order of its modules.
 _ORDER = (
     "time_embed fps_embedding time_cond_proj motion_cond_proj combine_proj "
     "input_blocks init_attn middle_block output_blocks out "
@@ -38,41 +38,43 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Pair:
-    """The adapter of one layer: what it adds to the weight is up times down."""
+    """The adapter of one layer: the change of its weight is up @ down."""
 
-    up: str  # names in the list, that is, places
+    up: str  # names in the checkpoint: positions in the list
     down: str
     rank: int
 
 
 def adapter_order(part: Part) -> list[str]:
-    """Return the adapted layers of a network, by our names, in the order of a published list."""
+    """Return our names of the adapted layers of a network, in the order of a published list."""
     names = {
         name.removesuffix(".weight"): origin.name.removesuffix(".weight")
         for name, origin in part.origins.items()
-        if name.endswith(".weight") and len(origin.shape) in (2, 4, 5)  # neither norm nor Conv1d
+        if name.endswith(".weight") and len(origin.shape) in (2, 4, 5)  # not a norm, not Conv1d
     }
     if all(ours == theirs for ours, theirs in names.items()):
-        return list(names)  # one network, hence one order
-    return sorted(names, key=lambda ours: _place(names[ours]))
+        return list(names)  # the same network, so the same order
+    return sorted(names, key=lambda ours: _module_order(names[ours]))
 
 
-def _place(name: str) -> list[int]:
+def _module_order(name: str) -> list[int]:
     return [int(word) if word.isdigit() else _ORDER.index(word) for word in name.split(".")]
 
 
 def pair_up(checkpoint: Checkpoint, part: Part) -> dict[str, Pair]:
-    """Return which two tensors of a published list adapt each layer, by our names.
+    """Assign the tensors of a published list to the layers of a network.
+
+    Returns:
+        One pair per adapted layer, by our names.
 
     Raises:
-        ValueError: the list is of another network.
+        ValueError: the list belongs to another network.
     """
     layers = adapter_order(part)
     if len(checkpoint.shapes) != 2 * len(layers):
         raise ValueError(
-            f"Expected {len(layers)} pairs of adapters in {checkpoint.path}, "
-            f"got {len(checkpoint.shapes) / 2:g}: a list for another network. "
-            "Choose the adapters of this model."
+            f"{checkpoint.path} holds {len(checkpoint.shapes) / 2:g} pairs of adapters; this "
+            f"network has {len(layers)} adapted layers. Choose the adapters of this model."
         )
     pairs = {}
     for index, layer in enumerate(layers):
@@ -87,55 +89,56 @@ def _check_pair(
 ) -> None:
     got_up, got_down = checkpoint.shapes[up], checkpoint.shapes[down]
     rank = got_down[0] if got_down else 0
-    # Both are convolutions where the layer is one; that of `up` is one pixel wide.
+    # In a convolution both are convolutions, and the kernel of `up` has one element.
     if got_up == (weight[0], rank, *(1 for _ in weight[2:])) and got_down[1:] == weight[1:]:
         return
     raise ValueError(
-        f"Expected the adapter of {layer}, whose weight is {weight}, at {up} and {down} of "
-        f"{checkpoint.path}, got {got_up} and {got_down}: a list for another network. "
+        f"{checkpoint.path} belongs to another network: its tensors {up} and {down} of shapes "
+        f"{got_up} and {got_down} do not adapt {layer}, whose weight is {weight}. "
         "Choose the adapters of this model; those for ModelScope and VideoCrafter2 differ."
     )
 
 
 def change_of(checkpoint: Checkpoint, pair: Pair, shape: tuple[int, ...]) -> Tensor:
-    """Return what a pair adds to the weight of its layer."""
+    """Return up @ down, the change of a layer's weight, in float32."""
     up, down = (checkpoint.read(name).float() for name in (pair.up, pair.down))
     return (up.flatten(1) @ down.flatten(1)).reshape(shape)
 
 
 def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> Tensor:
-    """Return the guidance projection's weight before the adapters, as chosen.
+    """Return the guidance projection's weight before the adapters.
 
     Args:
-        choice: "zeros", "random:" and a seed, or the path of a file that holds it.
-        path: of the adapters, for the message.
+        choice: "zeros", "random:SEED", or the path of a file that holds it.
+        shape: (channels, guidance embedding size).
+        path: the file of adapters, for the message.
 
     Raises:
-        ValueError: nothing, or nothing of this size, was chosen.
+        ValueError: no choice was made, or the file holds no projection of this shape.
     """
     if choice is None:
-        raise ValueError(f"Expected a guidance projection for {path}, got none. {THE_TRAP}")
+        raise ValueError(f"{path} needs a guidance projection. {PROJECTION_REQUIRED}")
     if choice == "zeros":
         return torch.zeros(shape)
     seed = _seed_of(choice)
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
-        bound = shape[1] ** -0.5  # of torch's Linear
+        bound = shape[1] ** -0.5  # torch's initialisation of a Linear layer
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     checkpoint, name = _find_projection(choice)
     if checkpoint.shapes[name] != shape:
         raise ValueError(
-            f"Expected {name!r} of shape {shape} in {choice}, got {checkpoint.shapes[name]}. "
+            f"{name!r} in {choice} has shape {checkpoint.shapes[name]}, not {shape}. "
             "Choose the projection of this student."
         )
     return checkpoint.read(name).float()
 
 
 def check_projection(choice: str) -> None:
-    """Refuse a choice of `read_projection` that can be none, before anything is downloaded.
+    """Check a choice for `read_projection` before anything is downloaded.
 
     Raises:
-        ValueError: it is no word that is known, and no file that holds a projection.
+        ValueError: it is neither a known word nor a file that holds a projection.
     """
     if choice != "zeros" and _seed_of(choice) is None:
         _find_projection(choice)
@@ -145,29 +148,29 @@ def _seed_of(choice: str) -> int | None:
     kind, _, seed = choice.partition(":")
     if kind != "random" or not seed.isdecimal():
         return None
-    # By its digits first: Python refuses to read a number of thousands of them.
+    # Compare lengths first: Python refuses to parse a number of thousands of digits.
     if len(seed) > len(str(LARGEST_SEED)) or int(seed) > LARGEST_SEED:
         raise ValueError(
-            f"Expected a seed from 0 to {LARGEST_SEED} as projection, got {choice[:40]!r}. "
-            "Choose a smaller one."
+            f"The seed in --projection {choice[:40]!r} is too large. "
+            f"Choose one from 0 to {LARGEST_SEED}."
         )
     return int(seed)
 
 
 def _find_projection(choice: str) -> tuple[Checkpoint, str]:
-    """Return the file, and under which name the projection is in it."""
+    """Return the opened file and the name of the projection in it."""
     if not Path(choice).is_file():
         raise ValueError(
-            f"Expected zeros, random:SEED or the path of a file as projection, got {choice!r}. "
-            "Check the spelling."
+            f"The projection {choice!r} is not known. Choose zeros, random:SEED or the path of a "
+            "file."
         )
     checkpoint = open_checkpoint(Path(choice))
     for name in checkpoint.shapes:
         if name.endswith(PROJECTION_ORIGINS):
             return checkpoint, name
     raise ValueError(
-        f"Expected {' or '.join(map(repr, PROJECTION_ORIGINS))} in {choice}, got neither. "
-        "Choose a file that holds the guidance projection."
+        f"{choice} does not hold a guidance projection "
+        f"({' or '.join(map(repr, PROJECTION_ORIGINS))}). Choose another file."
     )
 
 
@@ -177,10 +180,11 @@ def read_merged(
     pairs: dict[str, Pair],
     shapes: dict[str, tuple[int, ...]],
 ) -> Callable[[str], Tensor]:
-    """Return a function that reads a tensor with its adapter, if any, folded in.
+    """Return a function that reads a tensor and merges its adapter, if it has one.
 
     Args:
-        base: reads a tensor of the network the adapters were trained on.
+        base: reads a tensor of the network that the adapters were trained on.
+        shapes: of the weights, by our names.
     """
 
     def read(name: str) -> Tensor:

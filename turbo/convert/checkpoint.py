@@ -1,4 +1,4 @@
-"""Foreign files of weights: pickles and safetensors, read lazily, and never run."""
+"""Open weight files from others: pickles and safetensors, read lazily, never executed."""
 
 import io
 import json
@@ -16,21 +16,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FETCH_AGAIN = "Download it again."
-WEIGHTS_ALONE = "Use a file that holds weights alone, from its publisher."
-NESTS = ("state_dict", "module", "model")  # keys under which trainers keep the weights
-DEEPEST = 4  # nests in one another; published files have two
-WRAPPER = "module."  # before every name, where torch's DataParallel was saved
+WEIGHTS_ONLY = "Use a file of weights only, from its publisher."
+NESTS = ("state_dict", "module", "model")  # keys under which trainers store the weights
+MAX_NESTING = 4  # published files have two levels
+WRAPPER = "module."  # prefix of every name in a saved torch DataParallel
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNTERS = "position_ids"  # integers that old files hold beside their weights
-PICKLES = 4  # in a file of torch before 1.6: a mark, a version, the system, the content
-SEARCHED = 8 * 2**20  # bytes at the beginning of a pickle in which the names of code are sought
+COUNTERS = "position_ids"  # integers beside the weights in old files
+PICKLES = 4  # in a file of torch < 1.6: magic number, version, system, content
+SEARCHED = 8 * 2**20  # bytes at the beginning of a pickle that are searched for code
 
 
 class Checkpoint:
-    """The tensors of one file, by name; their bytes are read when asked for.
+    """The tensors of one file, by name; their bytes are read on access.
 
-    A list of tensors without names, as T2V-Turbo's adapters are published, has "0", "1", ... as
-    names and is `positional`.
+    A list of tensors without names, such as T2V-Turbo's published adapters, is `positional`: its
+    names are "0", "1", ...
     """
 
     def __init__(
@@ -44,82 +44,80 @@ class Checkpoint:
         self.path = path
         self.tensors = tensors
         self.positional = positional
-        self.checksums = checksums  # CRC-32 of the archive's records; empty where it has none
+        self.checksums = checksums  # CRC-32 of the archive's records; empty without any
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def __repr__(self) -> str:
         return f"{self.path} ({len(self.tensors)} tensors)"
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the precision of a tensor that is to be a weight.
+        """Return the dtype of a weight.
 
         Raises:
-            ValueError: no weight can be of its kind.
+            ValueError: the tensor is not dense, or of a dtype that weights do not have.
         """
         tensor = self.tensors[name]
         if not _is_dense(tensor) or tensor.dtype not in DTYPES:
             raise ValueError(
-                f"Expected a weight of float16, bfloat16, float32 or float64 under {name!r} in "
-                f"{self.path}, got {_describe(tensor)}. Use the file as it was published, not a "
-                "quantised or otherwise packed copy."
+                f"{name!r} in {self.path} is {_describe(tensor)}, but weights are float16, "
+                "bfloat16, float32 or float64. Use the file as it was published, not a quantised "
+                "or otherwise packed copy."
             )
         return tensor.dtype
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor, whose bytes are those that were saved.
+        """Return one tensor, after checking its bytes.
 
         Raises:
-            ValueError: they are not, not all of them are numbers, or no weight is of its kind.
+            ValueError: its checksum differs, it holds NaN or infinity, or it is no weight.
         """
         tensor = self.tensors[name]
         if not (name.endswith(COUNTERS) and tensor.dtype == torch.int64 and _is_dense(tensor)):
             self.dtype(name)
         if self.checksums and zlib.crc32(_bytes_of(tensor)) not in self.checksums:
             raise ValueError(
-                f"Expected the bytes that were saved under {name!r} in {self.path}, "
-                f"got others: the file is damaged. {FETCH_AGAIN}"
+                f"{self.path} is damaged: the checksum of {name!r} does not match. {FETCH_AGAIN}"
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(
-                f"Expected finite numbers under {name!r} in {self.path}, got NaN or infinity: "
-                f"the file is damaged. {FETCH_AGAIN}"
+                f"{self.path} is damaged: {name!r} contains NaN or infinity. {FETCH_AGAIN}"
             )
         return tensor
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a file of weights, by its content. Nothing in it is ever executed.
+    """Open a weight file; its content decides the format. Nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, cut short, damaged, or holds code.
+        ValueError: the file is not weights, truncated, damaged, or contains code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"Expected a file of weights at {path}, got none. Check the path.")
+        raise FileNotFoundError(f"There is no file {path}. Check the path.")
     with path.open("rb") as file:
         head = file.read(512)
     named = path.suffix == ".safetensors"
-    has_table = head[8:9] == b"{" and (named or _table_fits(path, head))  # may begin as a pickle
+    has_table = head[8:9] == b"{" and (
+        named or _table_fits(path, head)
+    )  # its length may look like a pickle
     is_pickle = head.startswith((b"PK", b"\x80")) and not has_table
     if has_table or (named and not is_pickle):
         return _open_safetensors(path, head)
-    if named:  # torch would go by the name
+    if named:  # torch goes by the name
         raise ValueError(
-            f"Expected safetensors in {path}, as its name says, got a pickle of torch's. "
-            "Rename it, to end in .pt."
+            f"{path} is named .safetensors but is a torch pickle. Rename it to end in .pt."
         )
     if head.startswith(b"PK"):
         return _open_archive(path)
-    if is_pickle:  # written by torch before 1.6, hence not mappable
+    if is_pickle:  # written by torch < 1.6, which cannot be memory-mapped
         return _from_object(path, _unpickle(path, mmap=False))
     raise ValueError(
-        f"Expected weights in {path}, got a file that begins with {head[:24]!r}{_likely(head)} "
-        f"{FETCH_AGAIN}"
+        f"{path} is not a weight file: it begins with {head[:24]!r}{_likely(head)} {FETCH_AGAIN}"
     )
 
 
 def _table_fits(path: Path, head: bytes) -> bool:
-    """Return whether the table of tensors with which safetensors begin ends in the file."""
+    """Return whether the header of a safetensors file ends within the file."""
     return int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
@@ -127,7 +125,7 @@ def _likely(head: bytes) -> str:
     if head.startswith(b"version https://git-lfs"):
         return ": the pointer that git-lfs leaves in place of a large file."
     if head.lstrip()[:1] == b"<":
-        return ": a web page, perhaps one that asks to log in."
+        return ": a web page, perhaps one that asks you to log in."
     return "."
 
 
@@ -137,7 +135,7 @@ def _open_archive(path: Path) -> Checkpoint:
 
 
 def _read_checksums(path: Path) -> frozenset[int]:
-    """Return the CRC-32 of every record, or none for a file that was saved without them."""
+    """Return the CRC-32 of every record; none if the file was saved without them."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -146,37 +144,36 @@ def _read_checksums(path: Path) -> frozenset[int]:
             if checksums == {0}:
                 return frozenset()
             for record in records:
-                if record.filename.endswith("/data.pkl"):  # names, shapes; the rest is read later
+                if record.filename.endswith(
+                    "/data.pkl"
+                ):  # names and shapes; the rest is read later
                     archive.read(record)
     except (MemoryError, _Refusal):
         raise
-    except Exception as error:  # zipfile lets through what a damaged table leads it to
+    except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise ValueError(
-            f"Expected a whole archive in {path}, got one that is damaged or cut short after "
-            f"{path.stat().st_size} bytes, in {_last_record(path)!r} ({error}). {FETCH_AGAIN}"
+            f"{path} is damaged or cut short: it ends after {path.stat().st_size} bytes, in "
+            f"{_last_record(path)!r} ({error}). {FETCH_AGAIN}"
         ) from error
     return checksums
 
 
 class _Refusal(ValueError):
-    """A refusal that is whole, and needs no further explanation."""
+    """A complete message, which `_read_checksums` passes on unchanged."""
 
 
 def _refuse_other_archives(path: Path, names: list[str]) -> None:
     if any(name.endswith("/constants.pkl") for name in names):
-        raise _Refusal(
-            f"Expected only tensors in {path}, got TorchScript, which is code and was not run. "
-            f"{WEIGHTS_ALONE}"
-        )
+        raise _Refusal(f"{path} contains code (TorchScript), which was not run. {WEIGHTS_ONLY}")
     if not any(name.endswith("/data.pkl") for name in names):
         raise _Refusal(
-            f"Expected weights that torch saved in {path}, got an archive of {names[:3]}. "
+            f"{path} is an archive of {names[:3]}, not weights saved by torch. "
             "Unpack it if the weights are inside, or choose another file."
         )
 
 
 def _last_record(path: Path) -> str:
-    """Return the name of the last record that begins in an archive without its table."""
+    """Return the name of the last record that begins in a truncated archive."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.rfind(b"PK\x03\x04")
         length = int.from_bytes(content[start + 26 : start + 28], "little")
@@ -184,42 +181,40 @@ def _last_record(path: Path) -> str:
 
 
 def _unpickle(path: Path, *, mmap: bool) -> Any:
-    """Return what a pickle of tensors holds.
+    """Unpickle tensors only.
 
-    What torch says of a refusal is not passed on: it advises to run the code.
+    torch's own message for a refused file is replaced: it advises to run the code.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (MemoryError, OSError):  # of this machine, not of the file
+    except (MemoryError, OSError):  # the machine's fault, not the file's
         raise
-    except Exception as error:  # torch lets through what damaged bytes lead its unpickler to
+    except Exception as error:  # torch raises many kinds for damaged bytes
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(_explain(path, named[1] if named else None)) from error
 
 
 def _explain(path: Path, code: str | None) -> str:
-    """Return why a pickle is refused; the code in it has a name, if torch came upon it."""
+    """Return why a pickle was refused.
+
+    Args:
+        code: name of the code in it, if torch reported one.
+    """
     content = _read_pickle(path)
     code = code or _find_code(content)
     if code:
-        return (
-            f"Expected only tensors in {path}, got pickled code ({code}), which was not run. "
-            f"{WEIGHTS_ALONE}"
-        )
+        return f"{path} contains code ({code}), which was not run. {WEIGHTS_ONLY}"
     if content[:1] == b"\x80" and content[1:2] in (b"\x03", b"\x04", b"\x05"):
         return (
-            f"Expected a pickle of protocol 2 in {path}, got one of protocol {content[1]}, which "
-            "torch does not read without running it. Use a copy in safetensors, or one that was "
-            "saved in torch's own protocol, from its publisher."
+            f"{path} is a pickle of protocol {content[1]}, which torch cannot read without running "
+            "it; protocol 2 is safe. Ask its publisher for safetensors, or a copy saved by "
+            "torch.save with its default protocol."
         )
-    return (
-        f"Expected tensors in {path}, got what torch cannot read: the file is damaged. "
-        f"{FETCH_AGAIN}"
-    )
+    return f"{path} is damaged: torch cannot read it. {FETCH_AGAIN}"
 
 
 def _find_code(content: bytes) -> str | None:
-    """Return the first name in a pickle that is neither torch's nor of a dictionary, if any."""
+    """Return the first name in a pickle that is neither torch's nor collections', or None."""
     stream, texts = io.BytesIO(content), ["?", "?"]
     try:
         for _ in range(PICKLES):
@@ -228,17 +223,17 @@ def _find_code(content: bytes) -> str | None:
                     texts.append(argument)
                 if operation.name not in ("GLOBAL", "STACK_GLOBAL"):
                     continue
-                # One has module and name for argument, the other takes them from the stack.
+                # GLOBAL has module and name as argument, STACK_GLOBAL takes them from the stack.
                 name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
                 if not name.startswith(("torch.", "collections.")):
                     return name
-    except (ValueError, LookupError, OverflowError):  # it ends, or is no pickle further on
+    except (ValueError, LookupError, OverflowError):  # the end, or not a pickle further on
         pass
     return None
 
 
 def _read_pickle(path: Path) -> bytes:
-    """Return the beginning of a pickle, or of that in an archive."""
+    """Return the beginning of a pickle, or of the pickle in an archive."""
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return file.read(SEARCHED)
@@ -249,7 +244,7 @@ def _read_pickle(path: Path) -> bytes:
                 return record.read(SEARCHED)
     except MemoryError:
         raise
-    except Exception:  # as for the checksums; what cannot be read names no code
+    except Exception:  # damaged, as in `_read_checksums`: no code can be found
         return b""
 
 
@@ -257,7 +252,7 @@ def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset
     if isinstance(content, list):
         names = {str(index): tensor for index, tensor in enumerate(content)}
         return Checkpoint(path, _only_tensors(path, names), positional=True, checksums=checksums)
-    for _ in range(DEEPEST):
+    for _ in range(MAX_NESTING):
         inner: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
         nests = [key for key in NESTS if isinstance(inner.get(key), Mapping)]
         if not nests:
@@ -265,14 +260,14 @@ def _from_object(path: Path, content: Any, checksums: frozenset[int] = frozenset
         content = content[nests[0]]
     else:
         raise ValueError(
-            f"Expected tensors by name in {path}, got {DEEPEST} nests in one another, or one in "
-            "itself. Save the innermost, the weights alone."
+            f"The weights in {path} are nested more than {MAX_NESTING - 1} levels deep, or in "
+            "themselves. Save the innermost dictionary alone."
         )
     if isinstance(content, Mapping):
         return Checkpoint(path, _only_tensors(path, content), checksums=checksums)
     raise ValueError(
-        f"Expected tensors by name, or a list of them, in {path}, got {type(content).__name__}. "
-        "Choose a file that holds a network's weights."
+        f"{path} holds a {type(content).__name__}, not tensors by name or a list of tensors. "
+        "Choose a file of a network's weights."
     )
 
 
@@ -280,11 +275,11 @@ def _only_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(value, Tensor) or value.is_nested:  # a nested tensor has no shape
             raise ValueError(
-                f"Expected a tensor under {name!r} in {path}, got {_describe(value)}. "
-                "Choose a file that holds a network's weights alone."
+                f"{name!r} in {path} is {_describe(value)}, not a tensor. "
+                "Choose a file of a network's weights only."
             )
     if not content:
-        raise ValueError(f"Expected tensors in {path}, got none. {FETCH_AGAIN}")
+        raise ValueError(f"{path} holds no tensors. {FETCH_AGAIN}")
     wrapped = all(str(name).startswith(WRAPPER) for name in content)
     return {
         str(name).removeprefix(WRAPPER if wrapped else ""): tensor.detach()
@@ -297,13 +292,13 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _describe(value: Any) -> str:
-    """Return the kind of a value: of a tensor also how it is kept, if not number by number."""
+    """Return the kind of a value; for a tensor its dtype, and its layout if it is not dense."""
     if not isinstance(value, Tensor):
         return type(value).__name__
-    kept = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    layout = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
     if value.is_meta:
-        kept = "meta, a tensor without numbers"
-    return str(value.dtype).removeprefix("torch.") + ("" if _is_dense(value) else f" ({kept})")
+        layout = "meta, a tensor without data"
+    return str(value.dtype).removeprefix("torch.") + ("" if _is_dense(value) else f" ({layout})")
 
 
 def _open_safetensors(path: Path, head: bytes) -> Checkpoint:
@@ -312,14 +307,14 @@ def _open_safetensors(path: Path, head: bytes) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(
-            f"Expected a whole safetensors file in {path}, got one of {path.stat().st_size} bytes "
-            f"that is damaged or cut short, {_first_lost(path, head)} ({error}). {FETCH_AGAIN}"
+            f"{path} is damaged or cut short: it ends after {path.stat().st_size} bytes, "
+            f"{_first_lost(path, head)} ({error}). {FETCH_AGAIN}"
         ) from error
     return Checkpoint(path, _only_tensors(path, tensors))
 
 
 def _first_lost(path: Path, head: bytes) -> str:
-    """Name the first tensor of a safetensors file whose bytes are not all there."""
+    """Return the first tensor of a truncated safetensors file whose bytes are incomplete."""
     if not _table_fits(path, head):
         return "in its header"
     length, size = int.from_bytes(head[:8], "little"), path.stat().st_size
@@ -329,13 +324,13 @@ def _first_lost(path: Path, head: bytes) -> str:
         header.pop("__metadata__", None)
         ends = sorted((entry["data_offsets"][1], name) for name, entry in header.items())
         lost = [name for end, name in ends if 8 + length + end > size]
-    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # not a table
+    except (LookupError, ValueError, TypeError, AttributeError, RecursionError):  # not a header
         return "in its header"
     return f"in {lost[0]!r}" if lost else "in its header"
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of the record a tensor was saved in, of which it may be a view."""
+    """Return the bytes of the record that stores a tensor; the tensor may be a view of it."""
     storage = tensor.untyped_storage()
     whole = torch.empty(0, dtype=torch.uint8).set_(storage)
     return whole.numpy().data

@@ -1,4 +1,4 @@
-"""What a file lacks, has too much of, or holds in another size; and what that means."""
+"""Differences between a file and a network: missing, unexpected and mis-shaped tensors."""
 
 import re
 from collections.abc import Iterable
@@ -8,9 +8,9 @@ from typing import Literal
 from turbo.convert.checkpoint import Checkpoint
 from turbo.convert.part import Part, Shapes
 
-SHOWN = 5  # differences in one message; the command `verify` shows all
+SHOWN = 5  # differences in one message; `verify` lists all
 
-# Tables of the noise schedule, which a LatentDiffusion checkpoint carries along.
+# Tables of the noise schedule in a LatentDiffusion checkpoint.
 SCHEDULE_TABLES = frozenset(
     "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
     "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod "
@@ -18,40 +18,40 @@ SCHEDULE_TABLES = frozenset(
     "scale_arr".split()
 )
 
-_MEANINGS = {  # the first that is found in a name tells what it is
+_MEANINGS = {  # the first pattern found in a name applies
     r"time_cond_proj|time_embedding\.cond_proj": "the guidance projection of a student",
     r"motion_cond_proj|combine_proj": "the motion projections of T2V-Turbo-v2",
     r"fps_embedding": "the frame-rate embedding of VideoCrafter2",
     r"lora": "an adapter",
-    r"ema": "a running average kept for training",
+    r"ema": "an exponential moving average, for training",
     r"^first_stage_model|^(en|de)coder\.|quant_conv": "the VAE: latents to pixels",
-    r"^cond_stage_model|^text_model|resblocks|embeddings\.": "the text tower: prompt to numbers",
-    r"^model\.(?!diffusion_model)": "another network than a UNet",
-    r"temopral_conv|temp_convs": "the UNet: a convolution over time",
-    r"init_attn|transformer_in": "the UNet: its first attention over time",
-    r"temp_attentions|(put_blocks\.\d+|middle_block)\.2\.": "the UNet: an attention over time",
-    r"attn2\.to_[kv]": "the UNet: where it reads the prompt",
-    r"attentions|(put_blocks\.\d+|middle_block)\.1\.": "the UNet: an attention over a frame",
-    r"time_embed": "the UNet: what it is told of the noise level",
-    r"put_blocks|middle_block|(down|up|mid)_block": "the UNet: a convolution over a frame",
+    r"^cond_stage_model|^text_model|resblocks|embeddings\.": "the text encoder: prompt to tensor",
+    r"^model\.(?!diffusion_model)": "a network other than the UNet",
+    r"temopral_conv|temp_convs": "the UNet: temporal convolution",
+    r"init_attn|transformer_in": "the UNet: its first temporal attention",
+    r"temp_attentions|(put_blocks\.\d+|middle_block)\.2\.": "the UNet: temporal attention",
+    r"attn2\.to_[kv]": "the UNet: cross-attention to the prompt",
+    r"attentions|(put_blocks\.\d+|middle_block)\.1\.": "the UNet: spatial attention",
+    r"time_embed": "the UNet: timestep embedding",
+    r"put_blocks|middle_block|(down|up|mid)_block": "the UNet: spatial convolution",
     r"^(conv_|out\.)": "the UNet: its first or last convolution",
 }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One name on which a file and a network disagree."""
+    """One tensor on which a file and a network disagree."""
 
     kind: Literal["missing", "unexpected", "mis-shaped"]
-    name: str  # in the file's own naming
+    name: str  # as in the file
     expected: tuple[int, ...] | None = None
     got: tuple[int, ...] | None = None
 
     @property
     def meaning(self) -> str:
-        """Return what the tensor is for."""
+        """Return what the tensor is."""
         found = (text for pattern, text in _MEANINGS.items() if re.search(pattern, self.name))
-        return next(found, "nothing that any network here has")
+        return next(found, "not a tensor of any network here")
 
     def __str__(self) -> str:
         sizes = {
@@ -63,7 +63,7 @@ class Difference:
 
 
 def find_differences(parts: Iterable[Part], shapes: Shapes) -> list[Difference]:
-    """Compare the tensors of a file with those that its networks together need."""
+    """Compare the tensors of a file with those of all its networks."""
     expected: dict[str, tuple[int, ...]] = {}
     unused: set[str] = set(SCHEDULE_TABLES)
     for part in parts:
@@ -88,10 +88,10 @@ def find_differences(parts: Iterable[Part], shapes: Shapes) -> list[Difference]:
 
 
 def refuse_differences(checkpoint: Checkpoint, *parts: Part) -> None:
-    """Raise unless the file holds exactly what these networks need.
+    """Raise unless the file holds exactly the tensors of these networks.
 
     Raises:
-        ValueError: it does not; names the file, the first of the tensors, and a remedy.
+        ValueError: names the file, the first differences, and a remedy.
     """
     differences = find_differences(parts, checkpoint.shapes)
     if not differences:
@@ -102,7 +102,7 @@ def refuse_differences(checkpoint: Checkpoint, *parts: Part) -> None:
         lines.append(f"  and {more} more; `python -m turbo.models verify NAME FILE` lists them.")
     names = " and ".join(type(part.network).__name__ for part in parts)
     raise ValueError(
-        f"Expected the tensors of {names} in {checkpoint.path}, got another set:\n"
+        f"The tensors in {checkpoint.path} are not those of {names}:\n"
         + "\n".join(lines)
-        + "\nChoose the file this model was published as."
+        + "\nChoose the published file of this model."
     )

@@ -1,8 +1,6 @@
 """Convert the published files of one model into its folders."""
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import AutoencoderKL
+from filelock import FileLock
 from torch import nn
 from transformers import CLIPTextModel
 
@@ -21,9 +20,9 @@ from turbo.disk_space import check_space
 from turbo.networks.text import clip_tokenizer
 from turbo.networks.unet import VideoUNet
 
-TOKENIZER_SIZE = 5_000_000  # bytes, and some
-PARTIAL = ".converting-"  # how the name of an unfinished folder begins
-DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of a published diffusers layout
+TOKENIZER_SIZE = 5_000_000  # bytes, rounded up
+PARTIAL = ".converting-"  # prefix of an unfinished folder
+DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of diffusers' layout
 
 
 def convert_model(
@@ -33,67 +32,70 @@ def convert_model(
     projection: str | None = None,
     replace: bool = False,
 ) -> Iterator[tuple[int, int]]:
-    """Write the folders of a model, one tensor at a time; yield bytes written, and those in all.
+    """Write the folders of a model tensor by tensor; yield (bytes written, bytes in total).
 
-    Each folder appears whole or not at all. Those that are there already are kept. What a killed
-    conversion left is removed.
+    Each folder is written completely or not at all. Existing folders are kept. Unfinished folders
+    of killed conversions are removed. Conversions into one folder wait for each other.
 
     Args:
         paths: published files, or folders in diffusers' layout.
-        projection: which guidance projection the published adapters get; see `adapters.THE_TRAP`.
-        replace: write also what is there already.
+        projection: guidance projection for published adapters; see `adapters.read_projection`.
+        replace: overwrite existing folders.
 
     Raises:
-        FileNotFoundError: a path leads nowhere.
-        ValueError: a file is damaged, holds code, or does not suit the model.
+        FileNotFoundError: a path does not exist.
+        ValueError: a file is damaged, contains code, or does not belong to the model.
         OSError: the disk is full.
     """
     checkpoints = [open_checkpoint(file) for path in paths for file in files_at(path)]
     jobs = plan_jobs(card, checkpoints, projection)
+    card.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = card.folder.with_name(f".{card.folder.name}.lock")
+    with FileLock(lock, thread_local=False):  # the caller may resume us in another thread
+        yield from _convert_jobs(card, jobs, replace=replace)
+
+
+def _convert_jobs(card: ModelCard, jobs: list[Job], *, replace: bool) -> Iterator[tuple[int, int]]:
     missing = set(card.missing)
     wants_tokenizer = replace or "tokenizer" in missing
-    own = [job for job in jobs if job.folder in card.parts]  # not a teacher that is only merged
+    own = [job for job in jobs if job.folder in card.parts]  # without a teacher that is only merged
     wanted = [job for job in own if replace or job.folder in missing]
     if not wanted and not wants_tokenizer:
         raise ValueError(
-            f"Expected something to convert for {card.name}, got only what is in {card.folder} "
-            "already. Convert again with --replace."
+            f"These files are already converted in {card.folder}. To convert them again, pass "
+            "--replace."
         )
     total, done = sum(job.size for job in wanted), 0
-    card.folder.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(card.folder)
+    card.folder.mkdir(exist_ok=True)
+    for abandoned in card.folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     check_space(card.folder, total + TOKENIZER_SIZE)
     for job in wanted:
         for written in _write(job, card.folder):
             done += written
             yield done, total
     if wants_tokenizer:
-        with _whole_or_not_at_all(card.folder / "tokenizer") as partial:
+        with _complete_folder(card.folder / "tokenizer") as partial:
             clip_tokenizer().save_pretrained(partial)
 
 
 def _write(job: Job, folder: Path) -> Iterator[int]:
     """Write the folder of a job."""
-    with _whole_or_not_at_all(folder / job.folder) as partial:
+    with _complete_folder(folder / job.folder) as partial:
         for written in write_tensors(partial / job.file, job.slots, job.read):
             if isinstance(written, int):
                 yield written
             else:
-                note = {"sha256": written.sha256, **job.origin}
-                (partial / CONVERSION).write_text(json.dumps(note, indent=2) + "\n")
+                record = {"sha256": written.sha256, **job.origin}
+                (partial / CONVERSION).write_text(json.dumps(record, indent=2) + "\n")
         _save_configuration(job.network, partial)
 
 
 @contextmanager
-def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
-    """Yield a folder of another name to write into, which takes this one's name when it is whole.
-
-    Meanwhile it is locked, so that another conversion does not take it for abandoned.
-    """
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to, and rename it to `folder` when it is complete."""
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{folder.name}-", dir=folder.parent))
-    descriptor = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         partial.chmod(0o755)
         yield partial
         if folder.exists():
@@ -101,28 +103,11 @@ def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
         partial.rename(folder)
         shutil.rmtree(folder / "former", ignore_errors=True)
     finally:
-        os.close(descriptor)
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed conversions left; that of a living one is locked."""
-    for partial in folder.glob(f"{PARTIAL}*"):
-        try:
-            descriptor = os.open(partial, os.O_RDONLY)
-        except FileNotFoundError:  # whole by now, and renamed
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_configuration(network: nn.Module | None, folder: Path) -> None:
-    """Write a network's configuration; adapters have none of their own."""
+    """Write a network's configuration; adapters have none."""
     if isinstance(network, CLIPTextModel):
         network.config.save_pretrained(folder)
     elif isinstance(network, VideoUNet | AutoencoderKL):
@@ -130,21 +115,21 @@ def _save_configuration(network: nn.Module | None, folder: Path) -> None:
 
 
 def files_at(path: Path) -> list[Path]:
-    """Return the weights in a folder of diffusers' layout, or the path of a file itself."""
+    """Return the weight files in a folder of diffusers' layout; of a file, the file itself."""
     if not path.is_dir():
         return [path]
     found = []
     for part in DIFFUSERS_PARTS:
-        whole = [
+        weights = [
             file
             for file in sorted((path / part).glob("*"))
             if file.suffix in (".safetensors", ".bin") and ".fp16." not in file.name
         ]
-        safe = [file for file in whole if file.suffix == ".safetensors"]
-        if not whole:
+        safe = [file for file in weights if file.suffix == ".safetensors"]
+        if not weights:
             raise FileNotFoundError(
-                f"Expected weights in {path / part}, got none. "
-                "Give the folder that holds unet/, vae/ and text_encoder/."
+                f"There are no weights in {path / part}. "
+                "Choose the folder that contains unet/, vae/ and text_encoder/."
             )
-        found += (safe or whole)[:1]
+        found += (safe or weights)[:1]
     return found

@@ -1,6 +1,6 @@
-"""One network of a model, and where each of its tensors stands in a published file."""
+"""One network of a model, and the origin of each of its tensors in a published file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,11 +14,11 @@ class Origin:
     """A tensor of a published file, or a third of one."""
 
     name: str
-    shape: tuple[int, ...]  # there; ours holds the same numbers in the same order
-    third: int | None = None  # 0, 1, 2: queries, keys and values share one tensor there
+    shape: tuple[int, ...]  # in the file; ours has the same elements in the same order
+    third: int | None = None  # 0, 1, 2 if queries, keys and values share one tensor in the file
 
     def taken_from(self, tensor: Tensor) -> Tensor:
-        """Return what is ours of the published tensor, a view."""
+        """Return our part of the published tensor, a view."""
         return tensor if self.third is None else tensor.chunk(3)[self.third]
 
 
@@ -26,38 +26,51 @@ class Origin:
 class Part:
     """A network with an origin for every tensor.
 
-    The network is on the meta device: it has names, shapes and a configuration, and takes no
-    memory.
+    The network is on the meta device: it has names, shapes and a configuration, but no data.
     """
 
     network: nn.Module
     origins: Mapping[str, Origin]  # by our names
-    unused: frozenset[str] = frozenset()  # published beside them; no computation reads these
+    unused: frozenset[str] = frozenset()  # other tensors of the file, which are not read
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of ours."""
+        """Return the shape of every tensor of the network."""
         return {name: tuple(tensor.shape) for name, tensor in self.network.state_dict().items()}
 
     @property
     def expected(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor that the published file must hold."""
+        """Return the shape of every tensor that the published file must contain."""
         return {origin.name: origin.shape for origin in self.origins.values()}
 
     @property
     def parameters(self) -> int:
-        """Return how many numbers the network learns."""
+        """Return the parameter count."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def rename(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the network's state dict, of views of the published tensors."""
+        """Return the network's state dict, as views of the published tensors."""
         return {name: self.ours(name, published[o.name]) for name, o in self.origins.items()}
 
     def ours(self, name: str, published: Tensor) -> Tensor:
-        """Return the tensor of that name of ours, a view of the published one."""
+        """Return our tensor of this name, a view of the published one."""
         return self.origins[name].taken_from(published).reshape(self.shapes[name])
 
     def filled(self, published: Mapping[str, Tensor]) -> nn.Module:
         """Return the network with the published numbers, in their precision, ready to run."""
         self.network.load_state_dict(self.rename(published), assign=True)
         return self.network.eval().requires_grad_(False)
+
+
+def renamed_part(
+    network: nn.Module,
+    rename: Callable[[str], str] = str,
+    unused: frozenset[str] = frozenset(),
+) -> Part:
+    """Return a part whose tensors have the same shapes in the file, under other names.
+
+    Args:
+        rename: returns the published name of a tensor, given ours.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    return Part(network, {name: Origin(rename(name), shapes[name]) for name in shapes}, unused)

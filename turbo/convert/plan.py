@@ -1,4 +1,4 @@
-"""What a published file is, whether it suits a model, and which folders come of it."""
+"""Recognise a published file, check that it belongs to a model, and plan the folders to write."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from turbo.convert.text import (
     map_open_clip_text,
     map_transformers_text,
     open_clip_part,
-    published_tower,
+    published_text_encoder,
     transformers_part,
 )
 from turbo.convert.unet import (
@@ -50,27 +50,27 @@ Kind = Literal[
 ]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
-OWN_STUDENTS = ("vcm-vc2", "vcm-ms")  # cards of what everybody distils for themselves
-GUIDANCE_SIZE = 256  # of the embedding of w; T2V-Turbo's published code
+OWN_STUDENTS = ("vcm-vc2", "vcm-ms")  # never published: users distil them
+GUIDANCE_SIZE = 256  # channels of the embedding of w, as in T2V-Turbo's published code
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 _DESCRIPTIONS: dict[Kind, str] = {
-    "checkpoint": "a VideoCrafter2 checkpoint (UNet, VAE and text tower)",
-    "videocrafter-unet": "a UNet of VideoCrafter2's kind",
-    "modelscope-unet": "a UNet of ModelScope's kind",
+    "checkpoint": "a VideoCrafter2 checkpoint (UNet, VAE and text encoder)",
+    "videocrafter-unet": "a VideoCrafter2 UNet",
+    "modelscope-unet": "a ModelScope UNet",
     "vae": "a VAE in diffusers' layout",
-    "text": "a text tower in transformers' layout",
+    "text": "a text encoder in transformers' layout",
     "adapters": "a list of adapters",
-    "named": "adapters by name",
+    "named": "named adapters",
 }
-_FITTING: dict[str, tuple[Kind, ...]] = {  # by family
+_ACCEPTED: dict[str, tuple[Kind, ...]] = {  # by model family
     "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
     "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
 }
 
 
 class NoTeacher(ValueError):
-    """The network that adapters belong to is neither among the files nor converted before."""
+    """The teacher of some adapters is neither among the files nor converted already."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class Job:
     file: str
     slots: Mapping[str, Slot]
     read: Callable[[str], Tensor]
-    network: nn.Module | None  # none for adapters, which go onto another's
-    origin: dict[str, str] = field(default_factory=dict)  # noted beside the result
+    network: nn.Module | None  # None for adapters
+    origin: dict[str, str] = field(default_factory=dict)  # recorded in conversion.json
 
     @property
     def size(self) -> int:
-        """Return the bytes to be written."""
+        """Return the number of bytes to write."""
         return sum(slot.size for slot in self.slots.values())
 
 
 def recognise(checkpoint: Checkpoint) -> Kind:
-    """Return what a file is, by the names in it.
+    """Return the kind of a file, by its tensor names.
 
     Raises:
-        ValueError: nothing that is known here.
+        ValueError: unknown.
     """
     names = checkpoint.shapes
     marks: dict[Kind, bool] = {
@@ -110,17 +110,17 @@ def recognise(checkpoint: Checkpoint) -> Kind:
         if marked:
             return kind
     raise ValueError(
-        f"Expected weights of VideoCrafter2, ModelScope or T2V-Turbo in {checkpoint.path}, "
-        f"got {len(names)} tensors that begin with {[*names][:3]}. "
-        "`python -m turbo.models show NAME` tells which files make up a model."
+        f"{checkpoint.path} is not a file of VideoCrafter2, ModelScope or T2V-Turbo: it holds "
+        f"{len(names)} tensors, the first of which are {[*names][:3]}. "
+        "`python -m turbo.models show NAME` lists the files of a model."
     )
 
 
 def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
-    """Return the networks of a file by "unet", "vae", "text_encoder"; adapters have none.
+    """Return the networks in a file, by "unet", "vae" and "text_encoder"; none for adapters.
 
     Raises:
-        ValueError: a tensor that tells their sizes is missing, or of an impossible shape.
+        ValueError: a tensor that determines their sizes is missing, or has an impossible shape.
     """
     shapes = checkpoint.shapes
     maps: dict[Kind, Callable[[Shapes], dict[str, Part]]] = {
@@ -140,18 +140,18 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         return maps[kind](shapes)
     except KeyError as error:
         raise ValueError(
-            f"Expected the tensor {error} in {checkpoint.path}, {_DESCRIPTIONS[kind]}, got none. "
-            "Download it again, or choose the file this model was published as."
+            f"The tensor {error} is missing in {checkpoint.path}, {_DESCRIPTIONS[kind]}. "
+            "Download it again, or choose the published file of this model."
         ) from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
-            f"Expected shapes of {_DESCRIPTIONS[kind]} in {checkpoint.path}, got others "
-            f"({error}). Choose the file this model was published as."
+            f"The shapes in {checkpoint.path} are not those of {_DESCRIPTIONS[kind]} ({error}). "
+            "Choose the published file of this model."
         ) from error
 
 
 def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
-    """Return the networks of the papers under the names of a file, whatever it lacks of them."""
+    """Return the papers' networks of a file's kind, for a file that lacks some of their tensors."""
     names = checkpoint.shapes
     guided = any(name.endswith(PROJECTION_ORIGINS) for name in names)
     motion = any(name.endswith("motion_cond_proj.weight") for name in names)
@@ -162,12 +162,12 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "checkpoint": lambda: [
             videocrafter_part(on_meta(unet), UNET),
             latent_diffusion_part(published_vae(), VAE),
-            open_clip_part(published_tower(), prefix=TEXT),
+            open_clip_part(published_text_encoder(), prefix=TEXT),
         ],
         "videocrafter-unet": lambda: [videocrafter_part(on_meta(unet))],
         "modelscope-unet": lambda: [modelscope_part(on_meta(student))],
         "vae": lambda: [diffusers_part(published_vae(), names)],
-        "text": lambda: [transformers_part(published_tower(), prefix)],
+        "text": lambda: [transformers_part(published_text_encoder(), prefix)],
         "adapters": lambda: [],
         "named": lambda: [],
     }
@@ -175,10 +175,10 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
 
 
 def check_adapters(card: ModelCard, checkpoint: Checkpoint) -> None:
-    """Hold adapters against the network of the papers, whose weights are not needed for that.
+    """Compare adapters with the papers' network of a model; needs no weights of it.
 
     Raises:
-        ValueError: they are of another network.
+        ValueError: the adapters belong to another network.
     """
     student: dict[str, Any] = {"time_cond_proj_dim": GUIDANCE_SIZE}
     if card.family == "modelscope":
@@ -195,22 +195,22 @@ def check_adapters(card: ModelCard, checkpoint: Checkpoint) -> None:
 def plan_jobs(
     card: ModelCard, checkpoints: list[Checkpoint], projection: str | None = None
 ) -> list[Job]:
-    """Return the folders that come of published files, for one model.
+    """Return the folders to write for one model from its published files.
 
     Args:
-        projection: the choice of `adapters.read_projection`; only a list of adapters needs one.
+        projection: choice for `adapters.read_projection`; needed only for a list of adapters.
 
     Raises:
-        ValueError: a file does not suit the model; says which, why, and what to do.
+        ValueError: a file does not belong to the model; says which, why, and what to do.
     """
     jobs: list[Job] = []
     kinds = [recognise(checkpoint) for checkpoint in checkpoints]
     if "adapters" not in kinds:
         _refuse_projection(card, checkpoints, projection)
     for checkpoint, kind in zip(checkpoints, kinds, strict=True):
-        if kind not in _FITTING.get(card.family, ()):
+        if kind not in _ACCEPTED.get(card.family, ()):
             raise ValueError(
-                f"Expected a file of {card.name}, got {checkpoint.path}: {_DESCRIPTIONS[kind]}. "
+                f"{checkpoint.path} is not a file of {card.name}: it is {_DESCRIPTIONS[kind]}. "
                 f"`python -m turbo.models show {card.name}` lists its files."
             )
         parts = parts_of(checkpoint, kind)
@@ -219,12 +219,12 @@ def plan_jobs(
         for name, part in parts.items():
             folder: str | None = name
             if name == "unet" and "adapters" in kinds and not _is_student(part):
-                folder = "teacher"  # to which the list is added
+                folder = "teacher"  # the base of the adapters
             elif name == "unet":
                 folder = _folder_of_unet(card, part, checkpoint, kind)
             if folder:
                 jobs.append(_plan_part(folder, part, checkpoint))
-    for checkpoint, kind in zip(checkpoints, kinds, strict=True):  # now that their teacher is known
+    for checkpoint, kind in zip(checkpoints, kinds, strict=True):  # needs the teacher's job
         if kind == "adapters":
             jobs.append(_plan_adapters(card, checkpoint, jobs, projection))
         if kind == "named":
@@ -235,14 +235,14 @@ def plan_jobs(
 def _refuse_projection(
     card: ModelCard, checkpoints: list[Checkpoint], projection: str | None
 ) -> None:
-    """Refuse a choice that none of the files takes up, which would be lost without a word."""
-    has_adapters = card.lora is not None and card.lora not in card.missing  # a fetch goes on
+    """Raise if a projection was chosen but no file needs one."""
+    has_adapters = card.lora is not None and card.lora not in card.missing  # converted before
     if projection is None or has_adapters:
         return
     raise ValueError(
-        f"Expected a list of adapters for the projection {projection!r}, got "
-        f"{', '.join(str(checkpoint.path) for checkpoint in checkpoints)}: only published "
-        "adapters need one. Leave --projection out, or give the adapters too."
+        f"The projection {projection!r} was not used: only published adapters need one, and "
+        f"{', '.join(str(checkpoint.path) for checkpoint in checkpoints)} holds none. "
+        "Leave --projection out, or add the file of adapters."
     )
 
 
@@ -252,33 +252,36 @@ def _is_student(part: Part) -> bool:
 
 
 def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
-    """Return where a UNet goes; nowhere, if only what stands beside it is wanted of its file."""
+    """Return the folder of a UNet, or None if the model uses only the other parts of its file.
+
+    Raises:
+        ValueError: the UNet belongs to another model.
+    """
     assert isinstance(part.network, VideoUNet)
     config, path = part.network.config, checkpoint.path
     is_student = _is_student(part)
     if card.unet == "teacher":
         if is_student:
             raise ValueError(
-                f"Expected the teacher of {card.name} in {path}, got a student: it holds the "
-                "guidance projection. Convert it as a model whose weights are merged."
+                f"{path} is a student, not the teacher of {card.name}: it holds the guidance "
+                "projection. Convert it as a model whose weights are merged."
             )
         return card.unet
     if not is_student:
         if kind == "checkpoint" and any("teacher" in source.gives for source in card.sources):
             return None
         raise ValueError(
-            f"Expected the student {card.name} in {path}, got a teacher: it lacks the guidance "
-            "projection time_cond_proj.weight. `python -m turbo.models show "
-            f"{card.name}` lists its files."
+            f"{path} is a teacher, not the student {card.name}: it lacks the guidance projection "
+            f"time_cond_proj.weight. `python -m turbo.models show {card.name}` lists its files."
         )
     if config.motion_conditioning and card.motion_layers == "never":
         raise ValueError(
-            f"Expected {card.name} in {path}, got T2V-Turbo-v2: it holds motion_cond_proj.weight. "
+            f"{path} is T2V-Turbo-v2, not {card.name}: it holds motion_cond_proj.weight. "
             "Convert it as t2v-turbo-v2 or t2v-turbo-v2-no-mg."
         )
     if not config.motion_conditioning and card.motion_layers == "always":
         raise ValueError(
-            f"Expected {card.name} in {path}, got a student without motion_cond_proj.weight. "
+            f"{path} is not {card.name}: it lacks motion_cond_proj.weight. "
             "Convert it as t2v-turbo-v2-no-mg or t2v-turbo-vc2."
         )
     return card.unet
@@ -300,16 +303,16 @@ def _plan_part(folder: str, part: Part, checkpoint: Checkpoint) -> Job:
 def _plan_adapters(
     card: ModelCard, checkpoint: Checkpoint, jobs: list[Job], projection: str | None
 ) -> Job:
-    """Return the adapters by name, or, for a model published as merged, the merged UNet."""
+    """Plan named adapters, or the merged UNet if the card has no adapters."""
     if card.role == "teacher":
         raise ValueError(
-            f"Expected the weights of the teacher {card.name}, got {checkpoint.path}: "
-            f"{_DESCRIPTIONS['adapters']}. Convert it as a student."
+            f"{checkpoint.path} is {_DESCRIPTIONS['adapters']}, not the weights of the teacher "
+            f"{card.name}. Convert it as a student."
         )
     if card.motion_layers != "never":
         raise ValueError(
-            f"Expected the whole network {card.name}, got {checkpoint.path}: "
-            f"{_DESCRIPTIONS['adapters']}, of T2V-Turbo. Convert it as t2v-turbo-vc2."
+            f"{checkpoint.path} is {_DESCRIPTIONS['adapters']} of T2V-Turbo, not the network "
+            f"{card.name}. Convert it as t2v-turbo-vc2."
         )
     base = _base_of_adapters(card, checkpoint, jobs)
     student = _student_on(base)
@@ -329,26 +332,26 @@ def _plan_adapters(
         return Job(card.unet, DIFFUSERS_FILE, slots, read, student, origin)
 
     changed = chosen + change_of(checkpoint, pairs.pop(PROJECTION), part.shapes[weight])
-    places = {f"{layer}{DOWN}": pair.down for layer, pair in pairs.items()}
-    places |= {f"{layer}{UP}": pair.up for layer, pair in pairs.items()}
+    positions = {f"{layer}{DOWN}": pair.down for layer, pair in pairs.items()}
+    positions |= {f"{layer}{UP}": pair.up for layer, pair in pairs.items()}
     slots = {
-        name: Slot(checkpoint.dtype(place), checkpoint.shapes[place])
-        for name, place in places.items()
+        name: Slot(checkpoint.dtype(position), checkpoint.shapes[position])
+        for name, position in positions.items()
     }
     slots[weight] = Slot(torch.float32, part.shapes[weight])
 
     def read_named(name: str) -> Tensor:
-        return changed if name == weight else checkpoint.read(places[name])
+        return changed if name == weight else checkpoint.read(positions[name])
 
     return Job(card.lora, LORA_FILE, slots, read_named, None, origin)
 
 
 def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
-    """Return the adapters that `save_lora` wrote, for a model that nobody published."""
+    """Plan adapters written by `save_lora`, for a model that was never published."""
     if not card.lora or any(card.lora in source.gives for source in card.sources):
         raise ValueError(
-            f"Expected a published file of {card.name}, got {checkpoint.path}: adapters by name, "
-            f"of your own distillation. Convert them as one of {OWN_STUDENTS}."
+            f"{checkpoint.path} holds named adapters, from your own distillation, not a published "
+            f"file of {card.name}. Convert it as {' or '.join(OWN_STUDENTS)}."
         )
     base = _base_of_adapters(card, checkpoint, jobs)
     student = _student_on(base)
@@ -358,21 +361,25 @@ def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job
 
 
 def _student_on(base: Job) -> VideoUNet:
-    """Return the student that adapters make of this teacher, without its numbers."""
+    """Return the student network of a teacher, on the meta device."""
     assert isinstance(base.network, VideoUNet)
     return on_meta({**base.network.config, "time_cond_proj_dim": GUIDANCE_SIZE})
 
 
 def _base_of_adapters(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job:
-    """Return the teacher a list of adapters belongs to: among these files, or converted before."""
+    """Return the teacher of some adapters: planned from these files, or converted already.
+
+    Raises:
+        NoTeacher: neither.
+    """
     for job in jobs:
         if job.folder == "teacher":
             return job
     folder = card.folder / "teacher"
     if not (folder / DIFFUSERS_FILE).exists():
         raise NoTeacher(
-            f"Expected the teacher's weights in {folder} for the adapters {checkpoint.path}, "
-            f"got none. First run `python -m turbo.models fetch {card.family}`."
+            f"The adapters {checkpoint.path} need the weights of their teacher in {folder}, which "
+            f"are missing. First run `python -m turbo.models fetch {card.family}`."
         )
     teacher = open_checkpoint(folder / DIFFUSERS_FILE)
     network = on_meta(VideoUNet.load_config(folder))

@@ -1,4 +1,4 @@
-"""Write safetensors one tensor at a time: in the memory of the largest, not of all."""
+"""Write safetensors one tensor at a time, with only one tensor in memory."""
 
 import hashlib
 import json
@@ -21,20 +21,20 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of one tensor in the file to be written."""
+    """Dtype and shape of one tensor in the file to be written."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Return its bytes."""
+        """Return the size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Written:
-    """The end of a stream."""
+    """The last item of `write_tensors`."""
 
     sha256: str  # of the file, in hexadecimal
 
@@ -42,13 +42,13 @@ class Written:
 def write_tensors(
     path: Path, slots: Mapping[str, Slot], read: Callable[[str], Tensor]
 ) -> Iterator[int | Written]:
-    """Write one safetensors file; yield the bytes of every tensor, then its hash.
+    """Write one safetensors file; yield the size of each tensor, then the hash of the file.
 
-    safetensors' own `save_file` wants all tensors at once, which for merged adapters would be a
-    second copy of the network in memory.
+    safetensors' `save_file` needs all tensors at once: for merged adapters, a second copy of the
+    network in memory.
 
     Args:
-        read: returns the tensor of a name, of the dtype and shape of its slot.
+        read: returns the tensor of a name, in the dtype and shape of its slot.
 
     Source: https://github.com/huggingface/safetensors, "Format".
     """
@@ -69,16 +69,15 @@ def write_tensors(
 
 
 def _header(slots: Mapping[str, Slot]) -> bytes:
-    """Return the length of the table, and the table: name to dtype, shape and place."""
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    """Return the header: its length, then a table from name to dtype, shape and offsets."""
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}  # required by transformers
     begin = 0
     for name, slot in slots.items():
         end = begin + slot.size
-        place = [begin, end]
         table[name] = {
             "dtype": _NAMES[slot.dtype],
             "shape": list(slot.shape),
-            "data_offsets": place,
+            "data_offsets": [begin, end],
         }
         begin = end
     text = json.dumps(table, separators=(",", ":")).encode()

@@ -1,6 +1,6 @@
-"""The text tower of OpenCLIP ViT-H/14, which both teachers use: OpenCLIP's names, and ours.
+"""Map the text encoder of OpenCLIP ViT-H/14, used by both teachers, to transformers' names.
 
-The last block does not count: the prompt is embedded by the last but one, then normalised.
+The prompt embedding is the output of the last but one block, normalised; the last block is unused.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from turbo.convert.part import Origin, Part, Shapes
+from turbo.convert.part import Origin, Part, Shapes, renamed_part
 
-BLOCKS = 23  # of the published tower's 24: what is below the last one embeds the prompt
+BLOCKS = 23  # of the published 24: the last one is unused
 HEAD_WIDTH = 64  # of every published CLIP
 END_TOKEN = 49407
 
@@ -28,92 +28,91 @@ _AROUND = {
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
-_NO_PART_OF_IT = ("text_projection", "logit_scale", "attn_mask")
+_UNUSED = ("text_projection", "logit_scale", "attn_mask")
 
 
 def map_open_clip_text(
     shapes: Shapes, prefix: str = "", *, heads: int | None = None, blocks: int | None = None
 ) -> Part:
-    """Return the text tower whose tensors have these shapes, under OpenCLIP's names.
+    """Return the text encoder with tensors of these shapes, under OpenCLIP's names.
 
     Args:
-        heads: of its attention, which no shape tells; None takes heads 64 wide, as published.
-        blocks: that embed the prompt; None takes all there are but the last.
+        heads: of its attention; cannot be inferred. None means heads of width 64, as published.
+        blocks: to use; None means all but the last.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
     if blocks is None:
         blocks = _count(r"transformer\.resblocks\.(\d+)\.ln_1\.weight", own) - 1
-    tower = _on_meta(
+    encoder = _on_meta(
         own["token_embedding.weight"],
         positions=own["positional_embedding"][0],
         hidden=own["transformer.resblocks.0.mlp.c_fc.weight"][0],
         blocks=blocks,
         heads=heads,
     )
-    return open_clip_part(tower, own, prefix)
+    return open_clip_part(encoder, own, prefix)
 
 
-def open_clip_part(tower: CLIPTextModel, names: Iterable[str] = (), prefix: str = "") -> Part:
-    """Return a tower with the places of its tensors under OpenCLIP's names.
+def open_clip_part(encoder: CLIPTextModel, names: Iterable[str] = (), prefix: str = "") -> Part:
+    """Return a text encoder with the origins of its tensors under OpenCLIP's names.
 
     Args:
-        names: of all tensors in the file, without the prefix; some are of no use.
+        names: of all tensors in the file, without the prefix.
     """
     origins = {}
-    for name, tensor in tower.state_dict().items():
+    for name, tensor in encoder.state_dict().items():
         theirs, third = open_clip_name(name)
         rows, *columns = tensor.shape
         shape = (rows, *columns) if third is None else (3 * rows, *columns)
         origins[name] = Origin(prefix + theirs, shape, third)
-    last = f"transformer.resblocks.{tower.config.num_hidden_layers}."
-    unused = [name for name in names if name.startswith(last) or name in _NO_PART_OF_IT]
-    return Part(tower, origins, frozenset(prefix + name for name in unused))
+    last = f"transformer.resblocks.{encoder.config.num_hidden_layers}."
+    unused = [name for name in names if name.startswith(last) or name in _UNUSED]
+    return Part(encoder, origins, frozenset(prefix + name for name in unused))
 
 
 def map_transformers_text(
     shapes: Shapes, *, heads: int | None = None, blocks: int | None = None
 ) -> Part:
-    """Return the text tower whose tensors have these shapes, under transformers' names.
+    """Return the text encoder with tensors of these shapes, under transformers' names.
 
-    Up to its version 4, and so in ModelScope's file, they begin with `text_model.`.
+    In transformers < 5, and so in ModelScope's file, they have the prefix `text_model.`.
 
     Args:
         heads: as for `map_open_clip_text`.
-        blocks: that embed the prompt; None takes all there are.
+        blocks: to use; None means all.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
     if blocks is None:
         blocks = _count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.layer_norm1\.weight", shapes)
-    tower = _on_meta(
+    encoder = _on_meta(
         shapes[f"{prefix}embeddings.token_embedding.weight"],
         positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
         hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
         blocks=blocks,
         heads=heads,
     )
-    return transformers_part(tower, prefix)
+    return transformers_part(encoder, prefix)
 
 
-def transformers_part(tower: CLIPTextModel, prefix: str) -> Part:
-    """Return a tower with the places of its tensors under transformers' names, which are ours."""
-    tensors = tower.state_dict()
-    origins = {name: Origin(prefix + name, tuple(t.shape)) for name, t in tensors.items()}
-    return Part(tower, origins, frozenset({f"{prefix}embeddings.position_ids"}))
+def transformers_part(encoder: CLIPTextModel, prefix: str) -> Part:
+    """Return a text encoder with its origins under transformers' names: ours, after a prefix."""
+    unused = frozenset({f"{prefix}embeddings.position_ids"})
+    return renamed_part(encoder, prefix.__add__, unused)
 
 
-def published_tower() -> CLIPTextModel:
-    """Return the text tower of both teachers, without its numbers."""
+def published_text_encoder() -> CLIPTextModel:
+    """Return the text encoder of both teachers, on the meta device."""
     return _on_meta((49408, 1024), positions=77, hidden=4096, blocks=BLOCKS, heads=16)
 
 
 def open_clip_name(name: str) -> tuple[str, int | None]:
-    """Return OpenCLIP's name of a tensor of ours, and which third of it is ours, if not all."""
+    """Return OpenCLIP's name of our tensor, and which third of it is ours (None: all of it)."""
     if name in _AROUND:
         return _AROUND[name], None
     _, _, block, *middle, end = name.split(".")
@@ -135,9 +134,9 @@ def _count(pattern: str, shapes: Shapes) -> int:
 def _on_meta(
     embedding: tuple[int, ...], *, positions: int, hidden: int, blocks: int, heads: int | None
 ) -> CLIPTextModel:
-    words, width = embedding
+    vocabulary, width = embedding
     configuration = CLIPTextConfig(
-        vocab_size=words,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=hidden,
         num_hidden_layers=blocks,
@@ -149,7 +148,7 @@ def _on_meta(
         pad_token_id=0,
     )
     with torch.device("meta"):
-        tower = CLIPTextModel(configuration)
-    # The one tensor that no file holds.
-    tower.embeddings.position_ids = torch.arange(positions).expand(1, -1)
-    return tower
+        encoder = CLIPTextModel(configuration)
+    # The only tensor that is not in the file.
+    encoder.embeddings.position_ids = torch.arange(positions).expand(1, -1)
+    return encoder

@@ -1,6 +1,7 @@
-"""The two published video UNets: VideoCrafter2's own names, and diffusers' for ModelScope.
+"""Map the two published video UNets to our names: VideoCrafter2 from its own, ModelScope from
+diffusers'.
 
-Nothing is assumed of their sizes: the configuration follows from names and shapes.
+The configuration is inferred from the names and shapes, for any size.
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from turbo.convert.part import Origin, Part, Shapes
+from turbo.convert.part import Origin, Part, Shapes, renamed_part
 from turbo.networks.unet import VideoUNet
 
 INPUT_HEADS = 8  # of the first temporal transformer, in both networks
@@ -39,35 +40,35 @@ _CHILD = {"resnets": 0, "temp_convs": 0, "attentions": 1, "temp_attentions": 2}
 
 
 def map_videocrafter_unet(shapes: Shapes, prefix: str = "") -> Part:
-    """Return the VideoCrafter2 network whose tensors have these shapes.
+    """Return the VideoCrafter2 network with tensors of these shapes.
 
     Covers the teacher, T2V-Turbo and T2V-Turbo-v2, which differ in their conditioning.
 
     Args:
-        shapes: of a file's tensors, by name; those without the prefix are not looked at.
+        shapes: of a file's tensors, by name; names without the prefix are ignored.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
     return videocrafter_part(on_meta(_videocrafter_configuration(own)), prefix)
 
 
 def map_modelscope_unet(shapes: Shapes) -> Part:
-    """Return the ModelScope network whose tensors have these shapes, under diffusers' names.
+    """Return the ModelScope network with tensors of these shapes, under diffusers' names.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     return modelscope_part(on_meta(_modelscope_configuration(shapes)))
 
 
 def videocrafter_part(unet: VideoUNet, prefix: str = "") -> Part:
-    """Return a network with the places of its tensors under VideoCrafter2's names."""
+    """Return a network with the origins of its tensors under VideoCrafter2's names."""
     names = videocrafter_names(unet)
     origins = {}
     for name, tensor in unet.state_dict().items():
-        # Its first temporal transformer projects by a Conv1d where ours has a Linear.
+        # Its first temporal transformer has a Conv1d of kernel 1 where ours has a Linear.
         pointwise = re.match(r"transformer_in\.proj_(in|out)\.weight", name)
         shape = (*tensor.shape, 1) if pointwise else tuple(tensor.shape)
         origins[name] = Origin(prefix + names[name], shape)
@@ -75,15 +76,14 @@ def videocrafter_part(unet: VideoUNet, prefix: str = "") -> Part:
 
 
 def modelscope_part(unet: VideoUNet) -> Part:
-    """Return a network with the places of its tensors under diffusers' names, which are ours."""
-    tensors = unet.state_dict()
-    return Part(unet, {name: Origin(name, tuple(t.shape)) for name, t in tensors.items()})
+    """Return a network with the origins of its tensors under diffusers' names, which are ours."""
+    return renamed_part(unet)
 
 
 def videocrafter_names(unet: VideoUNet) -> dict[str, str]:
-    """Return VideoCrafter2's name of every tensor of a network, by ours.
+    """Return VideoCrafter2's name of every tensor of a network, by our names.
 
-    Source: T2V-Turbo's published code; every name of the full networks is checked in the tests.
+    Source: T2V-Turbo's published code; the tests check every name of the full networks.
     """
     rename = _renamer(unet)
     return {name: rename(name) for name in unet.state_dict()}
@@ -92,7 +92,7 @@ def videocrafter_names(unet: VideoUNet) -> dict[str, str]:
 def _renamer(unet: VideoUNet) -> Callable[[str], str]:
     """Return the function from our names to VideoCrafter2's.
 
-    Its blocks are numbered through: per level the residual blocks, then the change of size.
+    Its blocks are numbered consecutively: per level the residual blocks, then the resampling.
     """
     layers = unet.config.layers_per_block
 
@@ -127,7 +127,7 @@ def _renamer(unet: VideoUNet) -> Callable[[str], str]:
 
 
 def _inside(kind: str, rest: str) -> str:
-    """Rename what is inside a block; `temopral_conv` is their spelling."""
+    """Rename the rest of a name, inside a block; `temopral_conv` is their spelling."""
     if kind == "temp_convs":
         return f".temopral_conv{rest}"
     if kind == "resnets":
@@ -137,7 +137,7 @@ def _inside(kind: str, rest: str) -> str:
 
 
 def on_meta(configuration: dict[str, Any]) -> VideoUNet:
-    """Return a network of names and shapes that takes no memory."""
+    """Return a network on the meta device: names and shapes without data."""
     arguments = {name: value for name, value in configuration.items() if name[0] != "_"}
     with torch.device("meta"):
         return VideoUNet(**arguments)
@@ -149,8 +149,8 @@ def _videocrafter_configuration(shapes: Shapes) -> dict[str, Any]:
         for match in (re.match(r"input_blocks\.(\d+)\.0\.op\.weight", name) for name in shapes)
         if match
     )
-    stride = downs[0] if downs else 0  # blocks of one level, and the change of size
-    first = [1 + level * stride for level in range(len(downs) + 1)]  # block of each level
+    stride = downs[0] if downs else 0  # blocks per level, including the resampling
+    first = [1 + level * stride for level in range(len(downs) + 1)]  # first block of each level
     widths = [shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0] for block in first]
     attends = [f"input_blocks.{block}.1.norm.weight" in shapes for block in first]
     layers = [n for n in shapes if re.fullmatch(r"input_blocks\.\d+\.0\.in_layers\.2\.weight", n)]

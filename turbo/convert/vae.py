@@ -1,4 +1,4 @@
-"""The image VAE of Stable Diffusion, which both teachers use: LDM's names, and diffusers'."""
+"""Map Stable Diffusion's image VAE, used by both teachers, from LDM's or diffusers' names."""
 
 import re
 from collections.abc import Container
@@ -20,15 +20,15 @@ _LEAVES = {
     "to_out.0": "proj_out",
     "conv_norm_out": "norm_out",
 }
-# What diffusers called the layers of an attention when ModelScope was published.
+# diffusers' names of attention layers when ModelScope was published.
 _FORMER_LEAVES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
 def map_latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
-    """Return the VAE whose tensors have these shapes, under LDM's names.
+    """Return the VAE with tensors of these shapes, under LDM's names.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
     levels = 1 + _highest(r"encoder\.down\.(\d+)\.", own)
@@ -41,11 +41,11 @@ def map_latent_diffusion_vae(shapes: Shapes, prefix: str = "") -> Part:
 
 
 def latent_diffusion_part(vae: AutoencoderKL, prefix: str = "") -> Part:
-    """Return a VAE with the places of its tensors under LDM's names."""
+    """Return a VAE with the origins of its tensors under LDM's names."""
     levels = len(vae.config.block_out_channels)
     origins = {}
     for name, tensor in vae.state_dict().items():
-        # Attention projects by a 1 x 1 convolution where ours has a Linear.
+        # Its attention has 1 x 1 convolutions where ours has Linear layers.
         pointwise = re.search(r"\.to_(q|k|v|out\.0)\.weight$", name)
         shape = (*tensor.shape, 1, 1) if pointwise else tuple(tensor.shape)
         origins[name] = Origin(prefix + latent_diffusion_name(name, levels), shape)
@@ -53,10 +53,10 @@ def latent_diffusion_part(vae: AutoencoderKL, prefix: str = "") -> Part:
 
 
 def map_diffusers_vae(shapes: Shapes) -> Part:
-    """Return the VAE whose tensors have these shapes, under diffusers' names, former or present.
+    """Return the VAE with tensors of these shapes, under diffusers' names, former or present.
 
     Raises:
-        KeyError: a tensor that tells the configuration is missing; by its name.
+        KeyError: name of a missing tensor that determines the configuration.
     """
     levels = 1 + _highest(r"encoder\.down_blocks\.(\d+)\.", shapes)
     vae = _on_meta(
@@ -71,7 +71,7 @@ def map_diffusers_vae(shapes: Shapes) -> Part:
 
 
 def diffusers_part(vae: AutoencoderKL, names: Container[str]) -> Part:
-    """Return a VAE with the places of its tensors under those names of diffusers' in a file."""
+    """Return a VAE with the origins of its tensors, under diffusers' former or present names."""
     origins = {}
     for name, tensor in vae.state_dict().items():
         theirs = name
@@ -83,17 +83,18 @@ def diffusers_part(vae: AutoencoderKL, names: Container[str]) -> Part:
 
 
 def published_vae() -> AutoencoderKL:
-    """Return the VAE of both teachers, without its numbers."""
+    """Return the VAE of both teachers, on the meta device."""
     return _on_meta([128, 256, 512, 512], layers=2, latent_channels=4)
 
 
 def latent_diffusion_name(name: str, levels: int) -> str:
-    """Return LDM's name of a tensor of a VAE with so many levels; the decoder counts backwards."""
+    """Return LDM's name of a tensor of a VAE with `levels` levels."""
 
-    def backwards(match: re.Match[str]) -> str:
+    def reverse_level(match: re.Match[str]) -> str:
+        # LDM numbers the decoder's levels from the other end.
         return f"decoder.up.{levels - 1 - int(match[1])}."
 
-    name = re.sub(r"decoder\.up_blocks\.(\d+)\.", backwards, name)
+    name = re.sub(r"decoder\.up_blocks\.(\d+)\.", reverse_level, name)
     name = re.sub(r"encoder\.down_blocks\.", "encoder.down.", name)
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
     name = name.replace("mid_block.attentions.0", "mid.attn_1")

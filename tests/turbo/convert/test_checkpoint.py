@@ -1,4 +1,4 @@
-"""Foreign files: read in every format, never run, and refused when they are not whole."""
+"""Weight files from others: read in every format, never run, refused when damaged."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ def weights():
 
 
 class Bomb:
-    """Writes a file when it is unpickled, as a stranger's file might do worse."""
+    """Writes a file when it is unpickled; a malicious file might do worse."""
 
     def __init__(self, target) -> None:
         self.target = target
@@ -81,7 +81,9 @@ def test_code_in_a_pickle_does_not_run_and_is_named(modern, weights, tmp_path):
     content = {"state_dict": weights, "payload": Bomb(tmp_path / "ran")}
     torch.save(content, tmp_path / "evil.ckpt", _use_new_zipfile_serialization=modern)
 
-    with pytest.raises(ValueError, match=r"evil.ckpt, got pickled code \(posix.system\), which"):
+    with pytest.raises(
+        ValueError, match=r"evil.ckpt contains code \(posix.system\), which was not run"
+    ):
         open_checkpoint(tmp_path / "evil.ckpt")
 
     assert not (tmp_path / "ran").exists()
@@ -107,7 +109,7 @@ def test_a_flipped_bit_is_found_under_the_name_of_its_tensor(weights, tmp_path):
     checkpoint = open_checkpoint(path)
 
     assert_close(checkpoint.read("first"), weights["first"], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"under 'second' in .*model.pt, got others.* it again"):
+    with pytest.raises(ValueError, match=r"model.pt is damaged.*'second'.*again"):
         checkpoint.read("second")
 
 
@@ -118,7 +120,7 @@ def test_a_flipped_bit_in_the_table_of_names_is_found(weights, tmp_path):
     content[content.index(b"second")] ^= 1
     path.write_bytes(content)
 
-    with pytest.raises(ValueError, match=r"model.pt, got one that is damaged .*data.pkl"):
+    with pytest.raises(ValueError, match=r"model.pt is damaged .*data.pkl"):
         open_checkpoint(path)
 
 
@@ -141,7 +143,9 @@ def test_a_pickle_cut_short_is_refused_with_where_it_ends(share, weights, tmp_pa
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
 
-    with pytest.raises(ValueError, match=r"model.ckpt, .*cut short after \d+ bytes, in 'model/.*'"):
+    with pytest.raises(
+        ValueError, match=r"model.ckpt is .*cut short: .* after \d+ bytes, in 'model/"
+    ):
         open_checkpoint(path)
 
 
@@ -151,7 +155,7 @@ def test_safetensors_cut_short_are_refused_with_the_first_tensor_lost(weights, t
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
-    with pytest.raises(ValueError, match=r"model.safetensors, .* in 'second'.*Download it again"):
+    with pytest.raises(ValueError, match=r"model.safetensors is .* in 'second'.*Download it again"):
         open_checkpoint(path)
 
 
@@ -159,14 +163,14 @@ def test_safetensors_cut_in_their_header_are_refused(weights, tmp_path):
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:20])
 
-    with pytest.raises(ValueError, match=r"cut.safetensors, .* in its header"):
+    with pytest.raises(ValueError, match=r"cut.safetensors is .* in its header"):
         open_checkpoint(tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize(
     "content, hint",
     [
-        (b"<!DOCTYPE html><html>Log in", "a web page, perhaps one that asks to log in"),
+        (b"<!DOCTYPE html><html>Log in", "a web page, perhaps one that asks you to log in"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "the pointer that git-lfs leaves"),
         (b"", "begins with b''"),
         (b"anything", "begins with b'anything'"),
@@ -182,10 +186,10 @@ def test_what_is_not_weights_is_refused_with_what_it_is(content, hint, tmp_path)
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"a": torch.ones(2), "step": 4}, r"Expected a tensor under 'step' in .*, got int"),
-        ({}, "Expected tensors in .*, got none"),
-        (torch.ones(2), "Expected tensors by name, or a list of them, in .*, got Tensor"),
-        ([torch.ones(2), "b"], r"Expected a tensor under '1' in .*, got str"),
+        ({"a": torch.ones(2), "step": 4}, "'step' in .* is int, not a tensor"),
+        ({}, "holds no tensors"),
+        (torch.ones(2), "holds a Tensor, not tensors by name or a list"),
+        ([torch.ones(2), "b"], "'1' in .* is str, not a tensor"),
     ],
 )
 def test_other_content_is_refused(content, message, tmp_path):
@@ -199,7 +203,7 @@ def test_a_tensor_that_is_no_number_is_refused(weights, tmp_path):
     weights["second"][3, 4] = float("nan")
     torch.save(weights, tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match="Expected finite numbers under 'second'"):
+    with pytest.raises(ValueError, match="'second' contains NaN or infinity"):
         open_checkpoint(tmp_path / "model.pt").read("second")
 
 
@@ -211,7 +215,7 @@ UNFIT = {
     "float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
     "qint8": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     r"float32 \(sparse_coo\)": lambda tensor: tensor.to_sparse(),
-    r"float32 \(meta, a tensor without numbers\)": lambda tensor: tensor.to("meta"),
+    r"float32 \(meta, a tensor without data\)": lambda tensor: tensor.to("meta"),
 }
 
 
@@ -223,7 +227,7 @@ def test_what_no_weight_can_be_is_refused(dtype, change, weights, tmp_path):
     checkpoint = open_checkpoint(tmp_path / "model.pt")
 
     for use in (checkpoint.read, checkpoint.dtype):
-        with pytest.raises(ValueError, match=f"under 'second' in .*model.pt, got {dtype}. Use"):
+        with pytest.raises(ValueError, match=f"'second' in .*model.pt is {dtype}, but weights"):
             use("second")
 
 
@@ -242,7 +246,7 @@ def test_positions_that_old_files_count_are_read_and_no_weight(tmp_path):
     checkpoint = open_checkpoint(tmp_path / "model.pt")
 
     assert_close(checkpoint.read(name), torch.arange(77), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="position_ids' in .*, got int64"):
+    with pytest.raises(ValueError, match="position_ids' in .* is int64"):
         checkpoint.dtype(name)
 
 
@@ -260,12 +264,12 @@ def test_positions_that_old_files_count_are_read_and_no_weight(tmp_path):
 def test_pickles_that_are_none_are_refused(content, tmp_path):
     (tmp_path / "model.pt").write_bytes(content)
 
-    with pytest.raises(ValueError, match=r"Expected .* in .*model.pt, got"):
+    with pytest.raises(ValueError, match=r"model.pt (is|holds)"):
         open_checkpoint(tmp_path / "model.pt")
 
 
 def damaged(content: bytes, count: int) -> list[bytes]:
-    """Return a file cut short at places, and with wrong bytes at others."""
+    """Return copies of a file, some truncated, some with wrong bytes."""
     chance = random.Random(0)
     cut = [content[:end] for end in range(1, len(content), len(content) // count)]
     changed = []
@@ -280,7 +284,7 @@ def damaged(content: bytes, count: int) -> list[bytes]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["legacy", "archive", "safetensors"])
 def test_damaged_files_are_read_or_refused(kind, tmp_path):
-    """An unpickler that foreign bytes lead astray raises nearly anything."""
+    """An unpickler raises almost any exception on damaged bytes."""
     path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
     tensors = {name: torch.ones(2) for name in "abc"}
     if kind == "safetensors":
@@ -328,7 +332,9 @@ def test_safetensors_with_a_wrong_table_are_refused(header, tmp_path):
     content = len(header).to_bytes(8, "little") + header + bytes(8)
     (tmp_path / "model.safetensors").write_bytes(content)
 
-    with pytest.raises(ValueError, match="model.safetensors, .* in its header .*Download it again"):
+    with pytest.raises(
+        ValueError, match="model.safetensors is .* in its header .*Download it again"
+    ):
         open_checkpoint(tmp_path / "model.safetensors")
 
 
@@ -337,7 +343,7 @@ def test_a_pickle_under_the_name_of_safetensors_is_to_be_renamed(modern, weights
     path = tmp_path / "model.safetensors"
     torch.save(weights, path, _use_new_zipfile_serialization=modern)
 
-    with pytest.raises(ValueError, match="model.safetensors, .* got a pickle .* Rename it"):
+    with pytest.raises(ValueError, match="model.safetensors is .* a torch pickle. Rename it"):
         open_checkpoint(path)
 
 
@@ -361,7 +367,7 @@ def test_a_nest_in_itself_is_refused(tmp_path):
     content["model"] = content
     torch.save(content, tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match="model.pt, got 4 nests in one another, or one in itself"):
+    with pytest.raises(ValueError, match="model.pt are nested more than 3 levels deep, or in"):
         open_checkpoint(tmp_path / "model.pt")
 
 
@@ -385,7 +391,7 @@ def test_code_is_named_in_every_protocol_without_advice_to_run_it(
     else:
         torch.save(content, path, **options)
 
-    with pytest.raises(ValueError, match=r"got pickled code \(posix.system\)") as refusal:
+    with pytest.raises(ValueError, match=r"contains code \(posix.system\)") as refusal:
         open_checkpoint(path)
 
     assert "weights_only" not in str(refusal.value)
@@ -395,7 +401,7 @@ def test_code_is_named_in_every_protocol_without_advice_to_run_it(
 def test_weights_in_a_new_protocol_are_not_called_code(weights, tmp_path):
     torch.save(weights, tmp_path / "model.pt", pickle_protocol=4)
 
-    with pytest.raises(ValueError, match="in .*model.pt, got one of protocol 4, .* Use a copy"):
+    with pytest.raises(ValueError, match="model.pt is a pickle of protocol 4"):
         open_checkpoint(tmp_path / "model.pt")
 
 
@@ -403,7 +409,9 @@ def test_weights_in_a_new_protocol_are_not_called_code(weights, tmp_path):
 def test_torchscript_is_called_what_it_is(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
 
-    with pytest.raises(ValueError, match="model.pt, got TorchScript, .* was not run") as refusal:
+    with pytest.raises(
+        ValueError, match=r"model.pt contains code \(TorchScript\), which was not run"
+    ) as refusal:
         open_checkpoint(tmp_path / "model.pt")
 
     assert "weights_only" not in str(refusal.value)
@@ -413,10 +421,10 @@ def test_an_archive_of_other_things_is_refused_with_what_is_in_it(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         archive.writestr("model.safetensors", "")
 
-    with pytest.raises(ValueError, match=r"an archive of \['model.safetensors'\]. Unpack it"):
+    with pytest.raises(ValueError, match=r"archive of \['model.safetensors'\], .* Unpack it"):
         open_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Expected a file of weights at"):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
         open_checkpoint(tmp_path / "nothing.pt")

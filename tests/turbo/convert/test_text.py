@@ -1,4 +1,4 @@
-"""The published text tower: OpenCLIP's names, its last block unused, and transformers' names."""
+"""The published text encoder: OpenCLIP's names, its last block unused, and transformers' names."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ PREFIX = "cond_stage_model.model."
 
 
 def published_tower(recorded: Golden) -> dict[str, torch.Tensor]:
-    """Return the recorded weights with the table of words, of which only some rows are kept."""
+    """Return the recorded weights with the token embedding, of which some rows are recorded."""
     weights = {name.removeprefix("model."): t for name, t in recorded.weights().items()}
     text = recorded.metadata("config")["arch"]["text_cfg"]
     words = torch.zeros(text["vocab_size"], text["width"])

@@ -70,7 +70,7 @@ def test_a_prefix_and_other_tensors_are_passed_over(golden):
 
 
 def recorded_shapes(recorded):
-    """Return the shapes of recorded weights; a recipe tells them without the work of drawing."""
+    """Return the shapes of recorded weights, without drawing those of a recipe."""
     if "recipe" in recorded.file.metadata():
         return {n: tuple(shape) for n, shape in recorded.metadata("sd_shapes").items()}
     return shapes_of(recorded.weights())
@@ -80,7 +80,7 @@ def recorded_shapes(recorded):
 @pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
 def test_configuration_read_from_shapes_is_the_recorded_one(name, variant, golden):
     recorded = golden(name)
-    told = recorded.metadata("config")
+    sizes = recorded.metadata("config")
     published = {
         name: shape
         for name, shape in recorded_shapes(recorded).items()
@@ -89,13 +89,13 @@ def test_configuration_read_from_shapes_is_the_recorded_one(name, variant, golde
 
     config = map_videocrafter_unet(published).network.config
 
-    widths = [told["model_channels"] * times for times in told["channel_mult"]]
+    widths = [sizes["model_channels"] * times for times in sizes["channel_mult"]]
     assert config.block_out_channels == widths
-    assert config.layers_per_block == told["num_res_blocks"]
-    assert config.attention_head_dim == told["num_head_channels"]
-    assert config.cross_attention_dim == told["context_dim"]
+    assert config.layers_per_block == sizes["num_res_blocks"]
+    assert config.attention_head_dim == sizes["num_head_channels"]
+    assert config.cross_attention_dim == sizes["context_dim"]
     assert config.fps_conditioning
-    guided = told["time_cond_proj_dim"] if variant != "teacher" else None
+    guided = sizes["time_cond_proj_dim"] if variant != "teacher" else None
     assert config.time_cond_proj_dim == guided
     assert config.motion_conditioning == (variant == "v2")
 
