@@ -99,14 +99,14 @@ def availability(name: str, placement: Mapping[str, Any] | None = None) -> str:
     state = describe_state(card)
     if state != "ready" or placement is None:
         return state
-    from turbo.models.placement import memory_wanting
+    from turbo.models.placement import missing_memory
 
     try:
-        wanting = memory_wanting(card, **placement)
+        missing = missing_memory(card, **placement)
     except ValueError as refusal:  # damaged, or this machine has no such device
         logger.error("%s", refusal)
         return "cannot be loaded, see the log"
-    return f"needs {wanting / 1e9:.1f} GB memory" if wanting else state
+    return f"needs {missing / 1e9:.1f} GB memory" if missing else state
 
 
 def load_model(

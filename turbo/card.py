@@ -144,33 +144,32 @@ class ModelCard:
 
 
 def describe_state(card: ModelCard) -> str:
-    """Return in a few words what a model still needs."""
+    """Return "ready", or what a model still needs, in a few words."""
     if card.is_ready():
         return "ready"
     if card.unpublished:
-        return "to be trained by you"
-    if needs_choice(card):  # which no visitor of a page can make
+        return "needs training"
+    if needs_choice(card):  # of a guidance projection; only the command offers it
         return f"needs {card.download_bytes / 1e9:.1f} GB and a choice"
     return f"needs {card.download_bytes / 1e9:.1f} GB download"
 
 
 def needs_choice(card: ModelCard) -> bool:
-    """Return whether published adapters are to be fetched, which lack their guidance projection."""
+    """Return whether a fetch includes published adapters, which lack their guidance projection."""
     return card.lora is not None and any(card.lora in file.gives for file in card.needed)
 
 
 def describe_remedy(card: ModelCard) -> str:
-    """Return what makes a model ready that is not."""
+    """Return how to make a model ready."""
     command = "python -m turbo.models"
     if card.sources and card.unpublished:
         return (
-            f"Distil it from {card.family} with this repository's losses, save it by "
-            f"`turbo.networks.lora.save_lora`, and convert that: {command} fetch {card.family}, "
-            "then "
+            f"Distil it from {card.family} with this repository's losses and save it with "
+            f"`turbo.networks.lora.save_lora`. Then convert it: {command} fetch {card.family}, "
             f"{command} convert {card.name} lora.safetensors."
         )
     if needs_choice(card):
-        return f"Fetch them: {command} fetch {card.name} --projection zeros (README: why)."
+        return f"Fetch it: {command} fetch {card.name} --projection zeros (see the README)."
     if card.sources:
-        return f"Fetch them: {command} fetch {card.name}."
-    return "Train them, or check out the repository with its weights."
+        return f"Fetch it: {command} fetch {card.name}."
+    return "Train it, or restore the weights from the repository."

@@ -1,1 +1,1 @@
-"""Which models there are, and how their weights get onto this machine."""
+"""The registry of models, and getting their weights onto this machine."""

@@ -1,9 +1,9 @@
-"""The models that can be loaded, and the command that gets, converts and checks their weights.
+"""The command `python -m turbo.models`: list, fetch, convert and verify models.
 
 python -m turbo.models list
 python -m turbo.models fetch t2v-turbo-v2
 
-Reading the table takes no time: torch and diffusers are imported by the first load.
+`list` and `show` are fast: they do not import torch.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as refusal:  # ConnectionError and FileNotFoundError are OSErrors
         sys.exit(f"{parser.prog}: {refusal}")
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Run the same command again to go on.")
+        sys.exit("\nStopped. Run the same command again to continue.")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -55,11 +55,11 @@ def _show(options: argparse.Namespace) -> None:
         "state": describe_state(card),
         "folder": f"{card.folder}: {', '.join(card.parts)}, tokenizer",
         "clips": f"{card.num_frames} frames of {card.width} x {card.height}, {card.fps} per second",
-        "sampling": f"{steps}{motion}; told {card.told_fps} frames per second",
+        "sampling": f"{steps}{motion}; conditioned on {card.told_fps} frames per second",
         "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
         f"{card.guidance_kind}",
-        "memory": f"{card.memory_gb:g} GB of an accelerator in half precision, everything on it "
-        "(estimate)",
+        "memory": f"{card.memory_gb:g} GB on an accelerator, in half precision, with all parts on "
+        "it (estimate)",
     }
     for source in card.sources:
         lines[source.path] = f"{source.size / 1e9:.2f} GB, {source.address}"
@@ -81,7 +81,7 @@ def _fetch(options: argparse.Namespace) -> None:
         print(f"{source.size / 1e9:5.2f} GB  {source.address}")
     if size and not options.yes:
         if not sys.stdin.isatty():
-            raise ValueError(f"Expected --yes to download {size / 1e9:.1f} GB unasked, got none.")
+            raise ValueError(f"The download is {size / 1e9:.1f} GB. Confirm it with --yes.")
         if input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ").lower() != "y":
             raise ValueError("Nothing was downloaded.")
     steps = fetch_model(card, projection=options.projection)
@@ -98,7 +98,7 @@ def _convert(options: argparse.Namespace) -> None:
     )
     _show_progress(("convert", done, total) for done, total in written)
     if card.missing:
-        print(f"Converted. {card.name} still lacks {', '.join(card.missing)} in {card.folder}")
+        print(f"Converted. Still missing in {card.folder}: {', '.join(card.missing)}")
     else:
         print(f"{card.name} is ready in {card.folder}")
 
@@ -120,11 +120,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
-    """Draw one bar after another, in bytes."""
+    """Draw one progress bar per stage from (stage, done, total) in bytes."""
     from tqdm import tqdm
 
     for (stage, total), part in groupby(steps, key=itemgetter(0, 2)):
-        # Closed also by a refusal, which is told below the bar, not in its line.
+        # Closed on an error too, so that its message starts on a new line.
         with closing(tqdm(desc=stage, total=total, unit="B", unit_scale=True)) as bar:
             for _, done, _ in part:
                 bar.update(done - bar.n)
@@ -133,7 +133,7 @@ def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m turbo.models",
-        description="List the models; get, convert and check their weights.",
+        description="List the models; fetch, convert and verify their weights.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -142,24 +142,38 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("list", _list, "every model, and whether it can be loaded")
-    show = add("show", _show, "one model: how it samples, and what it is made of")
+    add("list", _list, "list all models and whether they are ready")
+    show = add("show", _show, "show one model: sampling settings, files and sizes")
     fetch = add("fetch", _fetch, "download a model's published files and convert them")
-    convert = add("convert", _convert, "turn published files into the weights that are loaded here")
-    verify = add("verify", _verify, "check a model's weights, or published files before converting")
+    convert = add(
+        "convert", _convert, "convert published files into the layout that is loaded here"
+    )
+    verify = add(
+        "verify", _verify, "check a model's weights, or published files before their conversion"
+    )
     for command in (show, fetch, convert, verify):
         command.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODELS)}")
-    fetch.add_argument("--yes", action="store_true", help="do not ask before downloading gigabytes")
+    fetch.add_argument("--yes", action="store_true", help="download without asking")
     convert.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="or a folder in diffusers' layout"
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="a file, or a folder in diffusers' layout",
     )
-    convert.add_argument("--replace", action="store_true", help="write also what is there already")
+    convert.add_argument(
+        "--replace", action="store_true", help="overwrite parts that are converted already"
+    )
     verify.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE", help="or a folder in diffusers' layout"
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="a file, or a folder in diffusers' layout",
     )
     for command in (fetch, convert):
         command.add_argument(
             "--projection", metavar="zeros|random:SEED|FILE",
-            help="the guidance projection that published adapters lack",
+            help="guidance projection, which published adapters lack",
         )  # fmt: skip
     return parser

@@ -1,4 +1,4 @@
-"""Damaged weights: what the libraries raise of them, and what is said instead."""
+"""Damaged weights: the exceptions of the libraries that read them, and one message for all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from turbo.card import ModelCard
 
-# What diffusers, transformers and safetensors raise of damaged weights and configurations.
+# Raised by diffusers, transformers and safetensors for damaged weights and configurations.
 DAMAGE = (
     *(OSError, KeyError, TypeError, AttributeError, RuntimeError),
     *(SafetensorError, JSONDecodeError, UnicodeDecodeError),
@@ -17,11 +17,11 @@ DAMAGE = (
 
 @contextmanager
 def explained_damage(card: ModelCard) -> Iterator[None]:
-    """Turn what the libraries say of damaged weights into a `ValueError` that says what to do."""
+    """Turn an exception from reading damaged weights into a `ValueError` that names a remedy."""
     try:
         yield
     except DAMAGE as error:
         raise ValueError(
-            f"Expected whole weights of {card.name} in {card.folder}, got {type(error).__name__}: "
-            f"{error}. `python -m turbo.models verify {card.name}` tells what is damaged."
+            f"The weights of {card.name} in {card.folder} cannot be read ({type(error).__name__}: "
+            f"{error}). Run `python -m turbo.models verify {card.name}` to find the damaged file."
         ) from error

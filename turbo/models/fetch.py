@@ -1,21 +1,24 @@
-"""Download the published files of a model into the Hub's cache, and convert them.
+"""Download the published files of a model into the Hugging Face cache, and convert them.
 
-A download that was cut off, by a lost connection or by a closed program, goes on where it ended.
-Free of torch until there is something to convert.
+An interrupted download (lost connection, closed program) continues where it stopped.
+`hf_hub_download` cannot do that: since huggingface_hub 1.0 it downloads to a temporary file of its
+own and deletes it on failure. `HfFileSystem` reads a remote file from any byte on, with retries.
+
+torch is imported only for the conversion.
 """
 
 import hashlib
 import os
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from huggingface_hub import (
+    HfFileSystem,
     constants,
     get_hf_file_metadata,
-    get_session,
     hf_hub_download,
     hf_hub_url,
     try_to_load_from_cache,
@@ -27,107 +30,132 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.file_download import HfFileMetadata, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
+from huggingface_hub.file_download import repo_folder_name
 
 from turbo.card import HubFile, ModelCard, describe_remedy, needs_choice
 from turbo.disk_space import check_space, nearest_existing
 
-CHUNK = 4 * 2**20  # bytes between two reports
-ATTEMPTS = 5  # without a new byte, before giving up
+CHUNK = 4 * 2**20  # bytes between two progress reports
 SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
 class FetchProgress:
-    """Where a fetch stands."""
+    """Progress of one stage of a fetch."""
 
     stage: Literal["download", "check", "convert"]
     done: int  # bytes
-    total: int  # bytes of this stage
+    total: int  # bytes in this stage
+
+
+@dataclass(frozen=True)
+class _Download:
+    """A file that is not in the cache, with its size and hash as reported by the Hub."""
+
+    file: HubFile
+    size: int  # bytes
+    etag: str  # SHA-256 of a file in large-file storage
+
+    @property
+    def blob(self) -> Path:
+        """Return the path of the finished file: the Hugging Face cache names files by etag."""
+        folder = repo_folder_name(repo_id=self.file.repository, repo_type="model")
+        return Path(constants.HF_HUB_CACHE) / folder / "blobs" / self.etag
+
+    @property
+    def partial(self) -> Path:
+        """Return the path of the unfinished file."""
+        return self.blob.with_name(f"{self.etag}.partial")
+
+    @property
+    def remaining(self) -> int:
+        """Return the number of bytes still to download."""
+        return self.size - (self.partial.stat().st_size if self.partial.exists() else 0)
 
 
 def fetch_model(card: ModelCard, *, projection: str | None = None) -> Iterator[FetchProgress]:
-    """Download what a model lacks, check it, and convert it. Close the iterator to stop.
+    """Download the missing files of a model, check them, and convert them.
+
+    Closing the iterator stops the fetch; the next one continues the download.
 
     Args:
-        projection: which guidance projection published adapters get; see `convert.adapters`.
+        projection: guidance projection for published adapters; see `convert.adapters`.
 
     Raises:
         ValueError: there is nothing to fetch, a choice is missing, or a file is not the published
-            one; each with a text fit for a page.
-        ConnectionError: the Hub cannot be reached, or does not give the file.
+            one. The message can be shown on a page.
+        ConnectionError: the Hub is unreachable or refuses the file.
         OSError: the disk is full.
     """
     check_request(card, projection)
-    missing = set(card.missing)  # of what is there in part, the conversion will tell
+    missing = set(card.missing)  # partly missing outputs are counted during conversion
     written = sum(file.size for file in card.needed if missing.issuperset(file.gives))
     paths = yield from download_files(card.needed, folder=card.folder, written=written)
-    from turbo.convert.model import convert_model  # brings torch: seconds
+    from turbo.convert.model import convert_model  # imports torch: seconds
 
     for done, total in convert_model(card, paths, projection=projection):
         yield FetchProgress("convert", done, total)
 
 
 def check_request(card: ModelCard, projection: str | None = None) -> None:
-    """Refuse what a download could not make whole, before it begins.
+    """Check before the download that it would complete the model.
 
     Raises:
         ValueError: as for `fetch_model`.
     """
     if card.is_ready():
         raise ValueError(
-            f"Expected a model to fetch, got {card.name}, which is ready in {card.folder}. Where "
-            "it is damaged, delete the folder that `verify` names, and fetch again."
+            f"{card.name} is already in {card.folder}. To replace damaged weights, delete the "
+            "folder that `verify` names and fetch again."
         )
     if card.unpublished:
         raise ValueError(
-            f"Expected a published model, got {card.name}, whose {card.unpublished[0]!r} nobody "
-            f"published. {describe_remedy(card)}"
+            f"{card.name} cannot be fetched: its {card.unpublished[0]!r} was never published. "
+            f"{describe_remedy(card)}"
         )
     if projection is not None:
         if not any(card.lora in file.gives for file in card.sources):
             raise ValueError(
-                f"Expected no --projection for {card.name}, which fetches no adapters, got "
-                f"{projection!r}. Leave --projection out."
+                f"--projection {projection!r} does not apply to {card.name}, which has no "
+                "published adapters. Leave --projection out."
             )
         from turbo.convert.adapters import check_projection
 
         check_projection(projection)
     elif needs_choice(card):
-        from turbo.convert.adapters import THE_TRAP
+        from turbo.convert.adapters import PROJECTION_REQUIRED
 
-        raise ValueError(f"Expected a guidance projection for {card.name}, got none. {THE_TRAP}")
+        raise ValueError(f"{card.name} needs a guidance projection. {PROJECTION_REQUIRED}")
 
 
 def download_files(
     files: list[HubFile], *, folder: Path | None = None, written: int = 0
 ) -> Generator[FetchProgress, None, list[Path]]:
-    """Download files into the Hub's cache, unless they are there, and return their paths.
+    """Download files into the Hugging Face cache, except those already there; return their paths.
 
     Args:
-        folder: where they are converted afterwards, for which there must be room as well.
-        written: bytes that will be there then.
+        folder: where the files are converted afterwards; its disk must have room as well.
+        written: bytes that the conversion will write.
     """
     cached = {file: find_cached(file) for file in files}
-    absent = [file for file, path in cached.items() if path is None]
-    offered = {file: _look_up(file) for file in absent}  # all of them, before the first gigabyte
-    total = sum(metadata.size or 0 for metadata in offered.values())
-    loaded = total - sum(map(_part_there, absent, offered.values()))
+    # Look up every file before downloading the first gigabyte.
+    downloads = [_look_up(file) for file, path in cached.items() if path is None]
+    remaining = sum(download.remaining for download in downloads)
     cache = Path(constants.HF_HUB_CACHE)
-    check_space(cache, loaded)
+    check_space(cache, remaining)
     if folder is not None:
-        check_space(folder, written + (loaded if _disk_of(folder) == _disk_of(cache) else 0))
+        check_space(folder, written + (remaining if _disk_of(folder) == _disk_of(cache) else 0))
     for file, path in cached.items():
         if path is not None and file.sha256 is not None:
             yield from _check_cached(file, path)
-    done = 0
-    for file, metadata in offered.items():
-        for size in _download(file, metadata):
+    done, total = 0, sum(download.size for download in downloads)
+    for download in downloads:
+        for size in _download(download):
             yield FetchProgress("download", done + size, total)
-        done += metadata.size or 0
-        yield from _check(file, metadata)
-        cached[file] = Path(hf_hub_download(file.repository, file.path))
+        done += download.size
+        yield from _check(download)
+        # The blob is in place, so this only adds the link that makes it part of the cache.
+        cached[download.file] = Path(hf_hub_download(download.file.repository, download.file.path))
     return [path for path in cached.values() if path]
 
 
@@ -136,105 +164,90 @@ def _disk_of(folder: Path) -> int:
 
 
 def find_cached(file: HubFile) -> Path | None:
-    """Return where a file is in the Hub's cache, or None; asks nobody."""
+    """Return the path of a file in the Hugging Face cache, or None. Makes no request."""
     path = try_to_load_from_cache(file.repository, file.path)
     return Path(path) if isinstance(path, str) else None
 
 
-def _look_up(file: HubFile) -> HfFileMetadata:
-    """Ask the Hub for size and hash of a file."""
+def _look_up(file: HubFile) -> _Download:
+    """Ask the Hub for the size and hash of a file."""
     try:
         metadata = get_hf_file_metadata(hf_hub_url(file.repository, file.path))
     except OfflineModeIsEnabled as error:
         raise ConnectionError(
-            f"Expected {file.path} of {file.repository} in the cache, for HF_HUB_OFFLINE is set; "
-            "got none. Unset it, or convert a file you have."
+            f"{file.path} of {file.repository} is not in the cache, and HF_HUB_OFFLINE forbids "
+            "downloads. Unset it, or convert a file that you have."
         ) from error
     except GatedRepoError as error:
         raise ConnectionError(
-            f"Expected access to {file.repository}, got a refusal. Accept its terms at "
-            f"{file.address} and set HF_TOKEN."
+            f"{file.repository} denied access. Accept its terms at {file.address} and set HF_TOKEN."
         ) from error
     except (RepositoryNotFoundError, EntryNotFoundError) as error:
         raise ConnectionError(
-            f"Expected {file.path} in {file.repository}, got none. It may have moved, or need "
-            f"HF_TOKEN: look at {file.address}"
+            f"{file.path} was not found in {file.repository}. It may have moved, or need HF_TOKEN: "
+            f"see {file.address}"
         ) from error
     except HTTPError as error:
         raise ConnectionError(_unreachable(file, error)) from error
     if metadata.size is None or metadata.etag is None:
         raise ConnectionError(
-            f"Expected size and hash of {file.address}, got none. Try again later."
+            f"The Hub did not report the size and hash of {file.address}. Try again later."
         )
     if file.sha256 and metadata.etag != file.sha256:
         raise ValueError(
-            f"Expected SHA-256 {file.sha256} of {file.path} in {file.repository}, got "
-            f"{metadata.etag}: the file was replaced since its card was written. Look at "
-            f"{file.address}, download it yourself if you trust it, and convert it."
+            f"{file.path} in {file.repository} has changed since its model card was written: its "
+            f"SHA-256 is {metadata.etag}, not {file.sha256}. Look at {file.address}; if you trust "
+            "the new file, download it yourself and convert it."
         )
-    return metadata
+    return _Download(file, metadata.size, metadata.etag)
 
 
-def _download(file: HubFile, metadata: HfFileMetadata) -> Iterator[int]:
-    """Write the file beside its place in the cache; yield how many bytes are there."""
-    partial = _partial(file, metadata)
+def _download(download: _Download) -> Iterator[int]:
+    """Complete the partial file; yield how many of its bytes are on the disk."""
+    file, partial = download.file, download.partial
     partial.parent.mkdir(parents=True, exist_ok=True)
-    attempts = ATTEMPTS
-    with WeakFileLock(partial.with_suffix(".lock")), partial.open("ab") as target:
-        while target.tell() < (metadata.size or 0):
-            before = target.tell()
-            try:
-                for chunk in _request(file, before):
+    lock = FileLock(partial.with_suffix(".lock"), thread_local=False)  # see convert_model
+    with lock, partial.open("ab") as target:
+        if not download.remaining:
+            return
+        try:
+            # block_size=0 streams over one connection.
+            with HfFileSystem().open(f"{file.repository}/{file.path}", block_size=0) as source:
+                source.loc = target.tell()  # the stream has no seek; it starts at this byte
+                while chunk := source.read(CHUNK):
                     target.write(chunk)
                     yield target.tell()
-            except HTTPError as error:
-                attempts = ATTEMPTS if target.tell() > before else attempts - 1
-                if not attempts:
-                    raise ConnectionError(_unreachable(file, error)) from error
-                time.sleep(1)
+        except HTTPError as error:
+            raise ConnectionError(_unreachable(file, error)) from error
 
 
-def _request(file: HubFile, begin: int) -> Iterator[bytes]:
-    """Yield the bytes of a file from one of them on."""
-    headers = build_hf_headers() | {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
-    url = hf_hub_url(file.repository, file.path)
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
-        hf_raise_for_status(response)
-        if begin and response.status_code != 206:
-            raise ConnectionError(
-                f"Expected {file.address} from byte {begin} on, got it from the first. "
-                "Remove the unfinished download and try again."
-            )
-        yield from response.iter_bytes(CHUNK)
-
-
-def _check(file: HubFile, metadata: HfFileMetadata) -> Iterator[FetchProgress]:
-    """Compare a download with its hash, and put it where the Hub's cache expects it."""
-    partial, etag = _partial(file, metadata), str(metadata.etag)
-    if len(etag) == SHA256_DIGITS:
-        found = yield from _digest(partial)
-        if found != etag:
-            partial.unlink()
+def _check(download: _Download) -> Iterator[FetchProgress]:
+    """Compare a download with its hash, and move it to its place in the Hugging Face cache."""
+    if len(download.etag) == SHA256_DIGITS:
+        found = yield from _digest(download.partial)
+        if found != download.etag:
+            download.partial.unlink()
             raise ValueError(
-                f"Expected SHA-256 {etag} of {file.path} from {file.repository}, "
-                f"got {found}; the download was removed. Fetch it again."
+                f"The download of {download.file.path} from {download.file.repository} was damaged "
+                f"and has been removed: its SHA-256 is {found}, not {download.etag}. "
+                "Fetch it again."
             )
-    os.replace(partial, partial.with_name(etag))
+    os.replace(download.partial, download.blob)
 
 
 def _check_cached(file: HubFile, path: Path) -> Iterator[FetchProgress]:
-    """Compare what the cache holds with the hash on the card."""
+    """Compare a file in the cache with the hash on its card."""
     found = yield from _digest(path)
     if found != file.sha256:
         raise ValueError(
-            f"Expected SHA-256 {file.sha256} of {file.path} from {file.repository}, got {found} "
-            "in the cache: damaged, or another version. Remove it from the Hub's cache (HF_HOME) "
-            "and fetch it again."
+            f"The cached copy of {file.path} from {file.repository} is damaged or another version: "
+            f"its SHA-256 is {found}, not {file.sha256}. Remove it from the Hugging Face cache "
+            "(HF_HOME) and fetch it again."
         )
 
 
 def _digest(path: Path) -> Generator[FetchProgress, None, str]:
-    """Read a file, telling every few megabytes, and return its SHA-256 in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal; yield progress every few megabytes."""
     digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as content:
         while chunk := content.read(CHUNK):
@@ -243,19 +256,8 @@ def _digest(path: Path) -> Generator[FetchProgress, None, str]:
     return digest.hexdigest()
 
 
-def _part_there(file: HubFile, metadata: HfFileMetadata) -> int:
-    partial = _partial(file, metadata)
-    return partial.stat().st_size if partial.exists() else 0
-
-
-def _partial(file: HubFile, metadata: HfFileMetadata) -> Path:
-    """Return where a download grows; its finished name is its hash, as the Hub's cache has it."""
-    folder = repo_folder_name(repo_id=file.repository, repo_type="model")
-    return Path(constants.HF_HUB_CACHE) / folder / "blobs" / f"{metadata.etag}.partial"
-
-
 def _unreachable(file: HubFile, error: Exception) -> str:
     return (
-        f"Expected {file.path} from {file.repository}, got no answer ({error}). "
-        "Check the connection and run it again: it goes on where it ended."
+        f"Downloading {file.path} from {file.repository} failed ({error}). Check the connection "
+        "and try again: the download continues where it stopped."
     )

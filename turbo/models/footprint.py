@@ -1,6 +1,6 @@
-"""What a model takes of a device's memory, foretold from its files before any is loaded.
+"""Estimate a model's memory use from its files, before loading it.
 
-Free of torch, so that a page can say it at once.
+Does not import torch, so that a page can show the estimate at once.
 """
 
 import json
@@ -17,65 +17,65 @@ from turbo.models.errors import explained_damage
 # How many frames the VAE decodes at a time.
 DECODE_CHUNK: dict[Memory, int] = {"full": 8, "sliced": 1, "offload": 1}
 
-# Live numbers at the worst moment of a call, for every latent place and frame (UNet) or pixel (VAE)
-# and channel: of the first temporal transformer, in whose feed-forward layer the moment usually is;
-# of the outermost layers, where it is else; and of the VAE's outermost layers. Counted on the meta
-# device, as a test does.
-ENTRANCE_NUMBERS, UNET_NUMBERS, VAE_NUMBERS = 20.5, 26.5, 6.0
-ENTRANCE_HEADS = 8  # of that transformer, in every network
-# On top: workspaces of convolutions and what the allocator cannot use. A guess, on the safe side.
+# Activations alive at the peak of one call, counted on the meta device (a test repeats the count).
+# Per latent position and frame, and per channel of the layer at which the peak occurs: usually the
+# feed-forward layer of the first temporal transformer, else the outermost layers of the UNet.
+TRANSFORMER_IN_ACTIVATIONS, UNET_ACTIVATIONS = 20.5, 26.5
+VAE_ACTIVATIONS = 6.0  # per pixel and channel of the VAE's outermost layers
+TRANSFORMER_IN_HEADS = 8  # of the first temporal transformer, in every network
+# Convolution workspaces and memory that the allocator cannot use. A guess, on the safe side.
 HEADROOM = 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """How many numbers a model holds at a time; bytes follow from the precision."""
+    """Element counts of a model's weights and activations; times the item size they are bytes."""
 
     text_encoder: int  # weights
     unet: int  # weights
     vae: int  # weights
-    denoise: int  # activations of one call of the UNet, for one video
+    denoise: int  # activations of one UNet call, for one video
     decode: int  # activations of the VAE, for one frame
     frames: int
 
     def peak(self, memory: Memory, itemsize: int) -> int:
-        """Return the bytes at the worst moment of one video, `itemsize` bytes a number."""
+        """Return the peak memory in bytes for one video, at `itemsize` bytes per element."""
         decode = self.decode * min(DECODE_CHUNK[memory], self.frames)
-        if memory == "offload":  # one part after the other
-            numbers = max(self.text_encoder, self.unet + self.denoise, self.vae + decode)
+        if memory == "offload":  # one network on the device at a time
+            elements = max(self.text_encoder, self.unet + self.denoise, self.vae + decode)
         else:
-            numbers = self.text_encoder + self.unet + self.vae + max(self.denoise, decode)
-        return int(HEADROOM * itemsize * numbers)
+            elements = self.text_encoder + self.unet + self.vae + max(self.denoise, decode)
+        return int(HEADROOM * itemsize * elements)
 
 
 def measure_footprint(card: ModelCard) -> Footprint:
-    """Read the footprint of a model from its configurations and from the heads of its weights.
+    """Compute a footprint from a model's configurations and the headers of its weight files.
 
     Raises:
-        ValueError: a part of it is not on this disk, or damaged.
+        ValueError: a file is missing or damaged.
     """
     with explained_damage(card):
         unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
-        shrink = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
-        places = (card.height // shrink) * (card.width // shrink)
+        downscale = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
+        positions = (card.height // downscale) * (card.width // downscale)
         return Footprint(
             text_encoder=count_weights(card.folder / "text_encoder"),
             unet=count_weights(card.folder / card.unet),
             vae=count_weights(card.folder / "vae"),
-            denoise=int(card.num_frames * places * _numbers_a_place(unet)),
-            decode=int(VAE_NUMBERS * card.height * card.width * vae["block_out_channels"][0]),
+            denoise=int(card.num_frames * positions * _activations_per_position(unet)),
+            decode=int(VAE_ACTIVATIONS * card.height * card.width * vae["block_out_channels"][0]),
             frames=card.num_frames,
         )
 
 
-def _numbers_a_place(unet: dict) -> float:
+def _activations_per_position(unet: dict) -> float:
     channels = unet["block_out_channels"][0]
-    entrance = ENTRANCE_HEADS * unet["attention_head_dim"]
-    return max(ENTRANCE_NUMBERS * entrance + channels, UNET_NUMBERS * channels)
+    inner = TRANSFORMER_IN_HEADS * unet["attention_head_dim"]
+    return max(TRANSFORMER_IN_ACTIVATIONS * inner + channels, UNET_ACTIVATIONS * channels)
 
 
 def count_weights(folder: Path) -> int:
-    """Return how many numbers the safetensors of a folder hold; reads only their heads."""
+    """Return the number of elements in a folder's safetensors; reads only the headers."""
     return sum(prod(shape) for file in folder.glob("*.safetensors") for shape in _shapes(file))
 
 

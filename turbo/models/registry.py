@@ -1,4 +1,4 @@
-"""The table of models: the embedded ones, and those of the two papers."""
+"""The model registry: the embedded models, and those of the two papers."""
 
 import os
 from collections.abc import Mapping
@@ -8,30 +8,30 @@ from typing import Any
 from turbo.card import HubFile, ModelCard
 from turbo.disk_space import nearest_existing
 
-WEIGHTS = Path(__file__).parents[1] / "weights"  # those of the embedded models
+WEIGHTS = Path(__file__).parents[1] / "weights"  # of the embedded models
 
 
 def published_folder(environment: Mapping[str, str]) -> Path:
-    """Return where published weights go once they are converted.
+    """Return the folder of converted published weights.
 
-    The downloads themselves stay in the Hub's own cache.
+    The downloaded files stay in the Hugging Face cache.
     """
     if chosen := environment.get("T2V_WEIGHTS_DIR"):
-        return Path(os.path.expanduser(chosen))  # "~" of an unknown user stays, and raises nothing
+        return Path(os.path.expanduser(chosen))  # keeps "~" of an unknown user
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
 
 
 def check_published(folder: Path) -> None:
-    """Refuse a place for published weights that cannot be a folder.
+    """Check that the folder of published weights is one, or can be created.
 
     Raises:
-        ValueError: it, or what it should lie in, is a file.
+        ValueError: it, or a folder above it, is a file.
     """
-    there = nearest_existing(folder)
-    if not there.is_dir():
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
         raise ValueError(
-            f"Expected a folder in T2V_WEIGHTS_DIR, got {folder}, where {there} is none. Set it to "
-            "a folder, or unset it."
+            f"T2V_WEIGHTS_DIR is {folder}, but {existing} is a file. Set it to a folder, or unset "
+            "it."
         )
 
 
@@ -82,8 +82,8 @@ _SHAPES: dict[str, Any] = {
     "cpu_threads": 1,
 }
 
-_EMBEDDED_GUIDANCE = "Embedded guidance w: told to the network, one call a step; s = w + 1."
-_CLASSIFIER_FREE = "Classifier-free guidance s: two network calls a step; 1 is no guidance."
+_EMBEDDED_GUIDANCE = "Embedded guidance w: an input of the network, one call per step; s = w + 1."
+_CLASSIFIER_FREE = "Classifier-free guidance s: two network calls per step; 1 is no guidance."
 
 _SHAPES_STUDENT: dict[str, Any] = {
     "role": "student",
@@ -92,9 +92,9 @@ _SHAPES_STUDENT: dict[str, Any] = {
     "default_steps": 4,
     "max_steps": 8,
     "default_guidance": 1.5,
-    "min_guidance": 0.5,  # the range it was distilled on, where its teacher is good
+    "min_guidance": 0.5,  # the range of its distillation, where its teacher is good
     "max_guidance": 3.0,
-    "origin_steps": 20,  # a coarser grid than the paper's 50: fewer hops from clean to noise
+    "origin_steps": 20,  # coarser than the paper's 50: fewer solver steps from clean to noise
     "guidance_kind": _EMBEDDED_GUIDANCE,
     **_SHAPES,
 }
@@ -132,13 +132,13 @@ _STUDENT: dict[str, Any] = {
     "role": "student",
     "sampler": "consistency",
     "default_steps": 4,
-    "max_steps": 50,  # all of the grid they were distilled on
+    "max_steps": 50,  # the whole distillation grid
     "default_guidance": 7.5,
-    "min_guidance": 5.0,  # the range they were distilled on
+    "min_guidance": 5.0,  # the range of their distillation
     "max_guidance": 15.0,
     "guidance_kind": _EMBEDDED_GUIDANCE,
 }
-# T2V-Turbo-v2, arXiv:2410.05677: a finer grid, 16 steps, clips of 8 frames a second.
+# T2V-Turbo-v2, arXiv:2410.05677: a finer grid, 16 steps, 8 frames per second.
 _V2: dict[str, Any] = {
     **_STUDENT,
     "origin_steps": 200,
@@ -184,9 +184,9 @@ _PAPER_CARDS = [
         licence="Apache-2.0",
         sources=(VIDEOCRAFTER2_CKPT,),
         fps=10,
-        conditioning_fps=28,  # told 28 and saved at 10, as its own launch script does
+        conditioning_fps=28,  # conditioned on 28 and saved at 10, as in its launch script
         eta=1.0,
-        clean_rescale=True,  # its own sampler; the baseline the papers compare with
+        clean_rescale=True,  # as in its own sampler; the papers' baseline
         default_guidance=12.0,
         **_VIDEOCRAFTER2,
         **_TEACHER,
@@ -205,7 +205,7 @@ _PAPER_CARDS = [
         title="T2V-Turbo (VC2)",
         licence="CC-BY-4.0",
         unet="t2v-turbo",
-        # The merged network, not the list of adapters: only it holds the guidance projection.
+        # The merged network: the list of adapters lacks the guidance projection.
         sources=(
             HubFile(
                 repository="jiachenli-ucsb/T2V-Turbo-VC2-Merged",
@@ -221,7 +221,7 @@ _PAPER_CARDS = [
     ModelCard(
         name="t2v-turbo-ms",
         title="T2V-Turbo (MS)",
-        licence="CC-BY-4.0 AND CC-BY-NC-4.0",  # the adapters', and that of what they adapt
+        licence="CC-BY-4.0 AND CC-BY-NC-4.0",  # of the adapters, and of the network they adapt
         unet="teacher",
         lora="t2v-turbo",
         sources=(
@@ -271,7 +271,7 @@ _PAPER_CARDS = [
                 gives=("t2v-turbo-v2-no-mg",),
             ),
         ),
-        motion_layers="maybe",  # by its size the file holds them; they are never told anything
+        motion_layers="maybe",  # present, judging by the file's size, but never used
         **_VIDEOCRAFTER2,
         **_V2,
     ),
@@ -305,14 +305,14 @@ DEFAULT_MODEL = "shapes-turbo"
 
 
 def find_card(name: str) -> ModelCard:
-    """Return the card of that name.
+    """Return the card of a model.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is no such model; the message lists all.
     """
     if name not in MODELS:
         raise ValueError(
-            f"Expected a model from {list(MODELS)}, got {name!r}. "
-            "Cards are in turbo/models/registry.py."
+            f"There is no model {name!r}. Choose one of {', '.join(MODELS)} "
+            "(turbo/models/registry.py)."
         )
     return MODELS[name]

@@ -1,4 +1,4 @@
-"""Check weights: a published file before it is converted, or a model's folders after."""
+"""Verify weights: a published file before its conversion, or a model's folders after it."""
 
 import json
 from collections.abc import Iterator
@@ -39,37 +39,34 @@ PUBLISHED_PARAMETERS = {
     1_411_233_860: "ModelScope",
     1_411_315_780: "T2V-Turbo (MS)",
     83_653_863: "the VAE of both teachers",
-    340_387_840: "the text tower of both teachers",
+    340_387_840: "the text encoder of both teachers",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in one file or folder."""
+    """The result for one file or folder."""
 
-    place: Path
-    parameters: int  # 0 where there is no network
+    path: Path
+    parameters: int  # 0 without a network
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         published = PUBLISHED_PARAMETERS.get(self.parameters)
-        size = f"{self.parameters:,} parameters" + (f", as {published}" if published else "")
+        size = f"{self.parameters:,} parameters" + (f", as in {published}" if published else "")
         state = "good" if not self.problems else f"{len(self.problems)} problems"
-        lines = [f"{self.place}: {state}" + (f"; {size}" if self.parameters else "")]
+        lines = [f"{self.path}: {state}" + (f"; {size}" if self.parameters else "")]
         return "\n".join(lines + [f"  {problem}" for problem in self.problems])
 
 
 def verify_file(card: ModelCard, path: Path) -> Finding:
-    """Compare a published file with what its model needs; every difference is a problem.
-
-    Where the card knows the SHA-256 of the file, one flipped bit is a difference.
-    """
+    """Compare a published file with the networks of its model, and with its SHA-256 if known."""
     try:
         checkpoint = open_checkpoint(path)
         kind = recognise(checkpoint)
         try:
             parts = parts_of(checkpoint, kind)
-        except ValueError as error:  # what tells the sizes is missing
+        except ValueError as error:  # a tensor that determines the sizes is missing
             missing = _missing_of_published(checkpoint, kind)
             return Finding(path, 0, missing or [str(error)])
         problems = []
@@ -77,9 +74,9 @@ def verify_file(card: ModelCard, path: Path) -> Finding:
             problems = [str(d) for d in find_differences(parts.values(), checkpoint.shapes)]
         if not problems:
             try:
-                # Which projection the adapters get is to be chosen when they are converted.
+                # The conversion asks for the guidance projection; any choice will do here.
                 plan_jobs(card, [checkpoint], "zeros" if kind == "adapters" else None)
-            except NoTeacher:  # yet; it is of the published size
+            except NoTeacher:  # not converted yet: compare with the published sizes
                 check_adapters(card, checkpoint)
             problems = _damages(checkpoint)
         problems += [line for part in parts.values() for line in find_strange_size(card, part)]
@@ -95,58 +92,58 @@ def _missing_of_published(checkpoint: Checkpoint, kind: Kind) -> list[str]:
 
 
 def _strange_bytes(card: ModelCard, path: Path) -> list[str]:
-    """Compare a file with the hash on the card, if it is there under this name."""
+    """Compare a file with the SHA-256 on the card, if the card has one for this file name."""
     known = [file for file in card.sources if file.sha256 and path.match(file.path)]
     found = sha256_of(path) if known else ""
     return [
-        f"expected SHA-256 {file.sha256}, as of {file.address}, got {found}: damaged, or another "
-        "file. Download it again"
+        f"damaged, or another file: its SHA-256 is {found}, that of {file.address} is "
+        f"{file.sha256}. Download it again"
         for file in known
         if file.sha256 != found
     ]
 
 
 def find_strange_size(card: ModelCard, part: Part) -> list[str]:
-    """Return what is wrong with the size of a network, of which the papers have but a few."""
+    """Return a problem if the parameter count is none of the papers' networks."""
     if not card.sources or part.parameters in PUBLISHED_PARAMETERS:
         return []
     name = type(part.network).__name__
     return [
-        f"expected a {name} of one of the sizes {sorted(PUBLISHED_PARAMETERS)}, "
-        f"got {part.parameters:,} parameters: not a network of the papers"
+        f"{name} of {part.parameters:,} parameters: not a network of the papers, which have "
+        f"{', '.join(f'{count:,}' for count in sorted(PUBLISHED_PARAMETERS))}"
     ]
 
 
 def verify_model(card: ModelCard) -> Iterator[Finding]:
-    """Compare every folder of a model with its configuration, and with the hash it was noted."""
+    """Compare every folder of a model with its configuration and its recorded SHA-256."""
     for folder in (*card.parts, "tokenizer"):
-        place = card.folder / folder
+        path = card.folder / folder
         if folder in card.missing:
-            yield Finding(place, 0, [f"missing. {describe_remedy(card)}"])
+            yield Finding(path, 0, [f"missing. {describe_remedy(card)}"])
             continue
         try:
             finding = _verify_folder(card, folder)
-        except DAMAGE as error:  # of a garbled configuration
-            finding = Finding(place, 0, [f"{type(error).__name__}: {error}"])
+        except DAMAGE as error:  # a damaged configuration
+            finding = Finding(path, 0, [f"{type(error).__name__}: {error}"])
         except ValueError as refusal:
-            finding = Finding(place, 0, [str(refusal)])
+            finding = Finding(path, 0, [str(refusal)])
         if finding.problems and card.sources:
-            remedy = f"To mend it delete {place}, and fetch {card.name} or convert it again."
+            remedy = f"To repair it, delete {path} and fetch or convert {card.name} again."
             finding.problems.append(remedy)
         yield finding
 
 
 def _verify_folder(card: ModelCard, folder: str) -> Finding:
-    place = card.folder / folder
+    path = card.folder / folder
     if folder == "tokenizer":
         load_tokenizer(
-            place, CLIPTextConfig.from_pretrained(card.folder / "text_encoder").vocab_size
+            path, CLIPTextConfig.from_pretrained(card.folder / "text_encoder").vocab_size
         )
-        return Finding(place, 0)
-    files = sorted(place.glob("*.safetensors"))
+        return Finding(path, 0)
+    files = sorted(path.glob("*.safetensors"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        return Finding(place, 0, [f"expected one file of weights, got {names}"])
+        return Finding(path, 0, [f"more than one file of weights: {names}. Keep one"])
     checkpoint = open_checkpoint(files[0])
     if folder == card.lora:
         return _verify_adapters(card, checkpoint, files[0])
@@ -177,7 +174,7 @@ def _verify_adapters(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Fin
 
 
 def _network_of(folder: Path) -> nn.Module:
-    """Return the network a folder's configuration describes, without memory."""
+    """Return the network of a folder's configuration, on the meta device."""
     configuration: dict[str, Any] = json.loads((folder / "config.json").read_text())
     if configuration.get("_class_name") == "VideoUNet":
         return on_meta(VideoUNet.load_config(folder))
@@ -188,7 +185,7 @@ def _network_of(folder: Path) -> nn.Module:
 
 
 def _damages(checkpoint: Checkpoint) -> list[str]:
-    """Read every tensor, and return what is wrong with its bytes."""
+    """Read every tensor; return one problem per damaged tensor."""
     problems = []
     for name in checkpoint.shapes:
         try:
@@ -199,12 +196,12 @@ def _damages(checkpoint: Checkpoint) -> list[str]:
 
 
 def _changes(file: Path) -> list[str]:
-    """Compare a converted file with the hash that was noted when it was written."""
+    """Compare a converted file with the SHA-256 recorded at its conversion."""
     record = file.with_name(CONVERSION)
     if not record.exists():
         return []
-    noted = json.loads(record.read_text())["sha256"]
+    recorded = json.loads(record.read_text())["sha256"]
     found = sha256_of(file)
-    if found == noted:
+    if found == recorded:
         return []
-    return [f"changed since it was converted: expected SHA-256 {noted}, got {found}; convert again"]
+    return [f"changed since its conversion: SHA-256 {found}, then {recorded}. Convert it again"]
