@@ -9,7 +9,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -38,8 +38,8 @@ from turbo.models.registry import WEIGHTS
 from turbo.networks.lora import LORA_FILE, save_lora
 from turbo.networks.text import TextEncoder
 from turbo.networks.unet import VideoUNet
-from turbo.rewards import Feedback, ImageTextReward, VideoTextReward
-from turbo.rewards.video_text import save_viclip
+from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
+from turbo.rewards.viclip import save_viclip
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIPS = 4000  # encoded per process
@@ -159,13 +159,13 @@ class Recipe:
         """
         guide = self._load_teacher()
         network = self._begin_student(guide)
-        feedback = variant.feedback(*self._load_rewards())
-        return network, self._train_student(guide, network, name, student.CONFIG, feedback)
+        rewards = variant.rewards(*self._load_rewards())
+        return network, self._train_student(guide, network, name, student.CONFIG, rewards)
 
     def _begin_student(self, guide: VideoUNet) -> VideoUNet:
         """Train the beginning that all students have in common, or load it."""
         network = student.build_student(guide)
-        reports = self._train_student(guide, network, "start", student.START_CONFIG, Feedback())
+        reports = self._train_student(guide, network, "start", student.START_CONFIG, ())
         self._watch("start", reports, student.START_CONFIG.steps)
         return network
 
@@ -175,7 +175,7 @@ class Recipe:
         network: VideoUNet,
         name: str,
         config: FitConfig,
-        feedback: Feedback,
+        rewards: Sequence[WeightedReward],
     ) -> Iterator[StepReport]:
         return student.train_student(
             guide,
@@ -184,7 +184,7 @@ class Recipe:
             self.captions,
             self.runs / f"{name}.pt",
             config,
-            feedback=feedback,
+            rewards=rewards,
             vae=self._load_vae().eval().requires_grad_(False),
         )
 

@@ -1,7 +1,18 @@
-"""Reward models: frames and prompts in, one differentiable number per video out."""
+"""Reward models: differentiable scores of frames against prompts; `feedback` mixes them.
 
-from turbo.rewards.feedback import Feedback, Rewards, reward_clean
+To add a published reward, write one file with its network, its reader and its `RewardCard`, and add
+a line to `published.REWARDS`.
+"""
+
+from turbo.rewards.feedback import MixedReward, WeightedReward, mix_rewards, stride_frames
 from turbo.rewards.image_text import ImageTextReward
-from turbo.rewards.video_text import VideoTextReward
+from turbo.rewards.viclip import VideoTextReward
 
-__all__ = ["Feedback", "ImageTextReward", "Rewards", "VideoTextReward", "reward_clean"]
+__all__ = [
+    "ImageTextReward",
+    "MixedReward",
+    "VideoTextReward",
+    "WeightedReward",
+    "mix_rewards",
+    "stride_frames",
+]

@@ -1,9 +1,9 @@
-"""Mixed reward feedback: what the rewards say of the student's one-jump estimate.
+"""Mixed reward feedback: the student's estimates of clean latents, scored by several rewards.
 
 Source: T2V-Turbo, arXiv:2405.18750, section 4 (Eq. 6-9).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,79 +14,30 @@ from torch import Tensor
 from turbo.networks.vae import decode_latents
 from turbo.types import Frames, Latents, PerVideo
 
-RewardModel = Callable[[Frames, list[str]], PerVideo]  # differentiable in the frames
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feedback:
-    """Which rewards count, how much, and how many decoded frames each sees."""
-
-    image: RewardModel | None = None
-    video: RewardModel | None = None
-    image_weight: float = 1.0  # beta_img
-    video_weight: float = 2.0  # beta_vid
-    image_frames: int = 6  # M, drawn without replacement
-    video_frames: int = 8  # evenly spaced, from a random phase
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """What a batch earned; zero where a reward is absent."""
-
-    image: PerVideo
-    video: PerVideo
-    loss: Float[Tensor, ""]  # - beta_img mean(image) - beta_vid mean(video)
-
-
-def reward_clean(
-    clean: Latents,
-    prompts: list[str],
-    vae: AutoencoderKL,
-    feedback: Feedback,
-    generator: torch.Generator,
-) -> Rewards:
-    """Decode some frames of the estimates, with their graph, and score them.
-
-    Args:
-        clean: `ConsistencyLoss.clean`, with gradient.
-    """
-    image = video = clean.new_zeros(len(clean))
-    if feedback.image is not None:
-        frames = draw_frames(clean.shape[2], feedback.image_frames, generator)
-        image = score_frames(clean, frames, prompts, vae, feedback.image)
-    if feedback.video is not None:
-        frames = stride_frames(clean.shape[2], feedback.video_frames, generator)
-        video = score_frames(clean, frames, prompts, vae, feedback.video)
-    loss = -feedback.image_weight * image.mean() - feedback.video_weight * video.mean()
-    return Rewards(image, video, loss)
-
-
-def score_frames(
-    clean: Latents,
-    frames: Int[Tensor, " M"],
-    prompts: list[str],
-    vae: AutoencoderKL,
-    reward: RewardModel,
-) -> PerVideo:
-    """Decode the frames at these places of every video, and score them."""
-    return reward(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)
+# Frames in [0, 1] and one prompt per video -> one score per video, higher is better. Differentiable
+# with respect to the frames; the reward's own parameters are frozen.
+RewardModel = Callable[[Frames, list[str]], PerVideo]
+# (available frames, frames to select, generator) -> their indices
+SelectFrames = Callable[[int, int, torch.Generator], Int[Tensor, " M"]]
 
 
 def draw_frames(available: int, count: int, generator: torch.Generator) -> Int[Tensor, " M"]:
-    """Draw distinct frames.
+    """Draw distinct frames at random, as the papers do for image rewards.
 
     Raises:
-        ValueError: more frames asked for than there are.
+        ValueError: fewer frames are available.
     """
     _check_count(count, available)
     return torch.randperm(available, generator=generator, device=generator.device)[:count]
 
 
 def stride_frames(available: int, count: int, generator: torch.Generator) -> Int[Tensor, " M"]:
-    """Return evenly spaced frames from a random phase: 8 of 16 are the even or the odd ones.
+    """Return evenly spaced frames from a random phase, as the papers do for video rewards.
+
+    8 of 16 frames are the even ones or the odd ones.
 
     Raises:
-        ValueError: more frames asked for than there are.
+        ValueError: fewer frames are available.
     """
     _check_count(count, available)
     stride = available // count
@@ -97,3 +48,57 @@ def stride_frames(available: int, count: int, generator: torch.Generator) -> Int
 def _check_count(count: int, available: int) -> None:
     if not 1 <= count <= available:
         raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedReward:
+    """One term of the reward mixture."""
+
+    name: str  # key of its scores
+    model: RewardModel
+    weight: float  # beta in the paper
+    frames: int  # how many decoded frames of each video it scores
+    select: SelectFrames = draw_frames
+
+
+@dataclass(frozen=True)
+class MixedReward:
+    """The scores of a batch by reward name, and their contribution to the training loss."""
+
+    scores: dict[str, PerVideo]
+    loss: Float[Tensor, ""]  # - sum of weight x mean score over the rewards
+
+
+def mix_rewards(
+    clean: Latents,
+    prompts: list[str],
+    vae: AutoencoderKL,
+    rewards: Iterable[WeightedReward],
+    generator: torch.Generator,
+) -> MixedReward:
+    """Decode some frames of the estimates, with gradient, and score them by every reward.
+
+    Without rewards the loss is 0.
+
+    Args:
+        clean: `ConsistencyLoss.clean`, with gradient.
+        generator: selects the frames.
+    """
+    scores, loss = {}, clean.new_zeros(())
+    for reward in rewards:
+        frames = reward.select(clean.shape[2], reward.frames, generator)
+        score = score_frames(clean, frames, prompts, vae, reward.model)
+        scores[reward.name] = score
+        loss = loss - reward.weight * score.mean()
+    return MixedReward(scores, loss)
+
+
+def score_frames(
+    clean: Latents,
+    frames: Int[Tensor, " M"],
+    prompts: list[str],
+    vae: AutoencoderKL,
+    reward: RewardModel,
+) -> PerVideo:
+    """Decode the frames at these indices of every video, and score them."""
+    return reward(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)

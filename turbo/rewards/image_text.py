@@ -1,26 +1,75 @@
-"""Rewards of single frames by a CLIP model: HPSv2.1, PickScore, CLIPScore and their like."""
+"""Rewards of single frames by a CLIP model: HPSv2.1, CLIPScore, PickScore."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange, reduce, repeat
 from torch import nn
 from torch.nn.functional import cosine_similarity
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from turbo.networks.text import tokenize
-from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, Images, Squares, normalise, warp
+from turbo.convert.checkpoint import open_checkpoint
+from turbo.convert.part import Origin, Part
+from turbo.convert.text import END_TOKEN, open_clip_name
+from turbo.networks.text import clip_tokenizer, tokenize
+from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
+from turbo.rewards.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Images,
+    Squares,
+    letterbox,
+    normalise,
+    stretch,
+)
 from turbo.types import Embedding, Frames, PerVideo
 
-MakeSquare = Callable[[Images, int], Squares]  # (images, side) -> images as the model takes them
+MakeSquare = Callable[[Images, int], Squares]  # (images, side) -> square images
+
+# OpenCLIP's ViT-H/14, as a configuration of transformers.
+VIT_H_CONFIG: dict[str, Any] = {
+    "projection_dim": 1024,
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "bos_token_id": END_TOKEN - 1,
+        "eos_token_id": END_TOKEN,
+        "pad_token_id": 0,
+    },
+    "vision_config": {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+    },
+}
+_OPEN_CLIP_NAMES = {
+    "logit_scale": "logit_scale",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # their spelling
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+}
+_TRANSPOSED = ("text_projection", "visual.proj")  # x @ W in OpenCLIP, a Linear layer in ours
 
 
 class ImageTextReward(nn.Module):
-    """The mean cosine between a video's frames and its prompt; gradients reach the frames only."""
+    """The cosine similarity of frames and prompt in CLIP space, averaged over frames; [-1, 1]."""
 
     def __init__(
-        self, model: CLIPModel, tokenizer: CLIPTokenizer, make_square: MakeSquare = warp
+        self, model: CLIPModel, tokenizer: CLIPTokenizer, make_square: MakeSquare = stretch
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -36,10 +85,10 @@ class ImageTextReward(nn.Module):
         )
 
     def forward(self, frames: Frames, prompts: list[str]) -> PerVideo:
-        """Score videos, each by all its frames.
+        """Score videos of any number of frames.
 
         Raises:
-            ValueError: another number of prompts than videos.
+            ValueError: the numbers of prompts and videos differ.
         """
         if len(prompts) != len(frames):
             raise ValueError(f"Expected {len(frames)} prompts, one a video, got {len(prompts)}.")
@@ -47,19 +96,77 @@ class ImageTextReward(nn.Module):
         images = embed_images(self.model, images, self.make_square)
         with torch.no_grad():
             texts = embed_texts(self.model, self.tokenizer, prompts)
-        # Frames are grouped by video, so must the texts be: the published code tiles them instead.
+        # One text per frame, grouped by video like the frames. The published code tiles the texts
+        # instead, which pairs frames with the wrong prompts in a batch of several videos.
         texts = repeat(texts, "B D -> (B F) D", F=frames.shape[1])
         return reduce(cosine_similarity(images, texts), "(B F) -> B", "mean", B=len(frames))
 
 
-def embed_images(model: CLIPModel, images: Images, make_square: MakeSquare = warp) -> Embedding:
-    """Embed images (N, 3, H, W) in [0, 1], not normalised."""
+def embed_images(model: CLIPModel, images: Images, make_square: MakeSquare = stretch) -> Embedding:
+    """Embed images (N, 3, H, W) in [0, 1]; the embeddings are not normalised."""
     size = model.config.vision_config.image_size
     pixels = normalise(make_square(images, size), CLIP_MEAN, CLIP_STD)
     return model.get_image_features(pixel_values=pixels).pooler_output
 
 
 def embed_texts(model: CLIPModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Embedding:
-    """Embed prompts, not normalised."""
+    """Embed prompts; the embeddings are not normalised."""
     ids = tokenize(tokenizer, prompts).to(model.device)
     return model.get_text_features(input_ids=ids).pooler_output
+
+
+def read_open_clip(file: Path, config: CLIPConfig | None = None) -> CLIPModel:
+    """Read a CLIP model saved by OpenCLIP; a ViT-H/14 by default."""
+    part = open_clip_part(config or CLIPConfig(**VIT_H_CONFIG))
+    published = read_part(open_checkpoint(file), part)
+    for name in _TRANSPOSED:
+        published[name] = published[name].T.contiguous()
+    return part.filled(published)
+
+
+def open_clip_part(config: CLIPConfig) -> Part:
+    """Return a CLIP model with the origins of its tensors under OpenCLIP's names."""
+    model = build_on_meta(lambda: CLIPModel(config))
+    origins = {}
+    for name, tensor in model.state_dict().items():
+        theirs, third = _open_clip_name(name)
+        shape = tuple(tensor.shape)
+        if third is not None:
+            shape = (3 * shape[0], *shape[1:])
+        origins[name] = Origin(theirs, shape[::-1] if theirs in _TRANSPOSED else shape, third)
+    return Part(model, origins)
+
+
+def _open_clip_name(name: str) -> tuple[str, int | None]:
+    if name in _OPEN_CLIP_NAMES:
+        return _OPEN_CLIP_NAMES[name], None
+    tower, _, rest = name.partition(".")
+    theirs, third = open_clip_name(rest)
+    return (theirs if tower == "text_model" else f"visual.{theirs}"), third
+
+
+def _load_pickscore(folder: Path) -> ImageTextReward:
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return ImageTextReward(model, clip_tokenizer())
+
+
+_HPS_FILE, _CLIP_H_FILE = "HPS_v2.1_compressed.pt", "open_clip_pytorch_model.bin"
+HPS = RewardCard(
+    title="HPSv2.1",
+    files=(("xswu/HPSv2", _HPS_FILE),),
+    load=lambda folder: ImageTextReward(
+        read_open_clip(folder / _HPS_FILE), clip_tokenizer(), make_square=letterbox
+    ),
+)
+CLIP_H = RewardCard(
+    title="CLIP ViT-H/14",
+    files=(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", _CLIP_H_FILE),),
+    load=lambda folder: ImageTextReward(read_open_clip(folder / _CLIP_H_FILE), clip_tokenizer()),
+)
+PICKSCORE = RewardCard(
+    title="PickScore",
+    files=tuple(
+        ("yuvalkirstain/PickScore_v1", path) for path in ("config.json", "model.safetensors")
+    ),
+    load=_load_pickscore,
+)

@@ -1,12 +1,15 @@
-"""InternVideo2: a vision transformer over all patches of all frames, beside the first half of BERT.
+"""The InternVideo2 reward: a vision transformer over all frames, and the lower layers of BERT.
 
-Parameters bear the names of the published checkpoint. Only what a reward needs is here: neither
-the fusion layers of the text tower nor the heads that the vision tower was pre-trained with.
+The parameters have the names of the published checkpoint. The fusion layers of its text encoder and
+the pre-training heads of its vision encoder are left out: a reward does not use them.
 
 Source: InternVideo2, arXiv:2403.15377.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,16 +24,31 @@ from torch.nn.functional import (
 )
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from turbo.convert.checkpoint import open_checkpoint
+from turbo.convert.part import Part, renamed_part
+from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
 from turbo.rewards.preprocess import check_videos, prepare_videos
 from turbo.types import Embedding, Frames, PerVideo
 
 Tokens = Float[Tensor, "B N D"]
-Queries = Float[Tensor, "B Q D"]  # one, where they are pooled; as many as tokens elsewhere
+Queries = Float[Tensor, "B Q D"]  # one query for pooling, else as many as tokens
+
+
+_UNUSED = (  # prefixes of tensors for pre-training, and for the fusion of text with video
+    "temp",
+    "itm_head.",
+    "text_encoder.",
+    "vision_encoder.img_pos_embed",
+    "vision_encoder.clip_pos_embed",
+    "vision_encoder.clip_img_pos_embed",
+    "vision_encoder.clip_decoder.",
+    "vision_encoder.final_clip_decoder.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InternVideo2Config:
-    """Sizes; the defaults are stage 2, 1B, as published for four frames of 224 x 224."""
+    """Sizes; the defaults are stage 2, 1B, as published for 4 frames of 224 x 224."""
 
     size: int = 224  # pixels, each side
     patch: int = 14
@@ -41,20 +59,20 @@ class InternVideo2Config:
     hidden: int = 6144  # of every MLP
     pool_heads: int = 16
     pooled: int = 768
-    # The published runs used a fused kernel, whose GELU is the tanh approximation.
+    # The published runs used a fused kernel with the tanh approximation of GELU.
     gelu: Literal["tanh", "none"] = "tanh"
     vocabulary: int = 30522
     positions: int = 512
     length: int = 40  # tokens
     text_width: int = 1024
-    text_layers: int = 19  # of 24: the rest fuses text with video
+    text_layers: int = 19  # of 24: the others fuse text with video
     text_heads: int = 16
     text_hidden: int = 4096
-    embed: int = 512  # features both towers end in
+    embed: int = 512  # dimension of the shared embedding space
 
 
 class _Attention(nn.Module):
-    """Self-attention whose queries and keys are normalised over all heads together."""
+    """Self-attention with queries and keys normalised over all heads together."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -110,7 +128,7 @@ class _CrossAttention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """All tokens to one vector: their mean asks, they answer."""
+    """Pool all tokens to one vector by cross-attention, with their mean as the query."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -132,7 +150,7 @@ def _attend(queries: Queries, keys: Tokens, values: Tokens, heads: int) -> Queri
 
 
 class VisionTower(nn.Module):
-    """Normalised frames to one vector; every patch attends to every patch of every frame."""
+    """Encode normalised frames; attention is joint over all patches of all frames."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -145,7 +163,7 @@ class VisionTower(nn.Module):
         self.clip_projector = AttentionPool(config)
 
     def embed_patches(self, frames: Float[Tensor, "B F 3 H W"]) -> Tokens:
-        """Return the class token and every patch of every frame, after all blocks."""
+        """Return the tokens after all blocks: the class token, then every patch of every frame."""
         patches = self.patch_embed["proj"](rearrange(frames, "B F C H W -> B C F H W"))
         patches = rearrange(patches, "B D F h w -> B (F h w) D")
         first = self.cls_token.expand(len(frames), -1, -1)
@@ -159,7 +177,7 @@ class VisionTower(nn.Module):
 
 
 class InternVideo2(nn.Module):
-    """Both towers and their projections into one space."""
+    """Vision and text encoder, with projections to a shared embedding space."""
 
     def __init__(self, config: InternVideo2Config) -> None:
         super().__init__()
@@ -180,31 +198,31 @@ class InternVideo2(nn.Module):
         self.text_proj = nn.Linear(config.text_width, config.embed)
 
     def embed_frames(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
-        """Embed normalised frames; the vector itself is not normalised."""
+        """Embed normalised frames; the embeddings are not normalised."""
         return self.vision_proj(self.vision_encoder(frames))
 
     def embed_tokens(self, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Embedding:
-        """Embed token ids, of which `mask` marks the padding with 0; not normalised."""
+        """Embed token ids; `mask` is 0 at padding. The embeddings are not normalised."""
         tokens = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return self.text_proj(tokens[:, 0])
 
 
 def stretch_positions(
-    positions: Float[Tensor, "1 N D"], places: int, num_frames: int
+    positions: Float[Tensor, "1 N D"], patches: int, num_frames: int
 ) -> Float[Tensor, "1 M D"]:
-    """Interpolate position embeddings over time, for another number of frames.
+    """Interpolate position embeddings over time, to another number of frames.
 
     Args:
-        positions: one row for the class token, then `places` rows for every frame.
+        positions: one row for the class token, then `patches` rows per frame.
     """
     first, rest = positions[:, :1], positions[:, 1:]
-    over_time = rearrange(rest, "1 (F P) D -> P D F", P=places)
+    over_time = rearrange(rest, "1 (F P) D -> P D F", P=patches)
     stretched = interpolate(over_time, num_frames, mode="linear", align_corners=False)
     return torch.cat([first, rearrange(stretched, "P D F -> 1 (F P) D")], dim=1)
 
 
 class InternVideo2Reward(nn.Module):
-    """The cosine between a video and its prompt; gradients reach the frames only."""
+    """The cosine similarity of a video and its prompt in InternVideo2 space, in [-1, 1]."""
 
     def __init__(self, model: InternVideo2, tokenizer: BertTokenizer) -> None:
         super().__init__()
@@ -213,14 +231,14 @@ class InternVideo2Reward(nn.Module):
 
     @property
     def num_frames(self) -> int:
-        """The number of frames it reads: no more, no fewer."""
+        """The number of frames that a video must have."""
         return self.model.config.num_frames
 
     def forward(self, frames: Frames, prompts: list[str]) -> PerVideo:
         """Score videos of exactly `num_frames` frames.
 
         Raises:
-            ValueError: another number of frames, or of prompts than videos.
+            ValueError: the number of frames is wrong, or those of prompts and videos differ.
         """
         check_videos(frames, prompts, self.num_frames)
         with torch.no_grad():
@@ -231,7 +249,7 @@ class InternVideo2Reward(nn.Module):
     def _tokenize(
         self, prompts: list[str], device: torch.device
     ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        """Return token ids, cut or padded to the model's length, and where they are no padding."""
+        """Return token ids, truncated or padded to the model's length, and the attention mask."""
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
@@ -240,3 +258,60 @@ class InternVideo2Reward(nn.Module):
             return_tensors="pt",
         ).to(device)
         return tokens.input_ids, tokens.attention_mask
+
+
+def read_internvideo2(
+    file: Path, num_frames: int, config: InternVideo2Config | None = None
+) -> InternVideo2:
+    """Read published weights, for any number of frames; of stage 2, 1B, by default.
+
+    Args:
+        config: of the file. Its position embeddings are interpolated to `num_frames`.
+    """
+    config = config or InternVideo2Config()
+    checkpoint = open_checkpoint(file)
+    part = internvideo2_part(config, checkpoint.shapes)
+    model = part.filled(read_part(checkpoint, part))
+    assert isinstance(model, InternVideo2)
+    if num_frames != config.num_frames:
+        patches = (config.size // config.patch) ** 2
+        positions = stretch_positions(model.vision_encoder.pos_embed, patches, num_frames)
+        model.vision_encoder.pos_embed = nn.Parameter(positions, requires_grad=False)
+        model.config = replace(config, num_frames=num_frames)
+    return model
+
+
+def internvideo2_part(config: InternVideo2Config, published: Collection[str]) -> Part:
+    """Return an InternVideo2 with the origins of its tensors.
+
+    Args:
+        published: names of the file's tensors; those of its text encoder may contain `bert.`.
+    """
+    wrapped = any(name.startswith("text_encoder.bert.") for name in published)
+    prefix = "text_encoder.bert." if wrapped else "text_encoder."
+    part = renamed_part(
+        build_on_meta(lambda: InternVideo2(config)),
+        lambda name: name.replace("text_encoder.", prefix, 1),
+    )
+    unused = {name for name in published if name.startswith(_UNUSED)} - part.expected.keys()
+    return replace(part, unused=frozenset(unused))
+
+
+def _load_published(folder: Path, num_frames: int) -> InternVideo2Reward:
+    model = read_internvideo2(folder / _FILE, num_frames)
+    return InternVideo2Reward(model, BertTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+_FILE = "InternVideo2-stage2_1b-224p-f4.pt"
+_FILES = (
+    ("OpenGVLab/InternVideo2-Stage2_1B-224p-f4", _FILE),
+    ("google-bert/bert-large-uncased", "vocab.txt"),
+)
+INTERNVIDEO2_F8, INTERNVIDEO2_F4 = (
+    RewardCard(
+        title=f"InternVideo2 for {num_frames} frames",
+        files=_FILES,
+        load=partial(_load_published, num_frames=num_frames),
+    )
+    for num_frames in (8, 4)
+)

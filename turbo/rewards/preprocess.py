@@ -1,4 +1,4 @@
-"""How reward models want their pictures: resized by a differentiable operation, then normalised."""
+"""Image preprocessing of the reward models: differentiable resizing, cropping, normalisation."""
 
 from einops import rearrange
 from jaxtyping import Float
@@ -15,18 +15,18 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalise(images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-    """Return (images - mean) / std, channel by channel."""
+    """Return (images - mean) / std, per channel."""
     shift, scale = (rearrange(images.new_tensor(values), "C -> C 1 1") for values in (mean, std))
     return (images - shift) / scale
 
 
-def warp(images: Images, size: int) -> Squares:
-    """Resize to a square, whatever the shape was (CLIPScore, PickScore)."""
+def stretch(images: Images, size: int) -> Squares:
+    """Resize to a square, ignoring the aspect ratio (CLIPScore, PickScore)."""
     return _resize(images, size, size)
 
 
-def fit(images: Images, size: int) -> Squares:
-    """Resize such that the longer side becomes `size`; black bars fill the square (HPSv2)."""
+def letterbox(images: Images, size: int) -> Squares:
+    """Resize the longer side to `size`, and pad with black to a square (HPSv2)."""
     height, width = images.shape[-2:]
     scale = size / max(height, width)
     images = _resize(images, round(scale * height), round(scale * width))
@@ -36,24 +36,24 @@ def fit(images: Images, size: int) -> Squares:
 
 
 def scale_short_side(images: Images, size: int) -> Float[Tensor, "N 3 h w"]:
-    """Resize such that the shorter side becomes `size` (ViCLIP, InternVideo2)."""
+    """Resize the shorter side to `size`, keeping the aspect ratio (ViCLIP, InternVideo2)."""
     height, width = images.shape[-2:]
     short = min(height, width)
     return _resize(images, size * height // short, size * width // short)
 
 
-def crop_middle(images: Images) -> Squares:
-    """Cut the largest square out of the middle of all images."""
+def center_crop(images: Images) -> Squares:
+    """Crop the largest centred square."""
     size = min(images.shape[-2:])
     top, left = ((side - size) // 2 for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
 def check_videos(frames: Frames, prompts: list[str], num_frames: int) -> None:
-    """Refuse another number of frames than `num_frames`, or of prompts than videos.
+    """Check the number of frames, and that there is one prompt per video.
 
     Raises:
-        ValueError: one of the two.
+        ValueError: either is wrong.
     """
     if len(prompts) != len(frames) or frames.shape[1] != num_frames:
         raise ValueError(
@@ -63,12 +63,12 @@ def check_videos(frames: Frames, prompts: list[str], num_frames: int) -> None:
 
 
 def prepare_videos(frames: Frames, size: int) -> Float[Tensor, "B F 3 S S"]:
-    """Scale, cut out the middle square and normalise, for ViCLIP and InternVideo2.
+    """Resize, crop and normalise frames for ViCLIP and InternVideo2.
 
-    The published code cuts a random square instead, which makes a reward depend on a draw.
+    The published code crops a random square instead, which makes the reward random.
     """
     images = rearrange(frames, "B F C H W -> (B F) C H W")
-    squares = crop_middle(scale_short_side(images, size))
+    squares = center_crop(scale_short_side(images, size))
     pixels = normalise(squares, IMAGENET_MEAN, IMAGENET_STD)
     return rearrange(pixels, "(B F) C H W -> B F C H W", B=len(frames))
 

@@ -1,18 +1,28 @@
-"""ViCLIP: a vision transformer over all patches of all frames, and CLIP's causal text tower.
+"""The ViCLIP reward: a vision transformer over all frames, and CLIP's causal text encoder.
 
-Parameters bear the names of the published checkpoint, so it loads as it is.
+The parameters have the names of the published checkpoint.
 
 Source: InternVid, arXiv:2307.06942.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import CLIPTokenizer
 
-from turbo.types import Embedding
+from turbo.convert.checkpoint import open_checkpoint
+from turbo.convert.part import Part, renamed_part
+from turbo.networks.text import clip_tokenizer, tokenize
+from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
+from turbo.rewards.preprocess import check_videos, prepare_videos
+from turbo.types import Embedding, Frames, PerVideo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,7 @@ class ViCLIPConfig:
     text_width: int = 768
     text_layers: int = 12
     text_heads: int = 12
-    embed: int = 768  # features both towers end in
+    embed: int = 768  # dimension of the shared embedding space
 
 
 class QuickGELU(nn.Module):
@@ -67,16 +77,16 @@ class _Transformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Normalised frames to one embedding; every patch attends to every patch of every frame."""
+    """Embed normalised frames; attention is joint over all patches of all frames."""
 
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         width, patch = config.width, (1, config.patch, config.patch)
-        places = (config.size // config.patch) ** 2
+        patches = (config.size // config.patch) ** 2
         self.conv1 = nn.Conv3d(3, width, patch, stride=patch, bias=False)
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(places + 1, width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(patches + 1, width))
         self.temporal_positional_embedding = nn.Parameter(torch.zeros(1, config.num_frames, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
         self.transformer = _Transformer(width, config.layers, config.heads)
@@ -84,9 +94,9 @@ class VisionTower(nn.Module):
 
     def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
         patches = self.conv1(rearrange(frames, "B F C H W -> B C F H W"))
-        places = rearrange(self.positional_embedding[1:], "P D -> 1 1 P D")
-        times = rearrange(self.temporal_positional_embedding, "1 F D -> 1 F 1 D")
-        patches = rearrange(patches, "B D F h w -> B F (h w) D") + places + times
+        space = rearrange(self.positional_embedding[1:], "P D -> 1 1 P D")
+        time = rearrange(self.temporal_positional_embedding, "1 F D -> 1 F 1 D")
+        patches = rearrange(patches, "B D F h w -> B F (h w) D") + space + time
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(frames), 1, -1)
         tokens = torch.cat([first, rearrange(patches, "B F P D -> B (F P) D")], dim=1)
         tokens = self.transformer(self.ln_pre(tokens))
@@ -94,7 +104,7 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids to one embedding, read at the end token, which has the largest id."""
+    """Embed token ids: the output at the end token, which has the largest id."""
 
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
@@ -116,10 +126,85 @@ class TextTower(nn.Module):
 
 
 class ViCLIP(nn.Module):
-    """Both towers and the temperature of their contrastive loss."""
+    """Vision and text encoder, and the temperature of their contrastive loss."""
 
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         self.config = config
         self.vision_encoder, self.text_encoder = VisionTower(config), TextTower(config)
         self.temp = nn.Parameter(torch.tensor(1 / 100))
+
+
+class VideoTextReward(nn.Module):
+    """The cosine similarity of a video and its prompt in ViCLIP space, in [-1, 1]."""
+
+    def __init__(self, model: ViCLIP, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, model: Path, tokenizer: Path) -> "VideoTextReward":
+        """Load from two folders, written by `save_viclip` and `save_pretrained`, in float32."""
+        return cls(
+            load_viclip(model), CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        )
+
+    @property
+    def num_frames(self) -> int:
+        """The number of frames that a video must have."""
+        return self.model.config.num_frames
+
+    def forward(self, frames: Frames, prompts: list[str]) -> PerVideo:
+        """Score videos of exactly `num_frames` frames.
+
+        Raises:
+            ValueError: the number of frames is wrong, or those of prompts and videos differ.
+        """
+        check_videos(frames, prompts, self.num_frames)
+        with torch.no_grad():
+            texts = self.model.text_encoder(tokenize(self.tokenizer, prompts).to(frames.device))
+        return cosine_similarity(embed_videos(self.model, frames), texts)
+
+
+def embed_videos(model: ViCLIP, frames: Frames) -> Embedding:
+    """Embed the central square of videos in [0, 1]; the embeddings are not normalised."""
+    return model.vision_encoder(prepare_videos(frames, model.config.size))
+
+
+def save_viclip(model: ViCLIP, folder: Path) -> None:
+    """Write config.json and half-precision safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=2) + "\n")
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def load_viclip(folder: Path) -> ViCLIP:
+    """Load what `save_viclip` wrote; no tensor may be missing or unexpected."""
+    model = ViCLIP(ViCLIPConfig(**json.loads((folder / "config.json").read_text())))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
+
+
+def read_viclip(file: Path, config: ViCLIPConfig | None = None) -> ViCLIP:
+    """Read published weights; of ViCLIP-L/14 by default."""
+    part = viclip_part(config or ViCLIPConfig())
+    model = part.filled(read_part(open_checkpoint(file), part))
+    assert isinstance(model, ViCLIP)
+    return model
+
+
+def viclip_part(config: ViCLIPConfig) -> Part:
+    """Return a ViCLIP with the origins of its tensors, which have their published names."""
+    return renamed_part(build_on_meta(lambda: ViCLIP(config)))
+
+
+def _load_published(folder: Path) -> VideoTextReward:
+    model, tokenizer = read_viclip(folder / _FILE), clip_tokenizer()
+    tokenizer.model_max_length = model.config.length
+    return VideoTextReward(model, tokenizer)
+
+
+_FILE = "ViClip-InternVid-10M-FLT.pth"
+VICLIP = RewardCard(title="ViCLIP-L/14", files=(("OpenGVLab/ViCLIP", _FILE),), load=_load_published)

@@ -13,13 +13,17 @@ from transformers import CLIPConfig
 from tests.support.golden import Golden, shapes_of
 from tests.support.tiny_models import randomise
 from tests.turbo.rewards.test_internvideo2 import random_frames
-from turbo.rewards import checkpoints
-from turbo.rewards.checkpoints import read_internvideo2, read_open_clip, read_viclip
-from turbo.rewards.image_text import embed_images
-from turbo.rewards.internvideo2 import InternVideo2, InternVideo2Config
-from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, fit, normalise, warp
+from turbo.rewards import image_text, internvideo2, viclip
+from turbo.rewards.image_text import embed_images, open_clip_part, read_open_clip
+from turbo.rewards.internvideo2 import (
+    InternVideo2,
+    InternVideo2Config,
+    internvideo2_part,
+    read_internvideo2,
+)
+from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, letterbox, normalise, stretch
 from turbo.rewards.published import REWARDS, load_reward
-from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
+from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, read_viclip, viclip_part
 
 TINY_CLIP = CLIPConfig(
     projection_dim=24,
@@ -58,7 +62,7 @@ TINY_INTERNVIDEO2 = InternVideo2Config(
 
 @pytest.fixture(scope="module")
 def theirs() -> open_clip.CLIP:
-    """A CLIP model of OpenCLIP's own making."""
+    """A CLIP model built by OpenCLIP."""
     model = open_clip.CLIP(
         embed_dim=24,
         vision_cfg={"image_size": 28, "layers": 2, "width": 32, "head_width": 16, "patch_size": 14},
@@ -69,21 +73,21 @@ def theirs() -> open_clip.CLIP:
 
 @pytest.fixture
 def tiny_sizes(monkeypatch) -> None:
-    """Let the loaders expect tiny files under the published names."""
-    monkeypatch.setattr(checkpoints, "CLIP_H", TINY_CLIP.to_dict())
-    monkeypatch.setattr(checkpoints, "ViCLIPConfig", lambda: TINY_VICLIP)
-    monkeypatch.setattr(checkpoints, "InternVideo2Config", lambda: TINY_INTERNVIDEO2)
+    """Let the loaders expect tiny networks in the published files."""
+    monkeypatch.setattr(image_text, "VIT_H_CONFIG", TINY_CLIP.to_dict())
+    monkeypatch.setattr(viclip, "ViCLIPConfig", lambda: TINY_VICLIP)
+    monkeypatch.setattr(internvideo2, "InternVideo2Config", lambda: TINY_INTERNVIDEO2)
 
 
 def inventory(recorded: Golden, name: str) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of a full-size network."""
+    """Return the name and shape of every tensor of a full-size network."""
     file = recorded.folder / "inventory" / f"{name}.json.gz"
     shapes = json.loads(gzip.decompress(file.read_bytes()))
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def save_internvideo2(path: Path, model: InternVideo2) -> None:
-    """Save as published: in half precision, wrapped, with all that a reward leaves out."""
+    """Save as published: in half precision, nested, with the tensors a reward does not use."""
     tensors = {
         name.replace("text_encoder.", "text_encoder.bert."): tensor.bfloat16()
         for name, tensor in model.state_dict().items()
@@ -120,7 +124,7 @@ def test_every_tensor_of_openclips_vit_h_has_a_place():
     with torch.device("meta"):
         theirs = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14"))
 
-    part = checkpoints.open_clip_part(CLIPConfig(**checkpoints.CLIP_H))
+    part = open_clip_part(CLIPConfig(**image_text.VIT_H_CONFIG))
 
     assert part.expected == shapes_of(theirs.state_dict())
 
@@ -128,7 +132,7 @@ def test_every_tensor_of_openclips_vit_h_has_a_place():
 def test_every_published_tensor_of_viclip_has_a_place(golden):
     shapes = inventory(golden("viclip_tiny"), "viclip_l")
 
-    part = checkpoints.viclip_part(ViCLIPConfig())
+    part = viclip_part(ViCLIPConfig())
 
     assert part.expected == shapes
     assert part.parameters == 427_590_145
@@ -139,7 +143,7 @@ def test_every_tensor_of_internvideo2_has_its_published_place(num_frames, golden
     name = f"internvideo2_stage2_1b_{num_frames}frames"
     shapes = inventory(golden("internvideo2_tiny"), name)
 
-    part = checkpoints.internvideo2_part(InternVideo2Config(num_frames=num_frames), shapes)
+    part = internvideo2_part(InternVideo2Config(num_frames=num_frames), shapes)
 
     assert part.expected == {name: shapes[name] for name in part.expected}
     left_out = {name.split(".")[1] for name in shapes if name not in part.expected}
@@ -184,7 +188,7 @@ def test_internvideo2_is_read_for_another_number_of_frames(tmp_path):
 
 @pytest.mark.parametrize("name", ["hpsv2.1", "clip-h", "viclip", "internvideo2-f8"])
 def test_a_reward_loads_from_its_published_files(name, theirs, tiny_sizes, tmp_path):
-    """From a folder as the download leaves it, to scores that depend on frames and prompts."""
+    """From the downloaded folder to scores that depend on frames and prompts."""
     path = tmp_path / REWARDS[name].files[0][1]
     if name in ("hpsv2.1", "clip-h"):
         torch.save(theirs.state_dict(), path)
@@ -203,7 +207,9 @@ def test_a_reward_loads_from_its_published_files(name, theirs, tiny_sizes, tmp_p
     assert scores.shape == (2,) and (scores.abs() <= 1).all()
     assert not torch.allclose(scores, reward(frames, ["a dog", "a cat"]), atol=1e-4)
     assert frames.grad.any() and not any(p.requires_grad for p in reward.parameters())
-    assert getattr(reward, "make_square", None) in ((fit,) if name == "hpsv2.1" else (warp, None))
+    assert getattr(reward, "make_square", None) in (
+        (letterbox,) if name == "hpsv2.1" else (stretch, None)
+    )
 
 
 def test_pickscore_loads_from_a_transformers_folder(theirs, tmp_path):
@@ -232,7 +238,7 @@ def test_a_missing_file_is_named_with_the_command_that_gets_it(tmp_path):
 
 
 def test_an_unknown_reward_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Expected a reward from .*'viclip'.*, got 'vibes'"):
+    with pytest.raises(ValueError, match="no reward 'vibes'. Choose one of .*viclip"):
         load_reward("vibes", tmp_path)
 
 

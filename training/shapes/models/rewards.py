@@ -31,8 +31,7 @@ from training.shapes.world.world import (
 )
 from turbo.networks.text import tokenize
 from turbo.rewards.image_text import embed_images, embed_texts
-from turbo.rewards.viclip import ViCLIP, ViCLIPConfig
-from turbo.rewards.video_text import embed_videos
+from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, embed_videos
 
 SCENES = TRAIN_SCENES[::2]
 IMAGE_CONFIG = FitConfig(

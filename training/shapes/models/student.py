@@ -1,6 +1,6 @@
 """The shapes students: the teacher's consistency distillation, with rewards and without."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,13 @@ from turbo.diffusion.distillation import (
 from turbo.models.registry import find_card
 from turbo.networks.lora import add_lora
 from turbo.networks.unet import VideoUNet
-from turbo.rewards import Feedback, ImageTextReward, VideoTextReward, reward_clean
+from turbo.rewards import (
+    ImageTextReward,
+    VideoTextReward,
+    WeightedReward,
+    mix_rewards,
+    stride_frames,
+)
 
 CARD = find_card("shapes-vcm")
 START_CONFIG = FitConfig(  # without rewards, once for all students
@@ -41,20 +47,27 @@ IMAGE_FRAMES = 4  # decoded for the image reward; the published code takes 5 of 
 
 @dataclass(frozen=True)
 class Variant:
-    """What a student is fed back: the weights of the two rewards; 0 leaves one out."""
+    """The weights of a student's two rewards; 0 leaves one out."""
 
     label: str
     image_weight: float = 0.0
     video_weight: float = 0.0
 
-    def feedback(self, image: ImageTextReward, video: VideoTextReward) -> Feedback:
-        return Feedback(
-            image=image if self.image_weight else None,
-            video=video if self.video_weight else None,
-            image_weight=self.image_weight,
-            video_weight=self.video_weight,
-            image_frames=IMAGE_FRAMES,
+    def rewards(self, image: ImageTextReward, video: VideoTextReward) -> tuple[WeightedReward, ...]:
+        """Return the terms of the reward mixture."""
+        mixture = (
+            WeightedReward(
+                name="image", model=image, weight=self.image_weight, frames=IMAGE_FRAMES
+            ),
+            WeightedReward(
+                name="video",
+                model=video,
+                weight=self.video_weight,
+                frames=video.num_frames,
+                select=stride_frames,
+            ),
         )
+        return tuple(reward for reward in mixture if reward.weight)
 
 
 STUDENTS = {
@@ -78,7 +91,7 @@ def train_student(
     checkpoint: Path,
     config: FitConfig,
     *,
-    feedback: Feedback,
+    rewards: Sequence[WeightedReward],
     vae: AutoencoderKL,
 ) -> Iterator[StepReport]:
     """Distil `teacher` into the adapters of `student` (from `build_student`), in place.
@@ -89,8 +102,8 @@ def train_student(
 
     Args:
         captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
-        feedback: rewards of the one-jump estimate, decoded by `vae`; without any it is plain
-            consistency distillation.
+        rewards: of the one-jump estimate, decoded by `vae`; without any it is plain consistency
+            distillation.
     """
     teacher.eval().requires_grad_(False)
     target = deepcopy(student).requires_grad_(False)
@@ -109,8 +122,8 @@ def train_student(
         )
         consistency = consistency_loss(student, target, teacher, batch, SCHEDULE)
         prompts = [CAPTIONS[index] for index in clips.caption[rows].tolist()]
-        rewards = reward_clean(consistency.clean, prompts, vae, feedback, generator)
-        return consistency.value + rewards.loss
+        reward = mix_rewards(consistency.clean, prompts, vae, rewards, generator)
+        return consistency.value + reward.loss
 
     yield from fit(networks, draw_loss, config, checkpoint)
 
