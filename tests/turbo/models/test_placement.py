@@ -391,9 +391,14 @@ def test_the_devices_of_a_machine_are_its_cpu_and_each_of_its_accelerators(monke
     assert placement.available_devices() == ["cpu", "cuda", "cuda:0", "cuda:1"]
 
 
-def test_loading_by_name_goes_where_the_card_says(saved_card, monkeypatch):
+def test_loading_by_name_goes_where_the_card_says(saved_card, tiny_pipeline, monkeypatch):
     asked = []
-    monkeypatch.setattr(VideoPipeline, "load", lambda _, device, **__: asked.append(device))
+
+    def load(card, device, **options):
+        asked.append(device)
+        return tiny_pipeline
+
+    monkeypatch.setattr(VideoPipeline, "load", load)
 
     load_pipeline("shapes-turbo")
     load_card(saved_card)
