@@ -1,8 +1,14 @@
 """The flags of the app, and its messages when they cannot be used."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import app
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_app_has_the_flags_that_messages_name(monkeypatch):
@@ -65,3 +71,11 @@ def test_flags_come_before_the_environment(monkeypatch):
     flags = app.read_flags()
 
     assert (flags.port, flags.host) == (8001, "0.0.0.0")
+
+
+def test_the_page_opens_without_waiting_for_torch():
+    program = "import sys, app; print({'torch', 'diffusers'} & set(sys.modules) or 'none')"
+
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.stdout.strip() == "none", done.stderr
