@@ -166,12 +166,24 @@ def test_a_file_of_another_model_is_a_problem(weights, tmp_path):
     assert "is T2V-Turbo-v2, not t2v-turbo-vc2" in problem
 
 
-@pytest.fixture
-def converted(card, weights, tmp_path):
-    torch.save(weights, tmp_path / "unet_mg.pt")
+@pytest.fixture(scope="module")
+def converted_once(tmp_path_factory) -> Path:
+    """Convert a tiny T2V-Turbo-v2, and return its folder."""
+    folder = tmp_path_factory.mktemp("converted")
+    student = published.videocrafter_unet(**published.V2)
+    torch.save(published.publish(videocrafter_part(student)), folder / "unet_mg.pt")
     base = published.videocrafter_checkpoint(published.videocrafter_unet())
-    torch.save(base, tmp_path / "model.ckpt")
-    list(convert_model(card, [tmp_path / "model.ckpt", tmp_path / "unet_mg.pt"]))
+    torch.save(base, folder / "model.ckpt")
+    card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
+    card = replace(card, folder=folder / "weights")
+    list(convert_model(card, [folder / "model.ckpt", folder / "unet_mg.pt"]))
+    return card.folder
+
+
+@pytest.fixture
+def converted(card, converted_once):
+    """The card of a converted model, whose files the test may damage."""
+    shutil.copytree(converted_once, card.folder)
     return card
 
 
