@@ -164,7 +164,7 @@ def finish_link(store: StudyStore, session: RaterSession, code: str) -> str:
 
 
 def entry_links(store: StudyStore, page: str) -> dict[str, str]:
-    """Return the links to hand out, by provider.
+    """Return the links for raters, by provider.
 
     Args:
         page: address of the Rate page.

@@ -133,7 +133,7 @@ def make_study(
 
 
 class RatedStudy:
-    """A study being served; the server can be killed and started again."""
+    """A served study; its server can be killed and restarted."""
 
     def __init__(self, store: StudyStore) -> None:
         self.store = store
@@ -162,13 +162,13 @@ class RatedStudy:
         raise TimeoutError((self.store.folder / "server.log").read_text())
 
     def kill(self) -> None:
-        """End the server without a word."""
+        """Kill the server."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """End the server."""
+        """Stop the server."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait(timeout=30)

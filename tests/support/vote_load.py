@@ -195,12 +195,12 @@ def lost_receipts(store: Any, load: Load) -> list[str]:
         ).all()
     other = {"left": "right", "right": "left"}
     stored = {
-        (turn, question): side if choice == "a" else other[side]
-        for turn, question, choice, side in rows
+        (number, question): side if choice == "a" else other[side]
+        for number, question, choice, side in rows
     }
     lost = []
     for token, answers in load.receipts.items():
-        turn, _ = store.keys.read("assignment", token)
-        if any(stored.get((turn, question)) != shown for question, shown in answers.items()):
+        number, _ = store.keys.read("assignment", token)
+        if any(stored.get((number, question)) != shown for question, shown in answers.items()):
             lost.append(token)
     return lost

@@ -199,7 +199,7 @@ def test_a_link_that_the_platform_did_not_fill_in_is_refused_in_words(store, cli
     assert count_raters(store) == 0
 
 
-def test_parameters_without_the_signed_link_let_nobody_in(make_store):
+def test_parameters_without_the_signed_link_are_refused(make_store):
     store = make_store(loops=0, extra=PLATFORMS + QUOTA)
     object.__setattr__(store.definition, "anonymous", False)
     with TestClient(create_app(store)) as client:
@@ -211,7 +211,7 @@ def test_parameters_without_the_signed_link_let_nobody_in(make_store):
     assert count_raters(store) == 0
 
 
-def test_everybody_who_holds_the_open_link_is_somebody_else(make_store):
+def test_each_browser_with_the_open_link_is_a_new_rater(make_store):
     store = make_store(loops=0)
     object.__setattr__(store.definition, "anonymous", False)
     with TestClient(create_app(store)) as client:
@@ -229,7 +229,7 @@ def test_a_second_window_is_not_a_second_person(store, client):
     assert count_raters(store) == 1
 
 
-def test_who_was_erased_comes_in_as_somebody_new(store, client):
+def test_an_erased_rater_enters_as_a_new_one(store, client):
     enter(client, PAGE)
     work(client, pairs=1)
     with store.write() as connection:
@@ -257,7 +257,7 @@ def test_staff_log_in_with_their_password(store, client):
     assert (store.folder / "staff.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_nothing_is_stored_of_who_does_not_agree(store, client):
+def test_without_consent_nothing_is_stored(store, client):
     prolific = Prolific(entry_links(store, PAGE)["prolific"])
 
     refused = enter(client, prolific.link_for("a" * 24, "1" * 24), consent=False)
@@ -266,7 +266,7 @@ def test_nothing_is_stored_of_who_does_not_agree(store, client):
     assert count_raters(store) == 0
 
 
-def test_coming_in_is_an_event_that_tells_the_consent_and_hides_the_names(store, client):
+def test_entering_stores_an_event_with_the_consent_and_without_names(store, client):
     prolific = Prolific(entry_links(store, PAGE)["prolific"])
     enter(client, prolific.link_for("a1b2" * 6, "c3d4" * 6))
 
@@ -278,7 +278,7 @@ def test_coming_in_is_an_event_that_tells_the_consent_and_hides_the_names(store,
     assert b"a1b2a1b2" not in database and b"c3d4c3d4" not in database
 
 
-def test_who_stops_early_keeps_the_answers_and_may_come_back(store, client):
+def test_a_rater_who_stops_early_keeps_the_answers_and_may_return(store, client):
     enter(client, Prolific(entry_links(store, PAGE)["prolific"]).link_for("a" * 24, "1" * 24))
     work(client, pairs=1)
     pair = client.post("/api/claim", json={}).json()
@@ -311,7 +311,7 @@ def test_without_a_quota_one_may_stop_at_any_time_and_is_done(make_store):
     assert (end["outcome"], end["code"]) == ("done", "D0NE")
 
 
-def test_who_skips_more_than_they_answer_is_looked_at_by_a_person(store, client):
+def test_a_rater_who_mostly_skips_gets_the_technical_code(store, client):
     enter(client, PAGE)
     work(client, pairs=1)
     while (pair := client.post("/api/claim", json={}).json())["assignment"]:
@@ -351,7 +351,7 @@ def test_a_paused_study_asks_for_patience_and_takes_what_was_handed_out(store, c
     assert resumed["assignment"]
 
 
-def test_a_cookie_of_an_earlier_version_is_somebody_unknown(store, client):
+def test_a_cookie_of_an_earlier_version_is_not_accepted(store, client):
     client.cookies[COOKIE] = store.keys.sign("rater", [1])
 
     assert client.post("/api/claim", json={}).status_code == 403
