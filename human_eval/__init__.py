@@ -1,1 +1,1 @@
-"""The human study: pairs of clips in, votes, and what they say about the systems out."""
+"""A pairwise human study of video models: pairs of clips go in, votes and win rates come out."""

@@ -1,31 +1,31 @@
-"""Errors of a study. Each message says what was expected, what came, and what to do.
+"""Errors of a study. Raters and operators read their messages: what happened, and what to do.
 
 StudyError
-  NotYours        the token is forged, or belongs to another rater or another turn
-  NotAcceptable   an answer that the study does not take: a question, choice or loop count
-  TooLate         the lease has ended, or the answer was already given and differs
+  NotYours        the token is forged, or belongs to another rater or assignment
+  NotAcceptable   the study does not take this answer: its question, choice or number of loops
+  TooLate         the assignment has expired, or was submitted before with other answers
   StudyClosed     the study takes no more answers
-    StudyPaused   it hands out no pairs for a while; those handed out can still be answered
-  StorageBusy     the database is locked or away; nothing was stored, try again
+    StudyPaused   it assigns no new pairs for now; assigned ones can still be answered
+  StorageBusy     the database is locked or unreachable; nothing was stored, try again
   StorageFull     the disk is full; nothing was stored
-  StorageDamaged  the database is no sound one; a backup must take its place
+  StorageDamaged  the database is damaged; restore a backup
 """
 
 
 class StudyError(Exception):
-    """Something was not as expected; the message says what, what came, and what to do."""
+    """Any error of a study. The message is one or two plain sentences."""
 
 
 class NotYours(StudyError):
-    """The caller has no right to do this."""
+    """The caller may not do this."""
 
 
 class NotAcceptable(StudyError):
-    """The answer is not one that the study takes."""
+    """The study does not take this answer."""
 
 
 class TooLate(StudyError):
-    """The time for this answer has passed."""
+    """The time for this answer is over."""
 
 
 class StudyClosed(StudyError):
@@ -33,7 +33,7 @@ class StudyClosed(StudyError):
 
 
 class StudyPaused(StudyClosed):
-    """The study hands out no pairs for now."""
+    """The study assigns no new pairs for now."""
 
 
 class StorageBusy(StudyError):
@@ -41,7 +41,7 @@ class StorageBusy(StudyError):
 
 
 class StorageFull(StudyError):
-    """Nothing was stored, and nothing can be until there is space."""
+    """Nothing was stored, and nothing can be until there is disk space."""
 
 
 class StorageDamaged(StudyError):

@@ -285,18 +285,18 @@ def _votes(store: StudyStore, options: Namespace) -> pd.DataFrame:
 def forecast(options: Namespace) -> None:
     """Print cost and power, before and during a study."""
     from human_eval.statistics.power import forecast_decisions, forecast_power, plan_study
-    from human_eval.statistics.votes import evidence
+    from human_eval.statistics.votes import counted_votes
 
     with _opened(options) as store:
         prompts = len(store.prompts())
         votes = store.votes(simulated=options.simulated)
         definition = store.definition
     plan = plan_study(definition, prompts)
-    print(f"{plan.pairs} pairs, {plan.ballots} ballots, {plan.answers} answers")
+    print(f"{plan.pairs} pairs, {plan.assignments} assignments, {plan.votes} votes")
     print(f"{plan.total:,.2f} {plan.currency} with fees, {plan.hours:,.1f} rater hours")
     print(forecast_power(definition, prompts).to_string(index=False))
     if len(votes):
-        print(forecast_decisions(evidence(votes), definition).to_string(index=False))
+        print(forecast_decisions(counted_votes(votes), definition).to_string(index=False))
 
 
 def screen(options: Namespace) -> None:

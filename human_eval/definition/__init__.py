@@ -1,1 +1,1 @@
-"""What a study compares and asks, its prompts, and the crowd platforms it knows."""
+"""The definition of a study, its prompts, and the known crowd platforms."""

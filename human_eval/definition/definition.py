@@ -1,7 +1,7 @@
-"""The definition of a study: what is compared, what is asked, of whom, under which rules.
+"""The definition of a study: systems, comparisons, questions and rules, read from a TOML file.
 
-A TOML file holds it. Once a study has been created its definition never changes, and every vote
-carries the definition's hash, so that nobody can ask one question and report another.
+A study's definition never changes once the study has been created. Every vote stores the
+definition's hash, so votes cannot be reported under another question than the one asked.
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from human_eval.definition.platforms import Provider, settle
+from human_eval.definition.platforms import Provider, complete
 from human_eval.errors import StudyError
 
+Dimension = Literal["", "visual_quality", "motion_quality", "text_alignment"]
 TiePolicy = Literal["forced", "tie", "tie_and_both_bad"]
 Policy = Literal["balanced", "fixed"]
 GoldRecipe = Literal["wrong_prompt", "shuffled", "degraded", "frozen", "identical"]
@@ -33,17 +34,17 @@ KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # in file names, columns a
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """Something that makes videos."""
+    """What is compared: a model at its settings."""
 
     key: str
-    title: str  # as charts print it
-    family: str = ""  # systems that share a teacher
+    title: str  # printed on charts
+    family: str = ""  # common to systems with one teacher
     steps: int | None = None  # sampling steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two systems that meet on every prompt. The study is about `a`; `b` is its opponent."""
+    """Two systems, A and B, over all prompts. The claim is about `a`; `b` is its opponent."""
 
     key: str
     a: str  # key of a system
@@ -52,69 +53,70 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a rater answers about a pair."""
+    """A question that a rater answers about each pair."""
 
     key: str
     wording: str
     ties: TiePolicy = "forced"
-    primary: bool = False  # the claim rests on it; the others are secondary
+    primary: bool = False  # the one question that claims rest on
+    dimension: Dimension = ""  # what it measures, for exports that reward models are trained on
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The answers it takes."""
+        """The possible answers."""
         return CHOICES[self.ties]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """How pairs are handed out."""
+class AssignmentRules:
+    """How pairs are assigned to raters; the table [assignment]."""
 
-    policy: Policy = "balanced"  # least voted first, in random order; or as listed
-    lease_seconds: int = 900  # an unanswered pair returns after this long
-    undo_seconds: int = 10  # an answer may be revised for this long
+    policy: Policy = "balanced"  # fewest votes first, in random order; "fixed": in order
+    lease_seconds: int = 900  # after which an unanswered assignment expires
+    undo_seconds: int = 10  # during which a rater may revise a submission
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """How many pairs one rater may answer, checks among them; 0 is no limit."""
+    """How many pairs one rater may answer, attention checks included; 0 is no limit."""
 
     per_study: int = 0
     per_comparison: int = 0
-    per_day: int = 0  # of 24 hours
+    per_day: int = 0  # in any 24 hours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """Pairs that are there to learn about the raters."""
+    """Attention checks: pairs with a known answer (gold) and repeated pairs (mirrors)."""
 
-    gold_share: float = 0.0  # of ballots, in [0, 0.5]
-    gold_pairs: int = 20  # made per comparison when gold_share > 0
+    gold_share: float = 0.0  # of assignments, in [0, 0.5]
+    gold_pairs: int = 20  # made for each comparison if gold_share > 0
     gold_recipes: tuple[GoldRecipe, ...] = ("wrong_prompt", "shuffled", "degraded", "frozen")
-    mirror_share: float = 0.0  # ballots that repeat an earlier pair with its sides swapped
-    mirror_distance: int = 5  # ballots between a pair and its mirror
-    min_gold_accuracy: float = 0.7  # below it, a rater is proposed for exclusion
-    too_fast_seconds: float = 2.0  # answers sooner than this after both clips are ready
+    mirror_share: float = 0.0  # of assignments: an earlier pair again, with its sides swapped
+    mirror_distance: int = 5  # assignments between a pair and its mirror
+    min_gold_accuracy: float = 0.7  # a rater below it is proposed for exclusion
+    too_fast_seconds: float = 2.0  # from both clips ready; quicker answers count as too fast
 
 
 @dataclass(frozen=True, kw_only=True)
 class Viewing:
-    """What a rater must have seen before answering."""
+    """What a rater must have watched before answering."""
 
-    min_loops: int = 2  # complete loops of both clips, visible
-    clip_seconds: float = 0.0  # of one loop; the server refuses answers that came sooner
+    min_loops: int = 2  # complete, visible loops of both clips
+    clip_seconds: float = 0.0  # length of a loop; the server refuses answers that come sooner
 
 
 @dataclass(frozen=True, kw_only=True)
 class Consent:
-    """What a rater agrees to."""
+    """The consent text, and what it says about erasure."""
 
     text: str = ""
-    on_erase: Erasure = "anonymise"  # what becomes of the answers when a rater asks to be erased
+    on_erase: Erasure = "anonymise"  # what happens to the votes of a rater who asks for erasure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Completion codes that the crowd platform expects, by outcome."""
+    """Completion codes that the crowd platform expects, by how a session ends."""
 
     done: str = ""
     screened_out: str = ""
@@ -134,33 +136,34 @@ class Pay:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyDefinition:
-    """Everything that is decided before the first vote."""
+    """Everything that is fixed before the first vote."""
 
     name: str
     version: int = 1
     title: str = ""
     prompts: str = "prompts.txt"  # a text or CSV file, or "evalcrafter"
     raters_per_pair: int = 3
-    match_seeds: bool = True  # refuse pairs whose clips tell differing seeds
-    equalise: bool = False  # bring differing clips of a pair to the smaller size, rate and length
-    anonymous: bool = False  # anyone may rate; otherwise by invitation
+    match_seeds: bool = True  # refuse pairs whose manifests name different seeds
+    equalise: bool = False  # reduce the clips of a pair to the smaller size, rate and length
+    anonymous: bool = False  # anyone with the address may rate; otherwise by invitation
     systems: tuple[System, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     questions: tuple[Question, ...] = ()
-    assignment: Assignment = field(default_factory=Assignment)
+    assignment: AssignmentRules = field(default_factory=AssignmentRules)
     quotas: Quotas = field(default_factory=Quotas)
     checks: Checks = field(default_factory=Checks)
     viewing: Viewing = field(default_factory=Viewing)
-    instructions: str = ""  # to raters, beside what the page says anyway; names no system
+    instructions: str = ""  # to raters, added to those of the page; must not name a system
     consent: Consent = field(default_factory=Consent)
-    providers: tuple[Provider, ...] = ()  # crowd platforms whose raters come in by a link
+    providers: tuple[Provider, ...] = ()  # crowd platforms whose raters come by a link
     codes: Codes = field(default_factory=Codes)
     pay: Pay = field(default_factory=Pay)
-    source: str = field(default="", repr=False, compare=False)  # the TOML itself
+    source: str = field(default="", repr=False, compare=False)  # the TOML text
 
     def __post_init__(self) -> None:
         _check_keys(self)
         _check_comparisons(self)
+        _check_questions(self)
         _check_numbers(self)
 
     @cached_property
@@ -168,50 +171,56 @@ class StudyDefinition:
         """SHA-256 of the TOML text, in hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    @property
+    def primary(self) -> Question:
+        """The primary question."""
+        return next(question for question in self.questions if question.primary)
+
     def system(self, key: str) -> System:
-        """Return the system of that key.
+        """Return the system with this key.
 
         Raises:
-            StudyError: there is none; the message lists those there are.
+            StudyError: there is none; the message lists the keys of all systems.
         """
         return _find(self.systems, key, "system")
 
     def comparison(self, key: str) -> Comparison:
-        """Return the comparison of that key, or raise as `system` does."""
+        """Return the comparison with this key, or raise as `system` does."""
         return _find(self.comparisons, key, "comparison")
 
     def question(self, key: str) -> Question:
-        """Return the question of that key, or raise as `system` does."""
+        """Return the question with this key, or raise as `system` does."""
         return _find(self.questions, key, "question")
 
     def provider(self, key: str) -> Provider:
-        """Return the crowd platform of that key, or raise as `system` does."""
-        return settle(_find(self.providers, key, "provider"))
+        """Return the crowd platform with this key, or raise as `system` does."""
+        return complete(_find(self.providers, key, "provider"))
 
 
 def load_definition(
     source: Path | str, settings: Mapping[str, Any] | None = None
 ) -> StudyDefinition:
-    """Read a definition from a TOML file or from a preset.
+    """Read a definition from a TOML file or a preset.
 
     Args:
-        source: a path, or the name of a file in human_eval/definition/presets without its ending.
-        settings: values for a preset's `{placeholders}`; those it does not need are refused.
+        source: a path, or the name of a file in human_eval/definition/presets without ".toml".
+        settings: values for a preset's `{placeholders}`, by name.
 
     Raises:
-        StudyError: no such file, or what it says is no study.
+        StudyError: the file is missing or does not define a study, or a setting is unknown.
     """
     preset = PRESETS / f"{source}.toml"
     path = preset if preset.is_file() else Path(source)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.toml")))
         raise StudyError(
-            f"Expected a TOML file or a preset ({known}), got {str(source)!r}. Check the name."
+            f"There is no definition {str(source)!r}. Give the path of a TOML file, or the name of "
+            f"a preset: {known}."
         )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise StudyError(f"Expected {path} in UTF-8, got {error}. Save it as UTF-8.") from error
+        raise StudyError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
     return parse_definition(_fill(text, settings or {}), origin=str(path))
 
 
@@ -219,61 +228,62 @@ def parse_definition(text: str, *, origin: str = "the definition") -> StudyDefin
     """Read a definition from TOML.
 
     Raises:
-        StudyError: it is not TOML, or lacks, adds or contradicts something.
+        StudyError: it is not TOML, something is missing or unknown, or it contradicts itself.
     """
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"Expected TOML in {origin}, got: {error}. Correct that line.") from error
+        raise StudyError(f"{origin} is not valid TOML: {error}. Correct that line.") from error
     values.pop("parameters", None)
     for key in ("source", "hash"):
         if key in values:
-            raise StudyError(f"Expected no {key!r} in {origin}; it is computed. Remove it.")
+            raise StudyError(f"{key!r} is computed. Remove it from {origin}.")
     definition = _build(StudyDefinition, {**values, "source": text}, origin)
     assert isinstance(definition, StudyDefinition)
     return definition
 
 
 def _fill(text: str, settings: Mapping[str, Any]) -> str:
-    """Put the parameters of a preset in place; `[parameters]` lists their defaults or choices."""
+    """Fill in the placeholders of a preset.
+
+    Its table [parameters] lists the choices of each; the first one is the default.
+    """
     try:
         parameters = tomllib.loads(text).get("parameters", {})
     except tomllib.TOMLDecodeError:
-        return text  # refused with its line by `parse_definition`
+        return text  # `parse_definition` refuses it and names the line
     unknown = sorted(set(settings) - set(parameters))
     if unknown:
         raise StudyError(
-            f"Expected a parameter from {sorted(parameters)}, got {unknown[0]!r}. "
-            "The definition's [parameters] table lists them."
+            f"The definition has no parameter {unknown[0]!r}. Its parameters are: "
+            f"{', '.join(sorted(parameters)) or 'none'}."
         )
     for name, choices in parameters.items():
         value = settings.get(name, choices[0])
         if value not in choices:
-            raise StudyError(f"Expected {name} from {choices}, got {value!r}. Choose one.")
+            raise StudyError(f"{name} cannot be {value!r}. Choose one of {choices}.")
         text = text.replace("{" + name + "}", str(value))
     return text
 
 
 def _build(cls: Any, values: Any, where: str) -> Any:
-    """Make a dataclass from a TOML table, refusing unknown keys and wrong types."""
+    """Build a dataclass from a TOML table, refusing unknown keys and wrong types."""
     if not isinstance(values, dict):
-        raise StudyError(f"Expected a table for {where}, got {values!r}. Write [{where}].")
+        raise StudyError(f"{where} must be a table, not {values!r}. Write [{where}].")
     hints = get_type_hints(cls)
     known = {entry.name for entry in fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise StudyError(
-            f"Expected keys from {sorted(known - {'source'})} in {where}, got {unknown[0]!r}. "
-            "Correct or remove it."
+            f"{where} has the unknown key {unknown[0]!r}. Correct or remove it; the keys are: "
+            f"{', '.join(sorted(known - {'source'}))}."
         )
     built = {name: _convert(hints[name], value, name) for name, value in values.items()}
     try:
         return cls(**built)
     except TypeError as error:
         missing = re.findall(r"'(\w+)'", str(error))
-        raise StudyError(
-            f"Expected {', '.join(missing)} in {where}, got none. Add what is missing."
-        ) from error
+        raise StudyError(f"{where} has no {', '.join(missing)}. Add it.") from error
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
@@ -282,10 +292,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, list):
-            raise StudyError(f"Expected a list for {name}, got {value!r}. Write it in brackets.")
+            raise StudyError(f"{name} must be a list, not {value!r}. Write it in brackets.")
         return tuple(_convert(arguments[0], entry, name) for entry in value)
     if origin is Literal:
-        expected, right = f"one of {list(arguments)}", value in arguments
+        expected, right = f"one of {', '.join(map(repr, arguments))}", value in arguments
     elif origin in (Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, name)
     elif hint is float:
@@ -293,7 +303,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     else:
         expected, right = f"a value of type {hint.__name__}", type(value) is hint
     if not right:
-        raise StudyError(f"Expected {expected} for {name}, got {value!r}. Correct the definition.")
+        raise StudyError(f"{name} must be {expected}, not {value!r}. Correct the definition.")
     return float(value) if hint is float else value
 
 
@@ -301,35 +311,36 @@ def _find(entries: Sequence[Any], key: str, noun: str) -> Any:
     for entry in entries:
         if entry.key == key:
             return entry
-    raise StudyError(
-        f"Expected a {noun} from {[entry.key for entry in entries]}, got {key!r}. "
-        "The definition of the study lists them."
-    )
+    known = ", ".join(entry.key for entry in entries) or "none"
+    raise StudyError(f"The study has no {noun} {key!r}. It defines: {known}.")
 
 
 def _check_keys(definition: StudyDefinition) -> None:
     for noun in ("systems", "comparisons", "questions"):
         keys = [entry.key for entry in getattr(definition, noun)]
         if not keys:
-            raise StudyError(f"Expected at least one of {noun}, got none. Add [[{noun}]].")
+            raise StudyError(f"The definition has no {noun}. Add [[{noun}]].")
         for key in [definition.name, *keys]:
             if not KEY.fullmatch(key):
                 raise StudyError(
-                    f"Expected a key of letters, digits, '.', '_' and '-', got {key!r} in {noun}. "
-                    "Rename it; titles may hold anything."
+                    f"The key {key!r} in {noun} contains other characters than letters, digits, "
+                    "'.', '_' and '-'. Rename it; a title may contain any character."
                 )
         _check_once(noun, keys)
-    _check_once("providers", [settle(provider).key for provider in definition.providers])
+    _check_once("providers", [complete(provider).key for provider in definition.providers])
     if definition.providers and not definition.quotas.per_study:
         raise StudyError(
-            "Expected per_study in [quotas] with [[providers]], got none: their raters are paid by "
-            "the session. Say how many pairs one has."
+            "Raters of [[providers]] are paid by the session. Set per_study in [quotas] to the "
+            "number of pairs in a session."
         )
 
 
 def _check_once(noun: str, keys: Sequence[str]) -> None:
     if len({key.casefold() for key in keys}) < len(keys):
-        raise StudyError(f"Expected each key of {noun} once, got {keys}. Rename one.")
+        raise StudyError(
+            f"Two {noun} have the same key, upper and lower case alike: {', '.join(keys)}. Rename "
+            "one."
+        )
 
 
 def _check_comparisons(definition: StudyDefinition) -> None:
@@ -339,20 +350,27 @@ def _check_comparisons(definition: StudyDefinition) -> None:
         pair = frozenset((comparison.a, comparison.b))
         if len(pair) == 1:
             raise StudyError(
-                f"Expected two systems in {comparison.key}, got {comparison.a!r} twice. "
-                "Compare it with another one."
+                f"{comparison.key} compares {comparison.a!r} with itself. Name two systems."
             )
         if pair in seen:
             raise StudyError(
-                f"Expected each pair of systems in one comparison, got it in {seen[pair]} and "
-                f"{comparison.key}. Remove one; raise raters_per_pair for more votes."
+                f"{seen[pair]} and {comparison.key} compare the same two systems. Remove one; for "
+                "more votes, raise raters_per_pair."
             )
         seen[pair] = comparison.key
+
+
+def _check_questions(definition: StudyDefinition) -> None:
     primary = [question.key for question in definition.questions if question.primary]
     if len(primary) != 1:
         raise StudyError(
-            f"Expected exactly one primary question, got {primary}. Set primary = true on the one "
-            "that the claim rests on."
+            f"A study has exactly one primary question; this one has {len(primary)}. Set "
+            "primary = true on the question that the claim rests on."
+        )
+    measured = [question.dimension for question in definition.questions if question.dimension]
+    if len(set(measured)) < len(measured):
+        raise StudyError(
+            f"Two questions have the same dimension: {', '.join(measured)}. Set it on one of them."
         )
 
 
@@ -381,7 +399,7 @@ def _check_numbers(definition: StudyDefinition) -> None:
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise StudyError(
-                f"Expected {name} between {low} and {high}, got {value}. Correct the definition."
+                f"{name} is {value}, but must be between {low} and {high}. Correct the definition."
             )
     if checks.gold_share and not checks.gold_recipes:
-        raise StudyError("Expected gold_recipes with a gold_share, got none. List at least one.")
+        raise StudyError("gold_recipes is empty, but gold_share is not 0. List a recipe.")

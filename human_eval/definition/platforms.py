@@ -1,13 +1,14 @@
-"""Where raters come from: what a platform calls its people, and where it wants them back.
+"""Crowd platforms: the parameters they add to our address, and where raters return to.
 
-A platform opens our page with parameters that say who comes, and expects the browser at an address
-of its own in the end. Everything else about platforms is alike, so a provider is data:
-
-[[providers]]
-key = "prolific"                # known: its settings are below
+A platform opens the Rate page with parameters that identify the rater, and expects the browser at
+an address of its own when the rater has finished. Nothing else differs between platforms, so a
+provider is data in the definition of a study:
 
 [[providers]]
-key = "panel"                   # any other one says what its parameters are called
+key = "prolific"                # known: its settings are in KNOWN
+
+[[providers]]
+key = "panel"                   # any other platform: name its parameters
 rater = "participant"
 session = "visit"
 keep = ["wave"]
@@ -21,8 +22,8 @@ from urllib.parse import quote, urlsplit
 
 from human_eval.errors import NotAcceptable, StudyError
 
-MAX_VALUE = 200  # characters of a parameter
-RESERVED = ("anonymous", "link", "staff", "simulated", "mturk")  # providers that are no platform
+MAX_VALUE = 200  # characters of a parameter that are read
+RESERVED = ("anonymous", "link", "staff", "simulated", "mturk")  # providers without a platform
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -31,16 +32,16 @@ class Provider:
     """A crowd platform, as its documentation describes it."""
 
     key: str
-    rater: str = ""  # the parameter that says who comes; empty for a known platform
-    session: str = ""  # the one that tells visits apart; stored as a keyed hash
-    keep: tuple[str, ...] = ()  # further ones that `finish` needs
-    pattern: str = ""  # regular expression of a rater's name; empty takes any
-    placeholder: str = "NAME"  # how the platform is asked to fill in the parameter NAME
-    finish: str = ""  # https address for the end, with {code} and {parameters}; or the code alone
+    rater: str = ""  # name of the parameter with the rater's identity; empty for a known platform
+    session: str = ""  # name of the parameter with the session; its value is stored as a keyed hash
+    keep: tuple[str, ...] = ()  # further parameters that `finish` needs
+    pattern: str = ""  # regular expression of a rater's identity; empty accepts any
+    placeholder: str = "NAME"  # what the platform replaces by the value of the parameter NAME
+    finish: str = ""  # https address to return to, with {code} and {parameters}; empty: code only
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of all parameters, each once."""
+        """The names of all parameters, without repetition."""
         named = (self.rater, self.session, *self.keep)
         return tuple(dict.fromkeys(name for name in named if name))
 
@@ -67,32 +68,31 @@ KNOWN = {
 }
 
 
-def settle(provider: Provider) -> Provider:
-    """Return the provider with what is known of its platform where it says nothing itself.
+def complete(provider: Provider) -> Provider:
+    """Return the provider with the settings of its platform filled in, if it is a known one.
 
     Raises:
-        StudyError: its settings are no way in, or no way out.
+        StudyError: its key, parameters or address of return cannot be used.
     """
     if not provider.rater and provider.key in KNOWN:
         known = KNOWN[provider.key]
         provider = replace(known, finish=provider.finish or known.finish)
     if provider.key in RESERVED:
         raise StudyError(
-            f"Expected a provider other than {', '.join(RESERVED)}, got {provider.key!r}. "
-            "Choose another key."
+            f"{provider.key!r} cannot be the key of a provider: {', '.join(RESERVED)} are reserved."
         )
     for name in (provider.rater, *provider.parameters):
         if not NAME.fullmatch(name):
             raise StudyError(
-                f"Expected the name of a parameter for the provider {provider.key!r}, got "
-                f"{name!r}. Set rater = ..., or take one of {', '.join(KNOWN)}."
+                f"The provider {provider.key!r} has no valid name of a parameter in {name!r}. Set "
+                f"rater = ..., or use a known platform: {', '.join(KNOWN)}."
             )
     try:
         re.compile(provider.pattern)
     except re.error as error:
         raise StudyError(
-            f"Expected a regular expression as the pattern of {provider.key}, got "
-            f"{provider.pattern!r}: {error}. Correct it."
+            f"The pattern of {provider.key}, {provider.pattern!r}, is no regular expression: "
+            f"{error}. Correct it."
         ) from error
     _check_finish(provider)
     return provider
@@ -102,35 +102,40 @@ def _check_finish(provider: Provider) -> None:
     address = urlsplit(provider.finish)
     if provider.finish and (address.scheme != "https" or not address.hostname):
         raise StudyError(
-            f"Expected an https address for the finish of {provider.key}, got "
-            f"{provider.finish!r}. Copy it from the platform."
+            f"The finish of {provider.key}, {provider.finish!r}, is no https address. Copy it from "
+            "the platform."
         )
     unknown = set(re.findall(r"\{(.*?)\}", provider.finish)) - {"code", *provider.parameters}
     if unknown:
         raise StudyError(
-            f"Expected {{code}} and {list(provider.parameters)} in the finish of {provider.key}, "
-            f"got {sorted(unknown)[0]!r}. Add it to keep = [...], or correct it."
+            f"The finish of {provider.key} contains {{{sorted(unknown)[0]}}}, which is not one of "
+            f"code, {', '.join(provider.parameters)}. Add it to keep = [...], or correct it."
         )
 
 
 def read_parameters(provider: Provider, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the provider's parameters out of those that the browser brought.
+    """Return the provider's parameters among those of the address that the browser opened.
 
     Raises:
-        NotAcceptable: the one that says who comes is missing or looks wrong.
+        NotAcceptable: the rater's identity is missing or has the wrong form.
     """
     found = {name: given[name][:MAX_VALUE] for name in provider.parameters if name in given}
     rater = found.get(provider.rater, "").strip()
     if not rater or (provider.pattern and not re.fullmatch(provider.pattern, rater)):
         raise NotAcceptable(
-            f"Expected {provider.rater} in the link, as {provider.key} writes it, got "
-            f"{rater[:40]!r}. Open the study from the platform's page again."
+            f"The link has no valid {provider.rater} from {provider.key}. Open the study from the "
+            "platform's page again."
         )
     return {**found, provider.rater: rater}
 
 
 def finish_address(provider: Provider, kept: Mapping[str, str], code: str) -> str:
-    """Return where the browser goes in the end; empty where the rater copies the code."""
+    """Return the address that the browser returns to; empty if the rater copies the code.
+
+    Args:
+        kept: the values of the provider's parameters, by name.
+        code: the completion code; empty if there is none.
+    """
     if not code:
         return ""
     values = {**kept, "code": code}
@@ -140,11 +145,11 @@ def finish_address(provider: Provider, kept: Mapping[str, str], code: str) -> st
 
 
 def study_address(provider: Provider, page: str, link: str) -> str:
-    """Return the address to give to the platform, in its own notation.
+    """Return the address to enter on the platform, with its own placeholders.
 
     Args:
         page: address of the Rate page.
-        link: signed token that lets this platform's raters in.
+        link: signed token that admits this platform's raters.
     """
     blanks = [
         f"{name}={provider.placeholder.replace('NAME', name)}" for name in provider.parameters

@@ -1,4 +1,4 @@
-"""The prompts of a study: EvalCrafter's 700, or those of any text or CSV file."""
+"""The prompts of a study: the 700 of EvalCrafter, or those of any text or CSV file."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ import ftfy
 from human_eval.errors import StudyError
 
 EVALCRAFTER = "evalcrafter"
-# The state of the upstream repository whose files hold the 700 prompts and their attributes.
+# The commit of the upstream repository with the 700 prompts and their attributes.
 UPSTREAM = (
     "https://raw.githubusercontent.com/evalcrafter/EvalCrafter/"
     "1275bda05e74f295ad2585e3ebde8e95a81a15af/"
@@ -28,43 +28,43 @@ SHA256 = {
     ATTRIBUTES: "25cfc22427e40b76d2a04dcd56c8cf9bc1ab150d1afb7eb378620c7d77be4533",
 }
 NO_CATEGORY = "none"
-MAX_LENGTH = 500  # characters; the longest of EvalCrafter has 230
+MAX_LENGTH = 500  # characters; EvalCrafter's longest prompt has 230
 MAX_BYTES = 64 * 2**20  # of a file of prompts
-MAX_PROBLEMS = 20  # how many a message lists
+MAX_PROBLEMS = 20  # listed in a message
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. Prompts of equal text are one cluster in every statistic."""
+    """One prompt. Prompts with the same text are one cluster in every statistic."""
 
-    index: int  # counts from 0, as in the clips' file names
-    text: str  # verbatim, as the video models got it
+    index: int  # counts from 0, as in the names of clip files
+    text: str  # verbatim, as given to the video models
     categories: tuple[str, ...] = ()
 
     @property
     def display(self) -> str:
-        """Return the text as raters should read it: repaired where its encoding was garbled."""
+        """Return the text for raters: with a garbled encoding repaired."""
         return ftfy.fix_encoding(self.text).strip()
 
     @property
     def category(self) -> str:
-        """Return all categories in one word."""
+        """Return all categories, joined by "|"."""
         return "|".join(self.categories) or NO_CATEGORY
 
 
 def load_prompts(
     source: Path | str, *, cache: Path | None = None, column: str = "prompt"
 ) -> list[Prompt]:
-    """Load the prompts that a study names.
+    """Load the prompts of a study.
 
     Args:
-        source: "evalcrafter"; a folder with EvalCrafter's two files; or a text file with a prompt
-            on each line, or a CSV file.
-        cache: where downloaded files are kept.
-        column: of a CSV file, the one with the prompts.
+        source: "evalcrafter"; a folder with the two files of EvalCrafter; a text file with one
+            prompt per line; or a CSV file.
+        cache: folder for downloaded files.
+        column: name of the column with the prompts, in a CSV file.
 
     Raises:
-        StudyError: the file is missing, unreadable, or not all of it are prompts.
+        StudyError: the file is missing or unreadable, or not everything in it is a prompt.
     """
     path = Path(source)
     if str(source) == EVALCRAFTER:
@@ -77,10 +77,10 @@ def load_prompts(
 
 
 def fetch_evalcrafter(folder: Path) -> Path:
-    """Download EvalCrafter's two files into the folder, unless they lie there already.
+    """Download the two files of EvalCrafter into the folder, unless it contains them already.
 
     Raises:
-        StudyError: there is no network, or a file is not the pinned one.
+        StudyError: the download fails, or a file does not have its pinned hash.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in SHA256:
@@ -92,8 +92,8 @@ def fetch_evalcrafter(folder: Path) -> Path:
                 content = answer.read(MAX_BYTES)
         except (urllib.error.URLError, TimeoutError) as error:
             raise StudyError(
-                f"Expected to download {UPSTREAM + name}, got: {error}. Put {TEXTS} and "
-                f"{ATTRIBUTES} of EvalCrafter into {folder}, or name their folder as the prompts."
+                f"{UPSTREAM + name} cannot be downloaded: {error}. Put {TEXTS} and {ATTRIBUTES} of "
+                f"EvalCrafter into {folder}, or pass their folder as --prompts."
             ) from error
         _check_sha256(name, content)
         unfinished = path.with_name(f".{name}.{os.getpid()}")
@@ -106,13 +106,13 @@ def read_evalcrafter(folder: Path) -> list[Prompt]:
     """Read the 700 prompts, with the attributes of their metadata as categories.
 
     Raises:
-        StudyError: a file is missing, or is not the pinned one.
+        StudyError: a file is missing, or does not have its pinned hash.
     """
     contents = {name: _read_bytes(folder / name) for name in SHA256}
     for name, content in contents.items():
         _check_sha256(name, content)
     metadata = json.loads(contents[ATTRIBUTES])
-    # Trailing spaces belong to the prompts: the video models got them too.
+    # Trailing spaces are part of the prompts: the video models were given them too.
     texts = contents[TEXTS].decode("utf-8").split("\r\n")
     return [
         Prompt(index, text, tuple(sorted(metadata[f"{index:04d}"]["attributes"])))
@@ -124,19 +124,19 @@ def _check_sha256(name: str, content: bytes) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise StudyError(
-            f"Expected {name} with SHA-256 {SHA256[name]}, got {found} ({len(content):,} bytes). "
+            f"{name} has the SHA-256 {found} ({len(content):,} bytes) instead of {SHA256[name]}. "
             f"Take the file from {UPSTREAM + name}."
         )
 
 
 def read_prompts(path: Path, *, column: str = "prompt") -> list[Prompt]:
-    """Read a text file with a prompt on each line, or a CSV file.
+    """Read a text file with one prompt per line, or a CSV file.
 
-    A CSV file has one column of prompts and may have `index` (else rows are counted from 0) and
-    `category` (several in a cell are separated by "|").
+    A CSV file has a column of prompts. Its columns `index` (otherwise rows count from 0) and
+    `category` (several in a cell are separated by "|") are optional.
 
     Raises:
-        StudyError: nothing, or not everything, in the file is a prompt. Nothing is skipped.
+        StudyError: the file has no prompts, or lines that are not prompts. No line is skipped.
     """
     text = _decode(_read_bytes(path), path)
     reads_csv = path.suffix.lower() in {".csv", ".tsv"}
@@ -151,11 +151,11 @@ def _read_bytes(path: Path) -> bytes:
         content = path.read_bytes() if size <= MAX_BYTES else b""
     except OSError as error:
         raise StudyError(
-            f"Expected a file of prompts at {path}, got: {error.strerror}. Check the path."
+            f"The prompts at {path} cannot be read: {error.strerror}. Check the path."
         ) from error
     if size > MAX_BYTES:
         raise StudyError(
-            f"Expected at most {MAX_BYTES:,} bytes of prompts, got {size:,} in {path}. Split it."
+            f"{path} has {size:,} bytes; a file of prompts has at most {MAX_BYTES:,}. Split it."
         )
     return content
 
@@ -167,7 +167,7 @@ def _decode(content: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise StudyError(
-            f"Expected UTF-8 in {path}, got the byte {content[error.start]:#04x} in line {line}. "
+            f"{path} is not UTF-8: line {line} contains the byte {content[error.start]:#04x}. "
             "Save the file as UTF-8."
         ) from error
 
@@ -188,19 +188,19 @@ def _from_csv(text: str, path: Path, column: str) -> list[Prompt]:
         rows = list(reader)
     except csv.Error as error:
         raise StudyError(
-            f"Expected a CSV file at {path}, got: {error} in line {reader.line_num}. "
-            "Quote cells that hold commas, quotes or line breaks."
+            f"{path} is not a valid CSV file: {error} in line {reader.line_num}. Quote cells with "
+            "commas, quotes or line breaks."
         ) from error
     if column not in names or len(set(names)) < len(names):
         raise StudyError(
-            f"Expected one column named {column!r} in {path}, got {names}. "
+            f"{path} must have one column named {column!r}; its columns are {', '.join(names)}. "
             "Rename the column of prompts, or name it with --column."
         )
     uneven = [line for line, row in enumerate(rows, 2) if None in row or None in row.values()]
     if uneven:
         raise StudyError(
-            f"Expected {len(names)} cells in every row of {path}, got another number in row "
-            f"{_list(uneven)}. Quote prompts that hold commas."
+            f"{path} has {len(names)} columns, but another number of cells in row "
+            f"{_list(uneven)}. Quote prompts with commas."
         )
     return [_from_row(number, row, path, column) for number, row in enumerate(rows)]
 
@@ -209,8 +209,8 @@ def _from_row(number: int, row: dict[str, str], path: Path, column: str) -> Prom
     index = row.get("index", str(number))
     if not (index.isascii() and index.isdigit()):
         raise StudyError(
-            f"Expected a whole number as index in {path}, got {index!r} in row {number + 2}. "
-            "Count from 0, or leave the column out."
+            f"The index in row {number + 2} of {path} is {index!r}, not a whole number. Count from "
+            "0, or leave the column out."
         )
     named = row.get("category", "").split("|")
     categories = tuple(sorted({name.strip() for name in named} - {"", NO_CATEGORY}))
@@ -219,30 +219,29 @@ def _from_row(number: int, row: dict[str, str], path: Path, column: str) -> Prom
 
 def _check_prompts(prompts: Sequence[Prompt], path: Path) -> None:
     problems = [
-        f"prompt {prompt.index} {wrong}" for prompt in prompts if (wrong := _what_is_wrong(prompt))
+        f"prompt {prompt.index} {problem}" for prompt in prompts if (problem := _problem_of(prompt))
     ]
     seen: set[int] = set()
     for prompt in prompts:
         if prompt.index in seen:
-            problems.append(f"the index {prompt.index} stands twice")
+            problems.append(f"the index {prompt.index} is used twice")
         seen.add(prompt.index)
     if not prompts:
-        problems = ["no prompts"]
+        problems = ["it contains no prompts"]
     if problems:
         raise StudyError(
-            f"Expected nothing but prompts in {path}, got {_list(problems, '; ')}. "
-            "Correct the file; nothing was read."
+            f"{path} cannot be used: {_list(problems, '; ')}. Correct the file; nothing was read."
         )
 
 
-def _what_is_wrong(prompt: Prompt) -> str:
+def _problem_of(prompt: Prompt) -> str:
     if not prompt.text.strip():
         return "is empty"
     if len(prompt.text) > MAX_LENGTH:
         return f"has {len(prompt.text):,} characters, more than {MAX_LENGTH}"
     for character in prompt.text:
         if unicodedata.category(character) in {"Cc", "Cs"}:
-            return f"holds the control character U+{ord(character):04X}"
+            return f"contains the control character U+{ord(character):04X}"
     return ""
 
 

@@ -1,1 +1,1 @@
-"""Charts, reports and exports made from votes."""
+"""Charts, reports, exports and live results, computed from votes."""

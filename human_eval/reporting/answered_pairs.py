@@ -1,4 +1,4 @@
-"""The answered pairs one by one, with their clips: for everybody once a study is closed."""
+"""The answered pairs one by one, with clips and votes. Shown once a study is closed."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from human_eval.study.store import StudyStore
 
 @dataclass(frozen=True, kw_only=True)
 class AnsweredPair:
-    """A pair and what raters said about it."""
+    """A pair and the votes on it."""
 
     pair_id: int
     comparison: str
     title_a: str
     title_b: str
     prompt: str
-    clip_a: str  # token of the clip
+    clip_a: str  # signed token of the clip
     clip_b: str
     fps: float
     frames: int
@@ -29,10 +29,13 @@ class AnsweredPair:
 
 
 def list_answered(results: Results, comparison: str | None = None) -> list[int]:
-    """Return the numbers of the answered pairs, in the order of prompts.
+    """Return the ids of the answered pairs, by comparison and prompt.
+
+    Args:
+        comparison: key of a comparison; None for all.
 
     Raises:
-        StudyError: the results are masked: clips would show which system a letter stands for.
+        StudyError: the results are masked; clips would reveal the system behind a letter.
     """
     _check_named(results)
     votes = results.votes
@@ -48,12 +51,12 @@ def read_pair(store: StudyStore, results: Results, pair_id: int) -> AnsweredPair
     """Return an answered pair.
 
     Raises:
-        StudyError: nobody has answered it, or the results are masked.
+        StudyError: the pair has no votes that count, or the results are masked.
     """
     _check_named(results)
     answers = results.votes[results.votes["task_id"] == pair_id]
     if answers.empty:
-        raise StudyError(f"Expected the number of an answered pair, got {pair_id}. Choose another.")
+        raise StudyError(f"Pair {pair_id} has not been answered. Choose another one.")
     with store.read() as connection:
         row = connection.execute(_PAIR.where(PairRow.id == pair_id)).one()
     comparison = results.definition.comparison(row.comparison)
@@ -73,7 +76,7 @@ def read_pair(store: StudyStore, results: Results, pair_id: int) -> AnsweredPair
 
 def _check_named(results: Results) -> None:
     if not results.named:
-        raise StudyError("Expected a closed study, got an open one. Its votes are read at the end.")
+        raise StudyError("Votes are shown when the study is closed.")
 
 
 _ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)

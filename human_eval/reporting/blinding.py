@@ -1,7 +1,7 @@
-"""Letters in place of systems, so that results can be read while the study is still rated.
+"""Masking: letters instead of systems, so that results can be read while a study is open.
 
-Nobody who sees a masked table can tell which letter is which system, nor which of two systems the
-study is about: letters follow from the study's secret, and so does the order of a comparison.
+A masked table shows neither which system a letter is, nor which of two systems the study is about:
+both the letters and the order within a comparison follow from the study's secret key.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ OTHER_SIDE = {"left": "right", "right": "left"}
 
 
 def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
-    """Return the definition with letters for systems, numbers for comparisons, and no source."""
+    """Return the definition with letters for systems, new comparison keys and no source."""
     letters = _letters(definition, keys)
     systems = [System(key=letter, title=f"System {letter}") for letter in sorted(letters.values())]
     comparisons = []
@@ -29,7 +29,10 @@ def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
 
 
 def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> pd.DataFrame:
-    """Return the votes frame in terms of `mask_definition`; raters become numbers."""
+    """Return the votes frame with the systems and comparisons of `mask_definition`.
+
+    Raters become numbers.
+    """
     letters = _letters(definition, keys)
     numbers = {entry.key: f"C{place}" for place, entry in enumerate(definition.comparisons, 1)}
     turned = {entry.key for entry in definition.comparisons if letters[entry.a] > letters[entry.b]}
@@ -51,7 +54,7 @@ def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> 
 
 
 def number_raters(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return the votes with raters numbered by their first answer, instead of pseudonyms."""
+    """Return the votes with raters numbered in the order of their first vote."""
     numbers, _ = pd.factorize(votes["rater"])
     width = len(str(numbers.max(initial=0) + 1))
     return votes.assign(rater=[f"rater {number + 1:0{width}d}" for number in numbers])
@@ -60,8 +63,8 @@ def number_raters(votes: pd.DataFrame) -> pd.DataFrame:
 def _letters(definition: StudyDefinition, keys: Keys) -> dict[str, str]:
     if len(definition.systems) > len(ascii_uppercase):
         raise StudyError(
-            f"Expected at most 26 systems to name by letters, got {len(definition.systems)}. "
-            "Close the study to see its results."
+            f"The {len(definition.systems)} systems of this study are more than there are letters "
+            "to mask them. Close the study to see its results."
         )
     order = sorted(definition.systems, key=lambda system: keys.pseudonym("system", system.key))
     return {system.key: ascii_uppercase[place] for place, system in enumerate(order)}

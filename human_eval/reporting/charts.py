@@ -5,6 +5,7 @@ The same table always gives the same bytes.
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -213,20 +214,20 @@ def _stamp(figure: Figure, height: float) -> None:
     )  # fmt: skip
 
 
-def draw_evidence(
+def draw_e_values(
     paths: dict[str, pd.DataFrame], threshold: float, *, simulated: bool = False
 ) -> Figure:
-    """Draw how the evidence of each comparison grew with its decisive votes.
+    """Draw the e-value of each comparison against its number of decisive votes.
 
     Args:
-        paths: by comparison, as `human_eval.statistics.e_values.evidence_path` makes them.
-        threshold: from which on a comparison is decided.
+        paths: by comparison, as `human_eval.statistics.e_values.e_value_path` returns them.
+        threshold: the e-value at which a comparison is decided.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for key, path in paths.items():
-            # More points than pixels would only make the file large.
+            # At most 1,000 to 2,000 points: more than pixels would only make the file large.
             shown = path.iloc[:: max(1, len(path) // 1000)]
             exponent = np.log10(np.maximum(shown["e"], 1e-3))
             axes.plot(shown.index + 1, exponent, label=key, linewidth=1.2)
@@ -237,7 +238,7 @@ def draw_evidence(
         )  # fmt: skip
         axes.set_xlabel("decisive votes on the primary question")
         axes.set_ylabel("evidence against an even match, log10 e")
-        axes.set_title("SIMULATED VOTES" if simulated else "Evidence from vote to vote")
+        axes.set_title("SIMULATED VOTES" if simulated else "E-values after each vote")
         axes.legend(frameon=False, ncols=3)
     return figure
 
@@ -245,12 +246,17 @@ def draw_evidence(
 def save_chart(
     figure: Figure, folder: Path, name: str, *, formats: Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Write a chart in each format, byte for byte the same for the same figure."""
+    """Write a chart in each format and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    with matplotlib.rc_context(STYLE):
-        for kind in formats:
-            path = folder / f"{name}.{kind}"
-            figure.savefig(path, format=kind, dpi=DPI, metadata=NO_DATES[kind])
-            paths.append(path)
+    paths = [folder / f"{name}.{kind}" for kind in formats]
+    for path, kind in zip(paths, formats, strict=True):
+        path.write_bytes(render_chart(figure, kind))
     return paths
+
+
+def render_chart(figure: Figure, kind: str) -> bytes:
+    """Return a chart as "svg", "png" or "pdf". The same figure gives the same bytes."""
+    content = BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format=kind, dpi=DPI, metadata=NO_DATES[kind])
+    return content.getvalue()

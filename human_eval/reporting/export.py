@@ -1,9 +1,10 @@
-"""A study as files that other programs read, and that a report can be made from again."""
+"""The export of a study: files for other programs, from which its report can be made again."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, fields
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
@@ -13,14 +14,13 @@ from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.methods_text import data_card
 from human_eval.reporting.preferences import (
-    DIMENSIONS,
     direct_preferences,
     tabulate_preferences,
     video_align,
 )
 from human_eval.statistics.votes import COLUMNS, check_origin, check_votes
 
-# A spreadsheet runs a cell that begins so; a quotation mark before it makes it text.
+# Spreadsheets run cells that begin like this as formulas; a leading apostrophe makes them text.
 RUNS_AS_FORMULA = re.compile(r"^'*[=+\-@\t\r]")
 DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
@@ -33,23 +33,24 @@ def write_export(
     folder: Path,
     *,
     clips: Iterable[Clip] = (),
-    dimensions: Mapping[str, str] = DIMENSIONS,
 ) -> list[Path]:
     """Write definition, votes, clips, preference data and a data card into a folder.
 
-    The same votes give the same bytes. Votes of raters who are excluded are in the tables of votes,
-    marked, and not in the preference data.
+    The same votes give the same bytes. Votes of excluded raters are marked in the tables of votes
+    and left out of the preference data.
+
+    Returns:
+        The files written.
 
     Raises:
-        StudyError: the folder holds something else, or the votes are not as they should be.
+        StudyError: the folder contains other files, or `check_votes` refuses the votes.
     """
     check_origin(check_votes(votes))
     folder.mkdir(parents=True, exist_ok=True)
     foreign = [path.name for path in folder.iterdir() if path.name not in _names()]
     if foreign:
         raise StudyError(
-            f"Expected an empty folder, or one with an export, at {folder}, got {foreign[0]!r} in "
-            "it. Name another folder."
+            f"{folder} contains {foreign[0]!r}, which is not of an export. Name another folder."
         )
     votes = votes[list(COLUMNS)].sort_values("vote_id", ignore_index=True)
     shown = pd.DataFrame([asdict(clip) for clip in clips], columns=[f.name for f in fields(Clip)])
@@ -58,11 +59,11 @@ def write_export(
     write_csv(votes, folder / f"{VOTES}.csv")
     votes.to_parquet(folder / f"{VOTES}.parquet", index=False)
     write_jsonl(votes, folder / f"{VOTES}.jsonl")
-    # Names of files on the machine of the study stay there.
+    # Not exported: columns about files on the machine of the study.
     write_csv(shown.drop(columns=["source_sha256", "reason"]), folder / CLIPS)
-    write_csv(video_align(pairs, shown, dimensions), folder / VIDEO_ALIGN)
+    write_csv(video_align(pairs, shown, definition), folder / VIDEO_ALIGN)
     write_jsonl(direct_preferences(pairs, shown), folder / DPO)
-    (folder / CARD).write_text(data_card(votes, definition, dimensions), encoding="utf-8")
+    (folder / CARD).write_text(data_card(votes, definition), encoding="utf-8")
     written = [folder / name for name in sorted(_names() - {SUMS})]
     (folder / SUMS).write_text("\n".join(map(_sum_line, written)) + "\n")
     return [*written, folder / SUMS]
@@ -74,21 +75,21 @@ def _names() -> set[str]:
 
 
 def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
-    """Read the votes and the definition back from an export.
+    """Read the votes and the definition of an export.
 
     Raises:
-        StudyError: a file is missing, or is not what was exported, by the sums beside it.
+        StudyError: a file is missing, is damaged, or does not have the hash of SHA256SUMS.
     """
     try:
         text = (folder / DEFINITION).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(
-            f"Expected an export with {DEFINITION} in {folder}, got: {error}. "
-            "Make one with `python -m human_eval export`."
+            f"{folder} is not an export: {DEFINITION} cannot be read ({error}). Make one with "
+            "`python -m human_eval export`."
         ) from error
     kinds = [kind for kind in ("parquet", "csv", "jsonl") if (folder / f"{VOTES}.{kind}").exists()]
     if not kinds:
-        raise StudyError(f"Expected a table of votes in {folder}, got none. Export again.")
+        raise StudyError(f"{folder} contains no table of votes. Export the study again.")
     table = folder / f"{VOTES}.{kinds[0]}"
     _check_sums(folder / DEFINITION, table)
     votes = read_votes(table)
@@ -96,14 +97,14 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     foreign = set(votes["definition_hash"]) - {definition.hash}
     if foreign:
         raise StudyError(
-            f"Expected votes under the definition {definition.hash[:16]} of {DEFINITION}, got "
-            f"some under {sorted(foreign)[0][:16]}. Put the study's own {DEFINITION} back."
+            f"Some votes were given under another definition ({sorted(foreign)[0][:16]}) than the "
+            f"one in {DEFINITION} ({definition.hash[:16]}). Restore the study's own {DEFINITION}."
         )
     return votes, definition
 
 
 def _check_sums(*paths: Path) -> None:
-    """Refuse files that were changed since their export; without sums, anything passes."""
+    """Refuse files that were changed since their export. Without SHA256SUMS, accept any."""
     sums = paths[0].parent / SUMS
     if not sums.exists():
         return
@@ -111,8 +112,8 @@ def _check_sums(*paths: Path) -> None:
     changed = [path.name for path in paths if _sum_line(path) not in lines]
     if changed:
         raise StudyError(
-            f"Expected {changed[0]} in {sums.parent} as it was exported, got one with another sum "
-            f"than {SUMS} says. Export again, or remove {SUMS} if the change is yours."
+            f"{changed[0]} in {sums.parent} was changed since the export: its hash is not the one "
+            f"in {SUMS}. Export again, or remove {SUMS} if the change is yours."
         )
 
 
@@ -124,7 +125,7 @@ def read_votes(path: Path) -> pd.DataFrame:
     """Read a table of votes from CSV, Parquet or JSONL.
 
     Raises:
-        StudyError: the file is missing, damaged, or not a table of votes.
+        StudyError: the file is missing or damaged, or is not a table of votes.
     """
     texts = {name: "str" for name, kind in COLUMNS.items() if kind in {"text", "text?"}}
     try:
@@ -141,7 +142,7 @@ def read_votes(path: Path) -> pd.DataFrame:
             votes["answered_at"] = pd.to_datetime(votes["answered_at"], utc=True, format="ISO8601")
     except (OSError, ValueError, TypeError) as error:
         raise StudyError(
-            f"Expected a table of votes at {path}, got: {error}. Export it again."
+            f"{path} cannot be read as a table of votes: {error}. Export it again."
         ) from error
     for name, kind in COLUMNS.items():
         if kind == "text?" and name in votes:
@@ -151,8 +152,8 @@ def read_votes(path: Path) -> pd.DataFrame:
     return check_votes(votes)
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table in which no cell of text can run as a formula in a spreadsheet."""
+def write_csv(table: pd.DataFrame, target: Path | BytesIO) -> None:
+    """Write a table as CSV of which a spreadsheet runs no cell as a formula."""
     safe = table.copy()
     for name in safe.select_dtypes(["object", "string", "category"]):
         text = safe[name].astype(object)
@@ -161,11 +162,11 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
         safe[name] = text.replace(changed) if changed else text
     for name in safe.select_dtypes(["datetimetz"]):
         safe[name] = _iso(safe[name])
-    safe.to_csv(path, index=False, lineterminator="\n")
+    safe.to_csv(target, index=False, lineterminator="\n")
 
 
 def write_jsonl(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as one JSON object a line, its text verbatim."""
+    """Write a table as one JSON object per line, with its text verbatim."""
     table = table.copy()
     for name in table.select_dtypes(["datetimetz"]):
         table[name] = _iso(table[name])

@@ -1,53 +1,55 @@
-"""Results while they come in: the tables of the Results page, as public as they may be.
+"""Live results: the tables and charts of the Results page while votes come in.
 
-While a study is open, systems go by letters, whoever looks; a researcher who has signed in may see
-their names, and so may everybody once the study is closed. Raters are never named.
+While a study is open, systems are shown as letters, except to researchers who have signed in. Once
+it is closed, everybody sees their names. Raters are always numbers.
+
+The libraries of statistics and charts take seconds to import, so the functions that need them
+import them: the page opens without waiting.
 """
 
-import importlib
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
 
 import pandas as pd
 from sqlalchemy import Connection, func, select
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.reporting.blinding import mask_definition, mask_votes, number_raters
-from human_eval.statistics.votes import evidence
+from human_eval.statistics.votes import counted_votes
 from human_eval.storage import events
 from human_eval.storage.tables import AssignmentRow, Event, Study, Vote
 from human_eval.study.store import StudyStore
 
-PATIENCE = 1.0  # seconds that results may be old while answers come in
-SHARE = 0.1  # of one core that computing them anew may take
-QUICK = 1.0  # seconds of computing that a reader may wait for
-COUNTED = ("exclude", "revoke", "erased", "restored")  # events that change results
+MAX_AGE = 1.0  # seconds that results may be old while votes come in
+MAX_LOAD = 0.1  # share of one core that computing results may take
+MAX_WAIT = 1.0  # seconds of computing that a reader may wait for
+CHANGES = ("exclude", "revoke", "erased", "restored")  # events that change results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a study says at one moment."""
+    """The results of a study at one moment."""
 
     title: str
     closed: bool
-    simulated: bool  # no person has voted
-    named: bool  # systems go by their names, not by letters
-    definition: StudyDefinition  # as `named` says
-    answers: int  # on real pairs, of raters who are not excluded
+    simulated: bool  # all votes are simulated
+    named: bool  # systems have their names, not letters
+    definition: StudyDefinition  # masked unless `named`
+    answers: int  # votes that count
     raters: int
-    excluded: int  # answers left out
-    votes: pd.DataFrame  # those that count, raters being numbers
-    rates: pd.DataFrame  # as `human_eval.statistics.win_rates.win_rates`
+    excluded: int  # votes of excluded raters, on real pairs
+    votes: pd.DataFrame  # those that count; raters are numbers
+    rates: pd.DataFrame  # of `human_eval.statistics.win_rates.win_rates`
     rates_with_excluded: pd.DataFrame
-    decisions: pd.DataFrame
-    agreement: pd.DataFrame
-    categories: pd.DataFrame
+    decisions: pd.DataFrame  # of `human_eval.statistics.e_values.tabulate_decisions`
+    agreement: pd.DataFrame  # of `human_eval.statistics.agreement.tabulate_agreement`
+    categories: pd.DataFrame  # of `human_eval.statistics.win_rates.category_rates`
+    seconds: float = 0.0  # that computing the tables took
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the tables by the name of their file."""
+        """Return the tables by the names of their CSV files."""
         return {
             "win_rates": self.rates,
             "win_rates_with_excluded": self.rates_with_excluded,
@@ -58,52 +60,54 @@ class Results:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Results and what they were made from."""
+class _Cached:
+    """Results, and the state of the study that they were computed from."""
 
     state: tuple[object, ...]
     made_at: float  # monotonic seconds
-    cost: float  # seconds
     results: Results
 
 
 class LiveResults:
-    """Computes results when they have changed; readers of a large study never wait for that."""
+    """Computes results when the study has changed, in the background if that takes long."""
 
     def __init__(self, store: StudyStore) -> None:
         self._store = store
         self._lock = threading.Lock()  # one computation at a time
-        self._kept: dict[tuple[bool, bool], _Kept] = {}
+        self._cached: dict[tuple[bool, bool], _Cached] = {}
         self._charts: dict[tuple[bool, bool, str], tuple[Results, bytes]] = {}
         self._refreshing: threading.Thread | None = None
 
     def read(self, *, named: bool = False, simulated: bool = False) -> Results:
-        """Return the results, computed now, or some seconds ago while answers come in.
+        """Return the results, at most some seconds old while votes come in.
 
-        Where computing takes long it happens behind: the next reader gets what comes of it.
+        If computing takes longer than MAX_WAIT, a thread does it, and this call returns the
+        results computed before.
 
         Args:
             named: the reader may know the systems of an open study.
+            simulated: of the simulated votes instead of people's.
         """
-        kept = self._kept.get((named, simulated))
+        cached = self._cached.get((named, simulated))
         with self._store.read() as connection:
             state = _state(connection, simulated)
-        if kept is None or kept.state[0] != state[0]:  # closed or opened again: names change
+        if cached is None or cached.state[0] != state[0]:  # closed or reopened: names change
             return self._renew(named, simulated)
-        fresh = time.monotonic() - kept.made_at < max(PATIENCE, kept.cost / SHARE)
-        if kept.state == state or fresh:
-            return kept.results
-        if kept.cost < QUICK:
+        took = cached.results.seconds
+        fresh = time.monotonic() - cached.made_at < max(MAX_AGE, took / MAX_LOAD)
+        if cached.state == state or fresh:
+            return cached.results
+        if took < MAX_WAIT:
             return self._renew(named, simulated)
         if self._refreshing is None or not self._refreshing.is_alive():
             self._refreshing = threading.Thread(
                 target=self._renew, args=(named, simulated), name="results", daemon=True
             )
             self._refreshing.start()
-        return kept.results
+        return cached.results
 
     def draw(self, kind: str, *, named: bool = False, simulated: bool = False) -> bytes | None:
-        """Return the chart as "svg", "png" or "pdf"; None while there is nothing to draw."""
+        """Return the chart as "svg", "png" or "pdf"; None while there are no votes."""
         results = self.read(named=named, simulated=simulated)
         if results.rates.empty:
             return None
@@ -118,20 +122,16 @@ class LiveResults:
         with self._lock:
             with self._store.read() as connection:
                 state = _state(connection, simulated)
-            kept = self._kept.get((named, simulated))
-            if kept is not None and kept.state == state:
-                return kept.results  # somebody else has just done it
-            # Takes seconds, once; not a cost of counting.
-            importlib.import_module("human_eval.statistics.win_rates")
-            began = time.monotonic()
+            cached = self._cached.get((named, simulated))
+            if cached is not None and cached.state == state:
+                return cached.results  # computed by another thread meanwhile
             results = compute_results(self._store, named=named, simulated=simulated)
-            now = time.monotonic()
-            self._kept[named, simulated] = _Kept(state, now, now - began, results)
+            self._cached[named, simulated] = _Cached(state, time.monotonic(), results)
             return results
 
 
 def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
-    """Return what changes whenever results do: closed or not, last answer, last exclusion."""
+    """Return values that change whenever results do: time of closing, last vote, last event."""
     closed_at = connection.execute(select(Study.closed_at)).scalar_one()
     last_vote = connection.execute(
         select(func.max(Vote.id))
@@ -139,18 +139,22 @@ def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
         .where(AssignmentRow.simulated == simulated)
     ).scalar()
     last_event = connection.execute(
-        select(func.max(Event.id)).where(Event.kind.in_(COUNTED))
+        select(func.max(Event.id)).where(Event.kind.in_(CHANGES))
     ).scalar()
     return closed_at, last_vote, last_event
 
 
 def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Results:
-    """Tabulate what has been answered so far."""
-    # The libraries of statistics take seconds to import, which a page that opens need not wait for.
+    """Compute the results of all votes so far.
+
+    Args:
+        named: use the names of systems even if the study is open.
+    """
     from human_eval.statistics.agreement import tabulate_agreement
-    from human_eval.statistics.e_values import decisions
+    from human_eval.statistics.e_values import tabulate_decisions
     from human_eval.statistics.win_rates import category_rates, win_rates
 
+    began = time.monotonic()
     definition = store.definition
     votes = store.votes(simulated=simulated)
     with store.read() as connection:
@@ -161,7 +165,7 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
     else:
         votes = mask_votes(votes, definition, store.keys)
         definition = mask_definition(definition, store.keys)
-    kept, everything = evidence(votes), evidence(votes, with_excluded=True)
+    kept, everything = counted_votes(votes), counted_votes(votes, with_excluded=True)
     rates = win_rates(kept, definition)
     return Results(
         title=definition.title or definition.name,
@@ -177,33 +181,31 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
         rates_with_excluded=(
             rates if len(kept) == len(everything) else win_rates(everything, definition)
         ),
-        decisions=decisions(kept, definition),
+        decisions=tabulate_decisions(kept, definition),
         agreement=tabulate_agreement(kept),
         categories=category_rates(kept, definition),
+        seconds=time.monotonic() - began,
     )
 
 
 def _draw(results: Results, kind: str) -> bytes:
-    from human_eval.reporting.charts import draw_win_rates, save_chart
+    from human_eval.reporting.charts import draw_win_rates, render_chart
 
     figure = draw_win_rates(results.rates, results.definition, simulated=results.simulated)
-    with TemporaryDirectory() as folder:
-        [path] = save_chart(figure, Path(folder), "chart", formats=[kind])
-        return path.read_bytes()
+    return render_chart(figure, kind)
 
 
 def table_as_csv(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV that a spreadsheet runs no formula of."""
+    """Return a table as CSV of which a spreadsheet runs no cell as a formula."""
     from human_eval.reporting.export import write_csv
 
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "table.csv"
-        write_csv(table, path)
-        return path.read_bytes()
+    content = BytesIO()
+    write_csv(table, content)
+    return content.getvalue()
 
 
 def is_published(connection: Connection) -> bool:
-    """Tell whether everybody may read the results, as a researcher last said."""
+    """Return whether the results are public, by the newest decision of a researcher."""
     newest = (
         select(Event.kind)
         .where(Event.kind.in_(["published", "withdrawn"]))
@@ -214,7 +216,7 @@ def is_published(connection: Connection) -> bool:
 
 
 def set_published(store: StudyStore, published: bool, *, author: str) -> None:
-    """Let everybody read the results, or researchers alone."""
+    """Make the results public, or restrict them to researchers."""
     with store.write() as connection:
         kind = "published" if published else "withdrawn"
         events.record(connection, kind, actor=author, subject="study", now=store.clock())

@@ -1,17 +1,31 @@
-"""Votes as preferences: what a reward model or direct optimisation is trained on."""
-
-from collections.abc import Mapping
+"""Votes as training data of reward models (VideoAlign) and of direct preference optimisation."""
 
 import pandas as pd
 
-# The judgements VideoAlign trains on, and the questions that ask for them. The paper's three do
-# not ask about motion, which stays empty rather than guessed.
-DIMENSIONS = {"VQ": "Q1", "MQ": "", "TA": "Q2"}
-MEDIA = "media/"  # where a study keeps its clips
+from human_eval.definition.definition import StudyDefinition
+
+# VideoAlign's columns, and the dimension of the question that fills each.
+VIDEO_ALIGN_COLUMNS = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
+MEDIA = "media/"  # folder of a study's clips
+
+
+def video_align_questions(definition: StudyDefinition) -> dict[str, str]:
+    """Return, by VideoAlign's VQ, MQ and TA, the key of the question that measures it, or ""."""
+    measured: dict[str, str] = {
+        question.dimension: question.key for question in definition.questions
+    }
+    return {
+        column: measured.get(dimension, "") for column, dimension in VIDEO_ALIGN_COLUMNS.items()
+    }
 
 
 def tabulate_preferences(votes: pd.DataFrame) -> pd.DataFrame:
-    """Count what raters prefer, by pair and question, leaving out excluded raters and checks."""
+    """Count the answers to each pair and question, without excluded raters and checks.
+
+    Returns:
+        Columns comparison, system_a, system_b, prompt_index, prompt, question; the counts a, b,
+        tie, both_bad.
+    """
     kept = votes[(votes["kind"] == "real") & ~votes["excluded"]]
     keys = ["comparison", "system_a", "system_b", "prompt_index", "prompt", "question"]
     counts = kept.groupby([*keys, "choice"], observed=True).size().unstack(fill_value=0)
@@ -20,7 +34,7 @@ def tabulate_preferences(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _add_clips(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame:
-    """Add the file, rate and length of both clips of each pair."""
+    """Add the file, frame rate and number of frames of both clips to each pair."""
     good = clips[clips["status"] == "ok"]
     about = good.assign(path=MEDIA + good["stored_name"].astype(str))
     about = about[["system", "prompt_index", "path", "fps", "frames"]]
@@ -38,31 +52,33 @@ def _add_clips(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame:
 
 
 def video_align(
-    pairs: pd.DataFrame, clips: pd.DataFrame, dimensions: Mapping[str, str]
+    pairs: pd.DataFrame, clips: pd.DataFrame, definition: StudyDefinition
 ) -> pd.DataFrame:
-    """Return one row a pair, with the majority as A, B or same, as VideoAlign trains on.
+    """Return the training table of VideoAlign: one row per pair, its majority as A, B or same.
+
+    A column whose dimension no question measures is empty.
 
     Args:
-        pairs: as `tabulate_preferences` makes them.
-        dimensions: by VideoAlign's VQ, MQ and TA, the key of the question that asks for it, or ""
-            where none does; its cells stay empty.
+        pairs: as of `tabulate_preferences`.
+        clips: one row per clip, as of the export.
 
     Source: KwaiVGI/VideoAlign, datasets/train/README.md.
     """
     keys = ["comparison", "system_a", "system_b", "prompt_index", "prompt"]
     wide = pairs[keys].drop_duplicates()
-    for dimension, question in dimensions.items():
+    questions = video_align_questions(definition)
+    for column, question in questions.items():
         asked = pairs[pairs["question"] == question]
         label = pd.Series("same", index=asked.index)
         label[asked["a"] > asked["b"]] = "A"
         label[asked["b"] > asked["a"]] = "B"
-        wide = wide.merge(asked[keys].assign(**{dimension: label}), on=keys, how="left")
+        wide = wide.merge(asked[keys].assign(**{column: label}), on=keys, how="left")
     wide = _add_clips(wide, clips)
     columns = {
         "path_a": "path_A",
         "path_b": "path_B",
         "prompt": "prompt",
-        **{dimension: dimension for dimension in dimensions},
+        **{column: column for column in questions},
         "fps_a": "fps_A",
         "frames_a": "num_frames_A",
         "fps_b": "fps_B",
@@ -72,11 +88,11 @@ def video_align(
 
 
 def direct_preferences(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each pair and question that has a winner, for direct optimisation.
+    """Return one row for each pair and question with a winner, for preference optimisation.
 
     Returns:
-        Columns prompt, chosen, rejected (file names), question, probability (share of decisive
-        votes for the chosen clip, smoothed by one vote each way), votes.
+        Columns prompt; chosen, rejected (file names); question; `probability`, the share of
+        decisive votes for the chosen clip, smoothed as (n_chosen + 1) / (n + 2); votes.
     """
     both = _add_clips(pairs, clips)
     both = both[both["a"] != both["b"]]

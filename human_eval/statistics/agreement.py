@@ -1,13 +1,16 @@
 """How far raters agree with each other.
 
-Preferences are opinions: agreement well below that of factual labels (an alpha of about 0.3) is
-what to expect, and no reason to reject a study.
+Preferences are opinions: an alpha of about 0.3, well below that of factual labels, is usual and no
+reason to reject a study.
 """
 
 import krippendorff
 import numpy as np
 import pandas as pd
 from statsmodels.stats.inter_rater import fleiss_kappa
+
+from human_eval.definition.definition import StudyDefinition
+from human_eval.statistics.votes import split_primary
 
 RESAMPLES = 200
 NO_VARIATION = "undefined: every answer is the same, so that chance would agree as well"
@@ -18,10 +21,10 @@ def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Tabulate the agreement of raters, by comparison and question.
 
     Returns:
-        Columns `raw`, the share of pairs of answers to one pair that are equal; `alpha`,
-        Krippendorff's for nominal answers, with its 95 % bootstrap interval over pairs; `kappa`,
-        Fleiss', where every pair has equally many answers; `note`, which says why a number is
-        missing.
+        Columns comparison, question, `pairs` (with two answers or more), `answers`; `raw`, the
+        share of pairs of answers to the same pair that are equal; `alpha`, Krippendorff's for
+        nominal answers, with its 95 % bootstrap interval over pairs; `kappa`, Fleiss', where
+        every pair has equally many answers; `note`, the reason why a number is missing.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -48,8 +51,26 @@ def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tabulate_majorities(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate, on the primary question, how many pairs the majority gave to each system.
+
+    Returns:
+        Columns comparison, pairs, majority_a, majority_b, and `majority_none`: pairs whose most
+        frequent answer is a tie, or is not unique.
+    """
+    rows = []
+    for comparison, cell in split_primary(votes, definition):
+        counts = cell.groupby(["prompt_index", cell["choice"].astype(str)]).size().unstack()
+        unique = counts.eq(counts.max(axis=1), axis=0).sum(axis=1) == 1
+        majority = counts.idxmax(axis=1).where(unique, "")
+        a, b = int(majority.eq("a").sum()), int(majority.eq("b").sum())
+        rows.append((comparison.key, len(counts), a, b, len(counts) - a - b))
+    columns = ["comparison", "pairs", "majority_a", "majority_b", "majority_none"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def answer_counts(votes: pd.DataFrame) -> np.ndarray:
-    """Return how often each answer was given to each pair: one row a pair, one column an answer."""
+    """Return how often each pair got each answer, int, shape (pairs, answers)."""
     pair, pairs = pd.factorize(votes["prompt_index"], sort=True)
     answer, answers = pd.factorize(votes["choice"], sort=True)
     shape = (len(pairs), len(answers))
@@ -58,14 +79,17 @@ def answer_counts(votes: pd.DataFrame) -> np.ndarray:
 
 
 def raw_agreement(counts: np.ndarray) -> float:
-    """Return the share of pairs of answers to the same thing that are equal; NaN without any."""
+    """Return the share of pairs of answers to the same pair that are equal; NaN without any.
+
+    With n_ik answers k to pair i, and n_i in all: sum n_ik (n_ik - 1) / sum n_i (n_i - 1).
+    """
     total = counts.sum(axis=1)
     pairs = (total * (total - 1)).sum()
     return float((counts * (counts - 1)).sum() / pairs) if pairs else float("nan")
 
 
 def krippendorff_alpha(counts: np.ndarray) -> tuple[float, str]:
-    """Return alpha for nominal answers, or NaN and the reason why there is none.
+    """Return alpha for nominal answers, or NaN and the reason why it is undefined.
 
     Source: Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability".
     """
@@ -77,25 +101,28 @@ def krippendorff_alpha(counts: np.ndarray) -> tuple[float, str]:
 
 
 def alpha_interval(counts: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % percentile interval of alpha, resampling what was answered about.
-
-    NaN where only one thing was answered about, which leaves nothing to resample.
-    """
+    """Return the 95 % percentile interval of alpha, resampling pairs; NaN for a single pair."""
     if len(counts) < 2:
         return float("nan"), float("nan")
-    kinds, times = np.unique(counts, axis=0, return_counts=True)  # few, of a million pairs too
+    # A million pairs have few different rows of counts: draw how often each kind occurs.
+    kinds, times = np.unique(counts, axis=0, return_counts=True)
     drawn = rng.multinomial(len(counts), times / len(counts), size=RESAMPLES)
     draws = weighted_alphas(kinds, drawn)
-    low, high = np.nanquantile(draws, [0.025, 0.975])  # without variation there is no alpha
+    low, high = np.nanquantile(draws, [0.025, 0.975])  # NaN: a resample without variation
     return float(low), float(high)
 
 
 def weighted_alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the nominal alphas of rows of `counts` that are there several times, or not at all.
+    """Return the nominal alpha of each resample of the rows of `counts`.
+
+    With n_ik answers k to pair i, n_i = sum_k n_ik and N = sum_i n_i,
+
+        alpha = 1 - (N - 1) * sum_i (n_i^2 - sum_k n_ik^2) / (n_i - 1)
+                    / (N^2 - sum_k (sum_i n_ik)^2).
 
     Args:
-        counts: as of `answer_counts`, each row with two answers or more.
-        weights: how often each row is there; one resample a row.
+        counts: shape (rows, answers), as of `answer_counts`; each row with two answers or more.
+        weights: how often each row occurs, shape (resamples, rows).
 
     Source: Krippendorff (2011), section D, with sums of coincidences instead of their table.
     """
@@ -109,7 +136,7 @@ def weighted_alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def fleiss(counts: np.ndarray) -> tuple[float, str]:
-    """Return Fleiss' kappa, or NaN and the reason why there is none.
+    """Return Fleiss' kappa, or NaN and the reason why it is undefined.
 
     Source: Fleiss (1971), Psychological Bulletin 76(5), 378-382.
     """

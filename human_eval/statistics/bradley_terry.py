@@ -1,4 +1,4 @@
-"""One scale for many systems: Bradley-Terry and Davidson, for those that are linked by votes."""
+"""Strengths of many systems on one scale: Bradley-Terry, or Davidson where there are ties."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,23 +8,21 @@ import numpy as np
 import pandas as pd
 from scipy.sparse.csgraph import connected_components
 
-from human_eval.errors import StudyError
-
 TOLERANCE, LIMIT = 1e-10, 10_000  # of the iterations
-PRIOR_VOTES = 0.5  # wins added each way to every pair that met, where the votes alone diverge
+PRIOR_VOTES = 0.5  # wins for either system of a comparison, added where strengths are infinite
 RESAMPLES = 200
-MIN_PROMPTS = 5  # below it, resampling prompts would find intervals that are far too narrow
+MIN_PROMPTS = 5  # below it, resampling prompts gives intervals that are far too narrow
 ANSWERS = ("a", "b", "tie")
 WINNERS = (evalica.Winner.X, evalica.Winner.Y, evalica.Winner.Draw)
 
 
 @dataclass(frozen=True, eq=False)
 class Tallies:
-    """How often each answer was given to each pair of systems that met."""
+    """How often each answer was given in each comparison of two systems."""
 
     names: list[str]  # of systems
-    pairs: np.ndarray  # int, pair x 2: places in names of system_a and system_b
-    votes: np.ndarray  # float, pair x answer, in the order of ANSWERS
+    pairs: np.ndarray  # int, shape (comparisons, 2): indices in names of system_a and system_b
+    votes: np.ndarray  # float, shape (comparisons, answers), in the order of ANSWERS
 
     @classmethod
     def count(cls, rows: Iterable[tuple[str, str, str, float]]) -> "Tallies":
@@ -38,9 +36,9 @@ class Tallies:
         return cls(names, np.array([[names.index(name) for name in pair] for pair in met]), votes)
 
     def links(self) -> np.ndarray:
-        """Return a square: how often the row's system beat the column's, a tie counting for both.
+        """Return how often the row's system beat the column's, a tie counting for both.
 
-        What is zero never happened.
+        Shape (systems, systems).
         """
         square = np.zeros((len(self.names), len(self.names)))
         first, second = self.pairs.T
@@ -49,24 +47,26 @@ class Tallies:
         return square
 
     def with_prior(self) -> "Tallies":
-        """Add half a win each way to every pair that met."""
+        """Add half a win for either system to every comparison."""
         return replace(self, votes=self.votes + np.array([PRIOR_VOTES, PRIOR_VOTES, 0.0]))
 
 
 def rank_systems(votes: pd.DataFrame, *, seed: int = 0, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Tabulate the strength of every system, by question and connected group of systems.
 
-    A strength is a natural logarithm: between two systems with the difference d, the first wins
-    1 / (1 + exp(-d)) of the decisive votes. Strengths of a group sum to zero; those of different
-    groups cannot be compared, since no votes link them.
+    Strengths s are log-odds: of decisive votes, system i wins 1 / (1 + exp(s_j - s_i)) against j.
+    With w = exp(s), Davidson's model gives a win of i, a win of j and a tie probabilities in
+    proportion to w_i, w_j and nu sqrt(w_i w_j). Strengths of a group sum to zero; those of
+    different groups cannot be compared, since no votes link them. Votes are taken as independent in
+    the fit; intervals resample prompts.
 
-    Where some systems never lose to others, the most likely strengths are infinite; then half a
-    win each way is added to every pair that met, and `prior` says so.
+    If some systems never lose to others, the most likely strengths are infinite; then half a win
+    for either system is added to every comparison, and `prior` says so.
 
     Returns:
-        Columns question, group, system, strength, low, high (95 %, resampling prompts, missing
-        where they are fewer than 5), votes,
-        model ("Bradley-Terry", or "Davidson" where there are ties), tie (Davidson's nu), prior.
+        Columns question, group, system, strength; `low`, `high` (95 %; missing below 5 prompts);
+        votes; `model` ("Bradley-Terry", or "Davidson" where there are ties); `tie`, Davidson's nu;
+        `prior`.
 
     Source: Bradley and Terry (1952), Biometrika 39, 324-345; Davidson (1970), JASA 65, 317-328.
     """
@@ -82,18 +82,19 @@ def rank_systems(votes: pd.DataFrame, *, seed: int = 0, resamples: int = RESAMPL
 
 
 def connected_groups(votes: pd.DataFrame) -> Iterator[list[str]]:
-    """Yield the groups of systems that met, directly or through others, in order of name."""
+    """Yield the groups of systems linked by comparisons, directly or through others."""
     met = votes[["system_a", "system_b"]].drop_duplicates().astype(str)
     tallies = Tallies.count((a, b, "tie", 1.0) for a, b in met.itertuples(index=False))
     count, label = connected_components(tallies.links(), directed=False)
     for number in range(count):
-        yield [name for name, its in zip(tallies.names, label, strict=True) if its == number]
+        yield [name for name, own in zip(tallies.names, label, strict=True) if own == number]
 
 
 def has_finite_strengths(tallies: Tallies) -> bool:
-    """Return whether finite strengths are most likely: every system beats every other in a chain.
+    """Return whether the most likely strengths are finite.
 
-    Without such chains the library returns nonsense in silence.
+    They are if every system beats every other, directly or through a chain of wins. Otherwise
+    evalica returns arbitrary numbers without a warning.
 
     Source: Ford (1957), Amer. Math. Monthly 64(8), 28-33.
     """
@@ -102,20 +103,20 @@ def has_finite_strengths(tallies: Tallies) -> bool:
 
 
 def fit_strengths(tallies: Tallies, *, prior: bool = False) -> tuple[pd.Series, float]:
-    """Return the most likely log strengths, centred, and Davidson's nu (0 without ties).
+    """Return the most likely strengths, centred, and Davidson's nu (0 without ties).
 
     Args:
-        prior: add half a win each way to every pair that met.
+        prior: add half a win for either system to every comparison.
 
     Raises:
-        StudyError: the strengths are infinite and `prior` is not set.
+        ValueError: the strengths are infinite and `prior` is not set.
     """
     if prior:
         tallies = tallies.with_prior()
     elif not has_finite_strengths(tallies):
-        raise StudyError(
+        raise ValueError(
             "Expected every system to win and lose, directly or through others, got some that "
-            "never lose. Collect more votes, or rank them with a prior."
+            "never lose. Collect more votes, or set prior=True."
         )
     pair, answer = np.nonzero(tallies.votes)
     first, second = tallies.pairs[pair].T
@@ -127,7 +128,7 @@ def fit_strengths(tallies: Tallies, *, prior: bool = False) -> tuple[pd.Series, 
     weights = tallies.votes[pair, answer].tolist()
     if tallies.votes[:, 2].any():
         ties = evalica.newman(*games, weights=weights, tolerance=TOLERANCE, limit=LIMIT)
-        # The library's tie parameter is half of Davidson's.
+        # evalica's tie parameter is half of Davidson's.
         return _centre(ties.scores, tallies.names), 2 * float(ties.v)
     fit = evalica.bradley_terry(*games, weights=weights, tolerance=TOLERANCE, limit=LIMIT)
     return _centre(fit.scores, tallies.names), 0.0
@@ -147,7 +148,7 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
     enough = resamples if prompts >= MIN_PROMPTS else 0
     for weights in rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=enough):
         drawn = replace(tallies, votes=np.tensordot(weights, by_prompt, axes=1).astype(float))
-        # A resample may lack what makes the strengths of all votes finite.
+        # Strengths of a resample may be infinite where those of all votes are finite.
         infinite = prior or not has_finite_strengths(drawn)
         draws.append(fit_strengths(drawn, prior=infinite)[0].to_numpy())
     low, high = np.quantile(draws, [0.025, 0.975], axis=0) if draws else (np.nan, np.nan)
@@ -170,7 +171,7 @@ def _rank(votes: pd.DataFrame, rng: np.random.Generator, resamples: int) -> pd.D
 
 
 def _count(votes: pd.DataFrame) -> tuple[Tallies, np.ndarray]:
-    """Count the votes in all, and by prompt, pair and answer, so that resampling is cheap."""
+    """Count the votes in all, and by prompt, comparison and answer, to make resampling cheap."""
     met = votes.groupby(["system_a", "system_b"], sort=True, observed=True)
     empty = Tallies.count((str(a), str(b), "tie", 0.0) for a, b in met.groups)
     pair = met.ngroup().to_numpy()

@@ -1,7 +1,7 @@
-"""Two comparisons against one opponent: which of the two systems fared better against it?
+"""Contrasts: two comparisons with the same opponent, paired by prompt.
 
-That four steps and eight steps both beat the teacher does not say which of them is better. Clips of
-both met the same clips of the teacher, so that the prompts can be paired.
+If four steps and eight steps both beat the teacher, which of them beats it more often? Clips of
+both were compared with the same clips of the teacher, so prompts can be paired.
 """
 
 from itertools import combinations
@@ -13,21 +13,20 @@ from statsmodels.stats.contingency_tables import mcnemar
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.win_rates import holm
 
-CAVEAT = "indirect: the two never met"
+CAVEAT = "indirect: the two were not compared with each other"
 
 
 def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
-    """Tabulate, on the primary question, each two comparisons that share their opponent.
+    """Tabulate, on the primary question, every two comparisons with the same opponent.
 
-    A prompt counts as won where more raters preferred the system than its opponent; prompts whose
-    raters are split are left out. Prompts of the same text are one, as in the intervals.
+    A prompt is won if more raters preferred the system than its opponent. Prompts with as many
+    votes for either are left out. Prompts of the same text are one prompt, as in the intervals.
 
     Returns:
         Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
         neither (numbers of prompts won), p (McNemar, exact), p_family (Holm).
     """
-    [primary] = [question.key for question in definition.questions if question.primary]
-    won = prompts_won(votes[votes["question"] == primary])
+    won = prompts_won(votes[votes["question"] == definition.primary.key])
     rows = []
     for first, second in combinations(definition.comparisons, 2):
         if first.b != second.b or not {first.key, second.key} <= set(won.columns):
@@ -56,7 +55,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
 
 
 def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return 1, 0, or NaN for a split, for each text (rows) and comparison (columns)."""
+    """Return 1 (won), 0 (lost) or NaN (split), by prompt text (rows) and comparison (columns)."""
     lead = votes["choice"].eq("a").astype(int) - votes["choice"].eq("b").astype(int)
     sums = lead.groupby([votes["prompt"], votes["comparison"]], observed=True).sum()
     return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
@@ -64,6 +63,9 @@ def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
 
 def paired_p(table: np.ndarray) -> float:
     """Return the exact p-value of McNemar's test on a 2 x 2 table of paired outcomes.
+
+    Prompts are taken as independent. Of the n prompts that only one system won, either wins
+    Binomial(n, 1/2) under the null hypothesis.
 
     Source: McNemar (1947), Psychometrika 12(2), 153-157.
     """

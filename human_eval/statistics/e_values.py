@@ -1,7 +1,8 @@
-"""Evidence that may be looked at after every vote: e-values, and the marks "decided".
+"""E-values: evidence that may be looked at after every vote, and which comparisons are decided.
 
-An e-value is a bet against "either side wins equally often". However often one looks, and whenever
-one stops, under that hypothesis it reaches 1/level with at most the probability level.
+An e-value is the gain of a bet against the null hypothesis "either side wins equally often". Under
+it, however often one looks and whenever one stops, the e-value ever reaches 1 / level with
+probability at most `level` (Ville's inequality).
 """
 
 import numpy as np
@@ -12,24 +13,29 @@ from scipy.stats import norm, t
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import split_cells
 
-LEVEL = 0.05  # of wrong decisions in the whole family
-PRIOR = 10.0  # of the bet, Beta(10, 10): most at stake on win rates of about 40 % and 60 %
-MAX_LOG = 700.0  # natural, of an e-value
+LEVEL = 0.05  # of wrong decisions in the whole family of comparisons
+PRIOR = 10.0  # a of the bet Beta(a, a); 10 stakes most on win rates of about 40 % and 60 %
+MAX_LOG = 700.0  # of the natural logarithm of an e-value
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
 
-Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question
+Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e_value_path`
 
 
 def e_value(
     wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR
 ) -> np.ndarray:
-    """Return the evidence that one side wins more often, from independent decisive votes.
+    """Return the e-value of independent decisive votes against a win rate of one half.
+
+    It is the likelihood of a win rate p drawn from Beta(a, a), over that of p = 1/2:
+
+        e = 2^(wins + losses) * B(a + wins, a + losses) / B(a, a).
 
     Args:
-        prior: a of the mixture Beta(a, a) of win rates that is bet on.
+        wins, losses: numbers of votes; fractions where votes weigh less than one.
+        prior: a.
 
     Returns:
-        In (0, 1e304]; more evidence than that is cut off, since no float can hold it.
+        In (0, 1e304]; larger values are cut to this, since no float can hold them.
 
     Source: Robbins (1970), Ann. Math. Statist. 41(5), 1397-1409; Ville (1939).
     """
@@ -37,17 +43,16 @@ def e_value(
     return np.asarray(np.exp(np.minimum(bet + (wins + losses) * np.log(2.0), MAX_LOG)))
 
 
-def evidence_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
-    """Follow the evidence of one comparison and question from vote to vote, in time.
+def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
+    """Return the e-value after each decisive vote of one comparison and question, in time.
 
-    Votes on one prompt, or of one rater, resemble each other, so that they weigh less than
-    independent ones. `e` counts each as 1 / `design_effect`, estimated anew at every vote by the
-    cluster-robust variance, widened as Student's t is for few clusters. While all votes agree there
-    is no variance to estimate it by; then each rater, or each prompt if they are fewer, counts as
-    one vote. `e_independent` counts every vote in full.
+    Votes on one prompt, or of one rater, resemble each other and so weigh less than independent
+    ones: `e` counts each as 1 / `design_effect` votes, estimated anew after every vote, see
+    `_design_effects`. `e_independent` counts every vote in full.
 
     Returns:
-        One row for each decisive vote: wins, losses, design_effect, e, e_independent.
+        One row for each decisive vote: answered_at, wins, losses, design_effect, e,
+        e_independent. `e` is 1 while there are fewer than 5 raters or prompts.
     """
     decisive = votes[votes["choice"].isin(["a", "b"])]
     decisive = decisive.sort_values(["answered_at", "vote_id"])
@@ -73,7 +78,22 @@ def evidence_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
 def _design_effects(
     won: np.ndarray, prompts: pd.Series, raters: pd.Series
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return, after every vote, the design effect and the smaller number of clusters."""
+    """Return, after every vote, the design effect and the smaller number of clusters.
+
+    The design effect is how many votes weigh as much as one independent vote. After n votes with
+    mean m it is the two-way clustered variance of m over the variance m (1 - m) / n of independent
+    votes, widened as Student's t is for G clusters, and at least 1:
+
+        S_c = G_c / (G_c - 1) * sum_{g in c} (sum_{i in g} (y_i - m))^2,
+        deff = max(S_prompt + S_rater - S_both, S_prompt, S_rater) / (n m (1 - m))
+               * (t_{0.975, G - 1} / z_{0.975})^2,    G = min(G_prompt, G_rater).
+
+    While all votes agree, m (1 - m) is 0; then deff is n / G: each rater, or each prompt if there
+    are fewer, counts as one vote.
+
+    Source: as `human_eval.statistics.intervals.clustered_mean`; design effect: Kish (1965),
+    "Survey Sampling".
+    """
     count = np.arange(1, len(won) + 1)
     mean = np.cumsum(won) / count
     prompt = pd.factorize(prompts)[0]
@@ -88,8 +108,7 @@ def _design_effects(
     clusters = np.minimum(prompts_seen, raters_seen)
     quantile = 1 - LEVEL / 2
     widening = (t.ppf(quantile, np.maximum(clusters - 1, 1)) / norm.ppf(quantile)) ** 2
-    # Up to rounding: a mean of one has no variance.
-    varied = (mean > 0) & (mean < 1)
+    varied = (mean > 0) & (mean < 1)  # of the mean itself: `independent` may be 0 up to rounding
     ratio = np.divide(squares, independent, out=count / clusters, where=varied)
     return np.maximum(ratio * widening, 1.0), clusters
 
@@ -97,10 +116,14 @@ def _design_effects(
 def _squares(
     won: np.ndarray, cluster: np.ndarray, mean: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return, after every vote, the squared residual sums of all clusters, and their number.
+    """Return S_c of `_design_effects` after every vote, and the number of clusters seen.
 
-    The sum over clusters of (wins - votes * mean)^2 is kept up to date term by term, so that all
-    votes together take linear time.
+    With w_g wins among the v_g votes of cluster g so far,
+
+        sum_g (w_g - v_g m)^2 = sum_g w_g^2 - 2 m sum_g w_g v_g + m^2 sum_g v_g^2.
+
+    A vote changes each of the three sums by a term of its own cluster, so that cumulative sums of
+    these terms give all stages in linear time.
     """
     grouped = pd.Series(won).groupby(cluster)
     votes_before = grouped.cumcount().to_numpy()
@@ -114,27 +137,30 @@ def _squares(
     return np.maximum(squares, 0.0) * correction, seen
 
 
-def trace_evidence(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:
-    """Follow the evidence of every comparison and question that has votes."""
+def trace_e_values(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:
+    """Return the path of e-values of every comparison and question that has votes."""
     return {
-        (comparison.key, question.key): evidence_path(cell)
+        (comparison.key, question.key): e_value_path(cell)
         for comparison, question, cell in split_cells(votes, definition)
     }
 
 
-def decisions(
+def tabulate_decisions(
     votes: pd.DataFrame, definition: StudyDefinition, *, paths: Paths | None = None
 ) -> pd.DataFrame:
-    """Tabulate the evidence of every comparison and question, and mark what is decided.
+    """Tabulate the e-value of every comparison and question, and which comparisons are decided.
 
-    The primary question of a comparison is `decided` once its e-value has reached the number of
-    comparisons divided by the level, and stays so: more votes are not needed. The others are
-    never marked.
+    A comparison is `decided` once the e-value of its primary question has reached `threshold`, the
+    number of comparisons / 0.05 (Bonferroni), and stays so. Other questions are never decided.
 
     Args:
-        paths: those of `trace_evidence`, where they are at hand.
+        paths: of `trace_e_values`, if computed already.
+
+    Returns:
+        Columns comparison, question, e, e_independent, design_effect, threshold, decided,
+        decided_after (number of decisive votes; 0 if undecided).
     """
-    paths = trace_evidence(votes, definition) if paths is None else paths
+    paths = trace_e_values(votes, definition) if paths is None else paths
     threshold = len(definition.comparisons) / LEVEL
     rows = []
     for (comparison, key), path in paths.items():

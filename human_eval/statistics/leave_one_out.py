@@ -1,4 +1,4 @@
-"""How much hangs on a single rater: every comparison again, without each rater in turn."""
+"""Leave one out: how far each comparison depends on a single rater."""
 
 from typing import Any
 
@@ -6,21 +6,20 @@ import numpy as np
 import pandas as pd
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.statistics.votes import split_cells
+from human_eval.statistics.votes import split_primary
 
 
-def tabulate_influence(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
-    """Tabulate, on the primary question, how far leaving out one rater moves each win rate.
+def tabulate_leave_one_out(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate, on the primary question, how leaving out one rater moves each win rate.
 
     Returns:
-        Columns comparison, raters, `busiest` (the largest share of the decisive votes that one
-        rater gave), rate, `lowest` and `highest` (the win rate of system_a without one rater),
-        `rater` (whose absence moves it most), `turns` (how many raters there are without any one
-        of whom the other system would have won more votes).
+        Columns comparison, raters; `busiest`, the largest share of decisive votes by one rater;
+        `rate`, the win rate of system_a, and its `lowest` and `highest` value with one rater left
+        out; `rater`, the one whose votes move it most; `turns`, the number of raters each of whom,
+        if left out, would make the other system the winner.
     """
-    [primary] = [question.key for question in definition.questions if question.primary]
     rows = []
-    for comparison, _, cell in split_cells(votes[votes["question"] == primary], definition):
+    for comparison, cell in split_primary(votes, definition):
         decisive = cell[cell["choice"].isin(["a", "b"])]
         rows.append({"comparison": comparison.key, **_leave_out(decisive)})
     columns = ["comparison", "raters", "busiest", "rate", "lowest", "highest", "rater", "turns"]

@@ -1,4 +1,4 @@
-"""What a study can decide, what it costs, and how long until it has: before and during it."""
+"""Power: what a study costs and can detect, and how many more votes a decision takes."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,22 @@ from scipy.stats import binom
 from statsmodels.stats.power import normal_sample_size_one_tail
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.errors import StudyError
-from human_eval.statistics.e_values import LEVEL, Paths, e_value, evidence_path, trace_evidence
+from human_eval.statistics.e_values import LEVEL, Paths, e_value, e_value_path, trace_e_values
 
 POWER = 0.8
-RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates that the plan is judged by
-CORRELATION = 0.2  # of two raters' answers to one pair, until votes tell
+RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates in the table of power
+CORRELATION = 0.2  # assumed between two raters' answers to one pair, before there are votes
 DRAWS = 200  # simulated futures
-HORIZON = 20_000  # effective votes; what is not decided by then is "not soon"
+HORIZON = 20_000  # effective votes that a future may take
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all votes of a study take."""
+    """What a complete study takes."""
 
-    pairs: int  # of clips that real votes are about
-    ballots: int  # pairs shown, checks included
-    answers: int
+    pairs: int  # without attention checks
+    assignments: int  # pairs shown to raters, attention checks included
+    votes: int
     pay: float
     fee: float
     hours: float  # of raters
@@ -33,23 +32,28 @@ class Plan:
 
     @property
     def total(self) -> float:
+        """Pay and platform fees together."""
         return self.pay + self.fee
 
 
 def plan_study(definition: StudyDefinition, prompts: int) -> Plan:
-    """Add up pairs, answers, money and hours of a complete study."""
+    """Add up the assignments, votes, money and hours of a complete study.
+
+    Attention checks make up the shares g (gold) and m (mirror) of all assignments, so a study of
+    n real ones has n / (1 - g - m).
+    """
     pairs = prompts * len(definition.comparisons)
     real = pairs * definition.raters_per_pair
     checks = definition.checks
-    ballots = round(real / (1 - checks.gold_share - checks.mirror_share))
-    pay = ballots * definition.pay.per_pair
+    assignments = round(real / (1 - checks.gold_share - checks.mirror_share))
+    pay = assignments * definition.pay.per_pair
     return Plan(
         pairs=pairs,
-        ballots=ballots,
-        answers=ballots * len(definition.questions),
+        assignments=assignments,
+        votes=assignments * len(definition.questions),
         pay=pay,
         fee=pay * definition.pay.platform_fee,
-        hours=ballots * definition.pay.seconds_per_pair / 3600,
+        hours=assignments * definition.pay.seconds_per_pair / 3600,
         currency=definition.pay.currency,
     )
 
@@ -57,15 +61,27 @@ def plan_study(definition: StudyDefinition, prompts: int) -> Plan:
 def votes_needed(
     rate: float, *, level: float = LEVEL, power: float = POWER, tie_share: float = 0.0
 ) -> float:
-    """Return how many independent votes tell a win rate from one half.
+    """Return how many independent votes detect that a win rate is not one half.
+
+    n = ((z_{1 - level/2} / 2 + z_power sqrt(p (1 - p))) / (p - 1/2))^2 decisive votes, divided by
+    the share of votes that are decisive.
+
+    Args:
+        rate: p, the true win rate.
+        level: of the two-sided test.
+        power: probability of detecting it.
+        tie_share: share of votes that are ties, in [0, 1).
+
+    Raises:
+        ValueError: `rate` is one half, or an argument is out of range.
 
     Source: the normal approximation of the binomial test; Fleiss, Levin and Paik (2003),
     "Statistical Methods for Rates and Proportions", section 2.5.
     """
     if not 0 < rate < 1 or rate == 0.5 or not 0 <= tie_share < 1:
-        raise StudyError(
+        raise ValueError(
             f"Expected a win rate in (0, 1) other than 0.5 and a tie share below 1, got {rate} "
-            f"and {tie_share}. An even match cannot be decided."
+            f"and {tie_share}. No number of votes detects a rate of 0.5."
         )
     spread = np.sqrt(rate * (1 - rate))
     decisive = normal_sample_size_one_tail(
@@ -75,20 +91,20 @@ def votes_needed(
 
 
 def smallest_win(votes: int, *, level: float = LEVEL) -> int:
-    """Return the fewest wins of so many votes that the exact two-sided test calls significant."""
+    """Return the fewest wins of `votes` that the exact two-sided sign test calls significant."""
     return int(binom.isf(level / 2, votes, 0.5)) + 1
 
 
 def exact_power(rate: float, votes: int, *, level: float = LEVEL) -> float:
-    """Return the probability that the exact test finds the winner."""
+    """Return the probability that the exact sign test of independent votes finds the winner."""
     wins = smallest_win(votes, level=level)
     return float(binom.sf(wins - 1, votes, max(rate, 1 - rate)))
 
 
 def exact_votes_needed(rate: float, *, level: float = LEVEL, power: float = POWER) -> int:
-    """Return the number of votes from which on the exact test always has that power.
+    """Return the number of votes from which on the exact test always has the power.
 
-    Its power is a saw: it falls a little wherever one more win is asked for.
+    The power does not only grow with votes: it drops wherever the test asks for one more win.
     """
     guess = int(votes_needed(rate, level=level, power=power))
     votes = np.arange(1, 2 * guess + 100)
@@ -98,9 +114,9 @@ def exact_votes_needed(rate: float, *, level: float = LEVEL, power: float = POWE
 
 
 def detectable_rate(votes: int, *, level: float = LEVEL, power: float = POWER) -> float:
-    """Return the smallest win rate above one half that the exact test finds with that power.
+    """Return the smallest win rate above one half that the exact test finds with the power.
 
-    1 where so few votes cannot be significant at all.
+    1 if even unanimous votes would be too few.
     """
     if exact_power(1.0, votes, level=level) < power:
         return 1.0
@@ -108,7 +124,11 @@ def detectable_rate(votes: int, *, level: float = LEVEL, power: float = POWER) -
 
 
 def design_effect(raters_per_pair: int, correlation: float) -> float:
-    """Return how many votes weigh as much as one independent vote.
+    """Return how many votes weigh as much as one independent vote: 1 + (k - 1) r.
+
+    Args:
+        raters_per_pair: k.
+        correlation: r, between two raters' answers to one pair.
 
     Source: Kish (1965), "Survey Sampling", section 5.4.
     """
@@ -123,14 +143,14 @@ def votes_to_decide(
     wins: float = 0,
     losses: float = 0,
 ) -> np.ndarray:
-    """Simulate how many more independent votes bring the e-value to its threshold.
+    """Simulate how many more independent votes the e-value takes to reach its threshold.
 
     Args:
-        rates: the true win rate of each simulated future.
-        wins, losses: the votes there are already.
+        rates: the true win rate of each simulated future, shape (futures,).
+        wins, losses: effective votes so far.
 
     Returns:
-        One number for each future; `inf` beyond the horizon.
+        Shape (futures,); `inf` where more than HORIZON votes are not enough.
     """
     needed = np.full(len(rates), np.inf)
     ahead, behind = np.full(len(rates), float(wins)), np.full(len(rates), float(losses))
@@ -149,12 +169,13 @@ def votes_to_decide(
 
 
 def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:
-    """Tabulate, for true win rates, whether the planned votes decide one comparison.
+    """Tabulate, for several true win rates, the power of the planned votes of one comparison.
+
+    Two raters' answers to one pair are assumed to correlate by 0.2.
 
     Returns:
-        Columns rate, votes_needed (for one test), votes_needed_family (for the primary question
-        of all comparisons), power and power_family of the planned votes; all with two raters'
-        answers to one pair correlated by 0.2, which votes will tell better.
+        Columns rate; `votes_needed`, for a single test, and `votes_needed_family`, for the primary
+        question of every comparison (Bonferroni); `power` and `power_family` of the planned votes.
     """
     effect = design_effect(definition.raters_per_pair, CORRELATION)
     effective = round(prompts * definition.raters_per_pair / effect)
@@ -180,31 +201,31 @@ def forecast_decisions(
     seed: int = 0,
     paths: Paths | None = None,
 ) -> pd.DataFrame:
-    """Tabulate how many more votes the primary question of each comparison takes.
+    """Forecast how many more votes the primary question of each comparison takes to be decided.
 
-    Futures are simulated from what the votes so far leave possible (a Beta distribution of the
-    win rate, each vote weighing 1 / design effect).
+    The true win rate of each simulated future is drawn from Beta(1 + wins / d, 1 + losses / d), its
+    posterior with a uniform prior when votes weigh 1 / d, d the design effect.
 
     Args:
-        votes: that count as evidence.
-        paths: those of `human_eval.statistics.e_values.trace_evidence`, where they are at hand.
+        votes: those that count (`human_eval.statistics.votes.counted_votes`).
+        paths: of `human_eval.statistics.e_values.trace_e_values`, if computed already.
 
     Returns:
-        Columns comparison, votes, rate, design_effect, e, decided, and of the votes still to
-        come: median, low and high (80 %), `soon` (share of futures within the horizon), cost.
+        Columns comparison, votes, rate, design_effect, e, decided; `more`, the median number of
+        further votes, with its 80 % interval `more_low`, `more_high`; `soon`, the share of futures
+        that are decided within HORIZON votes; `cost`, of `more`.
     """
     rng = np.random.default_rng(seed)
     threshold = len(definition.comparisons) / LEVEL
     price = definition.pay.per_pair * (1 + definition.pay.platform_fee)
-    [primary] = [question.key for question in definition.questions if question.primary]
-    paths = (
-        trace_evidence(votes[votes["question"] == primary], definition) if paths is None else paths
-    )
+    primary = definition.primary.key
+    if paths is None:
+        paths = trace_e_values(votes[votes["question"] == primary], definition)
     rows = []
     for comparison in definition.comparisons:
         here = (votes["comparison"] == comparison.key) & (votes["question"] == primary)
-        path = paths.get((comparison.key, primary), evidence_path(votes[:0]))
-        wins, losses, effect, e = _standing(path)
+        path = paths.get((comparison.key, primary), e_value_path(votes[:0]))
+        wins, losses, effect, e = _last_stage(path)
         decided = bool((path["e"] >= threshold).any())
         decisive = (wins + losses) / here.sum() if wins + losses else 1.0
         rates = rng.beta(1 + wins / effect, 1 + losses / effect, DRAWS)
@@ -234,7 +255,7 @@ def forecast_decisions(
     return pd.DataFrame(rows)
 
 
-def _standing(path: pd.DataFrame) -> tuple[float, float, float, float]:
+def _last_stage(path: pd.DataFrame) -> tuple[float, float, float, float]:
     """Return wins, losses, design effect and e-value after the last vote, or before the first."""
     if path.empty:
         return 0.0, 0.0, 1.0, 1.0

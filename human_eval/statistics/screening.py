@@ -1,7 +1,7 @@
-"""What answers tell about raters: gold, mirrors, haste, one-sidedness. Proposals, never deeds.
+"""Screening of raters: attention checks, haste and one-sidedness. It only proposes exclusions.
 
-Rules are fixed before the data: their thresholds stand in the definition or here. Applying one is
-an event with rule, evidence and author, which can be revoked (`human_eval.storage.events`).
+The thresholds of its rules are fixed before the data, in the definition or here. Applying a rule
+is an event with rule, evidence and author, and can be revoked (`human_eval.storage.events`).
 """
 
 from typing import Any
@@ -11,39 +11,43 @@ from scipy.stats import beta, binomtest
 
 from human_eval.definition.definition import StudyDefinition
 
-CERTAINTY = 0.95  # of being below the accuracy wanted, before a rater is proposed
-ONE_SIDED_P = 0.001  # e.g. 18 of 20 answers on one side
-MIN_TURNS = 8  # before haste is a habit
-FAST_SHARE = 0.5
+CERTAINTY = 0.95  # posterior probability of too low an accuracy that a proposal needs
+ONE_SIDED_P = 0.001  # p-value below which answers are one-sided, such as 18 of 20
+MIN_PAIRS = 8  # answered, before a rater can be called too fast
+FAST_SHARE = 0.5  # of pairs answered too fast
 
 
 def screen(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
-    """Return the raters that a rule speaks against.
+    """Return the raters whom a rule proposes to exclude.
 
     Returns:
         Columns rater, rule, evidence (a dict of counts), sorted by rater.
     """
-    primary = next(question.key for question in definition.questions if question.primary)
-    turns = votes[votes["question"] == primary]
+    primary = votes[votes["question"] == definition.primary.key]
     found: list[dict[str, Any]] = []
-    for rater, mine in turns.groupby("rater", observed=True):
+    for rater, own in primary.groupby("rater", observed=True):
         everything = votes[votes["rater"] == rater]
         for rule, evidence in (
-            ("gold", fails_gold(mine, definition)),
+            ("gold", fails_gold(own, definition)),
             ("too_fast", answers_too_fast(everything, definition)),
-            ("one_sided", is_one_sided(mine)),
+            ("one_sided", is_one_sided(own)),
         ):
             if evidence:
                 found.append({"rater": rater, "rule": rule, "evidence": evidence})
     return pd.DataFrame(found, columns=["rater", "rule", "evidence"])
 
 
-def fails_gold(turns: pd.DataFrame, definition: StudyDefinition) -> dict[str, Any] | None:
-    """Say whether a rater's accuracy on gold is surely below the one wanted.
+def fails_gold(votes: pd.DataFrame, definition: StudyDefinition) -> dict[str, Any] | None:
+    """Return the counts if a rater's accuracy on gold pairs is below the wanted one, else None.
 
-    A posterior, not a cliff: with a uniform prior, 9 of 10 is no proof of 0.9.
+    With a uniform prior the posterior of the accuracy is Beta(1 + right, 1 + wrong); the rule
+    applies if it puts at least 95 % below the wanted accuracy. With few gold pairs, no rater is
+    proposed.
+
+    Args:
+        votes: of one rater, on the primary question.
     """
-    gold = turns[turns["kind"] == "gold"]
+    gold = votes[votes["kind"] == "gold"]
     right = int((gold["choice"].astype(str) == gold["gold_answer"].astype(str)).sum())
     wrong = len(gold) - right
     wanted = definition.checks.min_gold_accuracy
@@ -54,17 +58,27 @@ def fails_gold(turns: pd.DataFrame, definition: StudyDefinition) -> dict[str, An
 
 
 def answers_too_fast(votes: pd.DataFrame, definition: StudyDefinition) -> dict[str, Any] | None:
-    """Say whether most of a rater's pairs were answered sooner than anybody can look."""
+    """Return the counts if a rater answered half of the pairs or more too fast, else None.
+
+    Args:
+        votes: of one rater, on all questions.
+    """
     slowest = votes.groupby("task_id")["seconds"].max()
     fast = int((slowest < definition.checks.too_fast_seconds).sum())
-    if len(slowest) < MIN_TURNS or fast < FAST_SHARE * len(slowest):
+    if len(slowest) < MIN_PAIRS or fast < FAST_SHARE * len(slowest):
         return None
     return {"fast": fast, "pairs": len(slowest), "seconds": definition.checks.too_fast_seconds}
 
 
-def is_one_sided(turns: pd.DataFrame) -> dict[str, Any] | None:
-    """Say whether a rater keeps to one side more than chance and block-random sides allow."""
-    decided = turns[turns["choice"].isin(["a", "b"])]
+def is_one_sided(votes: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the counts if a rater prefers one side more than randomised sides explain, else None.
+
+    The exact two-sided sign test, p < 0.001.
+
+    Args:
+        votes: of one rater, on the primary question.
+    """
+    decided = votes[votes["choice"].isin(["a", "b"])]
     left = int(((decided["choice"] == "a") == (decided["side_a"] == "left")).sum())
     if len(decided) == 0:
         return None
@@ -75,14 +89,12 @@ def is_one_sided(turns: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def consistency(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return how often raters agree with themselves, by how they were asked again.
-
-    A mirror shows an earlier pair with its sides swapped; a duplicate is another pair of the same
-    comparison whose prompt has the same text.
+    """Tabulate how often raters agree with themselves when asked twice.
 
     Returns:
-        Columns check (mirror or duplicate), question, pairs, same, same_side: equal answers, and
-        answers that kept to the side instead.
+        Columns `check`: "mirror" (the pair again with its sides swapped) or "duplicate" (another
+        pair of the same comparison whose prompt has the same text); question; pairs; `same`,
+        equal answers; `same_side`, answers that kept the side instead of the system.
     """
     keys = ["rater", "comparison", "question"]
     real = votes[votes["kind"] == "real"]

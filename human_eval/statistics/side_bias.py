@@ -1,4 +1,4 @@
-"""What the side does: how often the left clip wins, and who would win if both sides were alike."""
+"""Side bias: how often the left clip wins, and win rates adjusted for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,20 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.statistics.votes import split_cells
+from human_eval.statistics.votes import split_primary
 from human_eval.statistics.win_rates import mean_of
 
-MIN_PROMPTS = 10  # before a model of prompts is fitted
+MIN_PROMPTS = 10  # below it, the model of prompts is not fitted
 
 
-def side_effects(votes: pd.DataFrame) -> pd.DataFrame:
-    """Tabulate how often the left clip wins, by question; a half where the side plays no part."""
+def tabulate_side_bias(votes: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the share of decisive votes that the left clip won, by question.
+
+    Without side bias it is one half, since sides are randomised.
+
+    Returns:
+        Columns question, votes, left_share; low, high, p (clustered by prompt and rater); note.
+    """
     decisive = votes[votes["choice"].isin(["a", "b"])]
     rows = []
     for question, cell in decisive.groupby("question", observed=True):
@@ -28,18 +34,17 @@ def side_effects(votes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tabulate_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
-    """Tabulate, on the primary question, who would win if both sides were alike.
+def tabulate_side_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate the win rates of the primary question, adjusted for side bias.
 
     Returns:
-        Columns comparison, votes; `rate` with its 95 % interval, the win rate of system_a for the
-        average prompt, neither side being favoured; `side`, by how much standing on the left raises
-        the log-odds, with its `side_error`; `correlation` of two votes on one prompt; `note`, which
-        says why numbers are missing.
+        Columns comparison, votes; `rate`, the win rate of system_a without side bias, with its
+        95 % interval (`low`, `high`); `log_odds` and `error`, the same as log-odds; `side`, what a
+        clip's log-odds gain on the left, with its `side_error`; `correlation` of two votes on one
+        prompt; `note`, the reason why numbers are missing.
     """
-    [primary] = [question.key for question in definition.questions if question.primary]
     rows = []
-    for comparison, _, cell in split_cells(votes[votes["question"] == primary], definition):
+    for comparison, cell in split_primary(votes, definition):
         decisive = cell[cell["choice"].isin(["a", "b"])]
         sides = np.where(decisive["side_a"].eq("left"), 1.0, -1.0)
         outcomes = pd.crosstab(sides, decisive["choice"].eq("a").to_numpy()).to_numpy()
@@ -64,11 +69,18 @@ def tabulate_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.Da
 def side_adjusted(
     votes: pd.DataFrame, sides: Sequence[float] | np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Fit the log-odds that system_a wins, exchangeable within prompts, adjusted for its side.
+    """Fit the log-odds that system_a wins, adjusted for its side.
+
+    A generalised estimating equation: logit P(a wins) = log_odds + side * s, with s = 1 where
+    system_a is on the left and -1 where it is on the right. Votes on one prompt have one common
+    correlation (exchangeable); raters are taken as independent.
+
+    Args:
+        sides: s of each decisive vote; None leaves the term out.
 
     Returns:
-        One row: `log_odds` with its `error`; `side`, the log-odds that standing on the left adds
-        on either side of them (absent without sides); `correlation` of two votes on one prompt.
+        One row: `log_odds` with its standard error `error`; with sides, also `side` and
+        `side_error`; `correlation` of two votes on one prompt.
 
     Source: Liang and Zeger (1986), Biometrika 73(1), 13-22.
     """

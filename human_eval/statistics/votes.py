@@ -1,6 +1,6 @@
-"""The votes frame: what every statistic, chart and export starts from, one row per answer.
+"""The votes frame: one row per vote, the input of every statistic, chart and export.
 
-`StudyStore.votes()` makes it, a CSV export holds it, and `check_votes` refuses anything else.
+`StudyStore.votes()` builds it, an export stores it, and `check_votes` refuses anything else.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ Choice = Literal["a", "b", "tie", "both_bad"]
 Side = Literal["left", "right"]
 Kind = Literal["real", "gold", "mirror", "identical"]
 
-COLUMNS = {  # name -> kind of value; a "?" may be missing
+COLUMNS = {  # name -> kind of value; "?" marks columns whose values may be missing
     "vote_id": "any",
-    "task_id": "any",
+    "task_id": "any",  # of the pair
     "comparison": "text",  # key of the comparison, such as C1
     "system_a": "text",  # the system the comparison is about
     "system_b": "text",  # its opponent
@@ -26,11 +26,11 @@ COLUMNS = {  # name -> kind of value; a "?" may be missing
     "prompt": "text",  # verbatim; votes on equal prompts are one cluster
     "category": "text",
     "question": "text",  # key of the question
-    "choice": "text",  # a Choice, in terms of systems, wherever they were shown
+    "choice": "text",  # a Choice, in terms of systems, not of sides
     "side_a": "text",  # a Side: where system_a was shown
     "rater": "text",  # pseudonym
     "provider": "text",
-    "kind": "text",  # a Kind; only "real" votes are evidence about systems
+    "kind": "text",  # a Kind; only "real" votes count in analyses
     "gold_answer": "text?",
     "answered_at": "time",  # UTC
     "seconds": "number",  # from both clips ready to the answer
@@ -40,21 +40,28 @@ COLUMNS = {  # name -> kind of value; a "?" may be missing
     "exclusion_rule": "text?",
     "definition_hash": "text",
 }
-MTURK = "mturk"  # the provider of answers that came in as a file, from a page not our own
+MTURK = "mturk"  # provider of votes that were imported from a file of Mechanical Turk
 WORDS = {"choice": get_args(Choice), "side_a": get_args(Side), "kind": get_args(Kind)}
+MEANT = {
+    "integer": "whole numbers",
+    "number": "numbers",
+    "flag": "true or false",
+    "time": "times",
+    "text": "text",
+}
 
 
 def check_votes(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return the votes if they have the columns, kinds of values and words that analyses need.
+    """Return the frame unchanged if it has the columns, types and words that analyses need.
 
     Raises:
-        StudyError: a column or value is not as expected; the message names it.
+        StudyError: a column or value is wrong; the message names it.
     """
     missing = [name for name in COLUMNS if name not in votes]
     if missing:
         raise StudyError(
-            f"Expected the columns {', '.join(COLUMNS)} in a table of votes, got no "
-            f"{', '.join(missing)}. Export the study again with `python -m human_eval export`."
+            f"The table of votes has no column {', '.join(missing)}. Export the study again with "
+            "`python -m human_eval export`."
         )
     for name, kind in COLUMNS.items():
         _check_column(votes[name], kind)
@@ -62,14 +69,14 @@ def check_votes(votes: pd.DataFrame) -> pd.DataFrame:
         unknown = sorted(set(votes[name].unique()) - set(words))
         if unknown:
             raise StudyError(
-                f"Expected {name} to be one of {', '.join(words)}, got {unknown[0]!r}. "
-                "Correct these rows; an unknown answer is not a tie."
+                f"The column {name} contains {unknown[0]!r}, but may only contain "
+                f"{', '.join(words)}. Correct these rows; an unknown answer is not a tie."
             )
     return votes
 
 
 def _check_column(column: pd.Series, kind: str) -> None:
-    kinds = {
+    right = {
         "any": True,
         "text": types.is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype),
         "text?": True,
@@ -78,24 +85,21 @@ def _check_column(column: pd.Series, kind: str) -> None:
         "flag": types.is_bool_dtype(column),
         "time": types.is_datetime64_any_dtype(column),
     }
-    if len(column) and not kinds[kind]:
+    if len(column) and not right[kind]:
         raise StudyError(
-            f"Expected {kind} values in the column {column.name}, got {column.dtype}. "
-            f"Read the file with `human_eval.reporting.export.read_votes`, which converts them."
+            f"The column {column.name} must contain {MEANT[kind]}, but has the type "
+            f"{column.dtype}. Correct the table, or export the study again."
         )
     if not kind.endswith("?") and column.isna().any():
         row = column.index[column.isna()][0]
-        raise StudyError(
-            f"Expected every row to have a {column.name}, got none in row {row}. "
-            "Correct the row or leave it out."
-        )
+        raise StudyError(f"Row {row} has no {column.name}. Fill it in, or remove the row.")
 
 
-def evidence(votes: pd.DataFrame, *, with_excluded: bool = False) -> pd.DataFrame:
-    """Keep the votes that say something about the systems: on real pairs, by raters not excluded.
+def counted_votes(votes: pd.DataFrame, *, with_excluded: bool = False) -> pd.DataFrame:
+    """Keep the votes that analyses count: on real pairs, by raters who are not excluded.
 
     Raises:
-        StudyError: simulated votes stand among those of people.
+        StudyError: the frame mixes votes of people with simulated votes.
     """
     check_origin(votes)
     kept = votes["kind"] == "real"
@@ -105,16 +109,16 @@ def evidence(votes: pd.DataFrame, *, with_excluded: bool = False) -> pd.DataFram
 
 
 def check_origin(votes: pd.DataFrame) -> bool:
-    """Return whether the votes are simulated; people's and simulated ones never mix.
+    """Return whether the votes are simulated.
 
     Raises:
-        StudyError: they are mixed.
+        StudyError: some are simulated and some are not.
     """
     simulated = votes["simulated"]
     if simulated.any() and not simulated.all():
         raise StudyError(
-            f"Expected votes of people or simulated votes, got both ({simulated.sum():,} of "
-            f"{len(votes):,} are simulated). Analyse each apart."
+            f"{simulated.sum():,} of these {len(votes):,} votes are simulated, the others are "
+            "votes of people. Analyse the two separately."
         )
     return bool(simulated.any())
 
@@ -122,10 +126,19 @@ def check_origin(votes: pd.DataFrame) -> bool:
 def split_cells(
     votes: pd.DataFrame, definition: StudyDefinition
 ) -> Iterator[tuple[Comparison, Question, pd.DataFrame]]:
-    """Yield every comparison and question that has votes, in the order of the definition."""
+    """Yield each comparison and question that has votes, in the order of the definition."""
     groups = dict(list(votes.groupby(["comparison", "question"], observed=True)))
     for comparison in definition.comparisons:
         for question in definition.questions:
             cell = groups.get((comparison.key, question.key))
             if cell is not None:
                 yield comparison, question, cell
+
+
+def split_primary(
+    votes: pd.DataFrame, definition: StudyDefinition
+) -> Iterator[tuple[Comparison, pd.DataFrame]]:
+    """Yield each comparison that has votes on the primary question, with those votes."""
+    asked = votes[votes["question"] == definition.primary.key]
+    for comparison, _, cell in split_cells(asked, definition):
+        yield comparison, cell

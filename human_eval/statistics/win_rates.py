@@ -1,4 +1,4 @@
-"""Who wins: one row for each comparison and question, with what may be claimed of it."""
+"""Win rates of every comparison and question, and which differences may be claimed."""
 
 from typing import Any
 
@@ -18,16 +18,18 @@ def win_rates(
 ) -> pd.DataFrame:
     """Tabulate every comparison and question that has votes, in the order of the definition.
 
-    `rate` is the share of decisive votes that `system_a` won; `low` and `high` are its two-way
-    cluster-robust interval, `wilson_low` and `wilson_high` the one that takes votes as
-    independent. `half_tie_rate` counts ties, and pairs of which both are bad, as half a win.
-
-    `sign_p` is the exact sign test of the decisive votes, `robust_p` the cluster-robust one; a
-    claim needs both, so `p` is the larger. `p_family` is `p` adjusted over all comparisons and
-    questions; where it is at most 0.05, `claim` names the winner.
-
     Args:
-        votes: that count as evidence (`human_eval.statistics.votes.evidence`).
+        votes: those that count, as `human_eval.statistics.votes.counted_votes` returns them.
+
+    Returns:
+        Columns comparison, question, primary, system_a, system_b and those of `count_votes`;
+        `rate`, the share of decisive votes that system_a won, with its interval clustered by
+        prompt and rater (`low`, `high`) and the one that takes votes as independent
+        (`wilson_low`, `wilson_high`); `note`, what limits the interval; `tie_share`;
+        `half_tie_rate`, which counts ties and "both bad" as half a win, with its clustered
+        interval, and `net`, twice that minus 1; `sign_p`, of the exact sign test, `robust_p`, of
+        the clustered test, and `p`, the larger of both; `p_family`, adjusted by `adjust_family`;
+        `claim`, the winner where `p_family` is at most 0.05, otherwise "".
     """
     rows = []
     for comparison, question, cell in split_cells(votes, definition):
@@ -38,7 +40,7 @@ def win_rates(
             "system_a": comparison.a,
             "system_b": comparison.b,
         }
-        rows.append({**names, **count(cell), **_rates(cell, confidence)})
+        rows.append({**names, **count_votes(cell), **_rates(cell, confidence)})
     table = pd.DataFrame(rows)
     if rows:
         table["p_family"] = adjust_family(table, comparisons=len(definition.comparisons))
@@ -47,8 +49,8 @@ def win_rates(
     return table
 
 
-def count(votes: pd.DataFrame) -> dict[str, int]:
-    """Count the votes by answer, and the clusters they fall into."""
+def count_votes(votes: pd.DataFrame) -> dict[str, int]:
+    """Count votes by answer, and the prompts and raters that they come from."""
     choices = votes["choice"].value_counts()
     return {
         "votes": len(votes),
@@ -62,7 +64,7 @@ def count(votes: pd.DataFrame) -> dict[str, int]:
 
 
 def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
-    counts = count(votes)
+    counts = count_votes(votes)
     wins, losses = counts["wins"], counts["losses"]
     undecided = (counts["ties"] + counts["both_bad"]) / counts["votes"]
     half = mean_of(votes, half_wins(votes), confidence)
@@ -98,7 +100,10 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
 
 
 def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -> Mean:
-    """Average one value for each vote; where nothing can be said of others, the interval is all."""
+    """Return the mean of one value in [0, 1] per vote, clustered by prompt and rater.
+
+    One rater's votes on one prompt allow no conclusion: their interval is [0, 1].
+    """
     if votes["prompt"].nunique() == votes["rater"].nunique() == 1:
         return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, "one rater's votes on one prompt")
     clusters = {"prompt": votes["prompt"], "rater": votes["rater"]}
@@ -114,8 +119,10 @@ def half_wins(votes: pd.DataFrame) -> np.ndarray:
 def holm(p: np.ndarray) -> np.ndarray:
     """Adjust p-values for several claims, in any order.
 
-    statsmodels' has the collector of garbage walk through the whole process at every call: a third
-    of a second where the models are loaded, in which no rater is answered.
+    Sorted upward, p_(i) of n becomes max over j <= i of min(1, (n - j + 1) p_(j)).
+
+    The version of statsmodels runs Python's garbage collector at every call. In a process with
+    loaded video models this takes a third of a second, in which no rater gets an answer.
 
     Source: Holm (1979), Scand. J. Statist. 6, 65-70.
     """
@@ -126,16 +133,28 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.ndarray:
-    """Adjust the p-values so that false claims anywhere in the family stay below their level.
+    """Adjust p-values so that the probability of any false claim in the family is at most 0.05.
 
-    Holm over the comparisons; within a comparison the primary question comes first, and the
-    others, Holm among themselves, may be claimed only where it is. With a single question this
-    is Holm's procedure. It is the closed test whose local test is Bonferroni over comparisons of
-    the primary p-value or, where that hypothesis is not in question, of Bonferroni over the rest.
+    Holm over the comparisons; within a comparison the primary question comes first, and the other
+    questions, Holm among themselves, may be claimed only where the primary one is. In formulas,
+    within comparison c with the primary p-value p_c0 and the others p_c1, p_c2, ...:
+
+        gated_c0 = p_c0,    gated_ck = max(p_c0, holm(p_c1, p_c2, ...)_k).
+
+    Number the comparisons i = 1 ... C by their largest gated value, and let u_i = C - i + 1. A
+    comparison leaves the family once all of it is claimed, so that with
+    reached_i = max over j < i of u_j max(gated_j),
+
+        adjusted_ck = min(1, min over i up to the place of c of max(reached_i, u_i gated_ck)).
+
+    This is the closed test (Marcus et al.) whose local test is Bonferroni over the comparisons in
+    the intersection, each by p_c0 if that hypothesis is in it, and otherwise by Bonferroni over
+    its other questions. With a single question it is Holm's procedure. It holds for p-values that
+    depend on each other in any way.
 
     Args:
         table: columns comparison, primary and p.
-        comparisons: how many were declared; those without votes yet count as well.
+        comparisons: C; those of the definition without votes yet count too.
 
     Source: Holm (1979), Scand. J. Statist. 6, 65-70; Marcus, Peritz and Gabriel (1976),
     Biometrika 63, 655-660.
@@ -149,8 +168,6 @@ def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.
         gated[rows[primary]] = p[primary]
         if (~primary).any():
             gated[rows[~primary]] = np.maximum(holm(p[~primary]), gate)
-    # A comparison leaves the family, and its share of the level passes on, once all of it is
-    # claimed.
     order = sorted(places.values(), key=lambda rows: gated[rows].max())
     adjusted = np.ones(len(table))
     reached = 0.0
@@ -167,11 +184,12 @@ def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.
 def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     """Tabulate the primary question by prompt category; a prompt may be in several.
 
-    `p_discovery` bounds the share of false ones among the differences that are called so
-    (Benjamini and Hochberg), which is what a look over many categories asks for.
+    `p_discovery` controls the false discovery rate: among all rows with `p_discovery` up to 0.05,
+    at most 5 % are expected to be false.
+
+    Source: Benjamini and Hochberg (1995), J. R. Statist. Soc. B 57(1), 289-300.
     """
-    [primary] = [question.key for question in definition.questions if question.primary]
-    asked = votes[votes["question"] == primary]
+    asked = votes[votes["question"] == definition.primary.key]
     by_category = asked.assign(category=asked["category"].str.split("|")).explode("category")
     tables = [
         win_rates(cell, definition).assign(category=str(category))

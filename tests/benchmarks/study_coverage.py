@@ -23,7 +23,7 @@ from itertools import repeat
 import numpy as np
 
 from human_eval.definition.definition import load_definition
-from human_eval.statistics.e_values import LEVEL, evidence_path
+from human_eval.statistics.e_values import LEVEL, e_value_path
 from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import define_pair, make_votes
 
@@ -65,7 +65,7 @@ def measure_coverage(setting: str, studies: int) -> Coverage:
     for seed in range(studies):
         votes = simulate(seed=seed)
         row = win_rates(votes, definition).iloc[0]
-        path = evidence_path(votes)
+        path = e_value_path(votes)
         counts += [
             row["low"] <= truth <= row["high"],
             row["wilson_low"] <= truth <= row["wilson_high"],

@@ -19,9 +19,9 @@ LETTERS = string.ascii_letters + string.digits + "-_."
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch):
     """Let results be as new as can be, however slow the machine."""
-    monkeypatch.setattr("human_eval.reporting.live_results.PATIENCE", 0.0)
-    monkeypatch.setattr("human_eval.reporting.live_results.SHARE", 1e9)
-    monkeypatch.setattr("human_eval.reporting.live_results.QUICK", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_AGE", 0.0)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_LOAD", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_WAIT", 1e9)
 
 
 def run(test):

@@ -1,4 +1,4 @@
-"""A study's definition: presets, refusals in plain words, and a hash that notices any change."""
+"""The definition of a study: presets, refusals, and a hash that changes with any change."""
 
 import pytest
 
@@ -18,27 +18,28 @@ def test_the_preset_of_the_paper_has_its_six_comparisons_and_three_questions():
     assert definition.prompts == "evalcrafter"
 
 
-def test_a_definition_is_told_by_its_hash():
+def test_every_change_of_a_definition_changes_its_hash():
     assert define(k=2).hash == define(k=2).hash != define(k=3).hash
 
 
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ('b = "theirs"', 'b = "ours"', "two systems in C1"),
-        ('b = "theirs"', 'b = "nobody"', r"a system from \['ours', 'theirs', 'third'\]"),
-        ('b = "third"', 'b = "theirs"', "each pair of systems in one comparison"),
-        ('key = "C2"', 'key = "c1"', "each key of comparisons once"),
-        ('key = "C2"', 'key = "../C2"', "a key of letters"),
+        ('b = "theirs"', 'b = "ours"', "C1 compares 'ours' with itself"),
+        ('b = "theirs"', 'b = "nobody"', "no system 'nobody'.* ours, theirs, third"),
+        ('b = "third"', 'b = "theirs"', "compare the same two systems"),
+        ('key = "C2"', 'key = "c1"', "comparisons have the same key"),
+        ('key = "C2"', 'key = "../C2"', "other characters than letters"),
         ("primary = true", "primary = false", "exactly one primary question"),
         ('ties = "tie"', 'ties = "maybe"', "one of"),
         ("raters_per_pair = 2", "raters_per_pair = 0", "between 1 and 1000"),
-        ("raters_per_pair = 2", 'raters_per_pair = "2"', "type int"),
-        ("raters_per_pair = 2", "raters = 2", "got 'raters'"),
-        ("min_loops = 1", "min_loops = -1", "min_loops between 0 and 100"),
-        ("min_loops = 1", "min_loops = ", "Expected TOML"),
-        ('wording = "Which do you prefer?"', "", "wording in questions"),
-        ('name = "test"', 'name = "test"\nhash = "0"', "it is computed"),
+        ("raters_per_pair = 2", 'raters_per_pair = "2"', "of type int"),
+        ("raters_per_pair = 2", "raters = 2", "unknown key 'raters'"),
+        ("min_loops = 1", "min_loops = -1", "min_loops is -1, but must be between 0 and 100"),
+        ("primary = true", 'primary = true\ndimension = "beauty"', "one of"),
+        ("min_loops = 1", "min_loops = ", "not valid TOML"),
+        ('wording = "Which do you prefer?"', "", "questions has no wording"),
+        ('name = "test"', 'name = "test"\nhash = "0"', "'hash' is computed"),
     ],
 )
 def test_a_definition_that_contradicts_itself_is_refused(old, new, message):
@@ -49,10 +50,19 @@ def test_a_definition_that_contradicts_itself_is_refused(old, new, message):
         parse_definition(text.replace(old, new, 1))
 
 
+def test_two_questions_cannot_measure_the_same_dimension():
+    text = DEFINITION.format(k=2, loops=1).replace(
+        "\nwording =", '\ndimension = "motion_quality"\nwording ='
+    )
+
+    with pytest.raises(StudyError, match="same dimension"):
+        parse_definition(text)
+
+
 def test_an_unknown_preset_or_parameter_is_refused():
     with pytest.raises(StudyError, match="shapes-demo, t2v-turbo"):
         load_definition("nothing")
-    with pytest.raises(StudyError, match="got 'steps'"):
+    with pytest.raises(StudyError, match="no parameter 'steps'"):
         load_definition("t2v-turbo", {"steps": 2})
-    with pytest.raises(StudyError, match="ms_second_steps from"):
+    with pytest.raises(StudyError, match="ms_second_steps cannot be 4"):
         load_definition("t2v-turbo", {"ms_second_steps": 4})

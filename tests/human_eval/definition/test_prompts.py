@@ -61,7 +61,7 @@ def test_another_file_under_the_name_is_refused(tmp_path):
     for name in SHA256:
         (tmp_path / name).write_text("{}")
 
-    with pytest.raises(StudyError, match="Expected prompt700.txt with SHA-256 2b54c278"):
+    with pytest.raises(StudyError, match="prompt700.txt has the SHA-256 .* instead of 2b54c278"):
         load_prompts(tmp_path)
 
 
@@ -79,7 +79,7 @@ def test_download_is_checked_before_it_is_kept(tmp_path, monkeypatch):
         (tmp_path / "upstream" / name).write_text("not the prompts")
     monkeypatch.setattr(prompts_module, "UPSTREAM", (tmp_path / "upstream").as_uri() + "/")
 
-    with pytest.raises(StudyError, match="with SHA-256"):
+    with pytest.raises(StudyError, match="has the SHA-256"):
         fetch_evalcrafter(tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
@@ -120,15 +120,15 @@ def test_csv_has_prompts_indices_and_categories(tmp_path):
         ("p.txt", b"", "no prompts"),
         ("p.txt", b"one\n\ntwo", "prompt 1 is empty"),
         ("p.txt", b"\xff\xfe\xff", "utf-16|UTF-8"),
-        ("p.txt", b"a\nb\xe9c", "the byte 0xe9 in line 2"),
+        ("p.txt", b"a\nb\xe9c", "line 2 contains the byte 0xe9"),
         ("p.txt", b"a\x00b", r"control character U\+0000"),
         ("p.txt", b"x" * 501, "501 characters"),
         ("p.csv", b"text\nhello\n", "one column named 'prompt'"),
         ("p.csv", b"prompt,prompt\na,b\n", "one column named 'prompt'"),
-        ("p.csv", b"prompt\na,b\n", "1 cells in every row"),
-        ("p.csv", b'prompt\n"a"b\n', "a CSV file"),
-        ("p.csv", b"index,prompt\n1,a\n1,b\n", "the index 1 stands twice"),
-        ("p.csv", b"index,prompt\nx,a\n", "whole number as index"),
+        ("p.csv", b"prompt\na,b\n", "another number of cells in row 2"),
+        ("p.csv", b'prompt\n"a"b\n', "not a valid CSV file"),
+        ("p.csv", b"index,prompt\n1,a\n1,b\n", "the index 1 is used twice"),
+        ("p.csv", b"index,prompt\nx,a\n", "not a whole number"),
         ("p.csv", b"", "one column named"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_file_that_is_not_all_prompts_is_refused(tmp_path, name, content, mess
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(StudyError, match=r"at .*none.txt, got: No such file"):
+    with pytest.raises(StudyError, match=r"none.txt cannot be read: No such file"):
         load_prompts(tmp_path / "none.txt")
 
 

@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 
 from human_eval.clips.ingest import Clip
+from human_eval.definition.definition import load_definition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.export import read_export, read_votes, write_csv, write_export
-from human_eval.statistics.votes import COLUMNS, check_votes, evidence
+from human_eval.reporting.preferences import video_align_questions
+from human_eval.statistics.votes import COLUMNS, check_votes, counted_votes
 from tests.support.crowd import define_pair, make_votes
 
 FORMULAS = [
@@ -111,30 +113,25 @@ def test_votes_under_another_definition_are_refused(folder):
     (folder / "study.toml").write_text(define_pair("version = 2").source)
     (folder / "SHA256SUMS").unlink()
 
-    with pytest.raises(StudyError, match="Expected votes under the definition"):
+    with pytest.raises(StudyError, match="under another definition"):
         read_export(folder)
 
 
 def test_votes_that_were_changed_since_the_export_are_refused(folder, votes):
     votes.assign(choice="a").to_parquet(folder / "votes.parquet", index=False)
 
-    with pytest.raises(StudyError, match="Expected votes.parquet in .* as it was exported"):
+    with pytest.raises(StudyError, match="votes.parquet in .* was changed since the export"):
         read_export(folder)
 
 
 def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
-    definition = define_pair()
+    definition = define_pair().source.replace("primary", 'dimension = "visual_quality", primary')
+    definition = parse_definition(definition)
     votes = make_votes(definition, prompts=3).sort_values("prompt_index", ignore_index=True)
     choices = ["a", "a", "b", "b", "b", "b", "a", "b", "tie"]
     votes = votes.assign(choice=choices)
     votes.loc[3:5, "excluded"] = True
-    write_export(
-        votes,
-        definition,
-        tmp_path,
-        clips=make_clips(definition, 3),
-        dimensions={"VQ": "Q1", "MQ": "", "TA": ""},
-    )
+    write_export(votes, definition, tmp_path, clips=make_clips(definition, 3))
 
     align = pd.read_csv(tmp_path / "preferences.videoalign.csv", keep_default_na=False)
     lines = (tmp_path / "preferences.dpo.jsonl").read_text().splitlines()
@@ -162,6 +159,20 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
     ]
 
 
+def test_a_question_without_a_dimension_fills_no_column_of_videoalign(folder):
+    align = pd.read_csv(folder / "preferences.videoalign.csv", keep_default_na=False)
+
+    assert len(align) and (align[["VQ", "MQ", "TA"]] == "").all(axis=None)
+    assert "VQ empty, since no question measures it" in (folder / "README.md").read_text()
+
+
+def test_the_questions_of_the_paper_measure_quality_and_alignment():
+    questions = {"VQ": "Q1", "MQ": "", "TA": "Q2"}
+
+    assert video_align_questions(load_definition("t2v-turbo")) == questions
+    assert video_align_questions(load_definition("shapes-demo")) == questions
+
+
 def test_checks_of_raters_are_no_preferences(votes, definition, tmp_path):
     gold = votes.assign(kind="gold", gold_answer="a")
 
@@ -182,7 +193,7 @@ def test_card_describes_every_column_and_marks_simulation(votes, definition, tmp
 def test_a_folder_with_other_things_is_left_alone(votes, definition, tmp_path):
     (tmp_path / "thesis.docx").write_text("years of work")
 
-    with pytest.raises(StudyError, match=r"got 'thesis.docx' in it"):
+    with pytest.raises(StudyError, match=r"contains 'thesis.docx'"):
         write_export(votes, definition, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
 
@@ -190,11 +201,11 @@ def test_a_folder_with_other_things_is_left_alone(votes, definition, tmp_path):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda votes: votes.drop(columns="rater"), "got no rater"),
-        (lambda votes: votes.assign(choice="neither"), "Expected choice to be one of a, b, tie"),
-        (lambda votes: votes.assign(side_a="top"), "Expected side_a to be one of left, right"),
-        (lambda votes: votes.assign(prompt_index="one"), "integer values in the column"),
-        (lambda votes: votes.assign(seconds=float("nan")), "every row to have a seconds"),
+        (lambda votes: votes.drop(columns="rater"), "no column rater"),
+        (lambda votes: votes.assign(choice="neither"), "column choice contains 'neither'"),
+        (lambda votes: votes.assign(side_a="top"), "column side_a contains 'top'"),
+        (lambda votes: votes.assign(prompt_index="one"), "prompt_index must contain whole numbers"),
+        (lambda votes: votes.assign(seconds=float("nan")), "has no seconds"),
     ],
 )
 def test_a_table_that_is_none_of_votes_is_refused(votes, spoil, message):
@@ -206,7 +217,7 @@ def test_a_table_that_is_none_of_votes_is_refused(votes, spoil, message):
 def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / "votes.csv").write_text(content)
 
-    with pytest.raises(StudyError, match="Expected"):
+    with pytest.raises(StudyError, match=r"votes.csv cannot be read|has no column"):
         read_votes(tmp_path / "votes.csv")
     with pytest.raises(StudyError, match=r"study.toml"):
         read_export(tmp_path)
@@ -221,22 +232,22 @@ def test_a_time_that_is_none_is_refused(folder, votes, moment):
     spoilt.to_json(folder / "votes.jsonl", orient="records", lines=True)
 
     for kind in ("csv", "jsonl"):
-        with pytest.raises(StudyError, match=f"Expected a table of votes at .*votes.{kind}, got"):
+        with pytest.raises(StudyError, match=f"votes.{kind} cannot be read as a table of votes"):
             read_votes(folder / f"votes.{kind}")
 
 
 def test_people_and_simulation_are_never_mixed(votes, definition, tmp_path):
     mixed = votes.assign(simulated=votes.index % 2 == 0)
 
-    with pytest.raises(StudyError, match="Analyse each apart"):
-        evidence(mixed)
-    with pytest.raises(StudyError, match="Analyse each apart"):
+    with pytest.raises(StudyError, match="Analyse the two separately"):
+        counted_votes(mixed)
+    with pytest.raises(StudyError, match="Analyse the two separately"):
         write_export(mixed, definition, tmp_path)
 
 
-def test_evidence_leaves_out_checks_and_the_excluded(votes):
+def test_votes_that_count_leave_out_checks_and_the_excluded(votes):
     votes.loc[0, "kind"] = "mirror"
     votes.loc[1, "excluded"] = True
 
-    assert len(evidence(votes)) == len(votes) - 2
-    assert len(evidence(votes, with_excluded=True)) == len(votes) - 1
+    assert len(counted_votes(votes)) == len(votes) - 2
+    assert len(counted_votes(votes, with_excluded=True)) == len(votes) - 1

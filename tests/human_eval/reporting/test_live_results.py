@@ -1,4 +1,4 @@
-"""Live results: masked while a study is open, named at its end, always counted anew."""
+"""Live results: masked while a study is open, named once it is closed, always up to date."""
 
 import random
 
@@ -10,8 +10,9 @@ from human_eval.reporting.answered_pairs import list_answered, read_pair
 from human_eval.reporting.blinding import mask_definition, mask_votes
 from human_eval.reporting.live_results import LiveResults, is_published, set_published
 from human_eval.statistics.win_rates import win_rates
+from human_eval.storage.keys import Keys
 from human_eval.study.simulation import Crowd, simulate
-from tests.support.studies import answer
+from tests.support.studies import answer, define
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NAMES = ("ours", "theirs", "third", "Ours", "Theirs", "Third")
@@ -67,10 +68,11 @@ def test_masking_takes_no_vote_from_its_system(store):
     )
 
 
-def test_the_order_of_letters_is_the_secrets_and_not_the_definitions(make_store):
+def test_the_order_of_letters_follows_the_secret_and_not_the_definition(database_url):
     orders = set()
-    for _ in range(12):
-        store = make_store(num_prompts=1)
+    definition = define()
+    for number in range(12):
+        keys = Keys(f"a secret of 32 characters, no. {number:02d}")
         votes = pd.DataFrame(
             {
                 "comparison": ["C1"], "choice": ["a"], "side_a": ["left"], "gold_answer": [None],
@@ -78,7 +80,7 @@ def test_the_order_of_letters_is_the_secrets_and_not_the_definitions(make_store)
                 "definition_hash": ["h"],
             }
         )  # fmt: skip
-        masked = mask_votes(votes, store.definition, store.keys).iloc[0]
+        masked = mask_votes(votes, definition, keys).iloc[0]
         orders.add((masked["system_a"], masked["choice"]))
         assert masked["system_a"] < masked["system_b"]
 
@@ -102,9 +104,9 @@ def test_a_researcher_reads_names_before(store):
 
 def test_a_new_vote_counts_and_an_old_result_is_not_computed_again(store, monkeypatch):
     live = LiveResults(store)
-    monkeypatch.setattr("human_eval.reporting.live_results.PATIENCE", 0.0)
-    monkeypatch.setattr("human_eval.reporting.live_results.SHARE", 1e9)
-    monkeypatch.setattr("human_eval.reporting.live_results.QUICK", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_AGE", 0.0)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_LOAD", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_WAIT", 1e9)
     before = live.read(named=True)
     assert live.read(named=True) is before
 
@@ -119,9 +121,9 @@ def test_a_new_vote_counts_and_an_old_result_is_not_computed_again(store, monkey
 
 def test_readers_of_a_large_study_never_wait_for_new_results(store, monkeypatch):
     live = LiveResults(store)
-    monkeypatch.setattr("human_eval.reporting.live_results.PATIENCE", 0.0)
-    monkeypatch.setattr("human_eval.reporting.live_results.SHARE", 1e9)
-    monkeypatch.setattr("human_eval.reporting.live_results.QUICK", 0.0)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_AGE", 0.0)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_LOAD", 1e9)
+    monkeypatch.setattr("human_eval.reporting.live_results.MAX_WAIT", 0.0)
     before = live.read()
 
     store.exclude("rater:1", rule="gold", evidence={}, author="ada")
@@ -151,7 +153,7 @@ def test_an_empty_study_has_results_to_show(make_store):
 
 def test_pairs_are_read_one_by_one_at_the_end_alone(store):
     live = LiveResults(store)
-    with pytest.raises(StudyError, match="closed study"):
+    with pytest.raises(StudyError, match="shown when the study is closed"):
         list_answered(live.read())
     store.set_closed(True, author="ada")
     results = live.read()
@@ -164,7 +166,7 @@ def test_pairs_are_read_one_by_one_at_the_end_alone(store):
     assert len(pair.answers) == 6
     [number] = store.keys.read("clip", pair.clip_a)
     assert number > 0
-    with pytest.raises(StudyError, match="answered pair"):
+    with pytest.raises(StudyError, match="has not been answered"):
         read_pair(store, results, 10**6)
 
 

@@ -14,7 +14,13 @@ from sqlalchemy import select, update
 
 from human_eval.__main__ import main
 from human_eval.definition.definition import parse_definition
-from human_eval.definition.platforms import KNOWN, Provider, finish_address, read_parameters, settle
+from human_eval.definition.platforms import (
+    KNOWN,
+    Provider,
+    complete,
+    finish_address,
+    read_parameters,
+)
 from human_eval.errors import NotAcceptable, StudyError
 from human_eval.server.accounts import add_account
 from human_eval.server.sign_in import COOKIE, entry_links
@@ -373,9 +379,9 @@ def test_inside_another_sites_frame_the_cookie_is_partitioned(store):
         ('key = "panel"\nrater = "id"\npattern = "["', "regular expression"),
         ('key = "panel"\nrater = "id"\nfinish = "http://panel.example"', "https address"),
         ('key = "panel"\nrater = "id"\nfinish = "javascript:alert(1)"', "https address"),
-        ('key = "panel"\nrater = "id"\nfinish = "https://p.example/{wave}"', "'wave'"),
-        ('key = "staff"\nrater = "id"', "other than"),
-        ('key = "prolific"\n[[providers]]\nkey = "prolific"', "each key of providers once"),
+        ('key = "panel"\nrater = "id"\nfinish = "https://p.example/{wave}"', "contains {wave}"),
+        ('key = "staff"\nrater = "id"', "reserved"),
+        ('key = "prolific"\n[[providers]]\nkey = "prolific"', "providers have the same key"),
         ('key = "prolific"', "per_study in .quotas."),
     ],
 )
@@ -388,19 +394,19 @@ def test_a_platform_that_is_no_way_in_or_out_is_refused(platform, message):
 
 def test_values_of_a_platform_cannot_change_where_the_browser_goes():
     panel = Provider(key="p", rater="id", finish="https://p.example/back?who={id}&c={code}")
-    kept = read_parameters(settle(panel), {"id": "x&c=FREE#@evil.example/ {code}"})
+    kept = read_parameters(complete(panel), {"id": "x&c=FREE#@evil.example/ {code}"})
 
     address = finish_address(panel, kept, "D0NE")
 
     assert urlsplit(address).hostname == "p.example"
     assert dict(parse_qsl(urlsplit(address).query))["c"] == "D0NE"
     with pytest.raises(NotAcceptable, match=r"\bid\b"):
-        read_parameters(settle(panel), {"ID": "x"})
+        read_parameters(complete(panel), {"ID": "x"})
 
 
 def test_known_platforms_are_settled_by_their_key_alone():
     for key, known in KNOWN.items():
-        assert settle(Provider(key=key)) == known
+        assert complete(Provider(key=key)) == known
     with pytest.raises(NotAcceptable):
         read_parameters(KNOWN["prolific"], {"PROLIFIC_PID": "a" * 24 + "; DROP"})
 

@@ -10,6 +10,7 @@ from human_eval.statistics.agreement import (
     krippendorff_alpha,
     raw_agreement,
     tabulate_agreement,
+    tabulate_majorities,
     weighted_alphas,
 )
 from tests.human_eval.statistics.test_intervals import PROMPTS, RATERS, WINS
@@ -112,6 +113,17 @@ def test_table_brackets_alpha_and_names_every_cell():
     )
     assert row["alpha_low"] < row["alpha"] < row["alpha_high"]
     assert 0.5 < row["raw"] < 1
+
+
+def test_majorities_are_counted_by_pair_and_a_split_or_a_tie_counts_for_neither():
+    votes = make_votes(define_pair(), prompts=5).sort_values("prompt_index", ignore_index=True)
+    choices = ["a", "a", "b", "b", "b", "b", "a", "b", "tie", "tie", "tie", "a", "a", "a", "tie"]
+
+    [row] = tabulate_majorities(votes.assign(choice=choices), define_pair()).to_dict("records")
+
+    assert row == {
+        "comparison": "C1", "pairs": 5, "majority_a": 2, "majority_b": 1, "majority_none": 2
+    }  # fmt: skip
 
 
 def test_alphas_of_resamples_are_those_of_the_krippendorff_package():

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binom
 
 from human_eval.definition.definition import load_definition
-from human_eval.statistics.e_values import decisions, e_value, evidence_path
+from human_eval.statistics.e_values import e_value, e_value_path, tabulate_decisions
 from human_eval.statistics.intervals import clustered_mean
 from tests.support.crowd import define_pair, make_votes
 
@@ -44,7 +44,7 @@ def test_a_bet_stays_fair_from_vote_to_vote():
 
 def test_path_agrees_with_the_robust_variance_at_every_stage():
     votes = make_votes(define_pair(), prompts=80, raters=200)
-    path = evidence_path(votes)
+    path = e_value_path(votes)
 
     for stop in (60, 150, 240):
         part = votes.iloc[:stop]
@@ -61,7 +61,7 @@ def test_path_agrees_with_the_robust_variance_at_every_stage():
 def test_resemblance_of_votes_lessens_the_evidence():
     votes = make_votes(define_pair(), prompts=60, raters=8, rates={("C1", "Q1"): 0.7})
 
-    last = evidence_path(votes).iloc[-1]
+    last = e_value_path(votes).iloc[-1]
 
     assert last["design_effect"] > 1
     assert 1 < last["e"] < last["e_independent"]
@@ -70,9 +70,9 @@ def test_resemblance_of_votes_lessens_the_evidence():
 def test_path_does_not_depend_on_the_order_of_rows():
     votes = make_votes(define_pair())
 
-    shuffled = evidence_path(votes.sample(frac=1, random_state=0))
+    shuffled = e_value_path(votes.sample(frac=1, random_state=0))
 
-    assert shuffled.equals(evidence_path(votes))
+    assert shuffled.equals(e_value_path(votes))
 
 
 def test_only_the_primary_question_is_decided_and_stays_so():
@@ -80,12 +80,12 @@ def test_only_the_primary_question_is_decided_and_stays_so():
     strong = {("C3", question): 0.85 for question in ("Q1", "Q2", "Q3")}
     votes = make_votes(definition, prompts=60, raters=60, rates=strong)
 
-    table = decisions(votes, definition).set_index(["comparison", "question"])
+    table = tabulate_decisions(votes, definition).set_index(["comparison", "question"])
 
     assert table.loc[("C3", "Q3"), "decided"]
     assert table["decided"].sum() == 1
     assert table.loc[("C3", "Q3"), "threshold"] == pytest.approx(6 / 0.05)
-    path = evidence_path(votes[(votes["comparison"] == "C3") & (votes["question"] == "Q3")])
+    path = e_value_path(votes[(votes["comparison"] == "C3") & (votes["question"] == "Q3")])
     after = table.loc[("C3", "Q3"), "decided_after"]
     assert path["e"].iloc[after - 1] >= 120 > path["e"].iloc[: after - 1].max()
 
@@ -93,13 +93,13 @@ def test_only_the_primary_question_is_decided_and_stays_so():
 def test_nothing_is_bet_before_there_are_five_raters():
     votes = make_votes(define_pair(), prompts=40, raters=4, rates={("C1", "Q1"): 0.99})
 
-    assert (evidence_path(votes)["e"] == 1).all()
+    assert (e_value_path(votes)["e"] == 1).all()
 
 
 def test_raters_who_all_agree_weigh_one_vote_each():
     votes = make_votes(define_pair(), prompts=200, raters=6).assign(choice="a")
 
-    last = evidence_path(votes).iloc[-1]
+    last = e_value_path(votes).iloc[-1]
 
     assert last["wins"] == 600
     # 2.571 is the 97.5 % point of Student's t with 5 degrees of freedom, from its table.

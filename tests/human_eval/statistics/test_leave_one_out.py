@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from human_eval.statistics.leave_one_out import tabulate_influence
+from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from tests.support.crowd import define_pair, make_votes
 
 
 def test_the_rates_without_one_rater_are_those_of_the_other_votes():
     votes = make_votes(define_pair(), prompts=40, raters=6, rates={("C1", "Q1"): 0.6})
 
-    [row] = tabulate_influence(votes, define_pair()).to_dict("records")
+    [row] = tabulate_leave_one_out(votes, define_pair()).to_dict("records")
 
     others = {
         rater: votes.loc[votes["rater"] != rater, "choice"].eq("a").mean()
@@ -28,7 +28,7 @@ def test_a_result_that_hangs_on_one_rater_is_seen():
     votes["rater"] = votes["rater"].mask(partisan, "partisan")
     votes["choice"] = np.where(partisan | (votes["vote_id"] % 5 < 2), "a", "b")
 
-    [row] = tabulate_influence(votes, define_pair()).to_dict("records")
+    [row] = tabulate_leave_one_out(votes, define_pair()).to_dict("records")
 
     assert (row["rater"], row["turns"]) == ("partisan", 1)
     assert row["lowest"] < 0.5 < row["rate"]
@@ -37,6 +37,6 @@ def test_a_result_that_hangs_on_one_rater_is_seen():
 def test_one_rater_alone_cannot_be_left_out():
     votes = make_votes(define_pair(), prompts=10).assign(rater="me")
 
-    [row] = tabulate_influence(votes, define_pair()).to_dict("records")
+    [row] = tabulate_leave_one_out(votes, define_pair()).to_dict("records")
 
     assert row["raters"] == 1 and np.isnan(row["rate"])

@@ -5,7 +5,6 @@ import pytest
 from scipy.stats import binom
 
 from human_eval.definition.definition import load_definition
-from human_eval.errors import StudyError
 from human_eval.statistics.power import (
     design_effect,
     detectable_rate,
@@ -92,15 +91,15 @@ def test_an_even_match_is_hardly_ever_decided():
     found = votes_to_decide(np.full(60, 0.5), 20, np.random.default_rng(0))
 
     assert np.isinf(found).mean() > 0.9
-    with pytest.raises(StudyError, match="even match"):
+    with pytest.raises(ValueError, match="other than 0.5"):
         votes_needed(0.5)
 
 
 @pytest.mark.parametrize(
-    "k, ballots, pay, fee, hours",
+    "k, assignments, pay, fee, hours",
     [(1, 4200, 840, 168, 35), (3, 12_600, 2520, 504, 105), (5, 21_000, 4200, 840, 175)],
 )
-def test_plan_adds_up_to_the_published_costs(k, ballots, pay, fee, hours):
+def test_plan_adds_up_to_the_published_costs(k, assignments, pay, fee, hours):
     preset = load_definition("t2v-turbo")
     definition = replace(
         preset,
@@ -111,18 +110,18 @@ def test_plan_adds_up_to_the_published_costs(k, ballots, pay, fee, hours):
 
     plan = plan_study(definition, prompts=700)
 
-    assert (plan.pairs, plan.ballots, plan.answers) == (4200, ballots, 3 * ballots)
+    assert (plan.pairs, plan.assignments, plan.votes) == (4200, assignments, 3 * assignments)
     assert (plan.pay, plan.fee, plan.hours) == pytest.approx((pay, fee, hours))
     assert plan.total == pytest.approx(pay + fee)
 
 
-def test_checks_cost_ballots():
+def test_checks_cost_assignments():
     definition = load_definition("t2v-turbo")
     checks = replace(definition.checks, gold_share=0.05, mirror_share=0.05)
 
     plan = plan_study(replace(definition, checks=checks), prompts=700)
 
-    assert plan.ballots == 14_000
+    assert plan.assignments == 14_000
 
 
 def test_power_grows_with_the_win_rate():

@@ -2,14 +2,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from human_eval.statistics.side_bias import side_adjusted, side_effects, tabulate_adjusted
+from human_eval.statistics.side_bias import (
+    side_adjusted,
+    tabulate_side_adjusted,
+    tabulate_side_bias,
+)
 from tests.human_eval.statistics.test_intervals import PROMPTS, RATERS, WINS
 from tests.support.crowd import define_pair, make_votes
 
 
 def test_a_preference_for_the_left_is_found():
-    biased = side_effects(make_votes(define_pair(), prompts=150, left=0.8))
-    fair = side_effects(make_votes(define_pair(), prompts=150))
+    biased = tabulate_side_bias(make_votes(define_pair(), prompts=150, left=0.8))
+    fair = tabulate_side_bias(make_votes(define_pair(), prompts=150))
 
     assert biased["low"].item() > 0.6
     assert fair["low"].item() < 0.5 < fair["high"].item()
@@ -44,7 +48,7 @@ def test_the_adjusted_rate_is_the_planted_one_whatever_the_side_does():
     # Four of five times A stands on the left, where it wins more often than it deserves.
     kept = votes[(votes["side_a"] == "left") | (votes["vote_id"] % 4 == 0)]
 
-    [row] = tabulate_adjusted(kept, define_pair()).to_dict("records")
+    [row] = tabulate_side_adjusted(kept, define_pair()).to_dict("records")
 
     assert row["low"] < 0.7 < row["high"] < kept["choice"].eq("a").mean()
     assert row["note"] == ""
@@ -62,7 +66,7 @@ def test_the_adjusted_rate_is_the_planted_one_whatever_the_side_does():
 def test_what_no_model_can_tell_is_left_out_with_the_reason(change, note):
     votes = make_votes(define_pair(), prompts=30).assign(**change)
 
-    [row] = tabulate_adjusted(votes, define_pair()).to_dict("records")
+    [row] = tabulate_side_adjusted(votes, define_pair()).to_dict("records")
 
     assert note in row["note"]
     assert np.isnan(row["rate"])
