@@ -1,4 +1,4 @@
-"""A model card: what to load, how to sample it, and what may be asked of it."""
+"""A model card: which files to load, how to sample, and the limits of a request."""
 
 import hashlib
 import json
@@ -6,40 +6,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# The choices a card makes. Free of torch, so that the table of models reads at once.
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]  # turbo/placement.py
-Memory = Literal["full", "sliced", "offload"]  # from largest to smallest; turbo/footprint.py
+# The options of a card. This module does not import torch, so that the registry loads at once.
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]  # turbo/models/placement.py
+Memory = Literal["full", "sliced", "offload"]  # most memory first; turbo/models/footprint.py
 MotionLayers = Literal["never", "maybe", "always"]  # "maybe": both kinds of file are published
-PredictionType = Literal["epsilon", "v_prediction"]  # what a network outputs; turbo/schedule.py
+PredictionType = Literal["epsilon", "v_prediction"]  # network output; turbo/diffusion/schedule.py
 Role = Literal["teacher", "student"]
-Sampler = Literal["ddim", "consistency"]  # turbo/ddim.py, turbo/sampling.py
-Spacing = Literal["leading", "trailing"]  # of DDIM timesteps; turbo/ddim.py
+Sampler = Literal["ddim", "consistency"]  # turbo/diffusion/ddim.py, consistency.py
+Spacing = Literal["leading", "trailing"]  # of DDIM timesteps; turbo/diffusion/ddim.py
 
-CONVERSION = "conversion.json"  # beside converted weights: their SHA-256, and what they came from
+CONVERSION = "conversion.json"  # beside converted weights: their SHA-256 and their origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile:
-    """A published file on the Hugging Face Hub, and which of our folders is made from it."""
+    """A published file on the Hugging Face Hub, and the folders of weights converted from it."""
 
     repository: str
     path: str  # inside the repository
     size: int  # bytes; to three digits where the Hub shows no more
     gives: tuple[str, ...]  # parts of a model, as in `ModelCard.parts`
-    sha256: str | None = None  # as the Hub lists it; None where it was not to be seen
+    sha256: str | None = None  # as the Hub lists it; None if it was not accessible
 
     @property
     def address(self) -> str:
-        """Return where people can look at it."""
+        """Return its page on the Hub."""
         return f"https://huggingface.co/{self.repository}/blob/main/{self.path}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """One line of the table in `turbo/models/registry.py`; a model is this and its weights."""
+    """One row of `turbo/models/registry.py`. A model is its card and its weights."""
 
-    name: str  # what commands, manifests and recipes call it
-    title: str  # what people read
+    name: str  # identifies it in commands, manifests and recipes
+    title: str  # for people
     family: str  # models of one family share VAE, text encoder and world
     role: Role
     sampler: Sampler
@@ -47,18 +47,18 @@ class ModelCard:
 
     folder: Path  # holds vae/, text_encoder/, tokenizer/ and the folder of the UNet
     unet: str  # that folder's name
-    lora: str | None = None  # folder of the adapters that make a student of it
-    sources: tuple[HubFile, ...] = ()  # the published files; none for what is trained here
-    memory_gb: float = 0.1  # foretold by turbo/models/footprint.py: half precision, memory "full"
+    lora: str | None = None  # folder of the adapters that turn the UNet into a student
+    sources: tuple[HubFile, ...] = ()  # published files; none for models trained here
+    memory_gb: float = 0.1  # estimate of turbo/models/footprint.py: half precision, memory "full"
 
     height: int  # pixels
     width: int  # pixels
     num_frames: int
     fps: int  # of the clip
-    conditioning_fps: int | None = None  # told to networks that take it; None tells them `fps`
+    conditioning_fps: int | None = None  # input of the network, if it takes one; None is `fps`
     enlarge: int = 1  # each pixel becomes a square of this side in the mp4
 
-    half: bool = False  # in half precision on an accelerator; a CPU always computes in float32
+    half: bool = False  # half precision on an accelerator; float32 on a CPU
     prediction_type: PredictionType = "epsilon"
     beta_end: float = 0.012  # of the noise schedule
     spacing: Spacing = "leading"  # of DDIM timesteps
@@ -66,9 +66,9 @@ class ModelCard:
     clean_rescale: bool = False  # VideoCrafter2's teacher was trained on weakened latents
     origin_steps: int = 50  # size of the grid a student was distilled on
     motion_layers: MotionLayers = "never"  # whether the network has v2's motion projections
-    motion_strength: float | None = None  # v2's m; None tells the network nothing, not even 0
-    motion_share: float = 0.5  # the noisiest share of timesteps where m is told, elsewhere 0
-    cpu_threads: int | None = None  # a tiny network is quickest on one; None leaves torch's choice
+    motion_strength: float | None = None  # v2's m; None: no motion embedding, which differs from 0
+    motion_share: float = 0.5  # the noisiest share of timesteps, where m applies; 0 elsewhere
+    cpu_threads: int | None = None  # a tiny network is fastest on one; None: torch's default
 
     default_steps: int
     min_steps: int = 1
@@ -76,7 +76,7 @@ class ModelCard:
     default_guidance: float
     min_guidance: float
     max_guidance: float
-    guidance_kind: str  # one sentence for the page: what the number means here
+    guidance_kind: str  # one sentence for the page: what the number means for this model
 
     @property
     def parts(self) -> list[str]:
@@ -84,49 +84,44 @@ class ModelCard:
         return ["text_encoder", self.unet, *([self.lora] if self.lora else []), "vae"]
 
     @property
-    def told_fps(self) -> int:
-        """Return the frame rate a network that takes one is told; the clip may play at another."""
+    def network_fps(self) -> int:
+        """Return the frame rate for a network conditioned on it; the clip may play at another."""
         return self.fps if self.conditioning_fps is None else self.conditioning_fps
 
     @property
-    def unet_calls_per_step(self) -> int:
-        """Return 2 where guidance needs a second prediction, for the empty prompt."""
-        return 2 if self.sampler == "ddim" else 1
-
-    @property
     def missing(self) -> list[str]:
-        """Return the folders that are not on this disk; none means ready to load."""
+        """Return the folders that are missing on this disk; none if the model is ready to load."""
         absent = [part for part in self.parts if not self._files(part)]
         if not (self.folder / "tokenizer" / "tokenizer.json").is_file():
             absent.append("tokenizer")
         return absent
 
     def is_ready(self) -> bool:
-        """Return whether it can be loaded without a download; looks at the disk, not at torch."""
+        """Return whether it can be loaded without a download. Does not import torch."""
         return not self.missing
 
     @property
     def needed(self) -> list[HubFile]:
-        """Return the published files to fetch before this model can be loaded."""
+        """Return the published files to download before this model can be loaded."""
         missing = set(self.missing)
         return [source for source in self.sources if missing & set(source.gives)]
 
     @property
     def unpublished(self) -> list[str]:
-        """Return the missing parts that no published file gives: they are to be trained."""
+        """Return the missing parts that no published file contains: they must be trained."""
         published = {folder for source in self.sources for folder in source.gives}
         missing = set(self.missing)
         return [part for part in self.parts if part in missing and part not in published]
 
     @property
     def download_bytes(self) -> int:
-        """Return how much there is to fetch; 0 where nothing is missing, or nothing published."""
+        """Return the size of the download; 0 if nothing is missing, or nothing is published."""
         return sum(source.size for source in self.needed)
 
     def weights_sha256(self) -> str:
         """Return the first 16 hexadecimal digits of a hash over all weights of this model.
 
-        Gigabytes are not read again: a conversion has noted their hash.
+        Converted weights are not read: the conversion has recorded their hash.
         """
         digest = hashlib.sha256()
         for part in self.parts:

@@ -18,9 +18,8 @@ import transformers
 from tqdm import tqdm
 
 from turbo.card import Dtype, Memory
-from turbo.disk_space import nearest_existing
 from turbo.manifest import Manifest, ManifestRow, sha256_of
-from turbo.models.registry import DEFAULT_MODEL, MODELS, find_card
+from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
 from turbo.request import Request, check_request
 from turbo.video import Video
@@ -31,26 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
-        parser.error("Expected a PROMPT or --prompts FILE, got both or neither.")
-    transformers.utils.logging.disable_progress_bar()  # of loading; ours is of the videos
+        parser.error("Give either a PROMPT or --prompts FILE.")
+    transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
         _run(options)
     except (ValueError, MemoryError) as refusal:
         parser.error(str(refusal))
     except OSError as failure:
-        if failure.errno is None:  # of the library, which says what to do
+        if failure.errno is None:  # raised by this library, with advice
             parser.error(str(failure))
         parser.error(
-            f"Expected files that can be read and written, got: {failure}. "
+            f"A file could not be read or written: {failure}. "
             "Check the path, its permissions and the free space."
         )
     except KeyboardInterrupt:
-        advice = "" if options.prompts is None else " Run the same command again to go on."
+        advice = "" if options.prompts is None else " Run the same command again to continue."
         parser.exit(130, f"\nStopped.{advice}\n")
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Refuse what cannot be done before anything is loaded; then load, and make the clips."""
+    """Check everything before loading the model; then make the clips."""
     requests = _read_requests(options)
     batch = options.prompts is not None
     out = options.out or Path("clips" if batch else "clip.mp4")
@@ -62,7 +61,11 @@ def _run(options: argparse.Namespace) -> None:
         memory=options.memory,
         compiled=options.compile,
     )
-    print(f"{options.model} on {pipeline.placement}")
+    placement = pipeline.placement
+    print(
+        f"{options.model} on {placement.device} in {str(placement.dtype).removeprefix('torch.')}, "
+        f"memory {placement.memory}, about {placement.peak / 1e9:.1f} GB at peak"
+    )
     if batch:
         make_batch(pipeline, requests, out)
     else:
@@ -70,22 +73,23 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def check_out(out: Path, *, batch: bool) -> None:
-    """Refuse a place that no clips can be written to, before minutes of computing.
+    """Create the folder of the clips, before minutes of computing.
 
     Raises:
-        ValueError: a clip would replace a folder or a device, or there is no folder to write to.
+        ValueError: a clip would replace a folder or a device, or the folder cannot be written to.
     """
     if not batch and out.exists() and not out.is_file():
-        kind = "a folder" if out.is_dir() else "no regular file"
-        raise ValueError(
-            f"Expected a file in --out, got {out}, which is {kind}. Name one, such as clip.mp4."
-        )
+        kind = "a folder" if out.is_dir() else "not a regular file"
+        raise ValueError(f"--out {out} is {kind}. Name a file, such as clip.mp4.")
     folder = out if batch else out.parent
-    there = nearest_existing(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
         raise ValueError(
-            f"Expected a folder to write to for --out {out}, got {there}. Name another --out."
-        )
+            f"The folder {folder} of --out cannot be created: {failure.strerror}. Choose another."
+        ) from failure
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"The folder {folder} of --out is not writable. Choose another.")
 
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
@@ -104,11 +108,11 @@ def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
 
 
 def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -> None:
-    """Make the clips that `folder` lacks, and list each in its manifest once it is whole."""
+    """Make the clips missing in `folder`; add each to its manifest when the file is complete."""
     manifest = Manifest(folder)
     paths = {clip_path(pipeline, request): request for request in requests}
     missing = manifest.missing(list(paths))
-    print(f"{len(paths) - len(missing)} of {len(paths)} clips are there already.")
+    print(f"{len(paths) - len(missing)} of {len(paths)} clips exist already.")
     for path in tqdm(missing, unit="clip", desc=pipeline.card.name):
         request = paths[path]
         *_, result = _stream(pipeline, request)
@@ -118,7 +122,7 @@ def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -
 
 
 def clip_path(pipeline: VideoPipeline, request: Request) -> str:
-    """Name a clip after everything that determines it, so that a folder can hold many runs."""
+    """Name a clip after everything that determines it, so that one folder can hold many runs."""
     precision = str(pipeline.placement.dtype)
     recipe = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
@@ -150,13 +154,13 @@ def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Re
 
 def _read_requests(options: argparse.Namespace) -> list[Request]:
     """Return one request per prompt; line n of a file (from 0) gets the seed `--seed` + n."""
-    card = find_card(options.model)
+    card = MODELS[options.model]
     settings = {"steps": options.steps, "guidance": options.guidance}
     if options.prompts is None:
         return [check_request(card, options.prompt, seed=options.seed, **settings)]
     lines = _read_lines(options.prompts)
     if not any(line.strip() for line in lines):
-        raise ValueError(f"Expected a prompt a line in {options.prompts}, got none.")
+        raise ValueError(f"{options.prompts} contains no prompts. Write one per line.")
     requests = []
     for number, line in enumerate(lines):
         if not line.strip():
@@ -174,13 +178,13 @@ def _read_lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as failure:
         raise ValueError(
-            f"Expected a file of prompts in --prompts, got {file}: {failure.strerror}. "
-            "Name a text with a prompt a line."
+            f"The file of --prompts, {file}, could not be read: {failure.strerror}. "
+            "Name a text file with one prompt per line."
         ) from failure
     except UnicodeDecodeError as failure:
         raise ValueError(
-            f"Expected UTF-8 text in {file}, got byte {failure.object[failure.start]:#04x} at "
-            f"{failure.start}. Save it as UTF-8, a prompt a line."
+            f"{file} is not UTF-8 text: byte {failure.object[failure.start]:#04x} at position "
+            f"{failure.start}. Save it as UTF-8, one prompt per line."
         ) from failure
 
 
@@ -190,30 +194,42 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a video from a prompt, or a folder of videos from a file of prompts.",
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the video should show")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"one of {', '.join(MODELS)}")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="text file, one prompt per line"
+    )
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        choices=list(MODELS),
+        metavar="NAME",
+        help=f"one of {', '.join(MODELS)}; default: {DEFAULT_MODEL}",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
     parser.add_argument(
-        "--seed", type=int, default=0, help="default: 0; line n of FILE, from 0, gets this plus n"
+        "--seed", type=int, default=0, help="default: 0; line n of FILE, from 0, gets SEED + n"
     )
     parser.add_argument(
-        "--device", default="auto", help="such as cuda, mps or cpu; default: the best there is"
+        "--device",
+        default="auto",
+        help="such as cuda, mps or cpu; default: an accelerator if there is one",
     )
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     parser.add_argument(
         "--memory",
         choices=get_args(Memory),
-        help="everything on the device, frames decoded one by one, or one part of the model after "
-        "the other; default: the first that fits",
+        help="full: whole model on the device; sliced: decode frames one by one; offload: only "
+        "the part in use on the device; default: the first that fits",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="slower first clip, faster later ones"
+        "--compile",
+        action="store_true",
+        help="compile the networks: slow first clip, faster later ones",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="default: clip.mp4, or the folder clips; run again, a folder gets only what it lacks",
+        help="default: clip.mp4, or the folder clips; clips that exist are not made again",
     )
     return parser
 

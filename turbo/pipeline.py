@@ -1,9 +1,9 @@
 """From a prompt to a video: encode the text, draw noise, sample, decode."""
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal
@@ -11,28 +11,45 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import nn
 
 from turbo import __version__
 from turbo.card import Dtype, Memory, ModelCard, describe_remedy
-from turbo.diffusion.consistency import bind_consistency_function
+from turbo.diffusion.consistency import (
+    bind_consistency_function,
+    few_step_timesteps,
+    sample_consistency,
+)
 from turbo.diffusion.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.diffusion.distillation import student_of
-from turbo.diffusion.few_step import draw_noise, few_step_timesteps, sample_latents
 from turbo.diffusion.guidance import bind_guided_unet
 from turbo.diffusion.motion import motion_strength
-from turbo.diffusion.schedule import NoiseSchedule
+from turbo.diffusion.schedule import NoiseSchedule, draw_noise
 from turbo.models.errors import explained_damage
 from turbo.models.footprint import DECODE_CHUNK
-from turbo.models.placement import Placement, explained_shortage, place
+from turbo.models.placement import (
+    Placement,
+    describe_shortage,
+    explained_shortage,
+    is_shortage,
+    place,
+)
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
-from turbo.networks.text import TextEncoder
+from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import decode_latents, quicken_on_cpu
 from turbo.request import Request, check_request
-from turbo.types import Latents, PerVideo, Timesteps
+from turbo.types import (
+    Latents,
+    PerVideo,
+    PromptEmbeds,
+    SamplerStep,
+    TextEncoder,
+    Timesteps,
+    checked,
+)
 from turbo.video import Video
 
 Stage = Literal["text", "denoise", "decode"]
@@ -40,25 +57,38 @@ Stage = Literal["text", "denoise", "decode"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a request stands: the stage now beginning, or the denoising step just done."""
+    """Progress of a stream: the stage that begins, or the denoising step just done."""
 
     stage: Stage
     step: int  # denoising steps done
     steps: int
     seconds: float  # since the stream began
-    video: int = 0  # index of the prompt
+    video: int = 0  # index of the prompt; of the first one of a batch
+    clean: Latents | None = field(default=None, compare=False, repr=False)  # the step's estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The end of a stream."""
 
     videos: list[Video]
     timings: dict[str, float]  # seconds of "text", "denoise", "decode", "total"; "unet_calls"
+    latents: Latents  # the samples, before decoding; see `networks.vae.decode_latents`
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Videos to make at once, with the tensors that the caller gives for them."""
+
+    first: int  # index of the first prompt
+    requests: list[Request]
+    prompt_embeds: PromptEmbeds | None
+    noise: Latents | None
+    step_noise: list[Latents] | None
 
 
 class VideoPipeline:
-    """A loaded model. Videos are made one at a time, so a batch cannot change any of them."""
+    """A loaded model. Videos are made one at a time by default, so no prompt changes another's."""
 
     def __init__(
         self,
@@ -71,7 +101,7 @@ class VideoPipeline:
         weights_sha256: str = "",
         placement: Placement | None = None,
     ) -> None:
-        """Put the parts in their place; None leaves them where they are."""
+        """Move the parts to their device; None leaves them where they are."""
         self.card = card
         self.unet = unet.eval().requires_grad_(False)
         self.vae = vae.eval().requires_grad_(False)
@@ -80,11 +110,12 @@ class VideoPipeline:
         self.placement = placement or Placement(unet.device, unet.dtype)
         self.schedule = schedule.to(self.placement.device)
         home = "cpu" if self.placement.memory == "offload" else self.placement.device
-        for network in (self.unet, self.vae, self.text_encoder.model):
-            network.to(home)
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.to(home)
         if self.placement.device.type == "cpu":
             quicken_on_cpu(self.vae)
         self.compiled = False
+        self.conditioning_fps = card.network_fps if unet.takes_fps else None
 
     @classmethod
     def load(
@@ -100,18 +131,20 @@ class VideoPipeline:
 
         Args:
             compiled: compile the repeated blocks. The first video then takes minutes, later ones
-                less time than without; frames differ in their last bits.
+                less time than otherwise; frames differ in their last bits.
 
         Raises:
             FileNotFoundError: a part of the weights is not on this disk.
-            MemoryError: the model does not fit into the memory of the device; the message says
-                what would.
-            ValueError: this use of memory makes no sense on this device, or the weights are
+            MemoryError: the model does not fit into the memory of the device; the message names
+                an option that would.
+            ValueError: this device does not support this use of memory, or the weights are
                 damaged.
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
-        if placement.device.type != "cpu":  # the pieces of a model before may fit none of this one
+        if (
+            placement.device.type != "cpu"
+        ):  # blocks cached by an earlier model may fit none of this one
             torch.accelerator.empty_cache()
         with (
             explained_damage(card),
@@ -124,7 +157,7 @@ class VideoPipeline:
     @classmethod
     def _read(cls, card: ModelCard, placement: Placement) -> "VideoPipeline":
         local = {"local_files_only": True, "use_safetensors": True}
-        # Adapters are merged in full precision; what needs no merging is read in the final one.
+        # Adapters are merged in float32; without adapters, weights are read in their final dtype.
         exact = torch.float32 if card.lora else placement.dtype
         unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
         if card.lora:
@@ -137,7 +170,7 @@ class VideoPipeline:
             AutoencoderKL.from_pretrained(
                 card.folder / "vae", torch_dtype=placement.dtype, **local
             ),
-            TextEncoder.load(
+            CLIPTextEncoder.load(
                 card.folder / "tokenizer", card.folder / "text_encoder", placement.dtype
             ),
             NoiseSchedule.scaled_linear(
@@ -148,7 +181,7 @@ class VideoPipeline:
         )
 
     def compile(self) -> "VideoPipeline":
-        """Compile the repeated blocks, in place, at the first video."""
+        """Set the repeated blocks to be compiled at the first video, in place."""
         compile_blocks(self.unet)
         compile_blocks(self.vae)
         self.compiled = True
@@ -167,6 +200,7 @@ class VideoPipeline:
         assert isinstance(result, Result)
         return result.videos[0]
 
+    @checked
     def stream(
         self,
         prompts: list[str],
@@ -174,52 +208,103 @@ class VideoPipeline:
         *,
         steps: int | None = None,
         guidance: float | None = None,
+        batch_size: int = 1,
+        prompt_embeds: PromptEmbeds | None = None,
+        noise: Latents | None = None,
+        step_noise: Sequence[Latents] | None = None,
     ) -> Iterator[Progress | Result]:
         """Yield progress, then one `Result`. Closing the iterator stops within a step.
 
+        Args:
+            batch_size: videos to make at once. More than 1 needs that many times the memory for
+                activations, and changes frames in their last bits (at most 1 level of 256 in
+                float32).
+            prompt_embeds: in place of the encoded prompts, which then only name the videos.
+            noise: the initial latents (prompts C F h w), in place of draws from the seeds, which
+                still draw the noise of later steps, as they would without it.
+            step_noise: for each step that adds noise, that noise (prompts C F h w).
+
         Raises:
-            ValueError: a request is out of range; before anything is computed.
+            RequestError: a prompt, a seed, steps or guidance is out of range.
+            ValueError: the arguments do not fit each other. Both before anything is computed.
         """
-        if len(prompts) != len(seeds) or not prompts:
+        if len(prompts) != len(seeds) or not prompts or batch_size < 1:
             raise ValueError(
-                f"Expected as many seeds as prompts and at least one, "
-                f"got {len(prompts)} prompts and {len(seeds)} seeds."
+                "Expected as many seeds as prompts, at least one, and a positive batch_size, got "
+                f"{len(prompts)} prompts, {len(seeds)} seeds and batch_size {batch_size}."
             )
-        return self._run(
-            [
-                check_request(self.card, prompt, seed=seed, steps=steps, guidance=guidance)
-                for prompt, seed in zip(prompts, seeds, strict=True)
-            ]
-        )
+        requests = [
+            check_request(self.card, prompt, seed=seed, steps=steps, guidance=guidance)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        shape = (len(prompts), *self.latent_shape)
+        for latents in [*([] if noise is None else [noise]), *(step_noise or [])]:
+            if latents.shape != shape:
+                raise ValueError(f"Expected noise of shape {shape}, got {tuple(latents.shape)}.")
+        if prompt_embeds is not None and len(prompt_embeds) != len(prompts):
+            raise ValueError(
+                f"Expected embeddings of {len(prompts)} prompts, got {len(prompt_embeds)}."
+            )
+
+        batches = []
+        for first in range(0, len(prompts), batch_size):
+            rows = slice(first, first + batch_size)
+            batch = _Batch(
+                first,
+                requests[rows],
+                None if prompt_embeds is None else prompt_embeds[rows],
+                None if noise is None else noise[rows],
+                None if step_noise is None else [latents[rows] for latents in step_noise],
+            )
+            batches.append(batch)
+        return self._run(batches)
 
     @torch.inference_mode()
-    def _run(self, requests: list[Request]) -> Iterator[Progress | Result]:
+    def _run(self, batches: list[_Batch]) -> Iterator[Progress | Result]:
         clock = _Clock(self.placement.device)
-        videos = []
-        with explained_shortage(self.placement):
-            for index, request in enumerate(requests):
-                video = yield from self._make(request, index, clock)
-                videos.append(video)
-        yield Result(videos, {**clock.timings, "total": clock.elapsed})
+        videos: list[Video] = []
+        samples: list[Latents] = []
+        try:
+            for batch in batches:
+                made, latents = yield from self._make(batch, clock)
+                videos += made
+                samples.append(latents)
+        except RuntimeError as failure:
+            if not is_shortage(failure):
+                raise
+            # Without its frames, which hold references to tensors.
+            shortage = MemoryError(describe_shortage(self.placement))
+            raise shortage from failure.with_traceback(None)
+        timings = {**clock.timings, "total": clock.elapsed}
+        yield Result(videos, timings, torch.cat(samples))
 
     def _make(
-        self, request: Request, index: int, clock: "_Clock"
-    ) -> Generator[Progress, None, Video]:
-        yield Progress("text", 0, request.steps, clock.elapsed, index)
-        with self._working(clock, "text"), self._on_device(self.text_encoder.model):
-            states = self._sample(request)
-        yield Progress("denoise", 0, request.steps, clock.elapsed, index)
+        self, batch: _Batch, clock: "_Clock"
+    ) -> Generator[Progress, None, tuple[list[Video], Latents]]:
+        steps = batch.requests[0].steps
+
+        def progress(stage: Stage, step: int, clean: Latents | None = None) -> Progress:
+            return Progress(stage, step, steps, clock.elapsed, batch.first, clean)
+
+        yield progress("text", 0)
+        with self._working(clock, "text"), self._on_device(self.text_encoder):
+            sampler, calls = self._sample(batch)
+        yield progress("denoise", 0)
         with self._on_device(self.unet):
-            for step in range(1, request.steps + 1):
+            for step in range(1, steps + 1):
                 with self._working(clock, "denoise"):
-                    latents = next(states)
-                clock.timings["unet_calls"] += self.card.unet_calls_per_step
-                yield Progress("denoise", step, request.steps, clock.elapsed, index)
-        yield Progress("decode", request.steps, request.steps, clock.elapsed, index)
+                    state = next(sampler)
+                clock.timings["unet_calls"] += calls
+                yield progress("denoise", step, state.clean)
+        yield progress("decode", steps)
         with self._working(clock, "decode"), self._on_device(self.vae):
             chunk = DECODE_CHUNK[self.placement.memory]
-            frames = decode_latents(self.vae, latents, chunk=chunk)
-            return Video.from_frames(frames, self.card.fps, self._recipe(request))
+            frames = decode_latents(self.vae, state.latents, chunk=chunk)
+            videos = [
+                Video.from_frames(clip, self.card.fps, self._recipe(request, batch))
+                for clip, request in zip(frames.split(1), batch.requests, strict=True)
+            ]
+        return videos, state.latents
 
     @contextmanager
     def _working(self, clock: "_Clock", stage: Stage) -> Iterator[None]:
@@ -228,48 +313,71 @@ class VideoPipeline:
             yield
 
     @contextmanager
-    def _on_device(self, network: nn.Module) -> Iterator[None]:
-        """Have a network on the device; when offloading, only for as long as it works."""
+    def _on_device(self, part: nn.Module | TextEncoder) -> Iterator[None]:
+        """Move a part to the device while it computes, if the model is offloaded."""
         if self.placement.memory != "offload":
             yield
             return
-        network.to(self.placement.device)
+        part.to(self.placement.device)
         try:
             yield
         finally:
-            network.to("cpu")
+            part.to("cpu")
 
-    def _sample(self, request: Request) -> Iterator[Latents]:
-        """Encode the prompt now; sample when iterated."""
-        device, card = self.placement.device, self.card
-        generator = torch.Generator().manual_seed(request.seed)
-        noise = draw_noise(self._empty_latents(), [generator])
-        scale = torch.tensor([request.guidance], device=device)
-        fps = self._told_fps()
+    def _sample(self, batch: _Batch) -> tuple[Iterator[SamplerStep], int]:
+        """Encode the prompts; return a sampler that computes as it is iterated.
+
+        Returns:
+            The sampler, and the network calls of each of its steps.
+        """
+        device, card, requests = self.placement.device, self.card, batch.requests
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        like = torch.empty((len(requests), *self.latent_shape), device=device)
+        noise = draw_noise(like, generators)  # drawn also if given: later draws stay the same
+        if batch.noise is not None:
+            noise = batch.noise.to(like)
+        scale = torch.tensor([request.guidance for request in requests], device=device)
+        fps = None
+        if self.conditioning_fps is not None:
+            fps = torch.tensor([self.conditioning_fps] * len(requests), device=device)
+        prompts = [] if batch.prompt_embeds is not None else [r.prompt for r in requests]
         if card.sampler == "consistency":
-            prompt_embeds = self.text_encoder.encode([request.prompt])
+            prompt_embeds = self._encode(prompts, batch)
             consistency_fn = bind_consistency_function(
                 self.unet, self.schedule, prompt_embeds, scale, fps, motion_at=self._motion_at()
             )
-            timesteps = few_step_timesteps(request.steps, card.origin_steps).to(device)
-            return sample_latents(consistency_fn, self.schedule, noise, timesteps, [generator])
-        prompt_embeds, uncond_embeds = self.text_encoder.encode([request.prompt, ""]).split(1)
-        denoiser = bind_guided_unet(self.unet, prompt_embeds, uncond_embeds, scale, fps)
-        timesteps = ddim_timesteps(request.steps, spacing=card.spacing).to(device)
-        return sample_ddim(
+            timesteps = few_step_timesteps(requests[0].steps, card.origin_steps).to(device)
+            sampler = sample_consistency(
+                consistency_fn,
+                self.schedule,
+                noise,
+                timesteps,
+                generators,
+                step_noise=batch.step_noise,
+            )
+            return sampler, 1
+        embeds = self._encode([*prompts, ""], batch)
+        uncond_embeds = embeds[-1:].expand(len(requests), -1, -1)
+        denoiser = bind_guided_unet(self.unet, embeds[:-1], uncond_embeds, scale, fps)
+        timesteps = ddim_timesteps(requests[0].steps, spacing=card.spacing).to(device)
+        sampler = sample_ddim(
             denoiser,
             self.schedule,
             noise,
             timesteps,
             eta=card.eta,
-            generators=[generator],
+            generators=generators,
+            step_noise=batch.step_noise,
             scales=signal_scales().to(device) if card.clean_rescale else None,
         )
+        return sampler, 2
 
-    def _told_fps(self) -> Tensor | None:
-        if not self.unet.config.fps_conditioning:
-            return None
-        return torch.tensor([self.card.told_fps], device=self.placement.device)
+    def _encode(self, prompts: list[str], batch: _Batch) -> PromptEmbeds:
+        """Return the embeddings given for the batch, if any, then those of the prompts."""
+        encoded = [self.text_encoder.encode(prompts)] if prompts else []
+        if batch.prompt_embeds is not None:
+            encoded.insert(0, batch.prompt_embeds.to(self.placement.device, self.unet.dtype))
+        return torch.cat(encoded) if len(encoded) > 1 else encoded[0]
 
     def _motion_at(self) -> Callable[[Timesteps], PerVideo] | None:
         if self.card.motion_strength is None:
@@ -278,23 +386,29 @@ class VideoPipeline:
             motion_strength,
             strength=self.card.motion_strength,
             percentage=self.card.motion_share,
+            num_timesteps=len(self.schedule),
         )
 
-    def _empty_latents(self) -> Latents:
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of one video's latents: C, F, h, w."""
         config = self.vae.config
         shrink = 2 ** (len(config.block_out_channels) - 1)
         height, width = self.card.height // shrink, self.card.width // shrink
-        return torch.empty(
-            (1, config.latent_channels, self.card.num_frames, height, width),
-            device=self.placement.device,
-        )
+        return config.latent_channels, self.card.num_frames, height, width
 
-    def _recipe(self, request: Request) -> dict[str, Any]:
+    def _recipe(self, request: Request, batch: _Batch) -> dict[str, Any]:
+        """Return all that determines the frames; tensors of the caller by name only."""
         versions = {
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
             "turbo": __version__,
         }
+        given = [
+            name
+            for name in ("prompt_embeds", "noise", "step_noise")
+            if getattr(batch, name) is not None
+        ]
         return {
             "model": self.card.name,
             "weights_sha256": self.weights_sha256,
@@ -304,25 +418,27 @@ class VideoPipeline:
             "memory": self.placement.memory,
             "compiled": self.compiled,
             "versions": versions,
+            **({"batch_size": len(batch.requests)} if len(batch.requests) > 1 else {}),
+            **({"given": given} if given else {}),  # not made again by prompt and seed alone
         }
 
 
 def load_pipeline(name: str = DEFAULT_MODEL, device: str = "auto", **options: Any) -> VideoPipeline:
-    """Load a model by name from local files only; `options` are those of `VideoPipeline.load`."""
+    """Load a model by name, from local files only; `options` are those of `VideoPipeline.load`."""
     return load_card(find_card(name), device, **options)
 
 
 def load_card(card: ModelCard, device: str = "auto", **options: Any) -> VideoPipeline:
-    """Load the model a card describes, which need not be in the table."""
+    """Load the model that a card describes; the card need not be in the registry."""
     return VideoPipeline.load(card, device, **options)
 
 
 @contextmanager
 def fixed_threads(card: ModelCard, device: torch.device) -> Iterator[None]:
-    """Compute meanwhile on as many threads as the card says, on a CPU.
+    """Use the card's number of CPU threads inside the block.
 
-    Sums split over another number of threads differ in their last bits, and a recipe should make
-    the same frames. The number is the whole process's, so it is given back between computations.
+    Sums over another number of threads differ in their last bits, and a recipe should make the
+    same frames. The number belongs to the whole process, so it is restored between computations.
     """
     if card.cpu_threads is None or device.type != "cpu":
         yield
@@ -336,16 +452,20 @@ def fixed_threads(card: ModelCard, device: torch.device) -> Iterator[None]:
 
 
 def _check_folders(card: ModelCard) -> None:
-    """Refuse a model that is not on this disk, naming what is missing."""
+    """Refuse a model with missing weights.
+
+    Raises:
+        FileNotFoundError: the message names a missing part and the remedy.
+    """
     if card.missing:
         raise FileNotFoundError(
-            f"Expected the weights of {card.name} in {card.folder}, got no {card.missing[0]!r}. "
-            f"{describe_remedy(card)}"
+            f"The weights of {card.name} are incomplete: {card.missing[0]!r} is missing in "
+            f"{card.folder}. {describe_remedy(card)}"
         )
 
 
 class _Clock:
-    """Adds up seconds by stage, without the time the caller spends between two updates."""
+    """Sums seconds by stage, without the caller's time between two updates."""
 
     def __init__(self, device: torch.device) -> None:
         self.timings: dict[str, float] = defaultdict(float)
@@ -360,6 +480,6 @@ class _Clock:
     def measure(self, stage: Stage) -> Iterator[None]:
         begin = perf_counter()
         yield
-        if self.device.type != "cpu":  # its work is queued, not done
+        if self.device.type != "cpu":  # its work is queued until then
             torch.accelerator.synchronize(self.device)
         self.timings[stage] += perf_counter() - begin

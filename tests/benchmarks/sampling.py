@@ -29,9 +29,12 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import nn
 from torch.testing import assert_close
 
-from turbo.diffusion.consistency import bind_consistency_function
-from turbo.diffusion.few_step import draw_noise, few_step_timesteps, sample_latents
-from turbo.diffusion.schedule import NoiseSchedule
+from turbo.diffusion.consistency import (
+    bind_consistency_function,
+    few_step_timesteps,
+    sample_consistency,
+)
+from turbo.diffusion.schedule import NoiseSchedule, draw_noise
 from turbo.models.footprint import DECODE_CHUNK
 from turbo.networks.compilation import compile_blocks
 from turbo.networks.unet import TemporalConv, VideoUNet
@@ -151,7 +154,7 @@ def make_video(contestant: Contestant, size: Size, steps: int) -> dict[str, Any]
         others = torch.cuda.memory_allocated() - contestant.weights
     _wait(device)
     began = perf_counter()
-    *_, latents = sample_latents(function, schedule, noise, timesteps, [generator])
+    *_, latents = sample_consistency(function, schedule, noise, timesteps, [generator])
     _wait(device)
     denoised = perf_counter()
     frames = decode_latents(contestant.vae, latents, chunk=contestant.decode_chunk).cpu()

@@ -17,6 +17,7 @@ from torch import Tensor
 from turbo.convert.part import Shapes
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
 from turbo.convert.vae import map_latent_diffusion_vae
+from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.unet import VideoUNet
 
 # What a variant lacks of the recorded networks, which are T2V-Turbo-v2's and a student's of MS.
@@ -123,6 +124,12 @@ def latent_diffusion_vae(recorded: Golden, dtype: torch.dtype = torch.float32) -
     """Convert a VAE from weights under their published names."""
     weights = {name: tensor.to(dtype) for name, tensor in recorded.weights().items()}
     return map_latent_diffusion_vae(shapes_of(weights)).filled(weights)
+
+
+@pytest.fixture
+def published_schedule(golden) -> NoiseSchedule:
+    """The recorded schedule: torch's own `linspace` depends on the processor in the last bit."""
+    return NoiseSchedule(golden("scheduler")["alphas_cumprod"])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from turbo.card import ModelCard
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.text import TextEncoder
+from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline
 
@@ -78,7 +78,7 @@ def tiny_vae() -> AutoencoderKL:
 
 
 @pytest.fixture
-def tiny_text_encoder() -> TextEncoder:
+def tiny_text_encoder() -> CLIPTextEncoder:
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
@@ -96,7 +96,7 @@ def tiny_text_encoder() -> TextEncoder:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=0,
     )
-    return TextEncoder(tokenizer, randomise(CLIPTextModel(config), seed=2))
+    return CLIPTextEncoder(tokenizer, randomise(CLIPTextModel(config), seed=2))
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def test_batch_killed_halfway_is_finished_by_running_again(
         with pytest.raises(SystemExit) as end:
             _run(tiny_model, "--prompts", prompts, "--out", folder)
     assert end.value.code == 130
-    assert capsys.readouterr().err.endswith("\nStopped. Run the same command again to go on.\n")
+    assert capsys.readouterr().err.endswith("\nStopped. Run the same command again to continue.\n")
     _run(tiny_model, "--prompts", prompts, "--out", folder)
 
     rows = _rows(folder)
@@ -131,16 +131,16 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "Expected a PROMPT or --prompts FILE, got both or neither."),
-        (["a cat", "--prompts", "x"], "Expected a PROMPT or --prompts FILE, got both or neither."),
-        (["a cat", "--model", "nobody"], "got 'nobody'. Cards are in turbo/models/registry.py."),
+        ([], "Give either a PROMPT or --prompts FILE."),
+        (["a cat", "--prompts", "x"], "Give either a PROMPT or --prompts FILE."),
+        (["a cat", "--model", "none"], "invalid choice: 'none' (choose from"),
         (["a cat", "--steps", "0"], "The number of steps must be a whole number from 1 to"),
         ([""], "The prompt is empty."),
-        (["--prompts", "no such file"], "in --prompts, got no such file: No such file"),
-        (["--prompts", "."], "Expected a file of prompts in --prompts, got .: Is a directory"),
-        (["a cat", "--device", "bogus"], "Expected a device of this machine: cpu"),
-        (["a cat", "--out", "."], "Expected a file in --out, got ., which is a folder. Name"),
-        (["a cat", "--out", "/dev/null/x.mp4"], "for --out /dev/null/x.mp4, got /dev/null. Name"),
+        (["--prompts", "no such file"], "no such file, could not be read: No such file"),
+        (["--prompts", "."], "--prompts, ., could not be read: Is a directory"),
+        (["a cat", "--device", "bogus"], "leave --device out"),
+        (["a cat", "--out", "."], "--out . is a folder. Name a file"),
+        (["a cat", "--out", "/dev/null/x.mp4"], "/dev/null of --out cannot be created"),
     ],
 )
 def test_command_refuses_in_one_line(arguments, message, capsys):
@@ -173,7 +173,7 @@ def test_batch_writes_the_composed_prompt_and_finds_it_again(tiny_model, tmp_pat
 
     [row] = _rows(folder)
     assert row["prompt"] == load_video(folder / row["path"]).recipe["prompt"] == "café au lait"
-    assert "1 of 1 clips are there already." in capsys.readouterr().out
+    assert "1 of 1 clips exist already." in capsys.readouterr().out
 
 
 def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate.main(["--prompts", str(file)])
 
-    assert f"Expected UTF-8 text in {file}, got byte 0xff at 6. Save" in capsys.readouterr().err
+    assert f"{file} is not UTF-8 text: byte 0xff at position 6. Save" in capsys.readouterr().err
 
 
 def test_a_clip_does_not_replace_what_is_no_regular_file(tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_a_clip_does_not_replace_what_is_no_regular_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate.main(["a cat", "--out", str(pipe)])
 
-    assert f"got {pipe}, which is no regular file. Name one" in capsys.readouterr().err
+    assert f"--out {pipe} is not a regular file. Name a file" in capsys.readouterr().err
     assert pipe.is_fifo()
 
 
@@ -201,7 +201,7 @@ def test_a_batch_is_not_made_in_a_file(prompts, capsys):
     with pytest.raises(SystemExit):
         generate.main(["--prompts", str(prompts), "--out", str(prompts)])
 
-    assert f"Expected a folder to write to for --out {prompts}" in capsys.readouterr().err
+    assert f"The folder {prompts} of --out cannot be created" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 99, None], ids=["empty", "garbage", "cut"])
@@ -218,8 +218,8 @@ def test_damaged_weights_are_refused_with_what_tells_more(
         _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
 
     said = capsys.readouterr().err
-    assert f"Expected whole weights of {tiny_model.name} in {tiny_model.folder}, got " in said
-    assert f"`python -m turbo.models verify {tiny_model.name}` tells what is damaged.\n" in said
+    assert f"The weights of {tiny_model.name} in {tiny_model.folder} cannot be read" in said
+    assert f"`python -m turbo.models verify {tiny_model.name}` to find the damaged file.\n" in said
 
 
 def test_a_missing_configuration_is_refused(tiny_model, tmp_path, capsys):
@@ -229,7 +229,7 @@ def test_a_missing_configuration_is_refused(tiny_model, tmp_path, capsys):
     with pytest.raises(SystemExit):
         _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
 
-    assert f"verify {tiny_model.name}` tells what is damaged." in capsys.readouterr().err
+    assert f"verify {tiny_model.name}` to find the damaged file." in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch):
@@ -245,5 +245,5 @@ def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch
 
 
 def test_missing_weights_are_refused_in_words(student_card):
-    with pytest.raises(FileNotFoundError, match="Expected the weights of tiny-student in"):
+    with pytest.raises(FileNotFoundError, match="The weights of tiny-student are incomplete"):
         VideoPipeline.load(student_card)

@@ -1,9 +1,12 @@
 """The pipeline: determinism, cost, progress, refusals."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import torch
+from torch.testing import assert_close
 
 from turbo.pipeline import Progress, Result
 
@@ -133,3 +136,79 @@ def test_video_is_made_of_the_composed_prompt(tiny_pipeline):
 
     assert sent.recipe["prompt"] == "a café"
     assert np.array_equal(sent.frames, composed.frames)
+
+
+def _stream(pipeline, prompts=("a cat", "a dog", "a hill"), **options):
+    *updates, result = pipeline.stream(list(prompts), list(range(len(prompts))), **options)
+    return updates, result
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_batch_makes_the_videos_of_single_runs(tiny_pipeline, batch_size):
+    calls = _count_calls(tiny_pipeline.unet)
+    _, alone = _stream(tiny_pipeline, steps=2)
+    single = len(calls)
+
+    _, together = _stream(tiny_pipeline, steps=2, batch_size=batch_size)
+
+    assert (single, len(calls) - single) == (6, 2 * math.ceil(3 / batch_size))
+    assert_close(together.latents, alone.latents, rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(together.videos, alone.videos, strict=True):
+        assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
+
+
+def test_a_teacher_makes_a_batch_too(tiny_teacher):
+    _, alone = _stream(tiny_teacher, steps=2)
+    _, together = _stream(tiny_teacher, steps=2, batch_size=3)
+
+    assert_close(together.latents, alone.latents, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tiny_pipeline", "tiny_teacher"])
+def test_embeddings_take_the_place_of_prompts(kind, request):
+    pipeline = request.getfixturevalue(kind)
+    embeds = pipeline.text_encoder.encode(["a dog"])
+
+    _, given = _stream(pipeline, ["a cat"], steps=2, prompt_embeds=embeds)
+
+    _, expected = _stream(pipeline, ["a dog"], steps=2)
+    assert_close(given.latents, expected.latents, rtol=1e-4, atol=1e-4)
+    assert given.videos[0].recipe["given"] == ["prompt_embeds"]
+    assert "given" not in expected.videos[0].recipe
+
+
+def test_initial_noise_can_be_given_and_leaves_later_draws_alone(tiny_pipeline):
+    noise = torch.randn(
+        (1, *tiny_pipeline.latent_shape), generator=torch.Generator().manual_seed(0)
+    )
+    _, drawn = _stream(tiny_pipeline, ["a cat"], steps=2)
+
+    _, given = _stream(tiny_pipeline, ["a cat"], steps=2, noise=noise)
+    _, other = _stream(tiny_pipeline, ["a cat"], steps=2, noise=-noise)
+
+    assert torch.equal(given.latents, drawn.latents)  # the draw of seed 0
+    assert not torch.equal(other.latents, drawn.latents)
+
+
+def test_every_step_shows_its_clean_estimate(tiny_pipeline):
+    updates, result = _stream(tiny_pipeline, ["a cat"], steps=3)
+
+    cleans = [update.clean for update in updates if update.clean is not None]
+
+    assert [tuple(clean.shape) for clean in cleans] == [(1, *tiny_pipeline.latent_shape)] * 3
+    assert torch.equal(cleans[-1], result.latents)
+    assert not torch.equal(cleans[0], cleans[1])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"noise": torch.zeros(1, 4, 3, 4, 4)}, "Expected noise of shape"),
+        ({"step_noise": [torch.zeros(1, 4, 3, 4, 4)]}, "Expected noise of shape"),
+        ({"prompt_embeds": torch.zeros(1, 24, 16)}, "Expected embeddings of 3 prompts"),
+        ({"batch_size": 0}, "positive batch_size"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_prompts_are_refused(tiny_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        _stream(tiny_pipeline, **options)

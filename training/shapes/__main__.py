@@ -36,7 +36,7 @@ from training.shapes.world.clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.world.flaws import draw_bank
 from turbo.models.registry import WEIGHTS
 from turbo.networks.lora import LORA_FILE, save_lora
-from turbo.networks.text import TextEncoder
+from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
 from turbo.rewards.viclip import save_viclip
@@ -256,8 +256,8 @@ class Recipe:
             network, vae, self._load_encoder(), rewards.SCENES, JUMPS, 200 + rank, path
         )
 
-    def _load_encoder(self) -> TextEncoder:
-        return TextEncoder.load(self.weights / "tokenizer", self.weights / "text_encoder")
+    def _load_encoder(self) -> CLIPTextEncoder:
+        return CLIPTextEncoder.load(self.weights / "tokenizer", self.weights / "text_encoder")
 
     def _load_vae(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)

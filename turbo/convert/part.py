@@ -1,5 +1,6 @@
 """One network of a model, and the origin of each of its tensors in a published file."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,10 +57,18 @@ class Part:
         """Return our tensor of this name, a view of the published one."""
         return self.origins[name].taken_from(published).reshape(self.shapes[name])
 
-    def filled(self, published: Mapping[str, Tensor]) -> nn.Module:
-        """Return the network with the published numbers, in their precision, ready to run."""
-        self.network.load_state_dict(self.rename(published), assign=True)
-        return self.network.eval().requires_grad_(False)
+    def filled(self, published: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
+        """Return a new network with the published weights, in their dtype, frozen, in eval mode.
+
+        Args:
+            share: use the tensors of `published` themselves, without a copy: half the memory, but a
+                change to the network then changes them, and every other network that shares them.
+        """
+        network, weights = copy.deepcopy(self.network), self.rename(published)
+        if not share:
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
+        network.load_state_dict(weights, assign=True)
+        return network.eval().requires_grad_(False)
 
 
 def renamed_part(

@@ -42,7 +42,7 @@ from turbo.convert.vae import (
     map_latent_diffusion_vae,
     published_vae,
 )
-from turbo.networks.lora import DOWN, LORA_FILE, UP, refuse_others
+from turbo.networks.lora import DOWN, LORA_FILE, UP, check_lora
 from turbo.networks.unet import VideoUNet
 
 Kind = Literal[
@@ -189,7 +189,7 @@ def check_adapters(card: ModelCard, checkpoint: Checkpoint) -> None:
     if checkpoint.positional:
         pair_up(checkpoint, part)
     else:
-        refuse_others(part.network, checkpoint.tensors, checkpoint.path)
+        check_lora(part.network, checkpoint.tensors, checkpoint.path)
 
 
 def plan_jobs(
@@ -355,7 +355,7 @@ def _plan_named(card: ModelCard, checkpoint: Checkpoint, jobs: list[Job]) -> Job
         )
     base = _base_of_adapters(card, checkpoint, jobs)
     student = _student_on(base)
-    refuse_others(student, checkpoint.tensors, checkpoint.path)
+    check_lora(student, checkpoint.tensors, checkpoint.path)
     slots = _slots_of(checkpoint)
     return Job(card.lora, LORA_FILE, slots, checkpoint.read, None, {"file": checkpoint.path.name})
 

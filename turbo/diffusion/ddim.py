@@ -1,4 +1,4 @@
-"""DDIM: how a teacher samples, in fifty guided steps or in fewer."""
+"""DDIM, the sampler of teachers: fifty guided steps, or fewer."""
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -9,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from turbo.card import Spacing
-from turbo.diffusion.few_step import draw_noise
-from turbo.diffusion.guidance import Denoiser
-from turbo.diffusion.schedule import Level, NoiseSchedule
-from turbo.types import Latents, Timesteps
+from turbo.diffusion.schedule import Level, NoiseSchedule, step_noises
+from turbo.types import Denoiser, Latents, SamplerStep, Timesteps
 
 
 def ddim_timesteps(
@@ -22,13 +20,13 @@ def ddim_timesteps(
     spacing: Spacing = "leading",
     num_timesteps: int = 1000,
 ) -> Int[Tensor, " steps"]:
-    """Choose the timesteps to visit, falling.
+    """Choose the timesteps to visit, from high to low.
 
     Args:
         offset: added to every "leading" timestep; both published teachers use 1.
         spacing: "leading" is that of the published teachers (981, 961, ... 1 for 50 steps);
-            "trailing" starts at the last timestep (999, 979, ... 19), where the latents really are
-            noise, which matters most in few steps.
+            "trailing" starts at the last timestep (999, 979, ... 19), where the latents are nearly
+            pure noise, as at sampling; this matters most in few steps.
 
     Source: Common Diffusion Noise Schedules and Sample Steps Are Flawed, arXiv:2305.08891, table 2.
     """
@@ -42,11 +40,11 @@ def ddim_timesteps(
 
 
 def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
-    """Return by how much VideoCrafter2 shrank its training latents before noising them.
+    """Return the factor by which VideoCrafter2's training scaled latents before adding noise.
 
-    That teacher learned from `alpha * scale * clean + sigma * noise`, so that its estimate of the
-    clean latents is `scale` times too small: 1 at timestep 0, falling to 0.7 at 399, then constant.
-    Its own sampler undoes this; no student does, which were distilled without.
+    That teacher learned from `alpha * scale * clean + sigma * noise`, so its estimate of the clean
+    latents is `scale` times too small: 1 at timestep 0, falling to 0.7 at 399, then constant. Its
+    own sampler corrects for this. Students were distilled without the scale and must not.
 
     Source: the released VideoCrafter2 sampler (`use_scale`).
     """
@@ -63,33 +61,41 @@ def sample_ddim(
     *,
     eta: float = 0.0,
     generators: Sequence[torch.Generator] = (),
+    step_noise: Sequence[Tensor] | None = None,  # each B C F h w
     scales: Float[Tensor, " T"] | None = None,
-) -> Iterator[Latents]:
-    """Yield the latents after every step; the last ones, at timestep 0, are the sample.
+) -> Iterator[SamplerStep]:
+    """Yield every step; the latents of the last one, at timestep 0, are the sample.
+
+    z_next = alpha_next z0 + sqrt(1 - alpha_next² - s²) epsilon + s n, where z0 and epsilon are the
+    estimates at z, n is fresh noise, and s is `eta` times the standard deviation of DDPM.
 
     Args:
         denoiser: usually `guidance.bind_guided_unet(...)`.
+        noise: where to start: standard normal at the first timestep.
+        timesteps: falling, from `ddim_timesteps`.
         eta: 0 follows the ODE; 1 adds as much noise as DDPM would (VideoCrafter2's own setting).
-        generators: one per video, needed when eta > 0.
-        scales: `signal_scales` for a teacher that was trained on scaled latents.
+        generators: one per video; they draw the fresh noise of every step if eta > 0.
+        step_noise: that noise, in place of draws.
+        scales: `signal_scales`, for a teacher that was trained on scaled latents.
 
     Source: DDIM, arXiv:2010.02502, Eq. 12 and 16.
     """
-    noisy = noise
+    latents, draws = noise, step_noises(noise, generators, step_noise)
     for t, t_next in zip_longest(timesteps, timesteps[1:], fillvalue=torch.tensor(0)):
         start, end = (step.to(noise.device).expand(len(noise)) for step in (t, t_next))
-        clean, direction = schedule.split(noisy, denoiser(noisy, start), start)
-        if scales is not None:
-            # Estimated at the scale of `start`, wanted at that of `end`.
+        clean, direction = schedule.split(latents, denoiser(latents, start), start)
+        scaled = clean
+        if scales is not None:  # estimated at the scale of `start`, needed at that of `end`
             before, after = (rearrange(scales[step], "B -> B 1 1 1 1") for step in (start, end))
-            clean = clean / before * after
+            clean = clean / before
+            scaled = clean * after
         if eta == 0:
-            noisy = schedule.ddim_step(clean, direction, end)
+            latents = schedule.ddim_step(scaled, direction, end)
         else:
             fresh, kept = _noise_shares(schedule, start, end, eta)
             alpha, _ = schedule.levels(end)
-            noisy = alpha * clean + kept * direction + fresh * draw_noise(noise, generators)
-        yield noisy
+            latents = alpha * scaled + kept * direction + fresh * next(draws)
+        yield SamplerStep(clean, latents)
 
 
 def _noise_shares(

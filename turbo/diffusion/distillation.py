@@ -1,10 +1,10 @@
-"""Consistency distillation: the student learns to jump to where the guided teacher would go.
+"""Consistency distillation: a student learns one value along each step of the guided teacher.
 
-Pure functions of one batch, for noise- and velocity-predicting networks alike. With rewards, reuse
-`ConsistencyLoss.clean`: it is the student's video, with its graph.
+Pure functions of one batch, for noise- and velocity-predicting networks alike. Rewards reuse
+`ConsistencyLoss.clean`, the student's video with its graph.
 
-T2V-Turbo asks its teacher in every step (`consistency_loss`). T2V-Turbo-v2 asks it once for all and
-trains on what was recorded (`turbo/diffusion/teacher_cache.py`, then `hop_loss`).
+T2V-Turbo calls its teacher in every training step (`consistency_loss`). T2V-Turbo-v2 calls it once,
+before training, and reads the record (`turbo/diffusion/teacher_cache.py`, then `solver_step_loss`).
 """
 
 import copy
@@ -14,16 +14,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from turbo.diffusion.consistency import ConsistencyFunction, bind_consistency_function
+from turbo.diffusion.consistency import bind_consistency_function
 from turbo.diffusion.guidance import bind_guided_unet
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.unet import VideoUNet
-from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
+from turbo.types import (
+    ConsistencyFunction,
+    FrameRate,
+    Latents,
+    PerVideo,
+    PromptEmbeds,
+    Timesteps,
+    VideoNetwork,
+    checked,
+)
 
 
 @dataclass(frozen=True)
 class SolverGrid:
-    """The timesteps a teacher step starts from: `stride` - 1, 2 `stride` - 1, ... the last one."""
+    """The timesteps at which a teacher's step may start: `stride` - 1, 2 `stride` - 1, ..."""
 
     num_steps: int = 50  # T2V-Turbo; 200 in v2
     num_timesteps: int = 1000
@@ -40,7 +49,7 @@ class SolverGrid:
 
     @property
     def timesteps(self) -> Int[Tensor, " steps"]:
-        """All of them, rising."""
+        """Return all of them, from low to high."""
         return torch.arange(1, self.num_steps + 1) * self.stride - 1
 
     def interval(self, index: Int[Tensor, " B"]) -> tuple[Timesteps, Timesteps]:
@@ -67,9 +76,10 @@ def draw_guidance(
     return low + (high - low) * draw
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class DistillationBatch:
-    """Videos with everything that was drawn for them, so that a loss is a function of it."""
+    """Videos with everything drawn for them, so that the loss is a function of the batch."""
 
     clean: Latents
     noise: Latents
@@ -78,9 +88,10 @@ class DistillationBatch:
     guidance_scale: PerVideo  # w in the LCM convention
     prompt_embeds: PromptEmbeds
     uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
-    fps: Int[Tensor, " B"] | None = None
+    fps: FrameRate | None = None
 
 
+@checked
 def draw_batch(
     clean: Latents,
     prompt_embeds: PromptEmbeds,
@@ -89,12 +100,12 @@ def draw_batch(
     *,
     grid: SolverGrid,
     generator: torch.Generator,
-    fps: Int[Tensor, " B"] | None = None,
+    fps: FrameRate | None = None,
 ) -> DistillationBatch:
     """Draw timesteps and noise for encoded videos, on `generator`'s device first.
 
     Args:
-        guidance_scale: w, drawn by the recipe (`draw_guidance` is the paper's).
+        guidance_scale: w, drawn by the recipe; `draw_guidance` is the paper's draw.
     """
     device = clean.device
     start, end = grid.draw(len(clean), generator)
@@ -119,9 +130,10 @@ def pseudo_huber(error: Float[Tensor, "..."], kappa: float = 1e-3) -> Float[Tens
     return (error.float() ** 2 + kappa**2).sqrt() - kappa
 
 
+@checked
 @torch.no_grad()
 def teacher_step(
-    teacher: VideoUNet, schedule: NoiseSchedule, noisy: Latents, batch: DistillationBatch
+    teacher: VideoNetwork, schedule: NoiseSchedule, noisy: Latents, batch: DistillationBatch
 ) -> Latents:
     """Take the guided teacher's DDIM step from `batch.start` to `batch.end`.
 
@@ -136,68 +148,69 @@ def teacher_step(
 
 @dataclass(frozen=True)
 class ConsistencyLoss:
-    """One evaluation of the loss, with its two sides for rewards, weights and logs."""
+    """One evaluation of the loss, with its two sides for rewards and logs."""
 
     value: Float[Tensor, ""]  # mean over all elements
-    clean: Latents  # the student's one-jump estimate, with gradient
-    target: Latents  # what it should have been, without
+    clean: Latents  # the student's estimate in one step, with gradient
+    target: Latents  # the estimate it is compared with, without gradient
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
-class Hop:
-    """A step of the guided teacher, with all that both sides of the loss are told about it."""
+class SolverStep:
+    """One step of the guided teacher, with the inputs that both sides of the loss share."""
 
     noisy: Latents  # at `start`
-    landed: Latents  # at `end`
+    stepped: Latents  # at `end`
     start: Timesteps
     end: Timesteps
     guidance_scale: PerVideo  # w in the LCM convention
     prompt_embeds: PromptEmbeds
-    fps: Int[Tensor, " B"] | None = None
-    motion_strength: PerVideo | None = None  # m; None for networks that are not told it
+    fps: FrameRate | None = None
+    motion_strength: PerVideo | None = None  # m; None for networks that do not take it
 
 
-def hop_loss(
-    student: VideoUNet,
-    target: VideoUNet,
-    hop: Hop,
+def solver_step_loss(
+    student: VideoNetwork,
+    target: VideoNetwork,
+    step: SolverStep,
     schedule: NoiseSchedule,
     *,
     kappa: float = 1e-3,
 ) -> ConsistencyLoss:
-    """Compare the student's jump from where the teacher started with the target's from its landing.
+    """Return mean d(f_student(z_start, start), f_target(z_end, end)), d the pseudo-Huber distance.
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
-    clean = _bind(student, hop, schedule)(hop.noisy, hop.start)
+    clean = _bind(student, step, schedule)(step.noisy, step.start)
     with torch.no_grad():
-        goal = _bind(target, hop, schedule)(hop.landed, hop.end)
+        goal = _bind(target, step, schedule)(step.stepped, step.end)
     return ConsistencyLoss(pseudo_huber(clean - goal, kappa).mean(), clean, goal)
 
 
-def _bind(network: VideoUNet, hop: Hop, schedule: NoiseSchedule) -> ConsistencyFunction:
-    """Bind a network to what it is told; at both ends of the hop that is the same."""
-    strength = hop.motion_strength
+def _bind(network: VideoNetwork, step: SolverStep, schedule: NoiseSchedule) -> ConsistencyFunction:
+    """Bind a network to the inputs of a step, which are the same at both of its ends."""
+    strength = step.motion_strength
     return bind_consistency_function(
         network,
         schedule,
-        hop.prompt_embeds,
-        hop.guidance_scale,
-        hop.fps,
+        step.prompt_embeds,
+        step.guidance_scale,
+        step.fps,
         motion_at=None if strength is None else lambda timesteps: strength,
     )
 
 
 def consistency_loss(
-    student: VideoUNet,
-    target: VideoUNet,
-    teacher: VideoUNet,
+    student: VideoNetwork,
+    target: VideoNetwork,
+    teacher: VideoNetwork,
     batch: DistillationBatch,
     schedule: NoiseSchedule,
     *,
     kappa: float = 1e-3,
 ) -> ConsistencyLoss:
-    """Let the teacher take its step, then compare the two jumps: T2V-Turbo's training step.
+    """Take the teacher's step, then compare student and target at its ends: T2V-Turbo's loss.
 
     Args:
         target: the student itself (its weights without gradient, as in the published code) or an
@@ -207,27 +220,27 @@ def consistency_loss(
     Source: T2V-Turbo, arXiv:2405.18750, Eq. 5; Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    hop = Hop(
+    step = SolverStep(
         noisy=noisy,
-        landed=teacher_step(teacher, schedule, noisy, batch),
+        stepped=teacher_step(teacher, schedule, noisy, batch),
         start=batch.start,
         end=batch.end,
         guidance_scale=batch.guidance_scale,
         prompt_embeds=batch.prompt_embeds,
         fps=batch.fps,
     )
-    return hop_loss(student, target, hop, schedule, kappa=kappa)
+    return solver_step_loss(student, target, step, schedule, kappa=kappa)
 
 
 def student_of(teacher: VideoUNet, guidance_size: int = 256, *, share: bool = False) -> VideoUNet:
     """Copy a teacher into a network that also takes the guidance scale.
 
-    The new projection starts at zero, so the student starts as its teacher for every scale. (The
-    published code leaves it random and frozen, so that its LoRA files alone do not fix a network.)
+    The new projection starts at zero, so the student starts as its teacher at every scale. (The
+    published code leaves it random and frozen, so its LoRA files alone do not define a network.)
 
     Args:
-        share: take the teacher's own tensors, for whoever needs no teacher beside the student:
-            half the memory, and what changes the one changes the other.
+        share: use the teacher's own tensors, where no teacher is needed beside the student: half
+            the memory, but a change to one network changes the other.
     """
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
     with torch.device("meta"):
@@ -241,6 +254,6 @@ def student_of(teacher: VideoUNet, guidance_size: int = 256, *, share: bool = Fa
 
 @torch.no_grad()
 def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move `average` towards `student` in place: decay of the old, 1 - decay of the new."""
+    """Set `average` to decay * average + (1 - decay) * student, in place."""
     for kept, new in zip(average.parameters(), student.parameters(), strict=True):
         kept.lerp_(new.to(kept), 1 - decay)

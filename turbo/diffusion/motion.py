@@ -1,13 +1,15 @@
-"""Motion guidance: pull a video towards moving as an example does; T2V-Turbo-v2 distils the pull.
+"""Motion guidance: steer a video towards the motion of an example; T2V-Turbo-v2 distils it.
 
-How a video moves shows in which frames attend to which. The teacher looks at a noisy video and at
-an example equally noisy, and the score says how to change the former to make it look more alike.
-The example is the video itself, taken to noise along the teacher's own path, so none is needed.
+The temporal attention of a network, which frames attend to which, describes how a video moves. The
+teacher runs on a noisy video and on an equally noisy example, and the gradient of the difference of
+their attention maps says how to change the video. The example is the video itself, inverted to
+noise along the teacher's own trajectory, so no other video is needed.
 
 Source: T2V-Turbo-v2, arXiv:2410.05677, section 4; MotionClone, arXiv:2406.05338.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,29 +20,55 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import Conditioning, VideoUNet
-from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
+from turbo.networks.unet import VideoUNet
+from turbo.types import (
+    Conditioning,
+    FrameRate,
+    Latents,
+    PerVideo,
+    PromptEmbeds,
+    SamplerStep,
+    Timesteps,
+    VideoNetwork,
+    checked,
+)
 
 STRENGTH = 0.05  # m, of the released model
 PERCENTAGE = 0.5  # the noisiest share of the timesteps, in which motion is guided
 ENERGY_SCALE = 100.0 * 100.0  # of a layer's error, times that of their mean
+# The published code's nine layers, `output_blocks.{3..11}.2`: the first attention of every temporal
+# transformer of the decoder of VideoCrafter2.
+MOTION_LAYERS = tuple(
+    f"up_blocks.{block}.temp_attentions.{layer}.transformer_blocks.0.attn1"
+    for block in (1, 2, 3)
+    for layer in (0, 1, 2)
+)
 
-# How much every frame (rows) attends to every frame, at each place and in each head of a layer.
+# The weights with which every frame (rows) attends to every frame, at each place and in each head.
 AttentionMap = Float[Tensor, "B _ F F"]
 
 
+@checked
 def motion_strength(
-    timesteps: Timesteps, strength: float = STRENGTH, percentage: float = PERCENTAGE
+    timesteps: Timesteps,
+    strength: float = STRENGTH,
+    percentage: float = PERCENTAGE,
+    *,
+    num_timesteps: int,
 ) -> PerVideo:
-    """Return m: `strength` in the noisiest share of a schedule of 1000 timesteps, 0 below.
+    """Return m: `strength` in the noisiest share of the schedule's timesteps, 0 below.
 
-    On a grid whose share ends at a grid point, as all published ones, this is the trainer's rule
-    too, which counts grid points.
+    On a grid whose share ends at a grid point, as in all published settings, this equals the rule
+    of the published trainer, which counts grid points.
+
+    Args:
+        num_timesteps: of the schedule: `len(schedule)` or `grid.num_timesteps`.
     """
-    noisiest = timesteps >= 1000 * (1 - percentage)
+    noisiest = timesteps >= num_timesteps * (1 - percentage)
     return strength * noisiest.float()
 
 
+@checked
 def guide_motion(
     noise: Latents,
     score: Latents,
@@ -48,14 +76,14 @@ def guide_motion(
     schedule: NoiseSchedule,
     timesteps: Timesteps,
 ) -> Latents:
-    """Return the noise prediction turned downhill on the motion energy.
+    """Return noise - m sqrt(1 - alpha) score, which steps down the motion energy.
 
-    The factor is sqrt(1 - alpha), as in the released code. MotionClone's is sigma, the square root
-    of 1 - alpha², which is 1.23 times as much at timestep 504 and 1.03 times at 999.
+    The factor sqrt(1 - alpha) is that of the released code. MotionClone's is sigma = sqrt(1 -
+    alpha²), which is 1.23 times as large at timestep 504 and 1.03 times at 999.
 
     Args:
         score: gradient of the energy, from `motion_score`.
-        strength: m; 0 leaves a video alone.
+        strength: m; 0 leaves a video unchanged.
     """
     alpha, _ = schedule.levels(timesteps)
     return noise - rearrange(strength, "B -> B 1 1 1 1") * (1 - alpha).sqrt() * score
@@ -63,90 +91,111 @@ def guide_motion(
 
 @torch.no_grad()
 def invert_latents(
-    teacher: VideoUNet,
+    teacher: VideoNetwork,
     schedule: NoiseSchedule,
     clean: Latents,
     timesteps: Int[Tensor, " steps"],
     prompt_embeds: PromptEmbeds,
-    fps: Int[Tensor, " B"] | None = None,
-) -> Iterator[Latents]:
-    """Yield the latents at every timestep on the way from a video to noise, without guidance.
+    fps: FrameRate | None = None,
+) -> Iterator[SamplerStep]:
+    """Yield every step of DDIM inversion, from a video to noise, without guidance.
 
-    The walk starts as if `clean` were at timestep 0, and the network is asked at the timestep that
-    a step leads to.
+    As in the published code, `clean` is used as the latents at timestep 0, and each step calls the
+    network at the timestep where the step ends.
 
     Args:
-        timesteps: rising; those of the grid that is distilled on.
+        timesteps: rising; those of the grid of the distillation.
 
     Source: DDIM, arXiv:2010.02502, section 4.3, in reverse.
     """
-    noisy = clean
+    latents = clean
     conditioning = Conditioning(fps=fps)
     for near, far in pairwise([0, *timesteps.tolist()]):
         start, end = (torch.full_like(clean[:, 0, 0, 0, 0], t).long() for t in (near, far))
-        output = teacher(noisy, end, prompt_embeds, conditioning)
-        _, noise = schedule.split(noisy, output, end)
-        noisy = invert_step(schedule, noisy, noise, start, end)
-        yield noisy
+        output = teacher(latents, end, prompt_embeds, conditioning)
+        _, noise = schedule.split(latents, output, end)
+        step = invert_step(schedule, latents, noise, start, end)
+        latents = step.latents
+        yield step
 
 
 def invert_step(
-    schedule: NoiseSchedule, noisy: Latents, noise: Latents, start: Timesteps, end: Timesteps
-) -> Latents:
-    """Take a DDIM step towards noise; the step back, with the same noise, undoes it."""
-    return schedule.ddim_step(schedule.remove_noise(noisy, noise, start), noise, end)
+    schedule: NoiseSchedule, latents: Latents, noise: Latents, start: Timesteps, end: Timesteps
+) -> SamplerStep:
+    """Take a DDIM step towards more noise; `ddim_step` back, with the same noise, undoes it."""
+    clean = schedule.remove_noise(latents, noise, start)
+    return SamplerStep(clean, schedule.ddim_step(clean, noise, end))
 
 
-def own_example(
-    teacher: VideoUNet,
+@checked
+def invert_to(
+    start: Timesteps,
+    teacher: VideoNetwork,
     schedule: NoiseSchedule,
     clean: Latents,
-    start: Timesteps,
     timesteps: Int[Tensor, " steps"],
     prompt_embeds: PromptEmbeds,
-    fps: Int[Tensor, " B"] | None = None,
+    fps: FrameRate | None = None,
 ) -> Latents:
-    """Return each video where the teacher's own path to noise has it at `start`.
+    """Return each video inverted to its own timestep: the example of its motion.
 
     Args:
-        start: where each video is wanted; of `timesteps`.
-        timesteps: as for `invert_latents`, which is walked only as far as needed.
+        start: the timestep of each video, one of `timesteps`.
+        timesteps: as for `invert_latents`, which runs only as far as needed.
     """
     example = clean
-    walked = timesteps[timesteps <= start.max().item()]
-    walk = invert_latents(teacher, schedule, clean, walked, prompt_embeds, fps)
-    for timestep, latents in zip(walked.tolist(), walk, strict=True):
-        there = rearrange(start == timestep, "B -> B 1 1 1 1")
-        example = torch.where(there, latents, example)
+    needed = timesteps[timesteps <= start.max().item()]
+    steps = invert_latents(teacher, schedule, clean, needed, prompt_embeds, fps)
+    for timestep, step in zip(needed.tolist(), steps, strict=True):
+        reached = rearrange(start == timestep, "B -> B 1 1 1 1")
+        example = torch.where(reached, step.latents, example)
     return example
 
 
-def watch_attention(
+def temporal_attention_layers(unet: VideoUNet) -> tuple[str, ...]:
+    """Return the names of the decoder's first temporal attentions, of a network of any size.
+
+    For the published networks these are `MOTION_LAYERS`.
+    """
+    pattern = re.compile(r"up_blocks\.\d+\.temp_attentions\.\d+\.transformer_blocks\.\d+\.attn1")
+    return tuple(name for name, _ in unet.named_modules() if pattern.fullmatch(name))
+
+
+@checked
+def capture_attention(
     unet: VideoUNet,
     noisy: Latents,
     timesteps: Timesteps,
     prompt_embeds: PromptEmbeds,
     conditioning: Conditioning,
+    layers: Sequence[str] = MOTION_LAYERS,
 ) -> tuple[Latents, list[AttentionMap]]:
-    """Return the network's raw output, and how its decoder's frames attended to each other.
+    """Return the network's raw output and the attention maps of some temporal layers.
 
-    One map for the first attention of every temporal transformer, in the order of the layers:
-    nine of the published networks. The output is that of an unwatched call.
+    The output equals that of a plain call.
+
+    Args:
+        layers: names of attention modules, one map each.
+
+    Raises:
+        ValueError: the network has no such layer.
     """
-    layers = _decoder_attention(unet)
+    attentions = [_find_attention(unet, name) for name in layers]
     projected: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         projected[module] = output
 
-    hooks = [m.register_forward_hook(keep) for layer in layers for m in (layer.to_q, layer.to_k)]
+    hooks = [
+        m.register_forward_hook(keep) for layer in attentions for m in (layer.to_q, layer.to_k)
+    ]
     try:
         output = unet(noisy, timesteps, prompt_embeds, conditioning)
     finally:
         for hook in hooks:
             hook.remove()
     maps = []
-    for layer in layers:
+    for layer in attentions:
         queries, keys = (
             rearrange(
                 projected[m],
@@ -161,46 +210,41 @@ def watch_attention(
     return output, maps
 
 
-def _decoder_attention(unet: VideoUNet) -> list[Attention]:
-    """Return the first attention of every temporal transformer of the decoder."""
-    layers = [
-        block.attn1
-        for stage in unet.up_blocks
-        for transformer in getattr(stage, "temp_attentions", ())
-        for block in transformer.transformer_blocks
-    ]
-    if not layers:
+def _find_attention(unet: VideoUNet, name: str) -> Attention:
+    layer = dict(unet.named_modules()).get(name)
+    if not isinstance(layer, Attention):
         raise ValueError(
-            "Expected temporal attention in the decoder, got none. Motion guidance is for networks "
-            "with a CrossAttnUpBlock3D."
+            f"Expected attention at {name!r} in this network, got {type(layer).__name__}. "
+            f"Choose from: {', '.join(temporal_attention_layers(unet)) or 'none in its decoder'}."
         )
-    return layers
+    return layer
 
 
 def motion_energy(maps: list[AttentionMap], examples: list[AttentionMap]) -> PerVideo:
-    """Return how unlike the example a video moves, at least 0.
+    """Return how much the motion of a video differs from its example's; 0 if not at all.
 
-    Every frame of the example looks at one frame most, at each place and in each head; there the
-    attention of both is compared. The mean square over a layer, then the mean over the layers.
+    For every query frame of the example, take the key frame with the largest weight, and compare
+    the two videos' weights there: 10⁴ mean over layers of mean over queries of (a - a_example)².
 
     Source: MotionClone, arXiv:2406.05338, Eq. 5 with k = 1; the scale is T2V-Turbo-v2's.
     """
     errors = []
-    for seen, example in zip(maps, examples, strict=True):
+    for attention, example in zip(maps, examples, strict=True):
         wanted, frame = example.detach().max(dim=-1, keepdim=True)
-        errors.append(reduce((seen.gather(-1, frame) - wanted) ** 2, "B N F 1 -> B", "mean"))
+        errors.append(reduce((attention.gather(-1, frame) - wanted) ** 2, "B N F 1 -> B", "mean"))
     return ENERGY_SCALE * torch.stack(errors).mean(dim=0)
 
 
 @dataclass(frozen=True)
 class MotionScore:
-    """Where the energy rises, with what the same call of the teacher predicted."""
+    """The gradient of the motion energy, and what the same call of the teacher predicted."""
 
     score: Latents  # gradient of the energy with respect to the noisy latents
     energy: PerVideo
     output: Latents  # the teacher's raw output for the prompt
 
 
+@checked
 def motion_score(
     teacher: VideoUNet,
     noisy: Latents,
@@ -208,23 +252,29 @@ def motion_score(
     timesteps: Timesteps,
     prompt_embeds: PromptEmbeds,
     example_embeds: PromptEmbeds,
-    fps: Int[Tensor, " B"] | None = None,
+    fps: FrameRate | None = None,
+    layers: Sequence[str] = MOTION_LAYERS,
 ) -> MotionScore:
-    """Compare a noisy video with its example, and say how the difference changes with the video.
+    """Return the gradient of the motion energy of a noisy video relative to its example.
 
     Two calls of the teacher and one backward pass through the second; each video of a batch has
-    its own score. Needs the graph of a whole call: without activation checkpointing.
+    its own score. Needs the graph of a whole call: no activation checkpointing.
 
     Args:
-        example: latents at the same timesteps, from `invert_latents`.
-        example_embeds: the prompt of the example; that of the video, where it is its own example.
+        example: latents at the same timesteps, from `invert_to`.
+        example_embeds: the prompt of the example; the video's own where it is its own example.
+        layers: as for `capture_attention`.
     """
     conditioning = Conditioning(fps=fps)
     with torch.no_grad():
-        _, examples = watch_attention(teacher, example, timesteps, example_embeds, conditioning)
+        _, examples = capture_attention(
+            teacher, example, timesteps, example_embeds, conditioning, layers
+        )
     with torch.enable_grad():
-        changed = noisy.detach().requires_grad_(True)
-        output, maps = watch_attention(teacher, changed, timesteps, prompt_embeds, conditioning)
+        variable = noisy.detach().requires_grad_(True)
+        output, maps = capture_attention(
+            teacher, variable, timesteps, prompt_embeds, conditioning, layers
+        )
         energy = motion_energy(maps, examples)
-        (score,) = torch.autograd.grad(energy.sum(), changed)
+        (score,) = torch.autograd.grad(energy.sum(), variable)
     return MotionScore(score, energy.detach(), output.detach())

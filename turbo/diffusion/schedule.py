@@ -1,5 +1,6 @@
 """The noise schedule: how much signal and how much noise a latent holds at each timestep."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from turbo.card import PredictionType
-from turbo.types import Latents, Timesteps
+from turbo.types import Latents, Timesteps, checked
 
 Level = Float[Tensor, "B 1 1 1 1"]
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Noisy latents are `alpha * clean + sigma * noise`, alpha² + sigma² = 1.
+    """Noisy latents are `alpha * clean + sigma * noise`, where alpha² + sigma² = 1.
 
-    `prediction_type` says what the network of this schedule outputs: the noise ("epsilon", both
+    `prediction_type` is what the network of this schedule outputs: the noise ("epsilon", both
     published teachers) or the velocity `alpha * noise - sigma * clean` ("v_prediction", shapes).
     """
 
@@ -35,9 +36,10 @@ class NoiseSchedule:
     ) -> "NoiseSchedule":
         """Build the schedule of Stable Diffusion and of both published teachers.
 
-        Betas are linear in their square root; float32 throughout, to match diffusers bit for bit.
+        beta_t is the square of a number that rises linearly from sqrt(beta_start) to
+        sqrt(beta_end), and alpha_t² = prod_{s <= t} (1 - beta_s). In float32, as in diffusers.
 
-        Source: Latent Diffusion, arXiv:2112.10752; defaults as in VideoCrafter2 and ModelScopeT2V.
+        Source: Latent Diffusion, arXiv:2112.10752; defaults of VideoCrafter2 and ModelScopeT2V.
         """
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
         return cls(torch.cumprod(1 - betas, dim=0), prediction_type)
@@ -48,43 +50,79 @@ class NoiseSchedule:
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return type(self)(self.alphas_cumprod.to(device), self.prediction_type)
 
+    @checked
     def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
         """Return alpha and sigma, shaped to broadcast over `Latents`."""
         alpha_squared = rearrange(self.alphas_cumprod[timesteps], "B -> B 1 1 1 1")
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
 
+    @checked
     def add_noise(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """Diffuse clean latents to `timesteps`."""
         alpha, sigma = self.levels(timesteps)
         return alpha * clean + sigma * noise
 
+    @checked
     def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the clean latents that `noise` would have turned into `noisy`."""
+        """Return the clean latents of which `noise` makes `noisy`."""
         alpha, sigma = self.levels(timesteps)
         return (noisy - sigma * noise) / alpha
 
+    @checked
     def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return what a v-prediction network is trained to output.
+        """Return the training target of a v-prediction network: alpha * noise - sigma * clean.
 
         Source: Progressive Distillation, arXiv:2202.00512, appendix D.
         """
         alpha, sigma = self.levels(timesteps)
         return alpha * noise - sigma * clean
 
+    @checked
     def split(
         self, noisy: Latents, output: Latents, timesteps: Timesteps
     ) -> tuple[Latents, Latents]:
-        """Read a network's output as its estimate of (clean, noise)."""
+        """Convert a network's raw output to its estimates of the clean latents and the noise."""
         if self.prediction_type == "epsilon":
             return self.remove_noise(noisy, output, timesteps), output
+        # The velocity v turns (clean, noise) by an angle whose cosine is alpha: the inverse turn.
         alpha, sigma = self.levels(timesteps)
         return alpha * noisy - sigma * output, sigma * noisy + alpha * output
 
+    @checked
     def ddim_step(self, clean: Latents, noise: Latents, end: Timesteps) -> Latents:
-        """Land at `end` along the probability-flow ODE, from the estimates at the start.
+        """Step along the probability-flow ODE to `end`, from the estimates at the start.
 
         Deterministic (eta = 0). Guidance is applied to the estimates before this call.
 
         Source: DDIM, arXiv:2010.02502, Eq. 12 with sigma = 0.
         """
         return self.add_noise(clean, noise, end)
+
+
+def draw_noise(like: Latents, generators: Sequence[torch.Generator]) -> Latents:
+    """Draw standard normal latents, each video from its own generator.
+
+    They are drawn on the generators' device (the CPU in the pipeline) and then moved, so that a
+    seed makes the same video on every device and in every batch.
+    """
+    if len(generators) != len(like):
+        raise ValueError(
+            f"Expected {len(like)} generators, got {len(generators)}. Give each video its own."
+        )
+    draws = [torch.randn(like.shape[1:], generator=g, device=g.device) for g in generators]
+    return torch.stack([draw.to(like) for draw in draws])
+
+
+def step_noises(
+    like: Latents, generators: Sequence[torch.Generator], given: Sequence[Tensor] | None
+) -> Iterator[Latents]:
+    """Yield the fresh noise of each step: what is given, or else draws from the generators."""
+    while given is None:
+        yield draw_noise(like, generators)
+    for noise in given:
+        if noise.shape != like.shape:
+            raise ValueError(
+                f"Expected step noise of shape {tuple(like.shape)}, got {tuple(noise.shape)}."
+            )
+        yield noise.to(like)
+    raise ValueError(f"Expected step noise for every step, got it for {len(given)}. Add the rest.")

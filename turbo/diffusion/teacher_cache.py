@@ -1,38 +1,45 @@
-"""What a teacher said, once for all: how T2V-Turbo-v2 affords motion guidance.
+"""Teacher outputs computed before training: what makes motion guidance affordable in T2V-Turbo-v2.
 
-The motion score of one video takes a hundred calls of the teacher and more. So the teacher is asked
-before the training (`record_teacher`); a training step reads the record (`follow_record`) and draws
-nothing but the guidance scale.
+The motion score of one video takes a hundred or more calls of the teacher. They are made once
+(`record_teacher`); a training step reads the record (`step_from_record`) and draws only the
+guidance scale.
 
 Source: T2V-Turbo-v2, arXiv:2410.05677, section 4, and its released code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from turbo.diffusion.distillation import DistillationBatch, Hop, SolverGrid
+from turbo.diffusion.distillation import DistillationBatch, SolverGrid, SolverStep
 from turbo.diffusion.guidance import guide
-from turbo.diffusion.motion import guide_motion, motion_score, own_example
+from turbo.diffusion.motion import MOTION_LAYERS, guide_motion, invert_to, motion_score
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import Conditioning, VideoUNet
-from turbo.types import Latents, PerVideo, PromptEmbeds, Timesteps
+from turbo.networks.unet import VideoUNet
+from turbo.types import (
+    Conditioning,
+    FrameRate,
+    Latents,
+    PerVideo,
+    PromptEmbeds,
+    Timesteps,
+    checked,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord:
-    """What a teacher said of noisy videos; of the draws, only the guidance is left to training."""
+    """A teacher's outputs for a batch of noisy videos; only the guidance scale is still to draw."""
 
     noisy: Latents  # at `start`
     cond: Latents  # its raw output for the prompt
     uncond: Latents  # and for the empty prompt
-    motion_score: Latents  # gradient of the motion energy; zeros where it was not asked for
+    motion_score: Latents  # gradient of the motion energy; zeros if not computed
     start: Timesteps
     end: Timesteps
     prompt_embeds: PromptEmbeds
-    fps: Int[Tensor, " B"] | None = None
+    fps: FrameRate | None = None
 
 
 def record_teacher(
@@ -42,30 +49,32 @@ def record_teacher(
     grid: SolverGrid,
     *,
     motion: bool,
+    layers: Sequence[str] = MOTION_LAYERS,
 ) -> TeacherRecord:
-    """Ask the teacher everything that training on the batch will need.
+    """Compute everything that training on the batch needs from the teacher.
 
     Args:
         grid: the one the batch was drawn on.
-        motion: whether to find how the motion of each video should change, too. That takes a walk
-            of up to `grid.num_steps` calls, and one backward pass.
+        motion: whether to compute the motion score too, which takes an inversion of up to
+            `grid.num_steps` calls, and one backward pass.
+        layers: temporal attentions to guide, as for `motion.capture_attention`.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    told = Conditioning(fps=batch.fps)
+    conditioning = Conditioning(fps=batch.fps)
     with torch.no_grad():
-        uncond = teacher(noisy, batch.start, batch.uncond_embeds, told)
+        uncond = teacher(noisy, batch.start, batch.uncond_embeds, conditioning)
     if motion:
         prompt_embeds, fps = batch.prompt_embeds, batch.fps
-        example = own_example(
-            teacher, schedule, batch.clean, batch.start, grid.timesteps, prompt_embeds, fps
+        example = invert_to(
+            batch.start, teacher, schedule, batch.clean, grid.timesteps, prompt_embeds, fps
         )
         scored = motion_score(
-            teacher, noisy, example, batch.start, prompt_embeds, prompt_embeds, fps
+            teacher, noisy, example, batch.start, prompt_embeds, prompt_embeds, fps, layers
         )
         cond, score = scored.output, scored.score
     else:
         with torch.no_grad():
-            cond = teacher(noisy, batch.start, batch.prompt_embeds, told)
+            cond = teacher(noisy, batch.start, batch.prompt_embeds, conditioning)
         score = torch.zeros_like(noisy)
     return TeacherRecord(
         noisy=noisy,
@@ -79,29 +88,30 @@ def record_teacher(
     )
 
 
+@checked
 @torch.no_grad()
-def follow_record(
+def step_from_record(
     record: TeacherRecord,
     guidance_scale: PerVideo,
     schedule: NoiseSchedule,
     motion_strength: PerVideo | None = None,
-) -> Hop:
-    """Take the step that the recorded teacher would take at this guidance.
+) -> SolverStep:
+    """Take the step that the recorded teacher would take at this guidance scale.
 
-    Motion guidance bends the direction of the step and leaves the clean estimate alone.
+    Motion guidance changes the direction of the step, not the clean estimate.
 
     Args:
-        guidance_scale: w in the LCM convention; drawn anew whenever a record is used.
+        guidance_scale: w in the LCM convention; drawn anew at every use of a record.
         motion_strength: m, from `motion.motion_strength`, 0 for a video without motion score; None
-            trains a network that is not told m.
+            trains a network that does not take m.
     """
     output = guide(record.cond, record.uncond, guidance_scale + 1)
     clean, noise = schedule.split(record.noisy, output, record.start)
     if motion_strength is not None:
         noise = guide_motion(noise, record.motion_score, motion_strength, schedule, record.start)
-    return Hop(
+    return SolverStep(
         noisy=record.noisy,
-        landed=schedule.ddim_step(clean, noise, record.end),
+        stepped=schedule.ddim_step(clean, noise, record.end),
         start=record.start,
         end=record.end,
         guidance_scale=guidance_scale,

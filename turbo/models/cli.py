@@ -55,7 +55,7 @@ def _show(options: argparse.Namespace) -> None:
         "state": describe_state(card),
         "folder": f"{card.folder}: {', '.join(card.parts)}, tokenizer",
         "clips": f"{card.num_frames} frames of {card.width} x {card.height}, {card.fps} per second",
-        "sampling": f"{steps}{motion}; conditioned on {card.told_fps} frames per second",
+        "sampling": f"{steps}{motion}; conditioned on {card.network_fps} frames per second",
         "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
         f"{card.guidance_kind}",
         "memory": f"{card.memory_gb:g} GB on an accelerator, in half precision, with all parts on "

@@ -28,7 +28,7 @@ from turbo.convert.plan import (
 from turbo.convert.unet import on_meta
 from turbo.manifest import sha256_of
 from turbo.models.errors import DAMAGE
-from turbo.networks.lora import NO_STUDENT, find_lacking, find_strangers
+from turbo.networks.lora import NO_STUDENT, find_absent, find_foreign
 from turbo.networks.text import load_tokenizer
 from turbo.networks.unet import VideoUNet
 
@@ -164,10 +164,10 @@ def _verify_adapters(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Fin
     student = on_meta({**configuration, "time_cond_proj_dim": GUIDANCE_SIZE})
     problems = [
         f"unexpected {name}: no layer of {card.unet} has this adapter"
-        for name in find_strangers(student, checkpoint.tensors)
+        for name in find_foreign(student, checkpoint.tensors)
     ]
     problems += [
-        f"missing {name}. {NO_STUDENT}" for name in find_lacking(student, checkpoint.tensors)
+        f"missing {name}. {NO_STUDENT}" for name in find_absent(student, checkpoint.tensors)
     ]
     parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     return Finding(file.parent, parameters, problems + _damages(checkpoint) + _changes(file))

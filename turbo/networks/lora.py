@@ -1,4 +1,4 @@
-"""LoRA on a video UNet: add, save, load, merge."""
+"""LoRA adapters of a video UNet: add, save, load, merge."""
 
 import re
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from turbo.networks.unet import VideoUNet
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
-# Layers no teacher has: new ones are trained in full, since there is nothing to adapt.
+# Layers that no teacher has. They are trained in full: there is nothing to adapt.
 TRAINED_IN_FULL = ("cond_proj", "motion_cond_proj", "combine_proj")
 NO_STUDENT = (
-    "Adapters alone are no student: they were trained beside this layer, and with zeros or a new "
-    "draw in its place they make another model without a word. Save it with them, as `save_lora` "
+    "Adapters alone do not define a student: they were trained together with this layer, and zeros "
+    "or random values in its place make another model. Save the layer with them, as `save_lora` "
     "does, or convert the published list: `python -m turbo.models convert NAME unet_lora.pt`."
 )
 
 
 def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
-    """Return every layer to adapt with the largest rank that makes sense for it."""
+    """Return the layers to adapt, each with the largest useful rank: its smaller dimension."""
     widths = {}
     for name, module in unet.named_modules():
         if name.rpartition(".")[2] in TRAINED_IN_FULL:
@@ -38,17 +38,18 @@ def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
 
 
 def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = None) -> VideoUNet:
-    """Give every linear and convolutional layer an adapter, in place, and freeze the rest.
+    """Add an adapter to every linear and convolutional layer, in place, and freeze the rest.
 
-    The adapters' scale is 1 and their effect starts at zero. A layer narrower than `rank` gets its
-    width as rank, as the input and output convolutions (4 latent channels) do.
+    W becomes W + B A, where A starts as N(0, 1 / rank²) and B as zero, so the network starts
+    unchanged. A layer narrower than `rank` gets its width as rank: the input and output
+    convolutions (4 latent channels).
 
     Source: T2V-Turbo, arXiv:2405.18750, appendix (rank 64 on VideoCrafter2).
     """
     if rank < 1:
         raise ValueError(f"Expected rank of at least 1, got {rank}.")
     widths = _adapted_layers(unet)
-    _inject(unet, {name: min(rank, width) for name, width in widths.items()})
+    inject_adapters(unet, {name: min(rank, width) for name, width in widths.items()})
     for module in unet.modules():
         if isinstance(module, LoraLayer):
             down = module.lora_A["default"].weight
@@ -56,8 +57,8 @@ def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = 
     return unet
 
 
-def _inject(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
-    """Give the named layers adapters of these ranks and scale 1, and freeze the rest."""
+def inject_adapters(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
+    """Add adapters of these ranks and scale 1 to the named layers, and freeze the rest."""
     rank = max(ranks.values())
     narrow = {f"^{re.escape(name)}$": width for name, width in ranks.items() if width < rank}
     config = LoraConfig(
@@ -91,7 +92,7 @@ def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -
 def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """Add the adapters saved in `path` to a network without any, in place.
 
-    The file tells which layers they adapt, and their ranks.
+    The file determines which layers are adapted, and the ranks.
 
     Raises:
         ValueError: the network has no such layer, or one of another size; or the file lacks a
@@ -99,46 +100,46 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    refuse_others(unet, tensors, path)
+    check_lora(unet, tensors, path)
     ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
-    _inject(unet, ranks)
+    inject_adapters(unet, ranks)
     unet.load_state_dict(tensors, strict=False)
     return unet
 
 
-def refuse_others(unet: VideoUNet, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Raise unless these are adapters of this network, and all it needs to be a student.
+def check_lora(unet: VideoUNet, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise unless these are adapters of this network, with the layers that only students have.
 
     Raises:
         ValueError: as for `load_lora`.
     """
-    strangers = find_strangers(unet, tensors)
-    if strangers or not any(name.endswith(DOWN) for name in tensors):
+    foreign = find_foreign(unet, tensors)
+    if foreign or not any(name.endswith(DOWN) for name in tensors):
         raise ValueError(
-            f"Expected adapters of this network, got {[*strangers, 'none'][0]!r} in {path}. "
-            "They belong to another configuration."
+            f"{path} does not hold adapters of this network: {[*foreign, 'it has none'][0]}. "
+            "Choose the adapters that were trained on it."
         )
-    if lacking := find_lacking(unet, tensors):
+    if absent := find_absent(unet, tensors):
         raise ValueError(
-            f"Expected {lacking[0]!r} beside the adapters in {path}, got none. {NO_STUDENT}"
+            f"{path} lacks the layer {absent[0]}, which only students have. {NO_STUDENT}"
         )
 
 
-def find_strangers(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the saved adapters that are of no layer of this network."""
+def find_foreign(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the saved tensors that fit no layer of this network."""
     weights = dict(unet.named_parameters())
     return [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
 
 
-def find_lacking(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the layers of this network that no teacher has and that were not saved either."""
+def find_absent(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the weights that only students have, and that were not saved."""
     names = (name for name, _ in unet.named_modules())
     in_full = [f"{n}.weight" for n in names if n.rpartition(".")[2] in TRAINED_IN_FULL]
     return [name for name in in_full if name not in tensors]
 
 
 def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
-    """Return whether a saved tensor is an adapter of a layer of this network, or the layer."""
+    """Return whether a saved tensor is an adapter of a layer of this network, or its weight."""
     layer = re.sub(rf"({DOWN}|{UP}|\.weight)$", "", name)
     weight = weights.get(f"{layer}.weight")
     if weight is None:
@@ -150,13 +151,13 @@ def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
-    """Fold the adapters into the weights, in place; the names are the plain network's again.
+    """Add the adapters to the weights, in place; names become those of the plain network again.
 
-    Layer by layer, into new tensors: weights that lie in a mapped file are read and never written,
-    so that memory holds the network once, in the precision it ends with.
+    Layer by layer, into new tensors: weights in a memory-mapped file are read and never written,
+    so memory holds the network once, in its final precision.
 
     Args:
-        dtype: what the network ends with; None leaves it as it is. Sums are made before.
+        dtype: final precision; None keeps the present one. Sums are computed before the cast.
     """
     for name, module in list(unet.named_modules()):
         if isinstance(module, LoraLayer):
@@ -164,5 +165,5 @@ def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
             layer.weight.data = (layer.weight + module.get_delta_weight("default")).to(dtype)
             unet.set_submodule(name, layer)
     unet.__dict__.pop("peft_config", None)
-    nn.Module.to(unet, dtype)  # diffusers' own `to` warns of what is not there
+    nn.Module.to(unet, dtype)  # diffusers' own `to` would log a warning
     return unet

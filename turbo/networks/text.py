@@ -1,4 +1,4 @@
-"""Prompts to embeddings: CLIP's byte-pair tokens, then CLIP's text tower."""
+"""The text encoder: CLIP's byte-pair tokenizer, then CLIP's text transformer."""
 
 import html
 import re
@@ -14,20 +14,20 @@ from turbo.types import PromptEmbeds
 
 
 def clean_prompt(prompt: str) -> str:
-    """Undo broken Unicode and HTML escapes, and collapse white space, as OpenCLIP does.
+    """Repair broken Unicode, decode HTML escapes, and collapse white space, as OpenCLIP does.
 
-    Escapes are undone twice: captions from the web are often escaped twice.
+    Escapes are decoded twice: captions from the web are often escaped twice.
     """
     fixed = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", fixed).strip()
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Return CLIP's tokenizer, made from the vocabulary that OpenCLIP brings: no download.
+    """Return CLIP's tokenizer from the vocabulary in the OpenCLIP package: no download.
 
-    For checkpoints that come without one, as VideoCrafter2's does.
+    For checkpoints without a tokenizer, such as VideoCrafter2's.
     """
-    from open_clip.tokenizer import SimpleTokenizer  # takes seconds, and only a conversion needs it
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds; only a conversion needs it
 
     published = SimpleTokenizer()
     names = {published.sot_token_id: "<|startoftext|>", published.eot_token_id: "<|endoftext|>"}
@@ -37,17 +37,17 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def load_tokenizer(folder: Path, num_tokens: int) -> CLIPTokenizer:
-    """Load the tokenizer of a text encoder that knows so many tokens.
+    """Load the tokenizer of a text encoder with this number of tokens.
 
     Raises:
-        ValueError: it has another number of them; transformers makes one of hardly any out of a
-            folder without its vocabulary.
+        ValueError: the numbers differ; from a folder without a vocabulary, transformers makes a
+            tokenizer with hardly any tokens instead of failing.
     """
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) != num_tokens:
         raise ValueError(
-            f"Expected {num_tokens:,} tokens, as the text encoder knows, in {folder}, got "
-            f"{len(tokenizer):,}. Delete that folder, and convert or fetch again."
+            f"The tokenizer in {folder} has {len(tokenizer):,} tokens, but its text encoder has "
+            f"{num_tokens:,}. Delete that folder, then convert or fetch the model again."
         )
     return tokenizer
 
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path, num_tokens: int) -> CLIPTokenizer:
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]:
     """Return token ids, cut to the model's length and padded with id 0 after the end token.
 
-    The UNet attends to padding too, so the id matters: OpenCLIP pads with 0, CLIP's own
+    The UNet attends to padding too, so the padding id matters: OpenCLIP pads with 0, CLIP's own
     tokenizer with the end token.
     """
     ids = tokenizer(
@@ -70,8 +70,11 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]
     return ids.masked_fill(after_end, 0)
 
 
-class TextEncoder:
-    """A tokenizer and a text tower; every token's embedding conditions the UNet."""
+class CLIPTextEncoder:
+    """A tokenizer and a text transformer; the UNet attends to the embedding of every token.
+
+    A `turbo.types.TextEncoder`.
+    """
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
         self.tokenizer = tokenizer
@@ -80,16 +83,16 @@ class TextEncoder:
     @classmethod
     def load(
         cls, tokenizer: Path, model: Path, dtype: torch.dtype = torch.float32
-    ) -> "TextEncoder":
+    ) -> "CLIPTextEncoder":
         """Load from two folders written by `save_pretrained`.
 
         Raises:
             ValueError: as for `load_tokenizer`.
         """
-        tower = CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype)
-        return cls(load_tokenizer(tokenizer, tower.config.vocab_size), tower)
+        transformer = CLIPTextModel.from_pretrained(model, local_files_only=True, dtype=dtype)
+        return cls(load_tokenizer(tokenizer, transformer.config.vocab_size), transformer)
 
-    def to(self, device: torch.device | str) -> "TextEncoder":
+    def to(self, device: torch.device | str) -> "CLIPTextEncoder":
         self.model.to(device)
         return self
 

@@ -1,7 +1,6 @@
-"""The one video UNet: every teacher and every student is a configuration of it."""
+"""The video UNet: every teacher and every student is a configuration of this class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,27 +9,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import TemporalConvLayer
 from einops import rearrange
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from turbo import types
+from turbo.types import Conditioning, checked
 
 MOTION_EMBEDDING_SIZE = 256  # T2V-Turbo-v2, arXiv:2410.05677, section 4
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a UNet is told besides timestep and prompt; None where it was not trained on it."""
-
-    guidance: types.Embedding | None = None  # `guidance.embed_guidance_scale` of w
-    motion: types.Embedding | None = None  # the same embedding of the motion strength m (v2)
-    fps: Int[Tensor, " B"] | None = None  # frames per second of the training clips (VideoCrafter2)
 
 
 class ConditionedTimestepEmbedding(TimestepEmbedding):
     """diffusers' timestep MLP that also takes guidance, motion and frame rate.
 
-    `mlp(sinusoid(t) + c) + fps_mlp(sinusoid(fps))`, where c is nothing for a teacher, `P_w(w)` for
+    `mlp(sinusoid(t) + c) + fps_mlp(sinusoid(fps))`, where c is 0 for a teacher, `P_w(w)` for
     T2V-Turbo, and `C([P_w(w), P_m(m)])` for T2V-Turbo-v2. Without a motion embedding v2 skips C.
 
     Source: VideoCrafter2's fps embedding; T2V-Turbo-v2, arXiv:2410.05677, section 4.
@@ -56,7 +46,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
 
     def forward(self, sample: Tensor, condition: Conditioning | None = None) -> Tensor:
         condition = condition or Conditioning()
-        self._check(condition)
+        self._check(condition, len(sample))
         if condition.guidance is not None:
             extra = self.cond_proj(condition.guidance.to(sample.dtype))
             if condition.motion is not None:
@@ -70,7 +60,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
             embedding = embedding + self.fps_embedding(fps)
         return embedding
 
-    def _check(self, condition: Conditioning) -> None:
+    def _check(self, condition: Conditioning, videos: int) -> None:
         if condition.guidance is not None and self.cond_proj is None:
             raise ValueError(
                 "Expected no guidance embedding for a network without `cond_proj`, got one. "
@@ -84,15 +74,20 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
         if (condition.fps is None) != (self.fps_embedding is None):
             wanted, got = ("no fps", "one") if self.fps_embedding is None else ("an fps", "None")
             raise ValueError(
-                f"Expected {wanted} for this network, got {got}. Its config says fps_conditioning."
+                f"Expected {wanted} for this network, got {got}: see its fps_conditioning."
             )
+        for name, value in vars(condition).items():
+            if value is not None and len(value) != videos:  # torch would repeat one over all
+                raise ValueError(
+                    f"Expected {name} for {videos} videos, got it for {len(value)}. "
+                    "Give each video its own."
+                )
 
 
 class TemporalConv(nn.Conv3d):
-    """A `Conv3d` one pixel wide, run as a `Conv2d` over (frames, pixels).
+    """A `Conv3d` with a kernel one pixel wide, computed as a `Conv2d` over (frames, pixels).
 
-    Parameters and result are those of `Conv3d`; on a CPU, whose 3-D convolution is slow, it takes
-    half to nine tenths of the time.
+    Same parameters and result. A CPU's 3-D convolution is slow: this takes 50 to 90 % of its time.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -103,15 +98,15 @@ class TemporalConv(nn.Conv3d):
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
 
 
-class FilmConv(TemporalConvLayer):
-    """A `TemporalConvLayer` that leaves a film of one frame as it is."""
+class SkipOneFrameConv(TemporalConvLayer):
+    """A `TemporalConvLayer` that returns a video of one frame unchanged."""
 
     def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
         return hidden_states if num_frames == 1 else super().forward(hidden_states, num_frames)
 
 
-class FilmTransformer(TransformerTemporalModel):
-    """A `TransformerTemporalModel` that leaves a film of one frame as it is."""
+class SkipOneFrameTransformer(TransformerTemporalModel):
+    """A `TransformerTemporalModel` that returns a video of one frame unchanged."""
 
     def forward(self, hidden_states: Tensor, *, num_frames: int = 1, **rest: Any) -> Any:
         if num_frames == 1:
@@ -126,9 +121,9 @@ class VideoUNet(UNet3DConditionModel):
     tiny configuration the shapes network; with both on it is T2V-Turbo-v2's. `patch_size` folds
     squares of latents into channels before the network, as DiT does (arXiv:2212.09748): shapes
     only, where it makes a step four times cheaper. `skip_temporal_for_one_frame` is ModelScope's:
-    its published network draws one frame without temporal layers, VideoCrafter2's with them.
+    its published network skips the temporal layers for one frame, VideoCrafter2's does not.
 
-    Latents come and go in their own precision, whatever that of the weights.
+    A `turbo.types.VideoNetwork`. The output has the dtype of the latents, not of the weights.
     """
 
     # Arguments of the parent that no network here changes; else its config would list them, and
@@ -186,19 +181,30 @@ class VideoUNet(UNet3DConditionModel):
             if isinstance(module, nn.Dropout):
                 module.p = temporal_dropout
             if isinstance(module, TemporalConvLayer):
+                # diffusers' blocks build their layers themselves, and offer no way to choose other
+                # classes. The subclasses here add no state, only another forward, so giving the
+                # built layers their class keeps parameters, names and initialisation as they are.
                 for stage in (module.conv1, module.conv2, module.conv3, module.conv4):
-                    stage[-1].__class__ = TemporalConv  # same parameters, quicker forward
+                    stage[-1].__class__ = TemporalConv
         if skip_temporal_for_one_frame:
-            self._spare_single_frames()
+            for name, module in self.named_modules():
+                if isinstance(module, TransformerTemporalModel):
+                    module.__class__ = SkipOneFrameTransformer
+                # The published network overlooks this one layer.
+                elif isinstance(module, TemporalConvLayer) and name != "mid_block.temp_convs.0":
+                    module.__class__ = SkipOneFrameConv
 
-    def _spare_single_frames(self) -> None:
-        """Let one frame pass the temporal layers, all but the published network's one oversight."""
-        for name, module in self.named_modules():
-            if isinstance(module, TransformerTemporalModel):
-                module.__class__ = FilmTransformer
-            elif isinstance(module, TemporalConvLayer) and name != "mid_block.temp_convs.0":
-                module.__class__ = FilmConv
+    @property
+    def guidance_size(self) -> int | None:
+        """Return the size of the guidance embedding it takes; None for a teacher."""
+        return self.config.time_cond_proj_dim
 
+    @property
+    def takes_fps(self) -> bool:
+        """Return whether it is conditioned on the frame rate."""
+        return self.config.fps_conditioning
+
+    @checked
     def forward(
         self,
         noisy: types.Latents,
@@ -206,10 +212,10 @@ class VideoUNet(UNet3DConditionModel):
         prompt_embeds: types.PromptEmbeds,
         conditioning: Conditioning | None = None,
     ) -> types.Latents:
-        """Return the network's raw output; `NoiseSchedule.split` reads it as (clean, noise)."""
+        """Return the raw output, noise or velocity; `NoiseSchedule.split` converts it."""
         p = self.config.patch_size
         patches = rearrange(noisy, "B C F (h p) (w q) -> B (C p q) F h w", p=p, q=p)
-        # The parent hands `timestep_cond` to `time_embedding` untouched, so it may be our object.
+        # The parent passes `timestep_cond` to `time_embedding` unchanged, so it can be our object.
         output = (
             super()
             .forward(

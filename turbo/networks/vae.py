@@ -1,27 +1,28 @@
-"""Between pixels and latents: the image VAE, applied frame by frame."""
+"""The image VAE, applied to the frames of a video: between pixels and latents."""
 
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import nn
 
-from turbo.types import Frames, Latents
+from turbo.types import VAE, Frames, Latents, checked
 
 
-def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
+def _scaling(vae: VAE) -> tuple[float, float]:
     return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def quicken_on_cpu(vae: AutoencoderKL) -> AutoencoderKL:
-    """Have the VAE keep the channels of a pixel together, in place, as a CPU convolves best.
+    """Store the weights in channels-last order, in place: the fastest for convolutions on a CPU.
 
-    What it decodes differs in the last bits.
+    Decoded frames differ in the last bits.
     """
     return nn.Module.to(vae, memory_format=torch.channels_last)
 
 
+@checked
 def encode_frames(
-    vae: AutoencoderKL,
+    vae: VAE,
     frames: Frames,
     generator: torch.Generator | None = None,
     *,
@@ -30,7 +31,7 @@ def encode_frames(
     """Encode frames to latents of unit variance, `chunk` frames at a time.
 
     Args:
-        generator: draws from the posterior, as the published training does; None takes its mode.
+        generator: samples the posterior, as the published training does; None takes its mode.
     """
     shift, scale = _scaling(vae)
     images = rearrange(2 * frames - 1, "B F C H W -> (B F) C H W")
@@ -41,14 +42,19 @@ def encode_frames(
     return rearrange((latents - shift) * scale, "(B F) C h w -> B C F h w", B=len(frames))
 
 
-def decode_latents(vae: AutoencoderKL, latents: Latents, *, chunk: int = 8) -> Frames:
+@checked
+def decode_latents(vae: VAE, latents: Latents, *, chunk: int = 8, clamp: bool = True) -> Frames:
     """Decode latents to frames in [0, 1], `chunk` frames at a time; differentiable.
 
-    The clamp is hard: a saturated pixel passes no gradient. Frames are in the latents' precision,
-    whatever that of the VAE.
+    Frames have the dtype of the latents, whatever that of the VAE.
+
+    Args:
+        clamp: cut values off at 0 and 1, where a saturated pixel then passes no gradient. False
+            returns what the decoder computed, which may leave that range.
     """
     shift, scale = _scaling(vae)
     images = rearrange(latents / scale + shift, "B C F h w -> (B F) C h w").to(vae.dtype)
     decoded = torch.cat([vae.decode(part).sample for part in images.split(chunk)])
     frames = rearrange(decoded, "(B F) C H W -> B F C H W", B=len(latents)).to(latents.dtype)
-    return (frames / 2 + 0.5).clamp(0, 1)
+    frames = frames / 2 + 0.5
+    return frames.clamp(0, 1) if clamp else frames

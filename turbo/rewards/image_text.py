@@ -121,7 +121,7 @@ def read_open_clip(file: Path, config: CLIPConfig | None = None) -> CLIPModel:
     published = read_part(open_checkpoint(file), part)
     for name in _TRANSPOSED:
         published[name] = published[name].T.contiguous()
-    return part.filled(published)
+    return part.filled(published, share=True)
 
 
 def open_clip_part(config: CLIPConfig) -> Part:

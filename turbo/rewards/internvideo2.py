@@ -271,7 +271,7 @@ def read_internvideo2(
     config = config or InternVideo2Config()
     checkpoint = open_checkpoint(file)
     part = internvideo2_part(config, checkpoint.shapes)
-    model = part.filled(read_part(checkpoint, part))
+    model = part.filled(read_part(checkpoint, part), share=True)
     assert isinstance(model, InternVideo2)
     if num_frames != config.num_frames:
         patches = (config.size // config.patch) ** 2

@@ -190,7 +190,7 @@ def load_viclip(folder: Path) -> ViCLIP:
 def read_viclip(file: Path, config: ViCLIPConfig | None = None) -> ViCLIP:
     """Read published weights; of ViCLIP-L/14 by default."""
     part = viclip_part(config or ViCLIPConfig())
-    model = part.filled(read_part(open_checkpoint(file), part))
+    model = part.filled(read_part(open_checkpoint(file), part), share=True)
     assert isinstance(model, ViCLIP)
     return model
 

@@ -23,7 +23,7 @@ from turbo.convert.plan import plan_jobs
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
 from turbo.models.registry import CARDS
 from turbo.networks.lora import DOWN, UP, load_lora, merge_lora
-from turbo.networks.unet import Conditioning
+from turbo.types import Conditioning
 
 FAMILIES = {
     "vc2": (map_videocrafter_unet, videocrafter_unet, "vc2_unet_tiny"),

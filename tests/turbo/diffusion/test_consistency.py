@@ -5,10 +5,13 @@ import torch
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
-from turbo.diffusion.consistency import bind_consistency_function, boundary_scalings
-from turbo.diffusion.guidance import embed_guidance_scale
+from turbo.diffusion.consistency import (
+    bind_consistency_function,
+    boundary_scalings,
+    embed_guidance_scale,
+)
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import Conditioning
+from turbo.types import Conditioning
 
 
 @pytest.mark.parametrize(
@@ -33,8 +36,8 @@ def test_boundary_scalings_have_parity_with_the_published_code(golden):
 
     c_skip, c_out = boundary_scalings(recorded["t"])
 
-    assert_close(c_skip.flatten(), recorded["c_skip"], rtol=1e-6, atol=0)
-    assert_close(c_out.flatten(), recorded["c_out"], rtol=1e-6, atol=0)
+    assert_close(c_skip.flatten(), recorded["c_skip"], rtol=1e-5, atol=0)
+    assert_close(c_out.flatten(), recorded["c_out"], rtol=1e-5, atol=0)
 
 
 def test_boundary_scalings_have_parity_with_the_published_scheduler(golden):
@@ -43,7 +46,7 @@ def test_boundary_scalings_have_parity_with_the_published_scheduler(golden):
     scalings = boundary_scalings(recorded["boundary/t"])
 
     for ours, name in zip(scalings, ("c_skip", "c_out"), strict=True):
-        assert_close(ours.flatten(), recorded[f"boundary/{name}"], rtol=1e-6, atol=0)
+        assert_close(ours.flatten(), recorded[f"boundary/{name}"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

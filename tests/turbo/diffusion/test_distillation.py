@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
-from turbo.diffusion.consistency import bind_consistency_function
+from turbo.diffusion.consistency import bind_consistency_function, embed_guidance_scale
 from turbo.diffusion.distillation import (
     DistillationBatch,
     SolverGrid,
@@ -21,23 +20,22 @@ from turbo.diffusion.distillation import (
     teacher_step,
     update_ema,
 )
-from turbo.diffusion.guidance import embed_guidance_scale
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.lora import add_lora
-from turbo.networks.unet import Conditioning, VideoUNet
+from turbo.types import Conditioning
 
 
-class _Predicts(VideoUNet):
-    """Stands for a UNet that predicts a known noise: `noise`, or else what its prompt says."""
+class _Predicts:
+    """A network that predicts a known noise: `noise`, or else the mean of its prompt."""
+
+    guidance_size, takes_fps = 256, False
 
     def __init__(self, schedule, noise=None):
-        nn.Module.__init__(self)
-        self.register_to_config(time_cond_proj_dim=256)
         self.schedule, self.noise = schedule, noise
 
-    def forward(self, noisy, timesteps, prompt_embeds, conditioning):
-        said = prompt_embeds.mean() if self.noise is None else self.noise
-        noise = torch.full_like(noisy, float(said))
+    def __call__(self, noisy, timesteps, prompt_embeds, conditioning):
+        value = prompt_embeds.mean() if self.noise is None else self.noise
+        noise = torch.full_like(noisy, float(value))
         if self.schedule.prediction_type == "epsilon":
             return noise
         clean = self.schedule.remove_noise(noisy, noise, timesteps)
@@ -129,7 +127,7 @@ def test_steps_are_in_parity_with_the_published_solver(solver, num_steps, golden
 
     everywhere, _ = grid.interval(torch.arange(num_steps))
     assert torch.equal(everywhere, recorded[f"{solver}/ddim_timesteps"])
-    assert_close(landed, recorded[f"{solver}/x_prev"].float(), rtol=0, atol=1e-6)
+    assert_close(landed, recorded[f"{solver}/x_prev"].float(), rtol=0, atol=1e-5)
 
 
 def test_draws_stay_in_their_ranges_and_repeat_with_the_seed():

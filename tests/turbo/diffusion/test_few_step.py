@@ -3,21 +3,21 @@
 import pytest
 import torch
 from diffusers import LCMScheduler
-from torch import nn
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import (
-    ConsistencyFunction,
     bind_consistency_function,
     boundary_scalings,
+    embed_guidance_scale,
+    few_step_timesteps,
+    sample_consistency,
 )
-from turbo.diffusion.few_step import draw_noise, few_step_timesteps, sample_latents
-from turbo.diffusion.guidance import embed_guidance_scale
-from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import Conditioning, VideoUNet
+from turbo.diffusion.schedule import NoiseSchedule, draw_noise
 
 NO_TEXT = torch.zeros(1, 1, 1)
+STEP = ("clean", "latents")
+SCALES = torch.tensor([7.5, 7.5])
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,12 @@ def test_timesteps_refuse_more_steps_than_the_grid_has(num_steps):
         few_step_timesteps(num_steps, 50)
 
 
-class _Network(VideoUNet):
-    """Stands for a UNet whose output is known."""
+class _Network:
+    """A network with a known output."""
 
-    def __init__(self):
-        nn.Module.__init__(self)
+    guidance_size, takes_fps = 256, False
 
-    def forward(self, noisy, timesteps, prompt_embeds, conditioning):
+    def __call__(self, noisy, timesteps, prompt_embeds, conditioning):
         return 0.3 * noisy + torch.sin(timesteps.float()).view(-1, 1, 1, 1, 1)
 
 
@@ -76,35 +75,39 @@ def test_samples_agree_with_diffusers(prediction_type, num_steps, origin_steps):
         original_inference_steps=origin_steps,
     )  # fmt: skip
     reference.set_timesteps(timesteps=timesteps.tolist(), original_inference_steps=origin_steps)
-    function = ConsistencyFunction(network, schedule, NO_TEXT, Conditioning())
+    function = bind_consistency_function(network, schedule, NO_TEXT, torch.tensor([7.5]))
     generator, theirs_generator = (torch.Generator().manual_seed(7) for _ in range(2))
 
-    ours = list(sample_latents(function, schedule, noise, timesteps, [generator]))
+    ours = list(sample_consistency(function, schedule, noise, timesteps, [generator]))
 
     noisy = noise
-    for clean, t in zip(ours, timesteps, strict=True):
+    for step, t in zip(ours, timesteps, strict=True):
         output = network(noisy, t[None], NO_TEXT, None)
-        step = reference.step(output, t, noisy, generator=theirs_generator)
-        assert_close(clean, step.denoised, rtol=0, atol=1e-5)
-        noisy = step.prev_sample
-    assert_close(ours[-1], noisy, rtol=0, atol=1e-5)
+        theirs = reference.step(output, t, noisy, generator=theirs_generator)
+        assert_close(step.clean, theirs.denoised, rtol=0, atol=1e-5)
+        assert_close(step.latents, theirs.prev_sample, rtol=0, atol=1e-5)
+        noisy = theirs.prev_sample
 
 
 @pytest.mark.parametrize("trace", ["1_50", "4_50", "8_200"])
-def test_samples_have_parity_with_the_published_code(trace, golden, monkeypatch, schedule):
+def test_samples_have_parity_with_the_published_code(trace, golden, schedule):
+    """The published sampler adds noise after its last step too, which changes no estimate."""
     recorded = golden("scheduler")
-    noises = iter(recorded[f"trace_{trace}/noises"])
-    monkeypatch.setattr("turbo.diffusion.few_step.draw_noise", lambda *_: next(noises))
-    function = ConsistencyFunction(_Network(), schedule, NO_TEXT, Conditioning())
+    noises = list(recorded[f"trace_{trace}/noises"])
+    function = bind_consistency_function(_Network(), schedule, NO_TEXT.expand(2, -1, -1), SCALES)
     timesteps = few_step_timesteps(*map(int, trace.split("_")))
 
-    ours = sample_latents(function, schedule, recorded[f"trace_{trace}/init"], timesteps, [])
+    start = recorded[f"trace_{trace}/init"]
+    ours = list(sample_consistency(function, schedule, start, timesteps, step_noise=noises))
 
-    assert_close(torch.stack(list(ours)), recorded[f"trace_{trace}/denoised"], rtol=0, atol=1e-5)
+    cleans, states = (torch.stack([getattr(s, name) for s in ours]) for name in STEP)
+    assert_close(cleans, recorded[f"trace_{trace}/denoised"], rtol=0, atol=1e-5)
+    assert_close(states[:-1], recorded[f"trace_{trace}/prev_samples"][:-1], rtol=0, atol=1e-5)
+    assert torch.equal(states[-1], cleans[-1])
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
-def test_a_step_has_parity_with_the_published_code(prediction_type, golden, monkeypatch):
+def test_a_step_has_parity_with_the_published_code(prediction_type, golden):
     """The second of four steps, of a network that predicts another thing than noise.
 
     Only what the network's output means differs; one that predicts the clean latents themselves
@@ -118,41 +121,68 @@ def test_a_step_has_parity_with_the_published_code(prediction_type, golden, monk
     alpha, sigma = schedule.levels(timesteps[:1])
     if prediction_type == "sample":
         output = (noisy - alpha * output) / sigma
-    monkeypatch.setattr("turbo.diffusion.few_step.draw_noise", lambda *_: recorded[f"{step}/noise"])
-    states = []
 
     def function(latents, times):
-        states.append(latents)
         clean, _ = schedule.split(latents, output, times)
         c_skip, c_out = boundary_scalings(times)
         return c_skip * latents + c_out * clean
 
-    first, _ = sample_latents(function, schedule, noisy, timesteps, [])
+    given = [recorded[f"{step}/noise"]]
+    first, _ = sample_consistency(function, schedule, noisy, timesteps, step_noise=given)
 
-    assert_close(first, recorded[f"{step}/denoised"], rtol=1e-5, atol=1e-5)
-    assert_close(states[1], recorded[f"{step}/prev_sample"], rtol=1e-5, atol=1e-5)
+    assert_close(first.clean, recorded[f"{step}/denoised"], rtol=1e-5, atol=1e-5)
+    assert_close(first.latents, recorded[f"{step}/prev_sample"], rtol=1e-5, atol=1e-5)
 
 
-def test_four_steps_follow_the_worked_example(schedule, monkeypatch):
+def test_four_steps_follow_the_worked_example(schedule):
     """The scalar chain of the specification: estimates and states after re-noising."""
-    noises = iter(torch.tensor([0.1, -0.2, 0.3]))
-    monkeypatch.setattr(
-        "turbo.diffusion.few_step.draw_noise", lambda *_: next(noises).expand(1, 1, 1, 1, 1)
-    )
-    outputs, states = iter([0.7, 0.5, 0.3, 0.2]), []
+    noises = [torch.full((1, 1, 1, 1, 1), noise) for noise in (0.1, -0.2, 0.3)]
+    outputs = iter([0.7, 0.5, 0.3, 0.2])
 
     def function(noisy, timesteps):
-        states.append(noisy.item())
         clean = schedule.remove_noise(noisy, torch.full_like(noisy, next(outputs)), timesteps)
         c_skip, c_out = boundary_scalings(timesteps)
         return c_skip * noisy + c_out * clean
 
     start = torch.full((1, 1, 1, 1, 1), 0.8)
-    cleans = list(sample_latents(function, schedule, start, few_step_timesteps(4, 50), []))
+    timesteps = few_step_timesteps(4, 50)
+    steps = list(sample_consistency(function, schedule, start, timesteps, step_noise=noises))
 
-    expected = [1.48880279, -0.21542056, -1.07781816, -1.00047886]
-    assert [clean.item() for clean in cleans] == pytest.approx(expected, rel=1e-5)
-    assert states[1:] == pytest.approx([0.43754789, -0.28107241, -0.66905385], rel=1e-5)
+    cleans = [1.48880279, -0.21542056, -1.07781816, -1.00047886]
+    states = [0.43754789, -0.28107241, -0.66905385, cleans[-1]]
+    assert [step.clean.item() for step in steps] == pytest.approx(cleans, rel=1e-5)
+    assert [step.latents.item() for step in steps] == pytest.approx(states, rel=1e-5)
+
+
+@pytest.mark.parametrize("given, message", [(1, "got it for 1"), (0, "got it for 0")])
+def test_too_little_step_noise_is_refused(given, message, schedule):
+    noise = torch.zeros(1, 1, 1, 1, 1)
+
+    with pytest.raises(ValueError, match=message):
+        list(
+            sample_consistency(
+                lambda noisy, _: noisy,
+                schedule,
+                noise,
+                few_step_timesteps(4, 50),
+                step_noise=[noise] * given,
+            )
+        )
+
+
+def test_step_noise_of_another_batch_is_refused(schedule):
+    noise = torch.zeros(2, 1, 1, 1, 1)
+
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 1, 1, 1\), got \(1, 1, 1, 1, 1\)"):
+        list(
+            sample_consistency(
+                lambda noisy, _: noisy,
+                schedule,
+                noise,
+                few_step_timesteps(2, 50),
+                step_noise=[noise[:1]],
+            )
+        )
 
 
 def test_noise_of_a_video_does_not_depend_on_its_batch():
@@ -179,8 +209,8 @@ def test_samples_of_a_batch_are_those_of_its_videos(schedule):
         function = bind_consistency_function(student, schedule, text[rows], scale[rows])
         generators = [torch.Generator().manual_seed(seed) for seed in range(2)][rows]
         timesteps = few_step_timesteps(2, 50)
-        *_, latents = sample_latents(function, schedule, noise[rows], timesteps, generators)
-        return latents
+        *_, step = sample_consistency(function, schedule, noise[rows], timesteps, generators)
+        return step.latents
 
     together = sample(slice(0, 2))
 
@@ -188,11 +218,15 @@ def test_samples_of_a_batch_are_those_of_its_videos(schedule):
 
 
 def test_embedding_size_follows_the_network(schedule):
-    student = make_unet(time_cond_proj_dim=32)
+    student, seen = make_unet(time_cond_proj_dim=32), []
+    student.time_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    noisy, text, scale = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 6, 16), torch.tensor([5.0])
 
-    function = bind_consistency_function(
-        student, schedule, torch.randn(1, 6, 16), torch.tensor([5.0])
-    )
+    bind_consistency_function(student, schedule, text, scale)(noisy, torch.tensor([999]))
 
-    expected = embed_guidance_scale(torch.tensor([5.0]), 32)
-    assert torch.equal(function.conditioning.guidance, expected)
+    assert torch.equal(seen[0].guidance, embed_guidance_scale(scale, 32))
+
+
+def test_a_teacher_is_not_bound_as_a_student(tiny_unet, schedule):
+    with pytest.raises(ValueError, match="got a teacher"):
+        bind_consistency_function(tiny_unet, schedule, NO_TEXT, torch.tensor([5.0]))

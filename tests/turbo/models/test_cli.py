@@ -53,7 +53,7 @@ def test_every_system_of_the_papers_has_a_card():
 
 
 @pytest.mark.parametrize(
-    "name, sampler, steps, grid, guidance, told_fps, motion",
+    "name, sampler, steps, grid, guidance, network_fps, motion",
     [
         ("videocrafter2", "ddim", 50, None, 12.0, 28, None),
         ("modelscope", "ddim", 50, None, 9.0, 8, None),
@@ -64,12 +64,12 @@ def test_every_system_of_the_papers_has_a_card():
         ("t2v-turbo-v2-no-mg", "consistency", 16, 200, 7.5, 8, None),
     ],
 )
-def test_cards_sample_as_the_papers_do(name, sampler, steps, grid, guidance, told_fps, motion):
+def test_cards_sample_as_the_papers_do(name, sampler, steps, grid, guidance, network_fps, motion):
     card = next(card for card in CARDS if card.name == name)
 
     assert (card.sampler, card.default_steps, card.default_guidance) == (sampler, steps, guidance)
     assert grid is None or card.origin_steps == card.max_steps == grid
-    assert (card.told_fps, card.motion_strength) == (told_fps, motion)
+    assert (card.network_fps, card.motion_strength) == (network_fps, motion)
     assert card.motion_share == 0.5
     assert card.clean_rescale == (name == "videocrafter2")
 

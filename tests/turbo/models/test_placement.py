@@ -33,8 +33,9 @@ from turbo.models.placement import (
 )
 from turbo.models.registry import CARDS, find_card
 from turbo.networks.lora import LORA_FILE, add_lora, merge_lora, save_lora
-from turbo.networks.unet import Conditioning, VideoUNet
+from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline, load_card, load_pipeline
+from turbo.types import Conditioning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 PARTS = Footprint(text_encoder=10, unet=100, vae=5, denoise=20, decode=4, frames=16)

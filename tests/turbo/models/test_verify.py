@@ -287,7 +287,9 @@ def test_adapters_without_their_guidance_projection_are_a_problem(tmp_path):
 
     [problem] = problems_of(copy)
 
-    assert "missing time_embedding.cond_proj.weight. Adapters alone are no student" in problem
+    assert (
+        "missing time_embedding.cond_proj.weight. Adapters alone do not define a student" in problem
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64])

@@ -9,7 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
-from turbo.networks.unet import Conditioning, TemporalConv, VideoUNet
+from turbo.networks.unet import TemporalConv, VideoUNet
+from turbo.types import Conditioning
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,20 @@ def test_latents_come_back_in_their_own_precision(weights):
     conditioning = Conditioning(guidance=torch.randn(1, 256), fps=torch.tensor([8]))
 
     assert unet(*_inputs(), conditioning).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fps", [8, 8.0, torch.tensor(8), torch.tensor([8.0]), [8]])
+def test_a_frame_rate_is_a_tensor_of_whole_numbers_per_video(fps):
+    with pytest.raises(ValueError, match="fps"):
+        Conditioning(fps=fps)
+
+
+@pytest.mark.parametrize(
+    "conditioning",
+    [{"fps": torch.tensor([8])}, {"fps": torch.tensor([8, 8]), "guidance": torch.zeros(1, 256)}],
+)
+def test_one_condition_is_not_repeated_over_a_batch(conditioning):
+    with pytest.raises(ValueError):
+        make_unet(fps_conditioning=True, time_cond_proj_dim=256)(
+            *_inputs(2), Conditioning(**conditioning)
+        )

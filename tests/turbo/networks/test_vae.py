@@ -78,3 +78,12 @@ def test_decoded_frames_lie_in_the_unit_range_and_pass_gradients(tiny_vae):
 
     assert decoded.min() >= 0 and decoded.max() <= 1
     assert latents.grad.abs().sum() > 0
+
+
+def test_decoding_without_clamping_keeps_what_the_clamp_cuts_off(tiny_vae, frames):
+    latents = 20 * encode_frames(tiny_vae, frames)
+
+    whole = decode_latents(tiny_vae, latents, clamp=False)
+
+    assert whole.min() < 0 or whole.max() > 1
+    assert_close(whole.clamp(0, 1), decode_latents(tiny_vae, latents))

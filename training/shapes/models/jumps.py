@@ -19,7 +19,7 @@ from training.shapes.models.student import GRID, draw_guidance
 from training.shapes.models.teacher import SCHEDULE
 from training.shapes.world.world import Scene, draw_clip
 from turbo.diffusion.consistency import bind_consistency_function
-from turbo.networks.text import TextEncoder
+from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import decode_latents, encode_frames
 
@@ -43,7 +43,7 @@ class Jumps:
 def draw_jumps(
     student: VideoUNet,
     vae: AutoencoderKL,
-    encoder: TextEncoder,
+    encoder: CLIPTextEncoder,
     scenes: tuple[Scene, ...],
     count: int,
     seed: int,
