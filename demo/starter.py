@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from human_eval.clips.sources import find_sources, find_systems
+from human_eval.collection.pairs import add_clip, make_pairs
 from human_eval.definition.definition import load_definition
 from human_eval.definition.prompts import load_prompts
 from human_eval.reporting.live_results import set_published
@@ -49,8 +50,10 @@ def create_starter_study(folder: Path) -> None:
         keys = [system.key for system in definition.systems]
         sources = find_sources(find_systems(CLIPS, keys), prompts)
         for clip in ingest(sources, prompts, definition, store.media, known={}):
-            store.add_clips([clip], pair=False)
-        store.make_pairs()
+            with store.write() as connection:
+                add_clip(connection, clip, now=store.clock())
+        with store.write() as connection:
+            make_pairs(connection, definition, rng=store.rng)
         simulate(store, CROWD)
         set_published(store, True, author="starter")
     finally:

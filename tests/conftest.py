@@ -11,7 +11,7 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("browser", "golden", "rated_study", "studies", "tiny_models")
+    for name in ("browser", "golden", "studies", "rated_study", "tiny_models")
 ]
 
 

@@ -1,1 +1,1 @@
-"""The commands of `python -m human_eval`."""
+"""The command line, `python -m human_eval`: one module for each group of commands."""

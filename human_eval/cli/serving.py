@@ -1,28 +1,48 @@
-"""The commands that open a study to people: serve it, hand out links, let staff in."""
+"""Commands that open a study to people: serve it, hand out links, add staff, close it."""
 
 import getpass
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import closing
 
+from human_eval.cli.command import Commands, add_command, opened
 from human_eval.errors import StudyError
-from human_eval.server.accounts import add_account
 from human_eval.storage import lock
-from human_eval.study.store import open_study
+from human_eval.storage.study_state import set_closed
 
-Command = Callable[[Namespace], None]
+
+def add_commands(commands: Commands) -> None:
+    """Add serve, invite, links, staff and close."""
+    parser = add_command(commands, "serve", serve, "Serve the page for raters and its API.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--embedded", action="store_true", help="inside another site's frame")
+
+    parser = add_command(commands, "invite", invite, "Print a rater's invitation.")
+    parser.add_argument("provider", help="such as prolific")
+    parser.add_argument("rater", help="the rater's name at the provider; stored as a keyed hash")
+    parser.add_argument("--page", default="", help="address of the page: print the whole link")
+
+    parser = add_command(commands, "links", links, "Print the links to hand out to raters.")
+    parser.add_argument("page", metavar="ADDRESS", help="of the page, such as https://.../rate")
+
+    parser = add_command(commands, "staff", staff, "Add an account; asks for its password.")
+    parser.add_argument("name")
+    parser.add_argument("--role", choices=["rater", "admin"], default="rater")
+
+    parser = add_command(commands, "close", close, "Take no more answers.")
+    parser.add_argument("--reopen", action="store_true", help="take answers again")
+    parser.add_argument("--author", default="researcher")
 
 
 def serve(options: Namespace) -> None:
-    """Serve the vote path and the page for raters."""
+    """Serve the routes and the page for raters."""
     import uvicorn
 
     from human_eval.server.vote_api import create_app
 
-    with closing(open_study(options.study)) as store:
+    with opened(options) as store:
         with lock.serving(store.database, store.folder):
-            pass  # refused here it is a message; once uvicorn runs, a traceback
+            pass  # a refusal is a message here; inside uvicorn it would be a traceback
         print(f"Raters' page: http://{options.host}:{options.port}/rate")
         uvicorn.run(
             create_app(store, embedded=options.embedded),
@@ -37,37 +57,38 @@ def serve(options: Namespace) -> None:
 
 def invite(options: Namespace) -> None:
     """Print a rater's invitation."""
-    with closing(open_study(options.study)) as store:
+    with opened(options) as store:
         token = store.keys.sign("invitation", [options.provider, options.rater])
     print(f"{options.page}?invitation={token}" if options.page else token)
 
 
 def links(options: Namespace) -> None:
-    """Print the addresses to hand out."""
+    """Print the links to hand out."""
     from human_eval.server.sign_in import entry_links
 
-    page = options.page.rstrip("/")
-    with closing(open_study(options.study)) as store:
-        for who, address in entry_links(store, page).items():
-            print(f"{who:>10}  {address}")
+    with opened(options) as store:
+        for provider, address in entry_links(store, options.page.rstrip("/")).items():
+            print(f"{provider:>10}  {address}")
 
 
 def staff(options: Namespace) -> None:
     """Add an account, with a password from the keyboard or from a pipe."""
-    with closing(open_study(options.study)) as store:
+    from human_eval.server.accounts import add_account
+
+    with opened(options) as store:
         if sys.stdin.isatty():
             password = getpass.getpass("Password: ")
             if getpass.getpass("Once more: ") != password:
-                raise StudyError("Expected the same password twice, got two. Try again.")
+                raise StudyError("The two passwords differ. Try again.")
         else:
             password = sys.stdin.readline().rstrip("\n")
         add_account(store.folder, options.name, password, options.role)
     print(f"{options.name} may log in as {options.role}.")
 
 
-COMMANDS: dict[str, Command] = {
-    "serve": serve,
-    "invite": invite,
-    "links": links,
-    "staff": staff,
-}
+def close(options: Namespace) -> None:
+    """Close the study, or open it again."""
+    with opened(options) as store, store.write() as connection:
+        closed, now = not options.reopen, store.clock()
+        set_closed(connection, closed, author=options.author, now=now)
+    print("The study is closed." if closed else "The study takes answers again.")

@@ -1,1 +1,1 @@
-"""Video files on their way into a study: found, checked, re-encoded and renamed."""
+"""Video files of a study: find, check, re-encode and rename them."""

@@ -1,7 +1,7 @@
-"""The gate through which clips enter a study: decoded, made alike, re-encoded, renamed.
+"""Ingest clips: decode, check, bring to one shape, re-encode and rename them.
 
-Whatever could tell a rater which system made a clip is taken away here: size, rate, length, codec,
-metadata, sound and name.
+This removes whatever could reveal the system to a rater: differences in size, rate and length,
+codec, metadata, sound and file name.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MAX_STRETCH = 0.01  # by which the aspect ratios of a pair may differ
 
 Progress = Callable[[int, int, str], None]  # clips done, clips in all, what is being done
 Place = tuple[str, int]  # system, prompt index
-Meeting = tuple[int, int]  # prompt index, family of systems that comparisons link
+GroupKey = tuple[int, int]  # prompt index, number of a set of systems linked by comparisons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Clip:
     prompt: str  # verbatim
     seed: int | None
     source_sha256: str
-    stored_name: str  # below the media folder; tells nothing
+    stored_name: str  # random, in the media folder
     sha256: str
     width: int = 0  # pixels
     height: int = 0
@@ -47,7 +47,7 @@ class Clip:
     frames: int = 0
     bytes: int = 0
     status: Literal["ok", "quarantined"] = "ok"
-    reason: str = ""  # of a quarantine
+    reason: str = ""  # why it is quarantined
 
     @property
     def shape(self) -> Shape:
@@ -63,7 +63,7 @@ def _rate(fps: float) -> Fraction:
 
 @dataclass(eq=False)
 class _Candidate:
-    """A source on its way through the gate."""
+    """A source that is being ingested."""
 
     source: Source
     sha256: str
@@ -81,39 +81,39 @@ def ingest(
     partial: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> Iterator[Clip]:
-    """Yield a clip for every source that is not known yet, its file being safely on disk.
+    """Yield a clip for every source that is not known yet, once its file is on disk.
 
-    Clips that can meet in a pair get one size, rate and length. Where they differ, the study's
-    `equalise` says whether all are brought to the smallest or those that differ are quarantined.
-    Clips that came in earlier stay as they are, and those that join them get their shape.
-    Stopped at any moment, it goes on where it was.
+    Clips that can be paired get one size, rate and length. If they differ, the definition's
+    `equalise` decides whether all shrink to the smallest or those that differ are quarantined.
+    Known clips stay as they are, and new ones get their shape. An interrupted run can be repeated:
+    it continues where it stopped.
 
     Args:
         known: the clips that earlier runs have yielded.
-        partial: go on although clips are missing; pairs are made of what is there.
+        partial: continue although clips are missing.
 
     Raises:
-        StudyError: a system or prompt is not of this study, a clip is missing and `partial` is
-            not set, or the file of a known clip has changed.
+        StudyError: the study has no such system or prompt, a clip is missing and `partial` is not
+            set, or the file of a known clip has changed.
     """
     texts = {prompt.index: prompt.text for prompt in prompts}
     _check_sources(sources, texts, definition)
     absent = missing_clips(sources, prompts, definition, known)
     if absent and not partial:
         raise StudyError(
-            f"Expected a clip of every system for every prompt, got none for "
-            f"{list_names(absent)}. Make them, or go on without them with --partial."
+            f"These clips are missing: {list_names(absent)}. Make them, or continue without them "
+            "with --partial."
         )
     media_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for leftover in media_folder.glob(".*.mp4"):
-        leftover.unlink()  # of a run that was killed
+        leftover.unlink()  # written by a run that was killed
     done = 0
-    standing = _meetings(known.values(), definition)
-    for meeting, group in _meetings(sources, definition).items():
-        index, _ = meeting
+    known_groups = _group(known.values(), definition)
+    for key, group in _group(sources, definition).items():
+        index, _ = key
         progress(done, len(sources), f"prompt {index}")
-        stored = standing.get(meeting, [])
-        yield from _admit(group, stored, texts[index], definition, media_folder)
+        stored = known_groups.get(key, [])
+        yield from _ingest_group(group, stored, texts[index], definition, media_folder)
         done += len(group)
     progress(done, len(sources), "done")
 
@@ -124,7 +124,7 @@ def missing_clips(
     definition: StudyDefinition,
     known: Mapping[Place, Clip] | None = None,
 ) -> list[str]:
-    """Return what a complete study still lacks, as "SYSTEM 0012"."""
+    """Return the clips that a complete study still lacks, as "SYSTEM 0012"."""
     there = {(source.system, source.prompt_index) for source in sources} | set(known or {})
     used = {key for comparison in definition.comparisons for key in (comparison.a, comparison.b)}
     return [
@@ -142,41 +142,37 @@ def _check_sources(
         definition.system(source.system)
         if source.prompt_index not in texts:
             raise StudyError(
-                f"Expected a prompt of the study, got number {source.prompt_index} for "
-                f"{source.path}. Check the numbers of the files."
+                f"{source.path} belongs to prompt {source.prompt_index}, which the study does not "
+                "have. Check the numbers of the files."
             )
     counts = Counter((source.system, source.prompt_index) for source in sources)
     for (system, index), count in counts.items():
         if count > 1:
-            raise StudyError(
-                f"Expected one clip of {system} for prompt {index}, got {count}. Keep one."
-            )
+            raise StudyError(f"{system} has {count} clips for prompt {index}. Keep one.")
 
 
-def _meetings(
-    entries: Iterable[_Entry], definition: StudyDefinition
-) -> dict[Meeting, list[_Entry]]:
-    """Group the sources or clips of one prompt whose systems are linked by comparisons."""
+def _group(entries: Iterable[_Entry], definition: StudyDefinition) -> dict[GroupKey, list[_Entry]]:
+    """Group sources or clips by prompt and by sets of systems that comparisons link."""
     keys = [system.key for system in definition.systems]
     place = {key: number for number, key in enumerate(keys)}
     rows = [place[comparison.a] for comparison in definition.comparisons]
     columns = [place[comparison.b] for comparison in definition.comparisons]
     links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(keys), len(keys)))
-    _, family = connected_components(links, directed=False)
-    groups: dict[Meeting, list[_Entry]] = defaultdict(list)
+    _, linked_set = connected_components(links, directed=False)
+    groups: dict[GroupKey, list[_Entry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.prompt_index, int(family[place[entry.system]])].append(entry)
-    return {meeting: groups[meeting] for meeting in sorted(groups)}
+        groups[entry.prompt_index, int(linked_set[place[entry.system]])].append(entry)
+    return {key: groups[key] for key in sorted(groups)}
 
 
-def _admit(
+def _ingest_group(
     group: Sequence[Source],
     stored: Sequence[Clip],
     text: str,
     definition: StudyDefinition,
     folder: Path,
 ) -> Iterator[Clip]:
-    """Take in the clips of one meeting, `stored` being those that came in earlier."""
+    """Ingest the sources of one group; `stored` are its clips from earlier runs."""
     known = {clip.system: clip for clip in stored}
     candidates = [_read(source) for source in group]
     fresh = [
@@ -200,7 +196,7 @@ def _read(source: Source) -> _Candidate:
         with source.path.open("rb") as file:
             return _Candidate(source, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
-        return _Candidate(source, "", refusal=f"Expected a file, got: {error.strerror}.")
+        return _Candidate(source, "", refusal=f"The file cannot be read: {error.strerror}.")
 
 
 def _is_known(candidate: _Candidate, clip: Clip | None) -> bool:
@@ -209,20 +205,20 @@ def _is_known(candidate: _Candidate, clip: Clip | None) -> bool:
         return False
     if candidate.sha256 != clip.source_sha256:
         raise StudyError(
-            f"Expected {source.path} as it was when it entered the study, got another file. "
-            "Put the former back, or create a new version of the study for the new clips."
+            f"{source.path} has changed since it was ingested. Restore the former file, or create "
+            "a new version of the study for the new clips."
         )
     return True
 
 
 def _open(candidate: _Candidate) -> None:
-    told = candidate.source.sha256
+    expected = candidate.source.sha256
     if candidate.refusal:
         return
-    if told and told != candidate.sha256:
+    if expected and expected != candidate.sha256:
         candidate.refusal = (
-            f"Expected the file with SHA-256 {told[:16]} of its manifest, got "
-            f"{candidate.sha256[:16]}. The file was damaged or replaced; make it again."
+            f"The SHA-256 of the file is {candidate.sha256[:16]}, but its manifest has "
+            f"{expected[:16]}. The file was damaged or replaced; make it again."
         )
         return
     try:
@@ -232,20 +228,20 @@ def _open(candidate: _Candidate) -> None:
 
 
 def _refuse_seeds(fresh: Sequence[_Candidate], stored: Sequence[Clip]) -> None:
-    """Refuse clips that tell differing seeds; those that tell none may meet any."""
+    """Refuse clips with differing seeds; a clip of unknown seed fits all."""
     seeds = {candidate.source.seed for candidate in fresh} | {clip.seed for clip in stored}
     seeds.discard(None)
     if len(seeds) < 2:
         return
     _refuse(
         fresh,
-        f"Expected one seed for all clips of a prompt, got {sorted(map(str, seeds))}. "
+        f"The clips of this prompt have different seeds: {', '.join(sorted(map(str, seeds)))}. "
         "Make the clips from one seed, or set match_seeds = false in the study.",
     )
 
 
 def _refuse(candidates: Iterable[_Candidate], reason: str) -> None:
-    """Refuse those that nothing else was wrong with."""
+    """Refuse candidates that are not refused for another reason."""
     for candidate in candidates:
         candidate.refusal = candidate.refusal or reason
 
@@ -258,22 +254,21 @@ def _common_shape(
     fresh: Sequence[_Candidate], stored: Sequence[Clip], *, equalise: bool
 ) -> Shape | None:
     """Choose the shape of a group; refuse the candidates that cannot get it."""
-    standing = {clip.system: clip.shape for clip in stored if clip.status == "ok"}
+    chosen = {clip.system: clip.shape for clip in stored if clip.status == "ok"}
     shapes = {
         candidate.source.system: candidate.footage.shape
         for candidate in fresh
         if candidate.footage and not candidate.refusal
     }
-    if not shapes and not standing:
+    if not shapes and not chosen:
         return None
-    if standing:
-        shape = next(iter(standing.values()))  # earlier runs have chosen it
-        if len(set(standing.values())) > 1:
+    if chosen:
+        shape = next(iter(chosen.values()))  # by an earlier run
+        if len(set(chosen.values())) > 1:
             _refuse(
                 fresh,
-                f"Expected the clips that came in earlier to have one shape, got "
-                f"{_list_shapes(standing)}. Create a new version of the study, and take the clips "
-                "in again.",
+                f"The clips from earlier runs have different shapes ({_list_shapes(chosen)}). "
+                "Create a new version of the study, and ingest the clips again.",
             )
     elif equalise:
         shape = _smallest(list(shapes.values()))
@@ -284,8 +279,8 @@ def _common_shape(
         if tied:
             _refuse(
                 fresh,
-                f"Expected clips of one shape, got {_list_shapes(shapes)}. Make them alike, or "
-                "set equalise = true in the study.",
+                f"The clips of this prompt have different shapes ({_list_shapes(shapes)}). Make "
+                "them alike, or set equalise = true in the study.",
             )
     for candidate in fresh:
         if candidate.footage and not candidate.refusal:
@@ -294,7 +289,7 @@ def _common_shape(
 
 
 def _even(shape: Shape) -> Shape:
-    """Make width and height even, which the video format asks for."""
+    """Make width and height even, as the video format requires."""
     return Shape(shape.width // 2 * 2, shape.height // 2 * 2, shape.fps, shape.frames)
 
 
@@ -307,12 +302,12 @@ def _smallest(shapes: Sequence[Shape]) -> Shape:
 
 
 def _misfit(found: Shape, wanted: Shape, *, equalise: bool) -> str:
-    """Return why a clip cannot become the wanted shape; nothing where it can."""
+    """Return why a clip cannot get the wanted shape; empty if it can."""
     if _even(found) == wanted:
         return ""
     if not equalise:
         return (
-            f"Expected {wanted}, as the clips it is compared with, got {found}. Make the clip "
+            f"The clip has {found}, but the clips it is compared with have {wanted}. Make it "
             "again, or set equalise = true in the study."
         )
     stretch = found.width * wanted.height / (found.height * wanted.width) - 1
@@ -324,8 +319,8 @@ def _misfit(found: Shape, wanted: Shape, *, equalise: bool) -> str:
     )
     if abs(stretch) > MAX_STRETCH or smaller:
         return (
-            f"Expected a clip that can shrink to {wanted}, got {found}. Make it again in the "
-            "shape of the clips it is compared with."
+            f"The clip has {found} and cannot shrink to {wanted}. Make it again in the shape of "
+            "the clips it is compared with."
         )
     return ""
 
@@ -357,7 +352,7 @@ def _store(candidate: _Candidate, shape: Shape | None, text: str, folder: Path) 
 
 
 def tabulate_clips(clips: Iterable[Clip]) -> pd.DataFrame:
-    """Return, by system, how many clips are in and what could tell them apart by weight."""
+    """Return the number of clips and their mean shape and size, by system."""
     frame = pd.DataFrame([asdict(clip) for clip in clips], columns=list(Clip.__annotations__))
     good = frame[frame["status"] == "ok"].groupby("system")
     table = good[["width", "height", "fps", "frames", "bytes"]].mean()

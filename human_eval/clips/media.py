@@ -1,9 +1,9 @@
-"""Clips as frames: read whole or not at all, and written by the one recipe of every study."""
+"""Read and write clips: a clip is read completely or refused, and written by one recipe."""
 
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,22 +15,23 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from human_eval.errors import StudyError
 
-# H.264 that every browser plays. Constant quality, far above what a rater can see; no B-frames, so
-# that a loop starts at time 0; one thread, so that the bytes do not depend on the machine.
+# H.264, which every browser plays. Constant quality, with losses that no rater can see. No
+# B-frames, so that a loop starts at time 0. One thread, so that the bytes do not depend on the
+# machine.
 X264_OPTIONS = {"crf": "12", "preset": "veryfast", "bf": "0", "threads": "1"}
-# Neither the program's name nor the encoder's settings stay in the file.
+# Keep the name of the program and the settings of the encoder out of the file.
 MUXER_OPTIONS = {"movflags": "faststart", "fflags": "+bitexact"}
 WITHOUT_COMMENTS = "filter_units=remove_types=6"
-BT709 = 1  # the colour standard browsers assume of H.264; the same number in all three fields
+BT709 = 1  # the colour standard that browsers assume for H.264; the same in all three fields
 
-PADDING = 8  # bytes that an empty box takes
+PADDING = 8  # bytes of an empty MP4 box
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 2**31  # height times width times frames: half a minute of 1920 x 1080
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What both clips of a pair must share."""
+    """Size, rate and length of a clip; both clips of a pair share them."""
 
     width: int  # pixels
     height: int
@@ -49,7 +50,7 @@ class Shape:
 class Footage:
     """Decoded frames."""
 
-    pixels: np.ndarray  # uint8, frame x height x width x RGB
+    pixels: np.ndarray  # uint8, [frames, height, width, 3], RGB
     fps: Fraction
 
     @property
@@ -58,7 +59,7 @@ class Footage:
         return Shape(width, height, self.fps, count)
 
     def fit(self, shape: Shape) -> "Footage":
-        """Shrink to a size, rate and length; speed stays, frames in between are left out."""
+        """Shrink to a smaller shape at the same speed; surplus frames are left out."""
         times = [number / shape.fps for number in range(shape.frames)]
         chosen = [min(int(time * self.fps), len(self.pixels) - 1) for time in times]
         pixels = self.pixels[chosen]
@@ -77,16 +78,16 @@ def read_footage(path: Path) -> Footage:
     """Decode every frame of a clip.
 
     Raises:
-        StudyError: the file is missing or not wholly a video: cut short, damaged, without frames
-            or a frame rate, or larger than a study should serve.
+        StudyError: the file is missing, cut short, damaged, too large, or has no frames or no
+            frame rate.
     """
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise StudyError(f"Expected a video, got: {error.strerror}. Check the path.") from error
+        raise StudyError(f"The video cannot be read: {error.strerror}. Check the path.") from error
     if not 0 < size <= MAX_BYTES:
         raise StudyError(
-            f"Expected a video of at most {MAX_BYTES:,} bytes, got {size:,} bytes. Make it again."
+            f"The video has {size:,} bytes; between 1 and {MAX_BYTES:,} are allowed. Make it again."
         )
     try:
         with av.open(str(path), options={"err_detect": "explode"}) as container:
@@ -94,70 +95,44 @@ def read_footage(path: Path) -> Footage:
             return _decode(container)
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise StudyError(
-            f"Expected a video that can be decoded, got: {reason}. Make it again."
-        ) from error
+        raise StudyError(f"The video cannot be decoded: {reason}. Make it again.") from error
 
 
 def _check_whole(path: Path, format_: str) -> None:
-    """Refuse a file that ends early in a format of which decoders take half without a word."""
-    find_end = _FIND_END.get(format_)
-    if find_end is None:
+    """Refuse a file cut short in a format that states no number of frames; see `_decode`."""
+    if format_ == "gif":
+        # Every GIF ends with an empty block and the trailer; zeros may follow.
+        whole = path.read_bytes().rstrip(b"\0").endswith(b"\0;")
+    elif format_ == "matroska,webm":
+        content = path.read_bytes()
+        whole = len(content) >= _find_matroska_end(content)
+    else:
         return
-    size, end = path.stat().st_size, find_end(path.read_bytes())
-    if size < end:
-        raise StudyError(
-            f"Expected at least {end:,} bytes, as the parts of the file announce, got {size:,}. "
-            "The file was cut short; copy or make it again."
-        )
-
-
-def _find_gif_end(content: bytes) -> int:
-    """Return where a GIF ends, or the first byte known to be missing.
-
-    Source: Graphics Interchange Format, version 89a, sections 15 to 27.
-    """
-    at = 13 + _colour_table(content, 10)
-    while at < len(content):
-        if content[at] == 0x3B:  # trailer
-            return at + 1
-        if content[at] == 0x2C:  # image: position, size, colours, and the size of a code
-            at += 11 + _colour_table(content, at + 9)
-        else:  # extension, and its kind
-            at += 2
-        while at < len(content) and content[at]:  # blocks, each after its length
-            at += 1 + content[at]
-        at += 1
-    return at + 1
-
-
-def _colour_table(content: bytes, flags: int) -> int:
-    """Return the bytes of the colour table that the flags at a place announce."""
-    packed = content[flags] if flags < len(content) else 0
-    return 3 * 2 ** (packed % 8 + 1) if packed & 0x80 else 0
+    if not whole:
+        raise StudyError("The file is cut short: its end is missing. Copy or make it again.")
 
 
 def _find_matroska_end(content: bytes) -> int:
-    """Return where a Matroska or WebM file ends by what its elements announce.
+    """Return the length of a Matroska or WebM file according to the sizes of its elements.
 
-    Where the segment announces no size, as in a live recording, its parts do; a cut between two of
-    them is not found.
+    A live recording states neither the size of the segment nor a duration, only the sizes of the
+    elements in it, so a cut between two elements is not found.
 
     Source: RFC 8794 (EBML), sections 4 to 6.
     """
     at = 0
-    while at < len(content) and content[at]:  # a zero is no element but padding
-        _, at = _read_number(content, at)  # its name
+    while at < len(content) and content[at]:  # no element starts with 0: that is padding
+        _, at = _read_number(content, at)  # ID of the element
         size, at = _read_number(content, at)
-        at += size or 0  # the parts of an element without a size follow
+        at += size or 0  # without a size, the elements inside it follow
     return at
 
 
 def _read_number(content: bytes, at: int) -> tuple[int | None, int]:
-    """Read a number whose leading zeros tell its length; None where all bits are set.
+    """Read a number whose leading zero bits give its length in bytes.
 
     Returns:
-        The number, and the place behind it.
+        The number, or None if all its bits are set ("unknown"), and the position after it.
     """
     first = content[at] if at < len(content) else 0
     length = 9 - first.bit_length()
@@ -166,27 +141,21 @@ def _read_number(content: bytes, at: int) -> tuple[int | None, int]:
     return None if number == largest else number, at + length
 
 
-_FIND_END: dict[str, Callable[[bytes], int]] = {
-    "gif": _find_gif_end,
-    "matroska,webm": _find_matroska_end,
-}
-
-
 def _decode(container: av.container.InputContainer) -> Footage:
     if not container.streams.video:
-        raise StudyError("Expected a video, got a file without pictures. Make it again.")
+        raise StudyError("The file has no video. Make it again.")
     stream = container.streams.video[0]
     stream.codec_context.options = {"err_detect": "explode"}
     if not stream.average_rate:
-        raise StudyError("Expected a frame rate, got none. Make the clip again.")
+        raise StudyError("The video has no frame rate. Make it again.")
     frames = list(_pictures(container, stream))
     if stream.frames and len(frames) != stream.frames:
         raise StudyError(
-            f"Expected the {stream.frames} frames that the file announces, got {len(frames)}. "
-            "The file was cut short; copy or make it again."
+            f"The file is cut short: it has {len(frames)} of the {stream.frames} frames that it "
+            "states. Copy or make it again."
         )
     if len(frames) < 2:
-        raise StudyError(f"Expected at least 2 frames, got {len(frames)}. Make the clip again.")
+        raise StudyError(f"The video has {len(frames)} frames; it needs 2 or more. Make it again.")
     return Footage(np.stack(frames), stream.average_rate)
 
 
@@ -196,20 +165,20 @@ def _pictures(
     pixels = 0
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise StudyError("Expected whole frames, got a damaged one. Copy or make it again.")
+            raise StudyError("The video has a damaged frame. Copy or make it again.")
         pixels += frame.width * frame.height
         if pixels > MAX_PIXELS:
             raise StudyError(
-                f"Expected at most {MAX_PIXELS:,} pixels in all frames, got more. Cut the clip."
+                f"The video has more than {MAX_PIXELS:,} pixels in all frames. Shorten it."
             )
-        # Where a file does not tell its colour matrix, the encoders of research code used BT.601.
+        # The encoders of research code use BT.601 and do not say so in the file.
         tagged = frame.colorspace == Colorspace.ITU709
         matrix = Colorspace.ITU709 if tagged else Colorspace.ITU601
         yield frame.to_ndarray(format="rgb24", src_colorspace=matrix)
 
 
 def store_footage(footage: Footage, folder: Path) -> tuple[str, str, int]:
-    """Encode a clip into the media folder under a name that tells nothing.
+    """Encode a clip into the media folder under a random name.
 
     Returns:
         The name, the SHA-256 of the file, and its size in bytes.
@@ -223,8 +192,8 @@ def store_footage(footage: Footage, folder: Path) -> tuple[str, str, int]:
 def write_footage(footage: Footage, path: Path) -> str:
     """Encode a clip by the study's recipe and return the SHA-256 of the file.
 
-    The file holds pictures alone: no sound, metadata, or trace of what made it. No half-written
-    file is ever seen under the path.
+    The file holds video only: no sound, no metadata, no trace of the program that made it. It
+    appears under its path only when it is complete.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.mp4")
     try:
@@ -262,10 +231,10 @@ def _encode(footage: Footage, path: Path) -> None:
 
 
 def pad_clip(content: bytes, size: int) -> bytes:
-    """Return the file at a given size, by a box of nothing that players skip.
+    """Pad an MP4 file to a given size with an empty box, which players skip.
 
     Args:
-        size: in bytes; at least the file's own and `PADDING`, or the file is returned as it is.
+        size: in bytes; if it is less than the file's size plus `PADDING`, nothing is added.
 
     Source: ISO/IEC 14496-12, section 8.1.2, Free Space Box.
     """

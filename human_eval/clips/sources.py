@@ -1,4 +1,4 @@
-"""The video files of a study before they enter it: one folder for each system, or a manifest."""
+"""Find the video files of the systems: one folder per system, with numbered files or a manifest."""
 
 import csv
 import re
@@ -17,31 +17,31 @@ MAX_PROBLEMS = 20  # how many a message lists
 
 @dataclass(frozen=True)
 class Source:
-    """A video file of one system for one prompt, as its maker left it."""
+    """A video file of one system for one prompt, before it is ingested."""
 
     system: str
     prompt_index: int
     path: Path
-    seed: int | None = None  # None where nothing tells it
-    sha256: str = ""  # as the manifest tells it, to notice damage
+    seed: int | None = None  # None if unknown
+    sha256: str = ""  # from the manifest, to detect damage
 
 
 def find_sources(folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> list[Source]:
     """Find the clips of several systems.
 
     Args:
-        folders: by system. A folder holds a `manifest.csv` with the columns path and prompt, and
-            perhaps seed and sha256; or it is laid out as EvalCrafter asks: 0000.mp4, 0001.mp4, ...,
-            numbered as the prompts.
+        folders: by system. A folder holds a `manifest.csv` with the columns path and prompt and,
+            optionally, seed, sha256 and model; or files named like EvalCrafter's, 0000.mp4,
+            0001.mp4, ..., numbered as the prompts.
 
     Raises:
-        StudyError: a folder is missing or empty, or holds files that belong to no prompt.
+        StudyError: a folder is missing or empty, or has files that belong to no prompt.
     """
     found = []
     for system, folder in folders.items():
         if not folder.is_dir():
             raise StudyError(
-                f"Expected a folder of clips of {system}, got {folder}. Check the path."
+                f"The folder {folder} of the clips of {system} does not exist. Check the path."
             )
         if (folder / MANIFEST).is_file():
             found += _from_manifest(system, folder / MANIFEST, prompts)
@@ -51,7 +51,7 @@ def find_sources(folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> list
 
 
 def find_systems(root: Path, systems: Iterable[str]) -> dict[str, Path]:
-    """Return the folders of a root that are named after a system of the study.
+    """Return the subfolders that are named after a system of the study.
 
     Raises:
         StudyError: there is none.
@@ -60,8 +60,8 @@ def find_systems(root: Path, systems: Iterable[str]) -> dict[str, Path]:
     folders = {system: root / system for system in systems if (root / system).is_dir()}
     if not folders:
         raise StudyError(
-            f"Expected folders named {', '.join(systems)} in {root}, got none. "
-            "Rename the folders of clips, or name each as SYSTEM=FOLDER."
+            f"{root} has no folder named {' or '.join(systems)}. Rename the folders of clips, or "
+            "name each as SYSTEM=FOLDER."
         )
     return folders
 
@@ -74,17 +74,18 @@ def _from_numbers(system: str, folder: Path, prompts: Sequence[Prompt]) -> list[
     ]
     if not files:
         raise StudyError(
-            f"Expected clips 0000.mp4, 0001.mp4, ... or a {MANIFEST} in {folder}, got none. "
+            f"{folder} has neither clips named 0000.mp4, 0001.mp4, ... nor a {MANIFEST}. "
             "Check the path."
         )
     known = {prompt.index for prompt in prompts}
     named = [path for path in files if not re.fullmatch(r"\d+", path.stem, re.ASCII)]
-    foreign = [path for path in files if path not in named and int(path.stem) not in known]
-    if named or foreign:
+    surplus = [path for path in files if path not in named and int(path.stem) not in known]
+    if named or surplus:
         raise StudyError(
-            f"Expected names such as 0000.mp4, one for each of the {len(known)} prompts, got "
-            f"{list_names([path.name for path in named or foreign])} in {folder}. Rename or "
-            "remove them, or check the prompts."
+            f"{folder} has files that belong to no prompt: "
+            f"{list_names([path.name for path in named or surplus])}. Clips are named 0000.mp4 and "
+            f"so on, one for each of the {len(known)} prompts. Rename or remove these files, or "
+            "check the prompts."
         )
     sources = [Source(system, int(path.stem), path) for path in files]
     _check_unique(sources)
@@ -103,18 +104,17 @@ def _from_manifest(system: str, manifest: Path, prompts: Sequence[Prompt]) -> li
     unknown = sorted(set(by_text) - set(indices))
     if unknown:
         raise StudyError(
-            f"Expected clips of the study's prompts in {manifest}, got others: "
+            f"{manifest} has clips of prompts that the study does not have: "
             f"{list_names([repr(text) for text in unknown])}. Check which prompts were used."
         )
     sources = []
     for text, clips in by_text.items():
         if len(clips) > len(indices[text]):
             raise StudyError(
-                f"Expected one clip for each prompt in {manifest}, got {len(clips)} of {text!r}. "
-                "Keep one of them."
+                f"{manifest} has {len(clips)} clips of the prompt {text!r}. Keep one of them."
             )
         for place, index in enumerate(indices[text]):
-            # Prompts of equal text may share a clip.
+            # Prompts with equal text may share a clip.
             sources.append(_from_row(system, index, clips[min(place, len(clips) - 1)], manifest))
     return sources
 
@@ -124,17 +124,17 @@ def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             names, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise StudyError(f"Expected a CSV file at {manifest}, got: {error}. Correct it.") from error
+        raise StudyError(f"{manifest} is not a valid CSV file: {error}. Correct it.") from error
     if not {"path", "prompt"} <= set(names):
         raise StudyError(
-            f"Expected the columns path and prompt in {manifest}, got {names}. Add them."
+            f"{manifest} needs the columns path and prompt; it has {', '.join(names)}. Add them."
         )
     rows = []
     for number, cells in enumerate(lines, 2):
         if cells and len(cells) != len(names):
             raise StudyError(
-                f"Expected {len(names)} cells in row {number} of {manifest}, one for each column, "
-                f"got {len(cells)}. Complete the row or remove it; put text with commas in quotes."
+                f"Row {number} of {manifest} has {len(cells)} cells instead of {len(names)}. "
+                "Complete the row or remove it; put text with commas in quotes."
             )
         if cells:  # else an empty line
             rows.append(dict(zip(names, cells, strict=True)))
@@ -142,12 +142,12 @@ def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
     if len(models) > 1:
         if system not in models:
             raise StudyError(
-                f"Expected the clips of one model, or of a model named {system}, in {manifest}, "
-                f"got {', '.join(models)}. Give each model a folder of its own."
+                f"{manifest} has clips of several models ({', '.join(models)}), none of them named "
+                f"{system}. Give each model a folder of its own."
             )
         rows = [row for row in rows if row["model"] == system]
     if not rows:
-        raise StudyError(f"Expected at least one clip in {manifest}, got none. Make some.")
+        raise StudyError(f"{manifest} lists no clips.")
     return rows
 
 
@@ -156,14 +156,14 @@ def _from_row(system: str, index: int, row: dict[str, str], manifest: Path) -> S
     path = (folder / row["path"]).resolve()
     if not path.is_relative_to(folder):
         raise StudyError(
-            f"Expected paths below {manifest.parent} in its {MANIFEST}, got {row['path']!r}. "
-            "Copy the clips beside their manifest."
+            f"{manifest} lists {row['path']!r}, which is outside its folder. Copy the clips into "
+            "the folder of their manifest."
         )
     seed = row.get("seed") or ""
     if seed and not re.fullmatch(r"-?\d+", seed, re.ASCII):
         raise StudyError(
-            f"Expected a whole number as seed in {manifest}, got {seed!r} for {row['path']}. "
-            "Correct it, or leave it empty."
+            f"The seed {seed!r} of {row['path']} in {manifest} is not a whole number. Correct it, "
+            "or leave it empty."
         )
     return Source(system, index, path, int(seed) if seed else None, row.get("sha256") or "")
 
@@ -174,13 +174,13 @@ def _check_unique(sources: Sequence[Source]) -> None:
         earlier = first.setdefault((source.system, source.prompt_index), source.path)
         if earlier != source.path:
             raise StudyError(
-                f"Expected one clip of {source.system} for prompt {source.prompt_index}, got "
-                f"{earlier.name} and {source.path.name}. Keep one."
+                f"{source.system} has two clips for prompt {source.prompt_index}: {earlier.name} "
+                f"and {source.path.name}. Keep one."
             )
 
 
 def list_names(names: Sequence[str], separator: str = ", ") -> str:
-    """Return the first names of a list, and how many more there are."""
+    """Join the first names of a list, and add how many more there are."""
     listed = separator.join(names[:MAX_PROBLEMS])
     more = len(names) - MAX_PROBLEMS
     return f"{listed} and {more:,} more" if more > 0 else listed

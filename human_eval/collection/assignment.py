@@ -22,16 +22,15 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.errors import NotYours, StudyClosed, StudyPaused
+from human_eval.errors import NotYours
+from human_eval.storage.study_state import check_not_paused, check_open
 from human_eval.storage.tables import (
     OPEN_PAIR,
     AnyRow,
     AssignmentRow,
     Count,
-    Event,
     PairRow,
     Rater,
-    Study,
 )
 
 BLOCK = 4  # assignments of one rater in one comparison; A is on the left in half of them
@@ -75,7 +74,7 @@ def claim(
     """
     rater = connection.execute(_LOCK_RATER, {"rater": rater_id}).one_or_none()
     if rater is None or rater.erased_at is not None:
-        raise NotYours(f"Expected a rater of this study, got number {rater_id}. Enter again.")
+        raise NotYours("You are not signed in to this study. Please enter it again.")
     check_open(connection)
     current = []
     for row in connection.execute(_OPEN, {"rater": rater_id}).all():
@@ -86,44 +85,13 @@ def claim(
     if len(current) > ahead:
         row = current[ahead]
         return Assignment(row.id, row.attempt, rater_id, row.pair_id, row.side_a, row.expires_at)
-    check_running(connection)
+    check_not_paused(connection)
     pair = _draw(connection, definition, rater, now, rng)
     if pair is None:
         return None
     slot = 1 - current[0].slot if current else 0
     expires_at = now + 1000 * definition.assignment.lease_seconds
     return _take(connection, pair, rater, slot, now, expires_at, rng)
-
-
-def check_open(connection: Connection) -> None:
-    """Refuse a study that was closed.
-
-    Raises:
-        StudyClosed: as said.
-    """
-    if connection.execute(_CLOSED_AT).scalar_one() is not None:
-        raise StudyClosed(
-            "Expected an open study, got one that is closed. "
-            "Its answers are kept; `close --reopen` opens it again."
-        )
-
-
-def check_running(connection: Connection) -> None:
-    """Refuse to hand out new pairs while a researcher has paused the study.
-
-    Raises:
-        StudyPaused: as said.
-    """
-    if is_paused(connection):
-        raise StudyPaused(
-            "Expected a study that hands out pairs, got one that is paused. Come back later; "
-            "what you have answered is stored."
-        )
-
-
-def is_paused(connection: Connection) -> bool:
-    """Tell whether a researcher has paused the study and nobody has resumed it."""
-    return connection.execute(_PAUSED).scalar() == "paused"
 
 
 def release(connection: Connection, assignment_id: int, pair_id: int, state: str) -> None:
@@ -133,10 +101,10 @@ def release(connection: Connection, assignment_id: int, pair_id: int, state: str
         connection.execute(_COUNT, {"pair": pair_id, "change": -1})
 
 
-def release_all(connection: Connection, rater_id: int) -> None:
-    """End the open assignments of a rater who leaves; they can get the same pairs again."""
+def release_all(connection: Connection, rater_id: int, state: str = "expired") -> None:
+    """End the open assignments of a rater; pairs that expired can be assigned to them again."""
     for row in connection.execute(_OPEN, {"rater": rater_id}).all():
-        release(connection, row.id, row.pair_id, "expired")
+        release(connection, row.id, row.pair_id, state)
 
 
 def sweep(connection: Connection, now: int) -> int:
@@ -294,13 +262,6 @@ def _next(*order: Any) -> Select[*tuple[Any, ...]]:
     )
 
 
-_CLOSED_AT = select(Study.closed_at)
-_PAUSED = (
-    select(Event.kind)
-    .where(Event.kind.in_(["paused", "resumed"]))
-    .order_by(Event.id.desc())
-    .limit(1)
-)
 _COUNT = (
     update(PairRow)
     .where(PairRow.id == bindparam("pair"))

@@ -24,11 +24,6 @@ class PairView:
     bytes: int  # that either side weighs on its way to the rater, so that no weight tells a system
     until: int  # Unix time in milliseconds; the clips are served no longer
 
-    @property
-    def seconds(self) -> float:
-        """How long the clips last."""
-        return self.frames / self.fps
-
 
 def show(connection: Connection, assignment_id: int) -> PairView:
     """Return what the rater of this turn sees.

@@ -19,13 +19,7 @@ ORDER_BITS = 62
 
 
 def add_prompts(connection: Connection, prompts: Sequence[Prompt]) -> None:
-    """Store the prompts of a new study.
-
-    Raises:
-        StudyError: there are none.
-    """
-    if not prompts:
-        raise StudyError("Expected at least one prompt, got none. Check the file of prompts.")
+    """Store the prompts of a new study."""
     connection.execute(
         insert(PromptRow),
         [

@@ -1,24 +1,34 @@
-"""Taking answers: one receipt for one turn, however often it is sent."""
+"""Submissions: a rater's answers to an assignment are stored once, however often they are sent.
+
+A rater can also return an assignment without answers.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from human_eval.collection.assignment import check_open
-from human_eval.definition.definition import Question, StudyDefinition
-from human_eval.errors import NotAcceptable, NotYours, TooLate
-from human_eval.storage.tables import AnyRow, AssignmentRow, Vote
+from human_eval.collection.assignment import release
+from human_eval.definition.definition import CHOICES, Question, StudyDefinition
+from human_eval.errors import NotAcceptable, NotYours, StudyClosed, TooLate
+from human_eval.storage.events import record
+from human_eval.storage.study_state import CLOSED_AT, CLOSED_MESSAGE
+from human_eval.storage.tables import AnyRow, AssignmentRow, ClipRow, Event, PairRow, Vote
 
-SHOWN = ("left", "right", "tie", "both_bad")  # what a rater may say; systems are our business
+SHOWN = ("left", "right", "tie", "both_bad")  # answers in terms of sides, in the order of CHOICES
 MAX_LOOPS = 10_000
 MAX_REVISIONS = 5
+REPORTS_TO_WITHHOLD = 3  # by different raters
+
+Reason = Literal["broken", "skipped"]
+Detail = Literal["", "not_playing", "damaged", "prompt_unclear", "disturbing", "other"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rater says to one question."""
+    """A rater's answer to one question."""
 
     shown: str  # one of SHOWN
     seconds: float  # from both clips ready to the answer
@@ -26,188 +36,186 @@ class Answer:
 
 @dataclass(frozen=True)
 class Submission:
-    """A turn's answers, as they came in."""
+    """A rater's answers to all questions of one assignment, as they arrived."""
 
     assignment_id: int
     attempt: int
     rater_id: int
     answers: Mapping[str, Answer]  # by question
-    loops: int
+    loops: int  # complete loops of both clips
     revision: int = 0
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that the answers are stored."""
+    """Confirms that the answers are stored."""
 
     assignment_id: int
     revision: int
     answers: dict[str, str]  # by question: one of SHOWN, as stored
-    duplicate: bool  # it was stored before
+    duplicate: bool  # the answers were stored before
 
 
 def submit(
-    connection: Connection,
-    definition: StudyDefinition,
-    ballot: Submission,
-    *,
-    now: int,
-    clip_seconds: float = 0.0,
+    connection: Connection, definition: StudyDefinition, submission: Submission, *, now: int
 ) -> Receipt:
-    """Store the answers of a turn, or find them stored.
-
-    Args:
-        clip_seconds: how long the clips last, if that is known; answers that came too soon to have
-            seen the loops the study wants are refused.
+    """Store the answers to an assignment, unless the same answers are stored already.
 
     Raises:
-        NotYours: the turn is another rater's or another attempt's.
-        NotAcceptable: a question, choice, time or loop count that the study does not take.
-        TooLate: the lease has ended, or other answers are stored and can no longer be revised.
-        StudyClosed: the study takes no more answers.
+        NotYours: the assignment belongs to another rater.
+        NotAcceptable: the study does not take such a question, choice, time or number of loops.
+        TooLate: the assignment has expired, or other answers are stored and final.
+        StudyClosed: the study is closed.
     """
-    turn = connection.execute(_TURN, {"assignment": ballot.assignment_id}).one_or_none()
-    if turn is None or turn.rater_id != ballot.rater_id:
-        raise NotYours("Expected your own pair, got another rater's. Reload the page.")
-    _check_answers(definition, ballot)
-    choices = {key: _choice(answer.shown, turn.side_a) for key, answer in ballot.answers.items()}
-    if turn.state == "submitted":
-        return _again(connection, definition, ballot, turn, choices, now)
-    if turn.state != "open" or turn.expires_at <= now or turn.attempt != ballot.attempt:
-        raise TooLate("Expected an answer within its time, got it later. Take the next pair.")
-    if ballot.revision != 0:
-        raise NotAcceptable("Expected a first answer, got a revision. Reload the page.")
-    check_open(connection)
-    _check_viewing(connection, definition, ballot, turn, now, clip_seconds)
-    _store(connection, definition, ballot, choices, now)
-    connection.execute(_FINISH, {"assignment": turn.id, "now": now})
-    return _receipt(ballot, turn, choices, duplicate=False)
+    row = connection.execute(_ASSIGNMENT, {"assignment": submission.assignment_id}).one_or_none()
+    if row is None or row.rater_id != submission.rater_id:
+        raise NotYours("This pair is not assigned to you. Reload the page.")
+    _check_answers(definition, submission)
+    choices = {key: _choice(entry.shown, row.side_a) for key, entry in submission.answers.items()}
+    if row.state == "submitted":
+        return _resubmit(connection, definition, submission, row, choices, now)
+    if row.state != "open" or row.expires_at <= now or row.attempt != submission.attempt:
+        raise TooLate("The time for this pair is over. Please go on with the next pair.")
+    if submission.revision != 0:
+        raise NotAcceptable("There is no earlier answer to revise. Reload the page.")
+    _store(connection, definition, submission, row, choices, now)
+    connection.execute(_FINISH, {"assignment": row.id, "now": now})
+    return _receipt(row, submission.revision, choices, duplicate=False)
 
 
-def _again(
+def give_back(
+    connection: Connection,
+    rater_id: int,
+    assignment_id: int,
+    reason: Reason,
+    *,
+    now: int,
+    detail: Detail = "",
+) -> None:
+    """Return an assignment without answers. The rater never gets the pair again; others do.
+
+    A pair that three raters report as broken is withheld until a researcher releases it.
+
+    Raises:
+        NotYours: the assignment belongs to another rater, or is not open.
+    """
+    row = connection.execute(_ASSIGNMENT, {"assignment": assignment_id}).one_or_none()
+    if row is None or row.rater_id != rater_id or row.state != "open":
+        raise NotYours("This pair is no longer assigned to you. Reload the page.")
+    release(connection, assignment_id, row.pair_id, "returned")
+    subject = f"pair:{row.pair_id}"
+    payload = {"detail": detail} if detail else {}
+    record(connection, reason, actor=f"rater:{rater_id}", subject=subject, now=now, payload=payload)
+    reports = connection.execute(_REPORTS, {"subject": subject}).scalar_one()
+    if reason == "broken" and reports >= REPORTS_TO_WITHHOLD:
+        connection.execute(update(PairRow).where(PairRow.id == row.pair_id).values(withheld=True))
+        record(connection, "withheld", actor="service", subject=subject, now=now)
+
+
+def shown_choices(question: Question) -> tuple[str, ...]:
+    """Return the answers that a question takes, in terms of sides."""
+    return SHOWN[: len(CHOICES[question.ties])]
+
+
+def _resubmit(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Submission,
-    turn: AnyRow,
+    submission: Submission,
+    row: AnyRow,
     choices: dict[str, str],
     now: int,
 ) -> Receipt:
-    """Answer for a turn that has answers: a retry, a revision, or neither."""
+    """Handle answers to an assignment that has answers: the same ones again, or a revision."""
     stored: dict[str, str] = {}
     newest = 0
-    for row in connection.execute(_STORED, {"assignment": turn.id}):
-        stored[row.question] = row.choice  # in the order of revisions
-        newest = row.revision
-    if stored == choices and ballot.revision <= newest:
-        return _receipt(ballot, turn, stored, duplicate=True, revision=newest)
-    late = now > turn.submitted_at + 1000 * definition.assignment.undo_seconds
-    if ballot.revision != newest + 1 or ballot.revision > MAX_REVISIONS or late:
-        raise TooLate(
-            f"Expected the answers that are stored ({_shown(stored, turn.side_a)}), got others. "
-            "The first ones count; take the next pair."
-        )
-    check_open(connection)
-    _store(connection, definition, ballot, choices, now)
-    return _receipt(ballot, turn, choices, duplicate=False)
+    for vote in connection.execute(_STORED, {"assignment": row.id}):
+        stored[vote.question] = vote.choice  # ordered by revision: the last one counts
+        newest = vote.revision
+    if stored == choices and submission.revision <= newest:
+        return _receipt(row, newest, stored, duplicate=True)
+    late = now > row.submitted_at + 1000 * definition.assignment.undo_seconds
+    if submission.revision != newest + 1 or submission.revision > MAX_REVISIONS or late:
+        raise TooLate("Your first answers are stored and final. Please go on with the next pair.")
+    _store(connection, definition, submission, row, choices, now)
+    return _receipt(row, submission.revision, choices, duplicate=False)
 
 
 def _store(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Submission,
+    submission: Submission,
+    row: AnyRow,
     choices: dict[str, str],
     now: int,
 ) -> None:
-    rows = [
+    if row.closed_at is not None:
+        raise StudyClosed(CLOSED_MESSAGE)
+    if row.state == "open":
+        _check_viewing(connection, definition, submission, row, now)
+    votes = [
         {
-            "assignment_id": ballot.assignment_id,
+            "assignment_id": row.id,
             "question": question,
-            "revision": ballot.revision,
+            "revision": submission.revision,
             "choice": choice,
             "answered_at": now,
-            "seconds": float(ballot.answers[question].seconds),
-            "loops": ballot.loops,
+            "seconds": float(submission.answers[question].seconds),
+            "loops": submission.loops,
             "definition_hash": definition.hash,
         }
         for question, choice in choices.items()
     ]
-    connection.execute(_INSERT, rows)
+    connection.execute(_INSERT, votes)
 
 
-def _check_answers(definition: StudyDefinition, ballot: Submission) -> None:
+def _check_answers(definition: StudyDefinition, submission: Submission) -> None:
     asked = {question.key: question for question in definition.questions}
-    if set(ballot.answers) != set(asked):
-        raise NotAcceptable(
-            f"Expected answers to {sorted(asked)}, got {sorted(ballot.answers)!r}. "
-            "Answer every question, and no other."
-        )
-    if not 0 <= ballot.loops <= MAX_LOOPS or not 0 <= ballot.revision <= MAX_REVISIONS:
-        raise NotAcceptable(
-            f"Expected 0 to {MAX_LOOPS} loops and 0 to {MAX_REVISIONS} revisions, got "
-            f"{ballot.loops} and {ballot.revision}. Reload the page."
-        )
-    for key, answer in ballot.answers.items():
+    if set(submission.answers) != set(asked):
+        raise NotAcceptable("Please answer every question of this pair.")
+    if not 0 <= submission.loops <= MAX_LOOPS or not 0 <= submission.revision <= MAX_REVISIONS:
+        raise NotAcceptable("The number of loops or revisions is not valid. Reload the page.")
+    for key, answer in submission.answers.items():
         allowed = shown_choices(asked[key])
         if answer.shown not in allowed:
             raise NotAcceptable(
-                f"Expected {key} to be one of {list(allowed)}, got {answer.shown!r}. Choose again."
+                f"Question {key} takes {', '.join(allowed)}, not {answer.shown!r}. Choose again."
             )
         limit = definition.assignment.lease_seconds
         if not (math.isfinite(answer.seconds) and 0 <= answer.seconds <= limit):
-            raise NotAcceptable(
-                f"Expected 0 to {limit} seconds for {key}, got {answer.seconds}. Reload the page."
-            )
-
-
-def shown_choices(question: Question) -> tuple[str, ...]:
-    """Return what a rater may answer to the question, in terms of what they see."""
-    return SHOWN[: len(question.choices)]
+            raise NotAcceptable(f"The answering time of question {key} is not valid. Reload.")
 
 
 def _check_viewing(
     connection: Connection,
     definition: StudyDefinition,
-    ballot: Submission,
-    turn: AnyRow,
+    submission: Submission,
+    row: AnyRow,
     now: int,
-    clip_seconds: float,
 ) -> None:
-    """Refuse an answer sooner than the clips can have been seen: one watches one pair at a time."""
+    """Refuse answers that arrive before the clips can have been watched, one pair at a time."""
     viewing = definition.viewing
-    needed = viewing.min_loops * max(viewing.clip_seconds, clip_seconds)
-    since = turn.assigned_at
+    needed = viewing.min_loops * max(viewing.clip_seconds, row.frames / row.fps)
+    since = row.assigned_at
     if needed:
-        previous = connection.execute(_PREVIOUS, {"rater": turn.rater_id}).scalar()
+        previous = connection.execute(_PREVIOUS, {"rater": row.rater_id}).scalar()
         since = max(since, previous or 0)
-    if ballot.loops < viewing.min_loops or now - since < 1000 * needed:
+    if submission.loops < viewing.min_loops or now - since < 1000 * needed:
         raise NotAcceptable(
-            f"Expected {viewing.min_loops} complete loops of both clips, got {ballot.loops} in "
-            f"{(now - since) / 1000:.1f} seconds. Watch them first."
+            f"Please watch both clips to the end first, {viewing.min_loops} times or more."
         )
 
 
 def _choice(shown: str, side_a: str) -> str:
-    """Turn a side into a system; ties are neither."""
+    """Convert a side to the system shown there, a or b; ties stay as they are."""
     if shown not in ("left", "right"):
         return shown
     return "a" if shown == side_a else "b"
 
 
-def _shown(choices: Mapping[str, str], side_a: str) -> dict[str, str]:
-    other = "right" if side_a == "left" else "left"
-    return {key: {"a": side_a, "b": other}.get(choice, choice) for key, choice in choices.items()}
-
-
-def _receipt(
-    ballot: Submission,
-    turn: AnyRow,
-    choices: Mapping[str, str],
-    *,
-    duplicate: bool,
-    revision: int | None = None,
-) -> Receipt:
-    number = ballot.revision if revision is None else revision
-    return Receipt(turn.id, number, _shown(choices, turn.side_a), duplicate)
+def _receipt(row: AnyRow, revision: int, choices: Mapping[str, str], *, duplicate: bool) -> Receipt:
+    sides = {"a": row.side_a, "b": "right" if row.side_a == "left" else "left"}
+    shown = {key: sides.get(choice, choice) for key, choice in choices.items()}
+    return Receipt(row.id, revision, shown, duplicate)
 
 
 _INSERT = insert(Vote)
@@ -216,9 +224,10 @@ _FINISH = (
     .where(AssignmentRow.id == bindparam("assignment"))
     .values(state="submitted", submitted_at=bindparam("now"))
 )
-_TURN = (
+_ASSIGNMENT = (
     select(
         AssignmentRow.id,
+        AssignmentRow.pair_id,
         AssignmentRow.rater_id,
         AssignmentRow.state,
         AssignmentRow.attempt,
@@ -226,9 +235,14 @@ _TURN = (
         AssignmentRow.assigned_at,
         AssignmentRow.expires_at,
         AssignmentRow.submitted_at,
+        ClipRow.frames,
+        ClipRow.fps,
+        CLOSED_AT.label("closed_at"),
     )
+    .join(PairRow, PairRow.id == AssignmentRow.pair_id)
+    .join(ClipRow, ClipRow.id == PairRow.clip_a)  # both clips have the same shape
     .where(AssignmentRow.id == bindparam("assignment"))
-    .with_for_update()
+    .with_for_update(of=AssignmentRow)
 )
 _PREVIOUS = select(func.max(AssignmentRow.submitted_at)).where(
     AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "submitted"
@@ -237,4 +251,13 @@ _STORED = (
     select(Vote.question, Vote.choice, Vote.revision)
     .where(Vote.assignment_id == bindparam("assignment"))
     .order_by(Vote.revision)
+)
+# Raters who reported a pair since a researcher last released it.
+_REPORTS = select(func.count(Event.actor.distinct())).where(
+    Event.kind == "broken",
+    Event.subject == bindparam("subject"),
+    Event.id
+    > select(func.coalesce(func.max(Event.id), 0))
+    .where(Event.kind == "released", Event.subject == bindparam("subject"))
+    .scalar_subquery(),
 )

@@ -22,6 +22,7 @@ from human_eval.mturk.votes_in import ImportedSubmission
 from human_eval.reporting.export import write_csv
 from human_eval.statistics.votes import MTURK
 from human_eval.storage.keys import Keys
+from human_eval.study.queries import read_pairs
 from human_eval.study.store import StudyStore
 
 RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
@@ -67,7 +68,7 @@ def write_batches(
             f"Expected an https address of the media folder, got {url!r}. The platform shows no "
             "videos of other addresses."
         )
-    pairs = store.pairs()
+    pairs = read_pairs(store)
     pairs = pairs[(pairs["kind"] == "real") & (pairs["taken"] < pairs["target"])]
     if pairs.empty:
         raise StudyError(
@@ -118,7 +119,7 @@ def read_results(
         store.definition.question(key)  # refuses one that is not asked
     rows = _read_rows(path)
     named = _find_columns(list(rows[0][1]), store.definition, columns or {}, path)
-    pairs = store.pairs()
+    pairs = read_pairs(store)
     real = pairs[pairs["kind"] == "real"]
     known = {
         _name_pair(store.keys, comparison, index, side): (comparison, int(index), side)

@@ -6,12 +6,13 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from human_eval.collection.assignment import check_open
+from human_eval.collection.raters import enter
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.storage import events
+from human_eval.storage.study_state import check_open
 from human_eval.storage.tables import AssignmentRow, PairRow, Vote
-from human_eval.study.store import StudyStore, enter
+from human_eval.study.store import StudyStore
 
 MAX_PROBLEMS = 20  # listed in a message
 
@@ -96,7 +97,7 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
             f"no pair of {ballot.comparison} for prompt {ballot.prompt_index}; ingest its clips"
         )
     try:
-        rater_id = enter(connection, store.keys, ballot.provider, ballot.rater, moment)
+        rater_id = enter(connection, store.keys, ballot.provider, ballot.rater, now=moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
     if _is_there(connection, pair.id, rater_id, ballot):

@@ -19,7 +19,9 @@ from human_eval.definition.definition import StudyDefinition
 from human_eval.reporting.blinding import mask_definition, mask_votes, number_raters
 from human_eval.statistics.votes import counted_votes
 from human_eval.storage import events
-from human_eval.storage.tables import AssignmentRow, Event, Study, Vote
+from human_eval.storage.study_state import is_closed
+from human_eval.storage.tables import AssignmentRow, Event, Vote
+from human_eval.study.queries import read_votes
 from human_eval.study.store import StudyStore
 
 MAX_AGE = 1.0  # seconds that results may be old while votes come in
@@ -131,8 +133,7 @@ class LiveResults:
 
 
 def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
-    """Return values that change whenever results do: time of closing, last vote, last event."""
-    closed_at = connection.execute(select(Study.closed_at)).scalar_one()
+    """Return values that change whenever results do: closed or not, last vote, last event."""
     last_vote = connection.execute(
         select(func.max(Vote.id))
         .join(AssignmentRow, AssignmentRow.id == Vote.assignment_id)
@@ -141,7 +142,7 @@ def _state(connection: Connection, simulated: bool) -> tuple[object, ...]:
     last_event = connection.execute(
         select(func.max(Event.id)).where(Event.kind.in_(CHANGES))
     ).scalar()
-    return closed_at, last_vote, last_event
+    return is_closed(connection), last_vote, last_event
 
 
 def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Results:
@@ -156,9 +157,9 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
 
     began = time.monotonic()
     definition = store.definition
-    votes = store.votes(simulated=simulated)
+    votes = read_votes(store, simulated=simulated)
     with store.read() as connection:
-        closed = connection.execute(select(Study.closed_at)).scalar_one() is not None
+        closed = is_closed(connection)
     named = named or closed
     if named:
         votes = number_raters(votes)

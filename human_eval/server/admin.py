@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
+from human_eval.collection.pairs import list_clips
 from human_eval.collection.quarantine import release_pair
 from human_eval.errors import NotAcceptable, NotYours, StudyError
 from human_eval.reporting.live_results import set_published
@@ -28,7 +29,10 @@ from human_eval.server.accounts import Authenticator
 from human_eval.server.results_api import send_stored_clip
 from human_eval.server.sign_in import entry_links
 from human_eval.server.vote_service import VoteService
+from human_eval.storage import events
+from human_eval.storage.study_state import set_closed, set_paused
 from human_eval.study import backup
+from human_eval.study.queries import list_defects, read_votes
 from human_eval.study.store import StudyStore
 
 PAGES = Path(__file__).parent / "pages" / "admin"
@@ -128,7 +132,12 @@ async def show_counts(store: Store, name: Researcher) -> Response:
 @router.api_route("/check", methods=http.READ)
 async def check_database(store: Store, name: Researcher) -> Response:
     """Check the database row by row and show the defects."""
-    return _page("check.html", defects=await asyncio.to_thread(store.list_defects))
+
+    def check() -> list[str]:
+        with store.read() as connection:
+            return list_defects(connection)
+
+    return _page("check.html", defects=await asyncio.to_thread(check))
 
 
 @router.api_route("/clips/{token}", methods=http.READ)
@@ -191,7 +200,15 @@ def _exclude(store: StudyStore, form: Form, author: str) -> None:
     for proposal in dashboard.read_rater_checks(store).proposals:
         if (proposal.subject, proposal.rule) == (form.get("subject"), form.get("rule")):
             evidence = {"found": proposal.evidence}
-            store.exclude(proposal.subject, rule=proposal.rule, evidence=evidence, author=author)
+            with store.write() as connection:
+                events.exclude(
+                    connection,
+                    proposal.subject,
+                    rule=proposal.rule,
+                    evidence=evidence,
+                    author=author,
+                    now=store.clock(),
+                )
             return
     raise StudyError("This rater no longer fails the rule. Reload the page.")
 
@@ -200,7 +217,9 @@ def _revoke(store: StudyStore, form: Form, author: str) -> None:
     reason = form.get("reason", "").strip()
     if not reason:
         raise StudyError("Please give a reason for revoking the exclusion.")
-    store.revoke(_number(form, "event"), author=author, reason=reason[:500])
+    number, now = _number(form, "event"), store.clock()
+    with store.write() as connection:
+        events.revoke(connection, number, author=author, reason=reason[:500], now=now)
 
 
 def _release(store: StudyStore, form: Form, author: str) -> None:
@@ -208,11 +227,21 @@ def _release(store: StudyStore, form: Form, author: str) -> None:
         release_pair(connection, _number(form, "pair"), author=author, now=store.clock())
 
 
+def _set(change: Callable[..., None], value: bool) -> Callable[[StudyStore, Form, str], None]:
+    """Return the action that changes the state of the study."""
+
+    def act(store: StudyStore, form: Form, author: str) -> None:
+        with store.write() as connection:
+            change(connection, value, author=author, now=store.clock())
+
+    return act
+
+
 ACTIONS: dict[str, Callable[[StudyStore, Form, str], Any]] = {  # by the address of the form
-    "pause": lambda store, form, author: store.set_paused(True, author=author),
-    "resume": lambda store, form, author: store.set_paused(False, author=author),
-    "close": lambda store, form, author: store.set_closed(True, author=author),
-    "reopen": lambda store, form, author: store.set_closed(False, author=author),
+    "pause": _set(set_paused, True),
+    "resume": _set(set_paused, False),
+    "close": _set(set_closed, True),
+    "reopen": _set(set_closed, False),
     "publish": lambda store, form, author: set_published(store, True, author=author),
     "withdraw": lambda store, form, author: set_published(store, False, author=author),
     "exclude": _exclude,
@@ -244,13 +273,15 @@ def _zip_files(store: StudyStore, kind: str) -> Response:
     from human_eval.reporting.export import write_export  # both take seconds to import
     from human_eval.reporting.report import write_report
 
-    votes = store.votes()
+    votes = read_votes(store)
     if votes.empty:
         raise StudyError("There are no votes yet. Try again when raters have answered.")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / kind
         if kind == "export":
-            written = write_export(votes, store.definition, folder, clips=store.clips())
+            with store.read() as connection:
+                clips = list_clips(connection)
+            written = write_export(votes, store.definition, folder, clips=clips)
         else:
             written = write_report(votes, store.definition, folder)
         content = io.BytesIO()

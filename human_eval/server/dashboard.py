@@ -8,13 +8,17 @@ from typing import Any
 import pandas as pd
 from sqlalchemy import Connection, func, select
 
-from human_eval.collection.assignment import is_paused
 from human_eval.collection.quarantine import RefusedClip, WithheldPair, list_refused, list_withheld
 from human_eval.reporting.live_results import is_published
 from human_eval.storage.events import Exclusion, exclusions
 from human_eval.storage.tables import AssignmentRow, Event, Rater
 from human_eval.study.backup import list_backups
-from human_eval.study.queries import find_settled
+from human_eval.study.queries import (
+    count_answers,
+    find_settled,
+    read_study_progress,
+    read_votes,
+)
 from human_eval.study.store import StudyStore
 
 LATEST = 20  # events shown
@@ -93,32 +97,31 @@ class Storage:
 def read_counts(store: StudyStore) -> Counts:
     """Count pairs, assignments and votes in the database."""
     definition = store.definition
-    progress, tally = store.progress(), store.tally()
+    progress, counts = read_study_progress(store), count_answers(store)
     with store.read() as connection:
-        paused, published = is_paused(connection), is_published(connection)
+        published = is_published(connection)
         newest = connection.execute(
             select(func.max(AssignmentRow.submitted_at)).where(~AssignmentRow.simulated)
         ).scalar()
     titles = {entry.key: entry.title for entry in definition.systems}
-    rows = {row["comparison"]: row for row in progress["comparisons"].to_dict("records")}
+    rows = {row["comparison"]: row for row in progress.comparisons.to_dict("records")}
     comparisons = [
         {**rows.get(entry.key, _NOTHING), "key": entry.key}
         | {"title_a": titles[entry.a], "title_b": titles[entry.b]}
         for entry in definition.comparisons
     ]
-    closed = progress["closed_at"] is not None
     return Counts(
-        state="closed" if closed else "paused" if paused else "open",
+        state=progress.state,
         published=published,
         comparisons=comparisons,
         cells=[
-            _count_cell(tally, comparison.key, question.key, question.primary)
+            _count_cell(counts, comparison.key, question.key, question.primary)
             for comparison in definition.comparisons
             for question in definition.questions
         ],
-        assignments=progress["assignments"],
-        raters=progress["raters"],
-        refusals=progress["events"].get("refused", 0),
+        assignments=progress.assignments,
+        raters=progress.raters,
+        refusals=progress.events.get("refused", 0),
         last_answer=show_time(newest),
     )
 
@@ -142,7 +145,7 @@ def read_rater_checks(store: StudyStore) -> RaterChecks:
     """Screen the raters; reads every vote."""
     from human_eval.statistics.screening import consistency, screen  # takes seconds to import
 
-    votes = store.votes()
+    votes = read_votes(store)
     proposed = screen(votes, store.definition)
     with store.read() as connection:
         in_force, settled = exclusions(connection), find_settled(connection)

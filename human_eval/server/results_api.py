@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
-from sqlalchemy import select
 
 from human_eval.collection.quarantine import clip_name
 from human_eval.errors import NotYours, StudyError
 from human_eval.reporting.live_results import LiveResults, Results, is_published, table_as_csv
 from human_eval.server.admin_session import read_researcher
 from human_eval.server.http import READ, create_json_app, reply, send_clip
-from human_eval.storage.tables import Study
+from human_eval.storage.study_state import is_closed
 from human_eval.study.store import StudyStore
 
 MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
@@ -76,7 +75,7 @@ def send_stored_clip(store: StudyStore, token: str, request: Request) -> Respons
     """
     access = find_access(store, request.cookies)
     with store.read() as connection:
-        closed = connection.execute(select(Study.closed_at)).scalar_one() is not None
+        closed = is_closed(connection)
         if not access.named and not (closed and access.may_read):
             raise NotYours("Clips are shown when the study is closed.")
         [number] = store.keys.read("clip", token)

@@ -20,13 +20,14 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, bindparam, select
 
+from human_eval.collection.raters import enter
 from human_eval.definition.platforms import finish_address, read_parameters, study_address
 from human_eval.errors import NotAcceptable, NotYours
 from human_eval.server.accounts import Authenticator, read_accounts
 from human_eval.storage.events import record
 from human_eval.storage.keys import Keys
 from human_eval.storage.tables import Rater
-from human_eval.study.store import StudyStore, enter
+from human_eval.study.store import StudyStore
 
 COOKIE = "human_eval_rater"
 COOKIE_SECONDS = 30 * 86_400
@@ -127,7 +128,7 @@ def open_session(
             if connection.execute(_KNOWN, {"rater": previous.rater_id}).first():
                 return previous
         name = f"{store.rng.getrandbits(128):032x}"
-    rater_id = enter(connection, keys, identity.provider, name, now)
+    rater_id = enter(connection, keys, identity.provider, name, now=now)
     consent = store.definition.consent.text
     payload = {"consent": hashlib.sha256(consent.encode()).hexdigest()[:16]}
     if identity.session:

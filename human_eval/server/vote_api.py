@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from human_eval.collection import assignment, pair_view, returns, submission
+from human_eval.collection import assignment, pair_view, submission
 from human_eval.collection.assignment import Assignment
 from human_eval.collection.pair_view import PairView
 from human_eval.collection.progress import (
@@ -23,8 +23,7 @@ from human_eval.collection.progress import (
     read_progress,
     stopping,
 )
-from human_eval.collection.returns import Detail, Reason
-from human_eval.collection.submission import Answer, Submission, shown_choices
+from human_eval.collection.submission import Answer, Detail, Reason, Submission, shown_choices
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
 from human_eval.server import sign_in
 from human_eval.server.accounts import Authenticator
@@ -151,7 +150,7 @@ async def claim(body: ClaimBody, request: Request, service: Service, rater: Rate
 
 
 @router.post("/api/submit")
-async def submit(body: SubmitBody, request: Request, service: Service, rater: Rater) -> Response:
+async def submit(body: SubmitBody, service: Service, rater: Rater) -> Response:
     """Store the answers to a pair; the reply is sent once they are on disk."""
     store, now = service.store, service.store.clock()
     assignment_id, attempt = store.keys.read("assignment", body.assignment)
@@ -164,11 +163,8 @@ async def submit(body: SubmitBody, request: Request, service: Service, rater: Ra
         loops=body.loops,
         revision=body.revision,
     )
-    view = await request.app.state.clips.find(assignment_id)
     receipt = await service.write(
-        lambda connection: submission.submit(
-            connection, store.definition, submitted, now=now, clip_seconds=view.seconds
-        )
+        lambda connection: submission.submit(connection, store.definition, submitted, now=now)
     )
     return reply(
         {
@@ -186,7 +182,7 @@ async def return_pair(body: ReturnBody, service: Service, rater: Rater) -> Respo
     store, now = service.store, service.store.clock()
     assignment_id, _ = store.keys.read("assignment", body.assignment)
     await service.write(
-        lambda connection: returns.give_back(
+        lambda connection: submission.give_back(
             connection, rater.rater_id, assignment_id, body.reason, now=now, detail=body.detail
         )
     )

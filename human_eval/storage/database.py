@@ -1,12 +1,13 @@
-"""Connections to the database of a study: SQLite in a file, or PostgreSQL by URL.
+"""Connections to the database of a study: an SQLite file, or PostgreSQL by URL.
 
-SQLite commits are synced to disk before they are acknowledged (WAL, synchronous FULL). Every
-write transaction takes the write lock at its start: a transaction that reads first and asks for the
-lock later can fail however long it is willing to wait.
+SQLite syncs a commit to disk before it is acknowledged (WAL, synchronous FULL). Every write
+transaction takes the write lock at its start: one that reads first and asks for the lock later can
+fail at once, whatever its timeout.
 """
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,44 +25,49 @@ WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
 FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
 FULL_TEXTS = ("database or disk is full", "No space left on device")
-AWAY_TEXTS = ("connection failed", "connection is bad", "connection timeout expired")
+UNREACHABLE_TEXTS = ("connection failed", "connection is bad", "connection timeout expired")
 DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
 READ_ONLY_TEXTS = ("readonly database", "read-only transaction")
-REFUSED_TEXTS = {  # of PostgreSQL on connecting; what they mean, without names
-    "password authentication failed|no password supplied": "a wrong user or password",
-    'FATAL: +(database|role) ".*" does not exist': "a user or a database that it does not have",
-    "no pg_hba.conf entry": "no right to connect from here",
-    "failed to resolve host": "a host of unknown name",
-    "invalid port number|invalid connection option": "a port or a setting that does not exist",
+REFUSED_TEXTS = {  # what PostgreSQL reports on connecting, and its meaning without any names
+    "password authentication failed|no password supplied": "the user or password is wrong",
+    'FATAL: +(database|role) ".*" does not exist': "the user or database does not exist",
+    "no pg_hba.conf entry": "this machine has no right to connect",
+    "failed to resolve host": "the host name is unknown",
+    "invalid port number|invalid connection option": "the port or an option is not valid",
 }
+
+
+def now_ms() -> int:
+    """Return the time as the database stores it: milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True)
 class Database:
-    """One engine for transactions that write and one for those that only read."""
+    """Two engines: one for transactions that write, one for those that only read."""
 
     writing: Engine
     reading: Engine
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether one file holds it, to which one thread should write."""
+        """Whether the database is an SQLite file, to which one thread should write."""
         return self.writing.dialect.name == "sqlite"
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Open a transaction; it commits at the end of the block, unless that raises.
+        """Open a transaction that is committed at the end of the block, unless the block raises.
 
         Raises:
             StorageBusy, StorageFull: nothing of the block was stored.
         """
-        with refusals(), self.writing.begin() as connection:
+        with translated_errors(), self.writing.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Open a transaction that sees one state of the database and changes nothing."""
-        with refusals(), self.reading.connect() as connection:
+        """Open a transaction that reads one state of the database."""
+        with translated_errors(), self.reading.connect() as connection:
             yield connection
 
     def dispose(self) -> None:
@@ -77,13 +83,13 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
         driver: the DB-API module for SQLite; by default one whose SQLite is safe.
 
     Raises:
-        StudyError: there is no such file, it is no URL we know, or SQLite is too old.
+        StudyError: the file does not exist, the URL is not valid, or SQLite is too old.
     """
     if isinstance(where, str):
         return _open_postgresql(where)
     if not where.is_file():
         raise StudyError(
-            f"Expected a database at {where}, got no such file. Bring a backup back: "
+            f"The database {where} does not exist. Restore a backup with "
             "`python -m human_eval restore`."
         )
     driver = driver or safe_sqlite()
@@ -94,14 +100,14 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
 
 
 def create_file(path: Path, *, driver: ModuleType | None = None) -> None:
-    """Make an empty SQLite database that only its owner may read.
+    """Create an empty SQLite database that only its owner can read.
 
     Raises:
-        FileExistsError: there is a file of that name.
+        FileExistsError: the file exists.
     """
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = (driver or safe_sqlite()).connect(str(path))
-    # Once, here: setting it on each connect fails while another connection writes.
+    # Set once, here: setting it on each connect fails while another connection writes.
     connection.execute("PRAGMA journal_mode=WAL")
     connection.close()
 
@@ -116,13 +122,13 @@ def safe_sqlite() -> ModuleType:
     """
     try:
         from pysqlite3 import dbapi2 as driver
-    except ImportError:  # it has wheels for Linux alone
+    except ImportError:  # it has wheels for Linux only
         import sqlite3 as driver
     version = driver.sqlite_version_info
     if version < SAFE_SQLITE or version == WITHDRAWN_SQLITE:
         raise StudyError(
-            f"Expected SQLite 3.51.3 or newer, got {driver.sqlite_version}, which can corrupt a "
-            "database under load. Run `pip install pysqlite3`, or use --database postgresql://..."
+            f"SQLite {driver.sqlite_version} can corrupt a database under load; 3.51.3 or newer is "
+            "needed. Run `pip install pysqlite3`, or use --database postgresql://..."
         )
     module: ModuleType = driver
     return module
@@ -130,7 +136,7 @@ def safe_sqlite() -> ModuleType:
 
 def _sqlite_engine(path: Path, driver: ModuleType, begin: str) -> Engine:
     def connect() -> Any:
-        # mode=rw: should the file vanish while we run, no empty one may take its place.
+        # mode=rw: if the file disappears while the service runs, do not create an empty one.
         connection = driver.connect(
             f"file:{path.absolute()}?mode=rw",
             uri=True,
@@ -148,8 +154,8 @@ def _sqlite_engine(path: Path, driver: ModuleType, begin: str) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    # Named, since SQLAlchemy takes "sqlite://" for a database in memory, whose pool closes the
-    # connections of other threads while they use them.
+    # SQLAlchemy takes "sqlite://" for a database in memory. The pool that it would choose closes
+    # connections that other threads use.
     engine = create_engine(
         "sqlite://", module=driver, creator=connect, poolclass=QueuePool, pool_size=8
     )
@@ -158,18 +164,19 @@ def _sqlite_engine(path: Path, driver: ModuleType, begin: str) -> Engine:
 
 
 def _open_postgresql(url: str) -> Database:
-    # Without the URL, which may hold a password.
+    # The messages leave out the URL, which may hold a password.
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # ValueError: of the port
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise StudyError(
-            "Expected postgresql://USER:PASSWORD@HOST:PORT/NAME, got no such URL. Correct it "
-            "(in a password write @ as %40 and : as %3A), or leave --database out to use SQLite."
+            "The database URL is not of the form postgresql://USER:PASSWORD@HOST:PORT/NAME. "
+            "Correct it (in a password write @ as %40 and : as %3A), or omit --database to use "
+            "SQLite."
         ) from error
     if parsed.get_backend_name() != "postgresql":
         raise StudyError(
-            f"Expected a postgresql:// URL, got {parsed.drivername!r}. "
-            "Leave --database out to use SQLite."
+            f"The database URL must begin with postgresql://, not {parsed.drivername}://. "
+            "Omit --database to use SQLite."
         )
     settings = "-c synchronous_commit=on -c lock_timeout=5000 -c timezone=UTC"
     given = " ".join(parsed.normalized_query.get("options", ()))
@@ -182,8 +189,8 @@ def _open_postgresql(url: str) -> Database:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turn a database that is full, locked, away or damaged into the error that says so."""
+def translated_errors() -> Iterator[None]:
+    """Raise the `StudyError` for a database that is full, locked, unreachable or damaged."""
     try:
         yield
     except TimeoutError as error:  # no free connection
@@ -193,37 +200,34 @@ def refusals() -> Iterator[None]:
 
 
 def translate(error: DBAPIError) -> Exception:
-    """Return the `StudyError` that says what a database error means, or the error itself."""
+    """Return the `StudyError` for a database error, or the error itself if there is none."""
     message = str(error.orig)
     code = getattr(error.orig, "sqlstate", None) or ""
     if code in FULL_CODES or any(text in message for text in FULL_TEXTS):
         return StorageFull(
-            f"Expected room on the disk, got {message.strip()!r}; nothing was stored. "
-            "Free disk space, then do the same again."
+            f"The disk is full, so nothing was stored ({message.strip()}). Free disk space, then "
+            "try again."
         )
     if any(text in message for text in DAMAGED_TEXTS):
         return StorageDamaged(
-            f"Expected a sound database, got: {message.strip()}. Bring a backup back: "
+            f"The database is damaged ({message.strip()}). Restore a backup with "
             "`python -m human_eval restore`."
         )
     if any(text in message for text in READ_ONLY_TEXTS):
         return StorageBusy(
-            f"Expected a database that can be written, got: {message.strip()}; nothing was stored. "
-            "Make it writable (the file, its folder, its disk; of PostgreSQL, use the primary)."
+            f"The database is read-only, so nothing was stored ({message.strip()}). Make it "
+            "writable (file, folder and disk; for PostgreSQL, connect to the primary)."
         )
     for pattern, meaning in REFUSED_TEXTS.items():
         if re.search(pattern, message):
             return StorageBusy(
-                f"Expected PostgreSQL to let us in, got {meaning}; nothing was stored. "
-                "Correct the database's URL: --database, or study.url in the study's folder."
+                f"PostgreSQL refused the connection: {meaning}. Nothing was stored. Correct the "
+                "database URL: --database, or study.url in the study's folder."
             )
-    passing = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
-    away = any(text in message for text in AWAY_TEXTS)
+    temporary = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
+    unreachable = any(text in message for text in UNREACHABLE_TEXTS)
     locked = "locked" in message or "disk I/O" in message
-    return StorageBusy(_BUSY) if passing or away or locked else error
+    return StorageBusy(_BUSY) if temporary or unreachable or locked else error
 
 
-_BUSY = (
-    "Expected the database to answer, got none in time; nothing was stored. "
-    "Send the same request again in a few seconds."
-)
+_BUSY = "The database did not respond in time, so nothing was stored. Try again in a few seconds."

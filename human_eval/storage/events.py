@@ -1,8 +1,8 @@
-"""What happened to a study besides votes: rows that are only ever added.
+"""Events: everything that happens to a study besides votes, in rows that never change.
 
-An exclusion is such a row: it names a rater or an assignment, a rule, the evidence and an author. A
-later row can revoke it. Votes never change by it; analyses read both and show results with and
-without.
+An exclusion is an event that names a rater or an assignment, a rule, the evidence and an author; a
+later event can revoke it. It changes no vote: analyses read both and report results with and
+without the excluded votes.
 """
 
 import json
@@ -59,31 +59,31 @@ def exclude(
     author: str,
     now: int,
 ) -> int:
-    """Exclude a rater's or a turn's answers from analyses, and return the event's number.
+    """Exclude the votes of a rater or an assignment from analyses, and return the event's number.
 
     Raises:
-        StudyError: that rule excludes them already.
+        StudyError: the same rule excludes them already.
     """
     for exclusion in exclusions(connection):
         if (exclusion.subject, exclusion.rule) == (subject, rule):
             raise StudyError(
-                f"Expected {subject} not to be excluded by {rule!r} yet, got event "
-                f"{exclusion.event_id}. Revoke that one first."
+                f"Event {exclusion.event_id} already excludes {subject} by the rule {rule!r}. "
+                "Revoke it first."
             )
     payload = {"rule": rule, "evidence": dict(evidence)}
     return record(connection, "exclude", actor=author, subject=subject, now=now, payload=payload)
 
 
 def revoke(connection: Connection, event_id: int, *, author: str, reason: str, now: int) -> int:
-    """Take an exclusion back, and return the number of the event that does.
+    """Revoke an exclusion, and return the number of the new event.
 
     Raises:
-        StudyError: there is no such exclusion in force.
+        StudyError: no exclusion in force has that number.
     """
     known = [exclusion.event_id for exclusion in exclusions(connection)]
     if event_id not in known:
         raise StudyError(
-            f"Expected the number of an exclusion in force ({known}), got {event_id}. "
+            f"Event {event_id} is not an exclusion in force; those are {known or 'none'}. "
             "`screen` lists them."
         )
     payload = {"reason": reason}
@@ -93,7 +93,11 @@ def revoke(connection: Connection, event_id: int, *, author: str, reason: str, n
 
 
 def exclusions(connection: Connection, as_of: int | None = None) -> list[Exclusion]:
-    """Return the exclusions in force, now or at a time, oldest first."""
+    """Return the exclusions in force, oldest first.
+
+    Args:
+        as_of: Unix time in milliseconds; now by default.
+    """
     found: dict[int, Exclusion] = {}
     for row in connection.execute(_EXCLUSIONS, {"as_of": as_of or 2**62}):
         if row.kind == "revoke":

@@ -1,18 +1,18 @@
-"""Who uses a study right now: services that take answers, or one command that must be alone.
+"""Locks on a study: services that take answers exclude a restore, and vice versa.
 
-SQLite takes one service, PostgreSQL several. A lock of the operating system, or of PostgreSQL, goes
-with the process that holds it, however that ends; nothing is left behind to clean up.
+SQLite allows one service, PostgreSQL several. The operating system or PostgreSQL releases a lock
+when its process ends, however it ends, so that no stale lock remains.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from sqlalchemy import text
 
 from human_eval.errors import StudyError
-from human_eval.storage.database import Database, refusals
+from human_eval.storage.database import Database, translated_errors
 
 LOCK_FILE = "service.lock"
 POSTGRESQL_LOCK = "hashtext('human_eval ' || current_schema())"  # one number for each study
@@ -20,16 +20,16 @@ POSTGRESQL_LOCK = "hashtext('human_eval ' || current_schema())"  # one number fo
 
 @contextmanager
 def serving(database: Database, folder: Path) -> Iterator[None]:
-    """Be a service of the study until the end of the block.
+    """Hold the lock of a service until the end of the block.
 
     Raises:
-        StudyError: another service runs and the database is SQLite, or a backup is being restored.
+        StudyError: another service uses this SQLite study, or a backup is being restored.
     """
     refusal = (
-        f"Expected no other service on {folder}, got one. SQLite takes one; use PostgreSQL for "
-        "several."
+        f"Another service or a restore is using {folder}. Stop it first. Several services on one "
+        "study need PostgreSQL."
         if database.is_sqlite
-        else f"Expected a study that is not being restored, got {folder}. Start again afterwards."
+        else f"A backup is being restored into {folder}. Start again afterwards."
     )
     with _lock(database, folder, "pg_try_advisory_lock_shared", refusal):
         yield
@@ -37,14 +37,14 @@ def serving(database: Database, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(database: Database, folder: Path) -> Iterator[None]:
-    """Keep every service away until the end of the block.
+    """Exclude every service until the end of the block.
 
     Raises:
-        StudyError: one runs.
+        StudyError: a service is running.
     """
     refusal = (
-        f"Expected no service on {folder}, got one that takes answers: they would be lost. "
-        "Stop it, then run the same command."
+        f"A service is taking answers on {folder}, and they would be lost. Stop it, then run the "
+        "same command."
     )
     with _lock(database, folder, "pg_try_advisory_lock", refusal):
         yield
@@ -53,21 +53,27 @@ def alone(database: Database, folder: Path) -> Iterator[None]:
 @contextmanager
 def _lock(database: Database, folder: Path, function: str, refusal: str) -> Iterator[None]:
     if database.is_sqlite:
-        with open(folder / LOCK_FILE, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(refusal) from error
+        # No soft lock where the file system has none of its own: a killed process would leave it.
+        lock = FileLock(
+            folder / LOCK_FILE, blocking=False, thread_local=False, fallback_to_soft=False
+        )
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StudyError(refusal) from error
+        try:
             yield
+        finally:
+            lock.release()
         return
-    with refusals():
+    with translated_errors():
         connection = database.writing.connect().execution_options(isolation_level="AUTOCOMMIT")
-        taken = connection.scalar(text(f"SELECT {function}({POSTGRESQL_LOCK})"))
+        acquired = connection.scalar(text(f"SELECT {function}({POSTGRESQL_LOCK})"))
     try:
-        if not taken:
+        if not acquired:
             raise StudyError(refusal)
         yield
     finally:
-        # For good: back in the pool it would keep the lock.
+        # Close the connection itself: returned to the pool, it would keep the lock.
         connection.invalidate()
         connection.close()

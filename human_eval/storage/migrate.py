@@ -1,4 +1,4 @@
-"""The version of a database's tables, and the way from one version to the next."""
+"""Upgrade the tables of a database from one version to the next."""
 
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,24 @@ SCRIPTS = Path(__file__).parent / "migrations"
 
 
 def upgrade_tables(connection: Connection, revision: str = "head") -> None:
-    """Bring the tables to a version; an empty database gets all of them.
+    """Upgrade the tables to a version, or create them in an empty database.
 
     Raises:
-        StudyError: a newer program made them.
+        StudyError: a newer version of this program made them.
     """
     found = table_version(connection)
     known = [step.revision for step in ScriptDirectory(str(SCRIPTS)).walk_revisions()]
     if found is not None and found not in known:
         raise StudyError(
-            f"Expected tables of a version from {known}, got {found!r}: a newer program made them. "
-            "Update this one."
+            f"A newer program made this database (its version is {found}, this program knows "
+            f"{', '.join(sorted(known))}). Update this program."
         )
     if found != latest_version() or revision != "head":
         command.upgrade(_config(connection), revision)
 
 
 def downgrade_tables(connection: Connection, revision: str) -> None:
-    """Take steps back, down to a version or to "base", which is an empty database."""
+    """Downgrade the tables to a version, or drop them all with "base"."""
     command.downgrade(_config(connection), revision)
 
 
@@ -44,14 +44,14 @@ def table_version(connection: Connection) -> str | None:
 
 
 def latest_version() -> str:
-    """Return the version that this program works with."""
+    """Return the version that this program uses."""
     head = ScriptDirectory(str(SCRIPTS)).get_current_head()
     assert head is not None
     return head
 
 
 def list_differences(connection: Connection) -> list[Any]:
-    """Return how the database differs from `human_eval.storage.tables`; empty if it does not."""
+    """Return the differences between the database and `human_eval.storage.tables`."""
     return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
 
 

@@ -1,13 +1,13 @@
-"""The tables of a study. What must never happen is forbidden here, not only avoided elsewhere.
+"""The tables of a study. Constraints and triggers forbid what must never happen.
 
 study       one row: the frozen definition
-prompt      what systems were asked to show
-clip        one video file of one system and prompt, under an opaque name
+prompt      the texts that the systems made videos of
+clip        one video file of one system and prompt, under a random name
 pair        two clips to compare: real pairs `target` times, checks without limit
 rater       a person or a simulated rater, under a pseudonym
 assignment  one pair given to one rater: open, then submitted, expired or returned
-vote        one answer to one question of an assignment; rows are only ever added
-event       everything else that happened: exclusions, refusals, erasures, exports
+vote        one answer to one question of an assignment; rows are never changed
+event       everything else that happens: exclusions, refused requests, erasures
 
 Times are whole milliseconds since 1970, UTC.
 """
@@ -35,7 +35,7 @@ from sqlalchemy.types import TypeEngine
 
 AnyRow = Row[*tuple[Any, ...]]
 
-# SQLite's STRICT tables know few names of types.
+# SQLite's STRICT tables accept few type names.
 Count = Integer
 Long = BigInteger().with_variant(Integer(), "sqlite")
 Number: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
@@ -43,7 +43,7 @@ Flag = Boolean(create_constraint=False).with_variant(Integer(), "sqlite")
 STRICT = {"sqlite_strict": True}
 
 STATES = ("open", "submitted", "expired", "returned")
-# A query finds the index of open pairs by these very words.
+# A query uses the index ix_pair_next only if it repeats this condition word for word.
 OPEN_PAIR = "kind = 'real' AND taken < target AND NOT withheld"
 KINDS = ("real", "gold", "mirror", "identical")
 
@@ -68,7 +68,7 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """The one row that says what this database is about. Its definition never changes."""
+    """The study of this database, in one row. Its definition never changes."""
 
     __tablename__ = "study"
     __table_args__ = (CheckConstraint("id = 1", name="only_one"), STRICT)
@@ -78,24 +78,24 @@ class Study(Base):
     definition: Mapped[str] = mapped_column(Text)  # TOML
     definition_hash: Mapped[str] = mapped_column(Text, unique=True)
     created_at: Mapped[int] = mapped_column(Long)
-    closed_at: Mapped[int | None] = mapped_column(Long)  # no answers after it
-    erasing: Mapped[bool] = mapped_column(Flag, default=False)  # lets votes go, in `erase` alone
+    closed_at: Mapped[int | None] = mapped_column(Long)  # set while the study is closed
+    erasing: Mapped[bool] = mapped_column(Flag, default=False)  # permits `erase` to delete votes
 
 
 class PromptRow(Base):
-    """A prompt by its index in the study's list."""
+    """A prompt, by its index in the study's list."""
 
     __tablename__ = "prompt"
     __table_args__ = (STRICT,)
 
     prompt_index: Mapped[int] = mapped_column(Count, primary_key=True, autoincrement=False)
-    text: Mapped[str] = mapped_column(Text)  # verbatim: the cluster of the statistics
+    text: Mapped[str] = mapped_column(Text)  # verbatim; the statistics cluster by it
     display: Mapped[str] = mapped_column(Text)  # as raters read it
     category: Mapped[str] = mapped_column(Text)
 
 
 class ClipRow(Base):
-    """A video. `variant` is empty for a system's own, else says how it was spoiled on purpose."""
+    """A video. `variant` is empty, or names the recipe that degraded it for an attention check."""
 
     __tablename__ = "clip"
     __table_args__ = (
@@ -122,7 +122,7 @@ class ClipRow(Base):
 
 
 class PairRow(Base):
-    """A pair to be judged. Simulated raters have pairs of their own, never those of people."""
+    """A pair. Simulated raters have pairs of their own, never those of people."""
 
     __tablename__ = "pair"
     __table_args__ = (
@@ -147,19 +147,19 @@ class PairRow(Base):
     comparison: Mapped[str] = mapped_column(Text)
     prompt_index: Mapped[int] = mapped_column(ForeignKey("prompt.prompt_index"))
     kind: Mapped[str] = mapped_column(Text)
-    variant: Mapped[str] = mapped_column(Text, default="")  # which of several checks
+    variant: Mapped[str] = mapped_column(Text, default="")  # of an attention check: its recipe
     simulated: Mapped[bool] = mapped_column(Flag)
     clip_a: Mapped[int] = mapped_column(ForeignKey("clip.id"))
     clip_b: Mapped[int] = mapped_column(ForeignKey("clip.id"))
     gold_answer: Mapped[str | None] = mapped_column(Text)
     target: Mapped[int | None] = mapped_column(Count)  # raters wanted
     taken: Mapped[int] = mapped_column(Count, default=0)  # open or submitted
-    order_key: Mapped[int] = mapped_column(Long)  # random, or the place in the list
-    withheld: Mapped[bool] = mapped_column(Flag, default=False)  # a clip was reported broken
+    order_key: Mapped[int] = mapped_column(Long)  # random, or the position in a fixed list
+    withheld: Mapped[bool] = mapped_column(Flag, default=False)  # reported as broken too often
 
 
 class Rater(Base):
-    """Somebody who answers. The name their provider knows them by is only here as a keyed hash."""
+    """A rater. Their name at the provider is stored only as a keyed hash, the pseudonym."""
 
     __tablename__ = "rater"
     __table_args__ = (
@@ -228,7 +228,7 @@ class AssignmentRow(Base):
 
 
 class Vote(Base):
-    """An answer. A revision is a row of its own, and the last one counts."""
+    """An answer. A revision is another row; the last one counts."""
 
     __tablename__ = "vote"
     __table_args__ = (
@@ -245,12 +245,12 @@ class Vote(Base):
     choice: Mapped[str] = mapped_column(Text)
     answered_at: Mapped[int] = mapped_column(Long)
     seconds: Mapped[float] = mapped_column(Number)  # from both clips ready to the answer
-    loops: Mapped[int] = mapped_column(Count)  # complete ones of both clips
+    loops: Mapped[int] = mapped_column(Count)  # complete loops of both clips
     definition_hash: Mapped[str] = mapped_column(ForeignKey("study.definition_hash"))
 
 
 class Event(Base):
-    """Something that happened. Rows are only ever added."""
+    """Something that happened. Rows are never changed."""
 
     __tablename__ = "event"
     __table_args__ = (CheckConstraint("count > 0", name="counted"), STRICT)
@@ -259,6 +259,6 @@ class Event(Base):
     at: Mapped[int] = mapped_column(Long)
     actor: Mapped[str] = mapped_column(Text)  # rater:12, service, or a researcher's name
     kind: Mapped[str] = mapped_column(Text, index=True)
-    subject: Mapped[str] = mapped_column(Text)  # rater:12, assignment:34, event:56, study
+    subject: Mapped[str] = mapped_column(Text)  # rater:12, assignment:34, pair:56, event:78, study
     payload: Mapped[str] = mapped_column(Text)  # JSON
-    count: Mapped[int] = mapped_column(Count, default=1)  # of like events within one second
+    count: Mapped[int] = mapped_column(Count, default=1)  # of equal events within one second

@@ -1,8 +1,8 @@
 """A queue of writes and the threads that carry them out.
 
-SQLite lets waiting connections try at random times, so that under load some rater waits for
-seconds. One thread that takes what has queued up and commits it together is fair, and quicker as
-well: one sync to disk serves many answers. PostgreSQL has several threads and no need of that.
+SQLite lets waiting connections retry at random times, so that under load some raters wait for
+seconds. A single thread that commits everything in the queue together is fair, and faster too: one
+sync to disk serves many answers. PostgreSQL needs no such batches and has several threads.
 """
 
 import queue
@@ -20,13 +20,13 @@ from human_eval.storage.database import Database
 Job = Callable[[Connection], Any]
 _Entry = tuple[Job, Future[Any]]
 
-CAPACITY = 2_000  # waiting writes; more are refused, so that nobody waits for minutes
-BATCH = 256  # writes to one commit
+CAPACITY = 2_000  # waiting writes; more are refused instead of waiting for minutes
+BATCH = 256  # writes in one commit
 POSTGRESQL_THREADS = 8
 
 
 class Writer:
-    """Carries out jobs, each wholly or not at all, and answers after the commit."""
+    """Carries out jobs, each completely or not at all, and replies after the commit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,37 +41,35 @@ class Writer:
 
     @property
     def alive(self) -> bool:
-        """Whether writes are being carried out."""
+        """Whether the threads are running."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
-        """How many jobs have not been taken up."""
+        """The number of jobs in the queue."""
         return self._waiting.qsize()
 
     def submit(self, job: Job) -> Future[Any]:
         """Queue a job.
 
         Raises:
-            StorageBusy: the queue is full, or nobody works on it any more.
+            StorageBusy: the queue is full, or the writer has stopped.
         """
         if not self.alive:
             raise StorageBusy(
-                "Expected a running writer, got one that has stopped; nothing was stored. "
-                "Start the service again."
+                "The service can no longer store answers; nothing was stored. Start it again."
             )
         future: Future[Any] = Future()
         try:
             self._waiting.put_nowait((job, future))
         except queue.Full as error:
             raise StorageBusy(
-                f"Expected fewer than {CAPACITY} waiting answers, got more; nothing was stored. "
-                "Send the same request again in a few seconds."
+                "Too many answers are waiting, so nothing was stored. Try again in a few seconds."
             ) from error
         return future
 
     def close(self) -> None:
-        """Finish what is waiting, then stop."""
+        """Finish the jobs in the queue, then stop."""
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -81,12 +79,12 @@ class Writer:
         while (entry := self._waiting.get()) is not None:
             entries = [entry]
             while len(entries) < self._batch and not self._waiting.empty():
-                following = self._waiting.get_nowait()  # nobody else takes: batches mean one thread
+                following = self._waiting.get_nowait()  # never empty: batches mean a single thread
                 if following is None:
                     self._waiting.put(None)
                     break
                 entries.append(following)
-            # One that its sender gave up on is not begun; from here on none can be given up.
+            # Skip jobs that were cancelled; from here on none can be cancelled.
             self._carry_out([entry for entry in entries if entry[1].set_running_or_notify_cancel()])
 
     def _carry_out(self, entries: list[_Entry]) -> None:
@@ -97,7 +95,7 @@ class Writer:
             with self._database.write() as connection:
                 for job, future in entries:
                     outcomes.append((future, *_attempt(job, connection)))
-        except BaseException as error:  # noqa: B036 - to those who wait; the thread must live on
+        except BaseException as error:  # noqa: B036 - goes to the callers; the thread goes on
             outcomes = [(future, None, error) for _, future in entries]
         for future, result, refusal in outcomes:
             if refusal is None:
@@ -107,9 +105,9 @@ class Writer:
 
 
 def _attempt(job: Job, connection: Connection) -> tuple[Any, BaseException | None]:
-    """Return the job's result or its refusal; of a refused job nothing stays."""
-    # By hand: a full disk ends the whole transaction, and with it the savepoint that leaving a
-    # `with` block would try to return to.
+    """Return the result of a job, or its error; a job that fails leaves nothing behind."""
+    # Without `with`: a full disk ends the whole transaction, and leaving the block would then roll
+    # back to a savepoint that no longer exists.
     savepoint = connection.begin_nested()
     try:
         result = job(connection)
@@ -119,7 +117,7 @@ def _attempt(job: Job, connection: Connection) -> tuple[Any, BaseException | Non
         return None, refusal
     except DBAPIError:
         raise
-    except Exception as error:  # a defect of one job is not the others' failure
+    except Exception as error:  # a defect in one job must not fail the others
         savepoint.rollback()
         return None, error
     return result, None

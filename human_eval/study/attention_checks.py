@@ -37,7 +37,8 @@ def make_gold(
     if not checks.gold_share:
         return 0
     plans = []
-    clips = {(clip.system, clip.prompt_index): clip for clip in store.clips()}
+    with store.read() as connection:
+        clips = {(clip.system, clip.prompt_index): clip for clip in pairs.list_clips(connection)}
     for comparison in store.definition.comparisons:
         spoiled = _spoiled_prompts(store, comparison)
         rng = random.Random(f"{seed} {comparison.key} {len(spoiled)}")

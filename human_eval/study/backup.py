@@ -22,7 +22,7 @@ from human_eval.collection.pairs import list_clips
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.errors import StorageDamaged, StudyError
 from human_eval.storage import events
-from human_eval.storage.database import Database, create_file, open_database, refusals
+from human_eval.storage.database import Database, create_file, open_database, translated_errors
 from human_eval.storage.keys import load_secret
 from human_eval.storage.lock import alone
 from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
@@ -254,7 +254,7 @@ def _copy_file(database: Database, path: Path) -> None:
     target = open_database(path)
     try:
         with (
-            refusals(),
+            translated_errors(),
             database.reading.connect() as source,
             target.writing.connect() as copy,
             _driver(source) as from_driver,
@@ -273,7 +273,11 @@ def _copy_into_file(database: Database, path: Path) -> None:
         with database.read() as source, target.write() as connection:
             upgrade_tables(connection)
             _copy_rows(source, connection)
-        with refusals(), target.writing.connect() as connection, _driver(connection) as driver:
+        with (
+            translated_errors(),
+            target.writing.connect() as connection,
+            _driver(connection) as driver,
+        ):
             driver.execute("PRAGMA journal_mode=DELETE")
     finally:
         target.dispose()

@@ -1,7 +1,9 @@
-"""What is stored, as tables for analysis: votes, pairs, tallies and progress."""
+"""Queries over a whole study: votes and pairs as tables, counts, progress and defects."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -11,6 +13,7 @@ from sqlalchemy.orm import aliased
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import COLUMNS
 from human_eval.storage.events import Exclusion, exclusions
+from human_eval.storage.study_state import State, read_state
 from human_eval.storage.tables import (
     AssignmentRow,
     ClipRow,
@@ -18,43 +21,49 @@ from human_eval.storage.tables import (
     PairRow,
     PromptRow,
     Rater,
-    Study,
     Vote,
 )
+from human_eval.study.store import StudyStore
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """How far a study is."""
+
+    state: State
+    comparisons: pd.DataFrame  # columns comparison, pairs, full, taken, wanted, withheld
+    assignments: dict[str, int]  # by state
+    raters: int
+    events: dict[str, int]  # by kind
 
 
 def read_votes(
-    connection: Connection,
-    definition: StudyDefinition,
-    *,
-    as_of: int | None = None,
-    simulated: bool = False,
+    store: StudyStore, as_of: datetime | None = None, *, simulated: bool = False
 ) -> pd.DataFrame:
-    """Return one row per current answer, in the order they came, as in `statistics.votes`.
+    """Return the votes that count, in the order of arrival, with `statistics.votes.COLUMNS`.
 
     Args:
-        as_of: Unix time in milliseconds; later answers and exclusions are left out.
-        simulated: the answers of simulated raters instead of those of people.
+        as_of: leaves out later answers and exclusions.
+        simulated: return the votes of simulated raters instead of those of people.
     """
-    times = {"as_of": as_of or 2**62, "simulated": simulated}
-    votes = _frame(connection, _VOTES, times).sort_values(["revision", "vote_id"])
+    moment = None if as_of is None else int(1000 * as_of.timestamp())
+    values = {"as_of": moment or 2**62, "simulated": simulated}
+    with store.read() as connection:
+        votes = _frame(connection, _VOTES, values).sort_values(["revision", "vote_id"])
+        assignments = _frame(connection, _SUBMITTED, values).set_index("assignment_id")
+        pairs = _frame(connection, _PAIR_FACTS, values).set_index("task_id")
+        raters = _frame(connection, _RATERS, values).set_index("rater_id")
+        _mark_excluded(assignments, exclusions(connection, moment))
     votes = votes.drop_duplicates(["assignment_id", "question"], keep="last")
-    turns = _frame(connection, _SUBMITTED, times).set_index("assignment_id")
-    pairs = _frame(connection, _PAIR_FACTS, times).set_index("task_id")
-    raters = _frame(connection, _RATERS, times).set_index("rater_id")
-    systems = {entry.key: (entry.a, entry.b) for entry in definition.comparisons}
-    pairs["system_a"] = [systems[key][0] for key in pairs["comparison"]]
-    pairs["system_b"] = [systems[key][1] for key in pairs["comparison"]]
-    _mark_excluded(turns, exclusions(connection, as_of))
+    _add_systems(pairs, store.definition)
     words = ["comparison", "system_a", "system_b", "prompt", "category", "kind", "gold_answer"]
     pairs[words] = pairs[words].astype("category")
     raters["rater"] = raters["rater"].astype("category")
 
-    frame = votes.sort_values("vote_id").join(turns, on="assignment_id")
+    frame = votes.sort_values("vote_id").join(assignments, on="assignment_id")
     frame = frame.join(pairs, on="task_id").join(raters, on="rater_id")
     frame["simulated"] = simulated
-    # The database lets no other hash in: a foreign key leads to the study's own.
-    frame["definition_hash"] = definition.hash
+    frame["definition_hash"] = store.definition.hash  # a foreign key allows no other
     words = [name for name, kind in COLUMNS.items() if kind.startswith("text")]
     frame[words] = frame[words].astype("str")
     frame["answered_at"] = pd.to_datetime(frame["answered_at"], unit="ms", utc=True)
@@ -63,56 +72,62 @@ def read_votes(
 
 def _frame(connection: Connection, statement: Any, values: Mapping[str, Any]) -> pd.DataFrame:
     result = connection.execute(statement, values)
-    # The driver's own rows: SQLAlchemy's take as long again to make as all of them to fetch.
+    # The driver's rows: converting them to SQLAlchemy's doubles the time.
     assert result.cursor is not None
     return pd.DataFrame(result.cursor.fetchall(), columns=list(result.keys()))
 
 
-def _mark_excluded(turns: pd.DataFrame, in_force: list[Exclusion]) -> None:
-    """Say of every turn whether it is excluded, and by which rules."""
+def _add_systems(pairs: pd.DataFrame, definition: StudyDefinition) -> None:
+    systems = {entry.key: entry for entry in definition.comparisons}
+    place = pairs.columns.get_loc("comparison")
+    pairs.insert(place + 1, "system_a", [systems[key].a for key in pairs["comparison"]])
+    pairs.insert(place + 2, "system_b", [systems[key].b for key in pairs["comparison"]])
+
+
+def _mark_excluded(assignments: pd.DataFrame, in_force: list[Exclusion]) -> None:
+    """Add whether each assignment is excluded, and by which rules."""
     rules: dict[str, list[str]] = {}
     for exclusion in in_force:
         rules.setdefault(exclusion.subject, []).append(exclusion.rule)
-    places = {
-        **{f"rater:{number}": rows for number, rows in turns.groupby("rater_id").groups.items()},
+    by_rater = assignments.groupby("rater_id").groups
+    covered = {
+        **{f"rater:{number}": numbers for number, numbers in by_rater.items()},
         **{subject: [_number(subject)] for subject in rules if subject.startswith("assignment:")},
     }
     found: dict[int, list[str]] = {}
     for subject, applied in rules.items():
-        for turn in places.get(subject, []):
-            found.setdefault(turn, []).extend(applied)
-    joined = {turn: ";".join(applied) for turn, applied in found.items()}
-    turns["exclusion_rule"] = turns.index.map(joined.get).astype("object")
-    turns["excluded"] = turns["exclusion_rule"].notna()
+        for number in covered.get(subject, []):
+            found.setdefault(number, []).extend(applied)
+    joined = {number: ";".join(applied) for number, applied in found.items()}
+    assignments["exclusion_rule"] = assignments.index.map(joined.get).astype("object")
+    assignments["excluded"] = assignments["exclusion_rule"].notna()
 
 
-def read_pairs(
-    connection: Connection, definition: StudyDefinition, *, simulated: bool = False
-) -> pd.DataFrame:
-    """Return one row per pair, with the names of its clips below the media folder."""
-    pairs = _frame(connection, _PAIRS, {"simulated": simulated})
-    systems = {entry.key: entry for entry in definition.comparisons}
-    pairs.insert(2, "system_a", [systems[key].a for key in pairs["comparison"]])
-    pairs.insert(3, "system_b", [systems[key].b for key in pairs["comparison"]])
+def read_pairs(store: StudyStore, *, simulated: bool = False) -> pd.DataFrame:
+    """Return one row per pair, with the file names of its clips in the media folder."""
+    with store.read() as connection:
+        pairs = _frame(connection, _PAIRS, {"simulated": simulated})
+    _add_systems(pairs, store.definition)
     return pairs
 
 
-def tally(connection: Connection, *, simulated: bool = False) -> pd.DataFrame:
-    """Count the current answers on real pairs in the database itself: quick at any size.
+def count_answers(store: StudyStore, *, simulated: bool = False) -> pd.DataFrame:
+    """Count the answers to real pairs in the database, which is quick for a study of any size.
 
     Returns:
         Columns comparison, question, choice, side_a, excluded, count.
     """
-    excluded = exclusions(connection)
-    raters = [_number(entry.subject) for entry in excluded if entry.subject.startswith("rater:")]
-    turns = [_number(entry.subject) for entry in excluded if entry.subject.startswith("assig")]
-    values = {"simulated": simulated, "raters": raters or [-1], "turns": turns or [-1]}
+    with store.read() as connection:
+        subjects = [entry.subject for entry in exclusions(connection)]
+        raters = [_number(subject) for subject in subjects if subject.startswith("rater:")]
+        single = [_number(subject) for subject in subjects if subject.startswith("assignment:")]
+        values = {"simulated": simulated, "raters": raters or [-1], "assignments": single or [-1]}
+        patterns = _frame(connection, _PATTERNS, values)
     keys = ["comparison", "question", "choice", "side_a", "excluded"]
-    patterns = _frame(connection, _PATTERNS, values)
     if patterns.empty:
         return pd.DataFrame(columns=[*keys, "count"])
-    # Of two answers to one question the later one stands.
-    answers = [dict(answer.split(":") for answer in told.split(";")) for told in patterns["told"]]
+    # Of several answers to one question, dict() keeps the last.
+    answers = [dict(part.split(":") for part in text.split(";")) for text in patterns["answers"]]
     rows = patterns.assign(answer=[list(given.items()) for given in answers]).explode("answer")
     rows["question"] = rows["answer"].str[0]
     rows["choice"] = rows["answer"].str[1]
@@ -123,33 +138,27 @@ def _number(subject: str) -> int:
     return int(subject.partition(":")[2])
 
 
-def progress(connection: Connection, *, simulated: bool = False) -> dict[str, Any]:
-    """Return how far the study is: pairs, assignments, raters, events and exclusions, by name."""
+def read_study_progress(store: StudyStore, *, simulated: bool = False) -> StudyProgress:
+    """Count pairs, assignments, raters and events."""
     values = {"simulated": simulated}
-    comparisons = _frame(connection, _PROGRESS, values)
-    assignments = {state: count for state, count in connection.execute(_STATES, values)}
-    raters = connection.execute(
-        select(func.count()).where(Rater.simulated == simulated)
-    ).scalar_one()
-    study = connection.execute(select(Study.__table__)).one()
-    kinds = connection.execute(select(Event.kind, func.sum(Event.count)).group_by(Event.kind))
-    return {
-        "name": study.name,
-        "definition_hash": study.definition_hash,
-        "created_at": study.created_at,
-        "closed_at": study.closed_at,
-        "comparisons": comparisons,
-        "assignments": assignments,
-        "raters": raters,
-        "events": {kind: int(count) for kind, count in kinds},
-        "excluded": [entry.subject for entry in exclusions(connection)],
-    }
+    with store.read() as connection:
+        return StudyProgress(
+            state=read_state(connection),
+            comparisons=_frame(connection, _PROGRESS, values),
+            assignments=_count(connection, _STATES, values),
+            raters=connection.execute(_COUNT_RATERS, values).scalar_one(),
+            events=_count(connection, _KINDS, {}),
+        )
+
+
+def _count(connection: Connection, statement: Any, values: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(count) for name, count in connection.execute(statement, values)}
 
 
 def find_settled(connection: Connection) -> set[tuple[str, str]]:
-    """Return whom, and by which rule, somebody has excluded already.
+    """Return the subject and rule of every exclusion ever made, including revoked ones.
 
-    Their decision stands, and so does its revocation: neither is made again without a person.
+    `screen --apply` excludes none of them again: a person has decided.
     """
     past = select(Event.subject, Event.payload).where(Event.kind == "exclude")
     return {(row.subject, json.loads(row.payload)["rule"]) for row in connection.execute(past)}
@@ -175,12 +184,12 @@ def list_defects(connection: Connection) -> list[str]:
         .correlate(AssignmentRow)
         .exists()
     )
-    odd = select(AssignmentRow.id, AssignmentRow.state).where(
+    inconsistent = select(AssignmentRow.id, AssignmentRow.state).where(
         case((AssignmentRow.state == "submitted", ~answered), else_=answered)
     )
     defects += [
-        f"assignment {turn}: {state} {'without' if state == 'submitted' else 'with'} answers"
-        for turn, state in connection.execute(odd)
+        f"assignment {number}: {state} {'without' if state == 'submitted' else 'with'} answers"
+        for number, state in connection.execute(inconsistent)
     ]
     return defects + list_damage(connection)
 
@@ -266,7 +275,7 @@ _SHOWN = (
         case(
             (
                 AssignmentRow.rater_id.in_(bindparam("raters", expanding=True))
-                | AssignmentRow.id.in_(bindparam("turns", expanding=True)),
+                | AssignmentRow.id.in_(bindparam("assignments", expanding=True)),
                 1,
             ),
             else_=0,
@@ -276,22 +285,22 @@ _SHOWN = (
     .where(PairRow.kind == "real", AssignmentRow.simulated == bindparam("simulated"))
     .subquery()
 )
-# One text for all answers of a turn, such as "Q1:a;Q2:b", in the order of revisions: the answers of
-# a million votes are few different texts, and counting those needs no sorting of votes.
-_TOLD = (
+# One text for all answers of an assignment, such as "Q1:a;Q2:b", ordered by revision. A million
+# votes have few different texts, and counting texts needs no sorting of votes.
+_ANSWERS = (
     select(
         Vote.assignment_id,
         aggregate_order_by(
             func.aggregate_strings(Vote.question + ":" + Vote.choice, ";"), Vote.revision
-        ).label("told"),
+        ).label("answers"),
     )
     .group_by(Vote.assignment_id)
     .subquery()
 )
-_GROUPS = (_SHOWN.c.comparison, _SHOWN.c.side_a, _SHOWN.c.excluded, _TOLD.c.told)
+_GROUPS = (_SHOWN.c.comparison, _SHOWN.c.side_a, _SHOWN.c.excluded, _ANSWERS.c.answers)
 _PATTERNS = (
     select(*_GROUPS, func.count().label("count"))
-    .join(_SHOWN, _SHOWN.c.id == _TOLD.c.assignment_id)
+    .join(_SHOWN, _SHOWN.c.id == _ANSWERS.c.assignment_id)
     .group_by(*_GROUPS)
 )
 _PROGRESS = (
@@ -307,6 +316,8 @@ _PROGRESS = (
     .group_by(PairRow.comparison)
     .order_by(PairRow.comparison)
 )
+_COUNT_RATERS = select(func.count(Rater.id)).where(Rater.simulated == bindparam("simulated"))
+_KINDS = select(Event.kind, func.sum(Event.count)).group_by(Event.kind)
 _STATES = (
     select(AssignmentRow.state, func.count())
     .where(AssignmentRow.simulated == bindparam("simulated"))

@@ -1,7 +1,8 @@
-"""Raters with a planted truth, who go through the same assignment and vote path as people.
+"""Simulated raters with planted preferences, for trying out a study and its statistics.
 
-They have pairs of their own and are marked in every table, by foreign keys: nothing that they say
-can reach the results of people. What a study reports on them must be what was planted.
+They are assigned pairs and submit answers through the same code as people. They have pairs of their
+own and a mark in every table, enforced by foreign keys, so that none of their answers can enter the
+results of people. The report on them must show what was planted.
 """
 
 import math
@@ -13,32 +14,36 @@ from sqlalchemy import Connection, select
 
 from human_eval.collection import assignment, submission
 from human_eval.collection.assignment import Assignment
+from human_eval.collection.pairs import make_pairs
+from human_eval.collection.raters import SIMULATED, enter
 from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.storage.tables import PairRow
-from human_eval.study.store import SIMULATED, StudyStore, enter
+from human_eval.storage.study_state import check_not_paused, check_open
+from human_eval.storage.tables import ClipRow, PairRow
+from human_eval.study.queries import read_study_progress
+from human_eval.study.store import StudyStore
 
-TURNS_PER_COMMIT = 50
-HUMAN_SECONDS = (4.0, 25.0)  # to an answer
+ASSIGNMENTS_PER_COMMIT = 50
+HONEST_SECONDS = (4.0, 25.0)  # to an answer
 SPAM_SECONDS = (0.3, 1.5)
 
-Progress = Callable[[int, int], None]  # turns done, turns in all
+Progress = Callable[[int, int], None]  # pairs answered so far, pairs in all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """Who answers, and what they believe."""
+    """The simulated raters and their preferences."""
 
     raters: int = 60
-    win_rate: float = 0.55  # of A, in (0, 1), for the average prompt and rater
+    win_rate: float = 0.55  # of system A, in (0, 1), for the average prompt and rater
     tie_share: float = 0.0  # where the question allows ties
-    side_bias: float = 0.0  # chance of taking the left clip without looking, in [0, 1]
+    side_bias: float = 0.0  # probability of choosing the left clip unseen, in [0, 1]
     prompt_spread: float = 0.0  # standard deviation between prompts, in log-odds
-    rater_spread: float = 0.0  # the same between raters
+    rater_spread: float = 0.0  # standard deviation between raters, in log-odds
     spammers: float = 0.0  # share of raters who click fast: half at random, half always left
-    abandon: float = 0.02  # share of pairs that are left unanswered
-    gold_accuracy: float = 0.95  # of those who look
+    abandon: float = 0.02  # share of assignments that expire without answers
+    gold_accuracy: float = 0.95  # of honest raters
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,55 +60,57 @@ class Crowd:
         ]
         for name, value, low, high in bounds:
             if not low <= value <= high:
-                raise StudyError(f"Expected {name} between {low} and {high}, got {value}.")
+                raise StudyError(f"{name} must be between {low} and {high}, not {value}.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Person:
     number: int  # of the rater
     habit: str  # honest, random or left
-    leaning: float  # log-odds
+    leaning: float  # towards system A, in log-odds
+    free_at: int = 0  # when they have finished their last pair, by the clock of the simulation
 
 
 def simulate(
     store: StudyStore,
     crowd: Crowd,
     *,
-    max_turns: int | None = None,
+    max_pairs: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Let the crowd answer until every pair is full or nobody may answer more.
+    """Let the crowd answer until every pair has its raters or every rater has reached a quota.
 
     Returns:
         The number of pairs answered.
 
     Raises:
-        StudyError: there is no pair left for simulated raters, or the study takes no answers.
+        StudyError: no pair is left for simulated raters, or the study is closed or paused.
     """
-    if max_turns is not None and max_turns < 1:
-        raise StudyError(f"Expected at least one pair to answer, got {max_turns}. Ask for more.")
-    with store.read() as connection:
-        assignment.check_open(connection)
-        assignment.check_running(connection)
+    if max_pairs is not None and max_pairs < 1:
+        raise StudyError(f"The number of pairs to answer must be at least 1, not {max_pairs}.")
     rng = random.Random(crowd.seed)
-    store.make_pairs(simulated=True, partial=True)
-    wanted = _wanted(store)
-    if max_turns is not None:
-        wanted = min(wanted, max_turns)
+    with store.write() as connection:
+        check_open(connection)
+        check_not_paused(connection)
+        make_pairs(connection, store.definition, rng=store.rng, simulated=True, partial=True)
+    pairs = read_study_progress(store, simulated=True).comparisons
+    wanted = int(pairs["wanted"].sum() - pairs["taken"].sum()) if len(pairs) else 0
+    if max_pairs is not None:
+        wanted = min(wanted, max_pairs)
     if wanted <= 0:
         raise StudyError(
-            "Expected pairs that simulated raters have not answered, got none. Ingest clips, or "
-            "remove an earlier simulation with `erase --simulated`."
+            "No pairs are left for simulated raters. Ingest clips, or remove an earlier simulation "
+            "with `erase --simulated`."
         )
     people = _assemble(store, crowd, rng)
     time = _Time(store.clock(), store.definition.pay.seconds_per_pair / crowd.raters)
-    beliefs: dict[int, float] = {}
+    effects: dict[int, float] = {}
     done = 0
     while people and done < wanted:
         with store.write() as connection:
-            for _ in range(min(TURNS_PER_COMMIT, wanted - done)):
+            for _ in range(min(ASSIGNMENTS_PER_COMMIT, wanted - done)):
                 person = rng.choice(people)
-                answered = _take_turn(connection, store, crowd, person, beliefs, time, rng)
+                answered = _rate_pair(connection, store, crowd, person, effects, time, rng)
                 if answered is None:
                     people.remove(person)
                     if not people:
@@ -114,20 +121,15 @@ def simulate(
 
 
 class _Time:
-    """The simulation's clock: the crowd works in parallel, so a turn takes a share of its time."""
+    """The clock of the simulation. The raters work in parallel, so each pair adds its share."""
 
-    def __init__(self, start: int, seconds_per_turn: float) -> None:
+    def __init__(self, start: int, seconds_per_pair: float) -> None:
         self.now = start
-        self._step = max(1, round(1000 * seconds_per_turn))
+        self._step = max(1, round(1000 * seconds_per_pair))
 
-    def next_turn(self) -> int:
-        self.now += self._step
+    def advance(self, earliest: int) -> int:
+        self.now = max(self.now + self._step, earliest)
         return self.now
-
-
-def _wanted(store: StudyStore) -> int:
-    pairs = store.progress(simulated=True)["comparisons"]
-    return int(pairs["wanted"].sum() - pairs["taken"].sum()) if len(pairs) else 0
 
 
 def _assemble(store: StudyStore, crowd: Crowd, rng: random.Random) -> list[_Person]:
@@ -135,68 +137,72 @@ def _assemble(store: StudyStore, crowd: Crowd, rng: random.Random) -> list[_Pers
     spammers = round(crowd.spammers * crowd.raters)
     with store.write() as connection:
         for place in range(crowd.raters):
-            number = enter(
-                connection,
-                store.keys,
-                SIMULATED,
-                f"{crowd.seed}-{rng.getrandbits(32)}-{place}",
-                store.clock(),
-                simulated=True,
-            )
+            name = f"{crowd.seed}-{rng.getrandbits(32)}-{place}"
+            now = store.clock()
+            number = enter(connection, store.keys, SIMULATED, name, now=now, simulated=True)
             habit = "honest" if place >= spammers else ("random", "left")[place % 2]
             people.append(_Person(number, habit, rng.gauss(0, crowd.rater_spread)))
     return people
 
 
-def _take_turn(
+def _rate_pair(
     connection: Connection,
     store: StudyStore,
     crowd: Crowd,
     person: _Person,
-    beliefs: dict[int, float],
+    effects: dict[int, float],
     time: _Time,
     rng: random.Random,
 ) -> bool | None:
-    """Claim a pair and answer it; None if nothing is left, False if it was abandoned."""
+    """Claim a pair and answer it.
+
+    Args:
+        effects: what each prompt adds to the log-odds, drawn at its first use.
+
+    Returns:
+        None if no pair is left for the rater, False if the assignment was abandoned.
+    """
     definition = store.definition
-    now = time.next_turn()
-    assigned = assignment.claim(connection, definition, person.number, now=now, rng=rng)
-    if assigned is None:
+    now = time.advance(person.free_at)
+    mine = assignment.claim(connection, definition, person.number, now=now, rng=rng)
+    if mine is None:
         return None
     if rng.random() < crowd.abandon:
-        # Let the assigned run out: to the others this is a pair that comes back.
+        # The assignment expires, and the pair goes to another rater.
         time.now += 1000 * definition.assignment.lease_seconds + 1
         return False
     pair = connection.execute(
-        select(PairRow.prompt_index, PairRow.kind, PairRow.gold_answer).where(
-            PairRow.id == assigned.pair_id
-        )
+        select(PairRow.prompt_index, PairRow.kind, PairRow.gold_answer, ClipRow.frames, ClipRow.fps)
+        .join(ClipRow, ClipRow.id == PairRow.clip_a)
+        .where(PairRow.id == mine.pair_id)
     ).one()
-    spread = beliefs.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
-    chance = _chance(math.log(crowd.win_rate / (1 - crowd.win_rate)) + spread + person.leaning)
+    effect = effects.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
+    log_odds = math.log(crowd.win_rate / (1 - crowd.win_rate)) + effect + person.leaning
+    chance = 1 / (1 + math.exp(-log_odds))
     if pair.gold_answer is not None:
-        right = crowd.gold_accuracy
-        chance = right if pair.gold_answer == "a" else 1 - right
+        chance = crowd.gold_accuracy if pair.gold_answer == "a" else 1 - crowd.gold_accuracy
     elif pair.kind == "identical":
         chance = 0.5
-    ballot = _fill(definition, crowd, person, assigned, chance, rng)
-    # Nobody answers before having watched: the server checks that on the same clock.
+    # `submit` refuses answers that arrive before the clips can have been watched.
     viewing = definition.viewing
-    watched = now + round(1000 * (1 + viewing.min_loops * viewing.clip_seconds))
-    submission.submit(connection, definition, ballot, now=watched)
+    watched = viewing.min_loops * max(viewing.clip_seconds, pair.frames / pair.fps)
+    person.free_at = now + round(1000 * (1 + watched))
+    answers = _answer(definition, crowd, person, mine, chance, rng)
+    submission.submit(connection, definition, answers, now=person.free_at)
     return True
 
 
-def _fill(
+def _answer(
     definition: StudyDefinition,
     crowd: Crowd,
     person: _Person,
-    assigned: Assignment,
+    mine: Assignment,
     chance: float,
     rng: random.Random,
 ) -> Submission:
-    other = "right" if assigned.side_a == "left" else "left"
-    low, high = HUMAN_SECONDS if person.habit == "honest" else SPAM_SECONDS
+    """Answer every question, preferring system A with the given probability."""
+    other = "right" if mine.side_a == "left" else "left"
+    low, high = HONEST_SECONDS if person.habit == "honest" else SPAM_SECONDS
     answers = {}
     for question in definition.questions:
         if person.habit == "left" or rng.random() < crowd.side_bias:
@@ -206,11 +212,7 @@ def _fill(
         elif "tie" in question.choices and rng.random() < crowd.tie_share:
             shown = "tie"
         else:
-            shown = assigned.side_a if rng.random() < chance else other
+            shown = mine.side_a if rng.random() < chance else other
         answers[question.key] = Answer(shown, rng.uniform(low, high))
     loops = definition.viewing.min_loops + rng.randrange(3)
-    return Submission(assigned.assignment_id, assigned.attempt, assigned.rater_id, answers, loops)
-
-
-def _chance(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-log_odds))
+    return Submission(mine.assignment_id, mine.attempt, mine.rater_id, answers, loops)

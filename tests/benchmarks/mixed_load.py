@@ -24,6 +24,7 @@ import httpx
 import numpy as np
 
 from demo.models import models_to_preload
+from human_eval.study.queries import read_votes
 from human_eval.study.store import StudyStore, open_study
 from tests.benchmarks.study_load import prepare
 from tests.support.vote_load import ROOT, Browser, Load
@@ -198,7 +199,7 @@ async def _timed(
 
 def _count_lost(store: StudyStore, receipts: dict[str, dict[str, str]]) -> int:
     """Count acknowledged pairs that the database does not hold."""
-    answered = len(store.votes()) // len(store.definition.questions)
+    answered = len(read_votes(store)) // len(store.definition.questions)
     return max(0, len(receipts) - answered)
 
 

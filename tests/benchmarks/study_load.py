@@ -40,8 +40,9 @@ from human_eval.collection.submission import Answer, Submission
 from human_eval.definition.definition import load_definition, parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.storage.writer import Writer
+from human_eval.study.queries import read_votes
 from human_eval.study.store import StudyStore, create_study
-from tests.support.studies import run_postgresql
+from tests.support.studies import add_clips, enter_rater, find_defects, run_postgresql
 from tests.support.vote_load import ROOT, Browser, Load, VoteServer, lost_receipts, rate
 
 CLIP_BYTES = 60_000  # of one second of 512 x 320
@@ -72,7 +73,7 @@ def prepare(folder: Path, prompts: int, database_url: str | None = None) -> Stud
     (store.media / clips[0].stored_name).write_bytes(content)
     for clip in clips[1:]:
         os.link(store.media / clips[0].stored_name, store.media / clip.stored_name)
-    store.add_clips(clips)
+    add_clips(store, clips)
     return store
 
 
@@ -113,7 +114,7 @@ def percentile(times: list[float], share: int) -> float | None:
 
 def measure_writer(store: StudyStore, clients: int, seconds: float, think: float) -> Row:
     """Let clients claim and submit through the writer alone; only submits are timed."""
-    raters = [store.enter("bench", str(number)) for number in range(clients)]
+    raters = [enter_rater(store, "bench", str(number)) for number in range(clients)]
     writer, rng, times, each = Writer(store.database), random.Random(0), [], Counter[int]()
     answers = {question.key: Answer("left", 1.0) for question in store.definition.questions}
 
@@ -146,7 +147,7 @@ def measure_writer(store: StudyStore, clients: int, seconds: float, think: float
     asyncio.run(everybody())
     took = time.perf_counter() - began
     writer.close()
-    stored = len(store.votes()) // len(store.definition.questions)
+    stored = len(read_votes(store)) // len(store.definition.questions)
     row = describe(clients, think, took, times)
     share = min(each[rater] for rater in raters) / max(1, sum(each.values()) / clients)
     return row | {"lost": len(times) - stored, "least_share": round(share, 2)}
@@ -203,7 +204,7 @@ def run(place: Path, scale: float) -> dict[str, Row]:
         rows["crowd"] = measure(store, server.port, 500, 30 * scale, think=2.0)
         rows["ceiling"] = measure(store, server.port, 64, 10 * scale, think=0.0)
         rows["sessions"] = measure_sessions(server, round(10_000 * scale))
-    rows["steady"]["defects"] = len(store.list_defects())
+    rows["steady"]["defects"] = len(find_defects(store))
     store.close()
     for name, clients, seconds, think in (("writer", 64, 8, 0.0), ("patient", 256, 10, 0.5)):
         store = prepare(place / name, max(200, round(4000 * scale)))

@@ -24,7 +24,9 @@ from human_eval.definition.definition import load_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.reporting.live_results import LiveResults
 from human_eval.storage.tables import AssignmentRow, PairRow, Rater, Vote
+from human_eval.study.queries import count_answers, read_study_progress, read_votes
 from human_eval.study.store import StudyStore, create_study
+from tests.support.studies import add_clips, claim_pair, submit_answers
 
 ROOT = Path(__file__).parents[2]
 RATERS = 400
@@ -41,12 +43,18 @@ def fill(folder: Path, votes: int) -> StudyStore:
     prompts = [Prompt(index, f"prompt {index // 2}") for index in range(num_prompts)]
     store = create_study(folder, definition, prompts)
     about = {"prompt": "", "seed": 0, "source_sha256": "", "sha256": "", "width": 32, "height": 32}
-    store.add_clips(
-        Clip(
-            system=system.key, prompt_index=index, stored_name=f"{system.key}-{index}.mp4", **about
-        )
-        for system in definition.systems
-        for index in range(num_prompts)
+    add_clips(
+        store,
+        [
+            Clip(
+                system=system.key,
+                prompt_index=index,
+                stored_name=f"{system.key}-{index}.mp4",
+                **about,
+            )
+            for system in definition.systems
+            for index in range(num_prompts)
+        ],
     )
     rng = random.Random(0)
     with store.write() as connection:
@@ -90,13 +98,13 @@ def time_turns(store: StudyStore, claims: int = CLAIMS) -> tuple[list[float], li
         raters = connection.execute(select(Rater.id)).scalars().all()
     for rater in raters[:claims]:
         began = time.perf_counter()
-        lease = store.claim(rater)
+        lease = claim_pair(store, rater)
         claimed.append(1000 * (time.perf_counter() - began))
         assert lease is not None
         answers = {question.key: Answer("left", 1.0) for question in store.definition.questions}
         ballot = Submission(lease.assignment_id, lease.attempt, rater, answers, loops=2)
         began = time.perf_counter()
-        store.submit(ballot)
+        submit_answers(store, ballot)
         submits.append(1000 * (time.perf_counter() - began))
     return claimed, submits
 
@@ -123,18 +131,18 @@ def main() -> None:
         numbers["next_pair_p50_ms"] = float(np.percentile(claims, 50))
         numbers["next_pair_p95_ms"] = float(np.percentile(claims, 95))
         numbers["submit_p95_ms"] = float(np.percentile(submits, 95))
-        numbers["tally_s"], numbers["tally_cpu_s"] = clock(store.tally)
+        numbers["tally_s"], numbers["tally_cpu_s"] = clock(lambda: count_answers(store))
         live = LiveResults(store)
         numbers["results_first_s"], numbers["results_first_cpu_s"] = clock(live.read)
         numbers["results_again_s"], numbers["results_again_cpu_s"] = clock(live.read)
         time_turns(store, claims=1)  # an answer comes in
         numbers["results_changed_s"], _ = clock(live.read)
-        numbers["progress_s"], numbers["progress_cpu_s"] = clock(store.progress)
-        numbers["frame_s"], numbers["frame_cpu_s"] = clock(store.votes)
+        numbers["progress_s"], numbers["progress_cpu_s"] = clock(lambda: read_study_progress(store))
+        numbers["frame_s"], numbers["frame_cpu_s"] = clock(lambda: read_votes(store))
         if options.report:
             from human_eval.reporting.report import write_report
 
-            votes = store.votes()
+            votes = read_votes(store)
             numbers["report_s"], numbers["report_cpu_s"] = clock(
                 write_report, votes, store.definition, Path(place) / "report"
             )

@@ -21,7 +21,7 @@ from human_eval.server.accounts import add_account
 from human_eval.server.sign_in import COOKIE
 from human_eval.study.store import StudyStore, create_study
 from tests.support.fake_engine import FakeEngine, create_fake_context
-from tests.support.studies import DEFINITION, fill
+from tests.support.studies import DEFINITION, fill, stored_clips
 
 PASSWORD = "correct horse battery"
 # Names that occur nowhere else, so that a leak is found.
@@ -61,7 +61,7 @@ def make_study(folder: Path, num_prompts: int = 6, k: int = 2) -> StudyStore:
     prompts = [Prompt(index, f"prompt {index}") for index in range(num_prompts)]
     store = create_study(folder, parse_definition(text), prompts)
     fill(store, num_prompts)
-    for clip in store.clips():
+    for clip in stored_clips(store):
         (store.media / clip.stored_name).write_bytes(random.Random(clip.sha256).randbytes(1000))
     add_account(folder, "ada", PASSWORD, "admin")
     return store

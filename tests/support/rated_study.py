@@ -20,7 +20,9 @@ from human_eval.clips.ingest import Clip
 from human_eval.clips.media import Footage, write_footage
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
+from human_eval.study.queries import read_votes
 from human_eval.study.store import StudyStore, create_study
+from tests.support.studies import add_clips
 
 ROOT = Path(__file__).parents[2]
 FPS = 16
@@ -128,7 +130,7 @@ def make_study(
                 )
             )
         pattern.unlink()
-    store.add_clips(clips)
+    add_clips(store, clips)
     return store
 
 
@@ -175,7 +177,7 @@ class RatedStudy:
 
     def votes(self) -> pd.DataFrame:
         """Return the stored votes."""
-        return self.store.votes()
+        return read_votes(self.store)
 
 
 @pytest.fixture

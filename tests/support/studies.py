@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,13 @@ import psycopg
 import pytest
 
 from human_eval.clips.ingest import Clip
-from human_eval.collection.submission import Answer, Submission
+from human_eval.collection import pairs, raters
+from human_eval.collection.assignment import Assignment, claim, sweep
+from human_eval.collection.submission import Answer, Receipt, Submission, submit
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.definition.prompts import Prompt
+from human_eval.storage import events, study_state
+from human_eval.study.queries import list_defects
 from human_eval.study.store import StudyStore, create_study
 
 DEFINITION = """
@@ -101,16 +105,79 @@ def make_clip(system: str, prompt_index: int, text: str = "", **changes) -> Clip
 
 
 def fill(store: StudyStore, num_prompts: int) -> None:
-    """Give a study every clip it needs."""
-    store.add_clips(
-        make_clip(system.key, index)
-        for system in store.definition.systems
-        for index in range(num_prompts)
-    )
+    """Add every clip that the study needs, and pair them."""
+    systems = store.definition.systems
+    clips = [make_clip(system.key, index) for system in systems for index in range(num_prompts)]
+    add_clips(store, clips)
+
+
+def add_clips(store: StudyStore, clips: Iterable[Clip], *, pair: bool = True) -> dict[str, int]:
+    """Store clips and pair those of complete comparisons; return new pairs by comparison."""
+    with store.write() as connection:
+        for clip in clips:
+            pairs.add_clip(connection, clip, now=store.clock())
+    return pair_clips(store) if pair else {}
+
+
+def pair_clips(store: StudyStore, **options) -> dict[str, int]:
+    with store.write() as connection:
+        return pairs.make_pairs(connection, store.definition, rng=store.rng, **options)
+
+
+def stored_clips(store: StudyStore) -> list[Clip]:
+    with store.read() as connection:
+        return pairs.list_clips(connection)
+
+
+def enter_rater(store: StudyStore, provider: str, name: str, **options) -> int:
+    with store.write() as connection:
+        now = store.clock()
+        return raters.enter(connection, store.keys, provider, name, now=now, **options)
+
+
+def claim_pair(store: StudyStore, rater: int, *, ahead: bool = False) -> Assignment | None:
+    with store.write() as connection:
+        now, rng = store.clock(), store.rng
+        return claim(connection, store.definition, rater, now=now, rng=rng, ahead=ahead)
+
+
+def submit_answers(store: StudyStore, submission: Submission) -> Receipt:
+    with store.write() as connection:
+        return submit(connection, store.definition, submission, now=store.clock())
+
+
+def sweep_expired(store: StudyStore) -> int:
+    with store.write() as connection:
+        return sweep(connection, store.clock())
+
+
+def find_defects(store: StudyStore) -> list[str]:
+    with store.read() as connection:
+        return list_defects(connection)
+
+
+def exclude(store: StudyStore, subject: str, **about) -> int:
+    with store.write() as connection:
+        return events.exclude(connection, subject, now=store.clock(), **about)
+
+
+def revoke(store: StudyStore, event_id: int, **about) -> int:
+    with store.write() as connection:
+        return events.revoke(connection, event_id, now=store.clock(), **about)
+
+
+def set_closed(store: StudyStore, closed: bool, *, author: str) -> None:
+    with store.write() as connection:
+        study_state.set_closed(connection, closed, author=author, now=store.clock())
+
+
+def set_paused(store: StudyStore, paused: bool, *, author: str) -> None:
+    with store.write() as connection:
+        study_state.set_paused(connection, paused, author=author, now=store.clock())
 
 
 def answer(store: StudyStore, lease, shown: str = "left", **changes) -> Submission:
-    """Fill in a ballot."""
+    """Answer every question of an assignment alike."""
     answers = {question.key: Answer(shown, 1.0) for question in store.definition.questions}
     about = {
         "assignment_id": lease.assignment_id,
@@ -230,11 +297,11 @@ def fresh_schema(url: str) -> str:
 
 @pytest.fixture
 def make_store(tmp_path, database_url):
-    """Create studies: `make_store(k=2, num_prompts=3, extra="...")`; over HTTP loops take time."""
+    """Create studies: `make_store(k=2, num_prompts=3, extra="...")`; a loop takes two seconds."""
     opened = []
 
     def make(
-        k: int = 2, num_prompts: int = 3, extra: str = "", seed: int = 0, loops: int = 1
+        k: int = 2, num_prompts: int = 3, extra: str = "", seed: int = 0, loops: int = 0
     ) -> StudyStore:
         prompts = [Prompt(index, f"prompt {index}") for index in range(num_prompts)]
         url = database_url and fresh_schema(database_url)

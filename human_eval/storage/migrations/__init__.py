@@ -1,1 +1,1 @@
-"""How the tables came to be, one step a file; Alembic runs them."""
+"""The versions of the tables, one file each; Alembic runs them."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: it runs the steps over the connection of `human_eval.storage.migrate`."""
+"""Alembic's entry point: run the migrations on the connection of `storage.migrate`."""
 
 from alembic import context
 

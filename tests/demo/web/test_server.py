@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from human_eval.storage.tables import Event, Vote
 from tests.support.apart import run_apart
 from tests.support.page_server import SECRETS, claim, enter, run_page_server, sign_in, vote
+from tests.support.studies import set_paused, stored_clips
 
 LETTERS = string.ascii_letters + string.digits + "-_."
 
@@ -68,7 +69,7 @@ def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
                 for side in ("left", "right"):
                     clip = await server.client.get("/study/" + pair[side])
                     seen.append(clip.content.decode("latin-1") + str(clip.headers))
-            server.store.set_paused(True, author="ada")
+            set_paused(server.store, True, author="ada")
             async with server.visitor() as researcher:
                 await sign_in(researcher)
                 await publish(server, researcher)
@@ -85,7 +86,7 @@ def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
 
             text = "\n".join(seen)
             assert "System " in results.text
-            hidden = SECRETS + [clip.stored_name for clip in server.store.clips()]
+            hidden = SECRETS + [clip.stored_name for clip in stored_clips(server.store)]
             hidden += [server.store.definition.hash, str(server.store.folder)]
             assert [secret for secret in hidden if secret in text] == []
 
@@ -222,7 +223,7 @@ def test_only_clips_of_the_store_are_served_as_files(tmp_path):
             wanted = [
                 server.store.folder / "study.db",
                 server.store.folder / "secret",
-                server.store.media / server.store.clips()[0].stored_name,
+                server.store.media / stored_clips(server.store)[0].stored_name,
                 "/etc/passwd",
                 f"{tmp_path}/clips/../studies/test/study.db",
                 "app.py",

@@ -13,6 +13,7 @@ from tests.human_eval.browser.rater_page import (
     until,
     wait_for_pair,
 )
+from tests.support.studies import find_defects
 
 pytestmark = pytest.mark.browser
 
@@ -73,7 +74,7 @@ def test_a_killed_server_loses_no_answer(rate_study, open_rater):
     wait_for_pair(page, after=second)
 
     assert len(own.votes()) == 6
-    assert own.store.list_defects() == []
+    assert find_defects(own.store) == []
 
 
 @pytest.mark.slow
@@ -93,4 +94,4 @@ def test_an_expired_pair_is_replaced(rate_study, open_rater):
         time.sleep(1)
 
     assert 3 <= len(own.votes()) <= 6
-    assert own.store.list_defects() == []
+    assert find_defects(own.store) == []

@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from human_eval.server.accounts import add_account
 from human_eval.study.store import open_study
+from tests.support.studies import set_closed
 
 pytestmark = pytest.mark.browser
 PASSWORD = "correct horse battery"
@@ -93,9 +94,9 @@ def test_the_rate_tab_shows_the_raters_page(study, fake_server, open_page):
 def closed_study(study) -> Iterator[Path]:
     """The starter study, closed during one test."""
     store = open_study(study)
-    store.set_closed(True, author="ada")
+    set_closed(store, True, author="ada")
     yield study
-    store.set_closed(False, author="ada")
+    set_closed(store, False, author="ada")
     store.close()
 
 

@@ -11,18 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from human_eval.__main__ import build_parser, main
-from human_eval.cli import serving
-from human_eval.cli.commands import COMMANDS
+from human_eval.cli.main import build_parser, main
 from human_eval.clips.media import Footage, write_footage
 from human_eval.definition.definition import load_definition
 from human_eval.reporting.export import write_export
 from human_eval.statistics import screening
 from human_eval.storage.events import exclusions
+from human_eval.study.queries import read_votes
 from human_eval.study.store import open_study
 from tests.support.crowd import define_pair, make_votes
+from tests.support.studies import enter_rater, exclude, set_paused
 
 PROMPTS = 4
+[COMMANDS] = [
+    list(action.choices) for action in build_parser()._actions if action.dest == "command"
+]
 
 
 def run(*arguments) -> None:
@@ -75,7 +78,7 @@ def study(place):
 
 
 def test_every_command_has_help(capsys):
-    for name in (*COMMANDS, *serving.COMMANDS):
+    for name in COMMANDS:
         with pytest.raises(SystemExit) as exit:
             build_parser().parse_args([name, "--help"])
         assert exit.value.code == 0
@@ -123,39 +126,41 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("create {study} --prompts {made}/prompts.txt", "Expected no study"),
+        ("create {study} --prompts {made}/prompts.txt", "already holds a study"),
         ("create {new} --definition nothing", "no definition 'nothing'"),
         ("create {new} --prompts none.txt", "none.txt"),
         ("create {new} --definition {made}/unknown.toml", "no system"),
         ("create {new} --prompts {made}/table.csv", "prompt"),
         ("create {new} --prompts {made}/table.csv --column words", "words"),
         ("create {new} --set steps=4", "no parameter 'steps'"),
-        ("create {new} --set steps", "Expected NAME=VALUE"),
-        ("ingest {new} clips", "Expected the folder of a study"),
-        ("ingest {study} student=none", "Expected a folder of clips"),
+        ("create {new} --set steps", "not of the form NAME=VALUE"),
+        ("ingest {new} clips", "There is no study at"),
+        ("ingest {study} student=none", "does not exist"),
         ("ingest {study} other={study}", "no system"),
-        ("ingest {study} {study}", "Expected folders named"),
-        ("ingest {study} student=a student=b", "got 'student' twice"),
-        ("create {new} --set steps=4 --set steps=8", "got 'steps' twice"),
-        ("simulate {study} --win-rate 2", "win_rate between"),
-        ("simulate {study} --raters 0", "raters between"),
-        ("simulate {study} --max-pairs 0", "at least one pair"),
+        ("ingest {study} {study}", "no folder named"),
+        ("ingest {study} student=a student=b", "names 'student' twice"),
+        ("create {new} --set steps=4 --set steps=8", "names 'steps' twice"),
+        ("simulate {study} --win-rate 2", "win_rate must be between"),
+        ("simulate {study} --raters 0", "raters must be between"),
+        ("simulate {study} --max-pairs 0", "at least 1, not 0"),
         ("report {made}/export", "no column"),
-        ("report {study} --simulated", "at least one simulated answer"),
-        ("export {study}", "at least one answer"),
+        ("report {study} --simulated", "No simulated rater has answered"),
+        ("export {study}", "Nobody has answered"),
         ("import-votes {study} {made}/results.csv", "column"),
         ("import-votes {study} {made}/results.csv --answer Q9=x", "no question"),
-        ("import-votes {study} {made}/results.csv --answer Q1=x --answer Q1=y", "got 'Q1' twice"),
-        ("report {study}", "at least one answer"),
-        ("report {study} --as-of noon", "Expected a time"),
+        ("import-votes {study} {made}/results.csv --answer Q1=x --answer Q1=y", "names 'Q1' twice"),
+        ("report {study}", "Nobody has answered"),
+        ("report {study} --as-of noon", "takes a time such as"),
         ("screen {study} --revoke 5 --reason x", "an exclusion in force"),
-        ("screen {study} --revoke 5", "Expected a --reason"),
+        ("screen {study} --revoke 5", "Give the --reason"),
         ("restore {study}", "Expected a backup"),
         ("restore {study} none.db", "no file"),
-        ("erase {study}", "Expected PROVIDER and RATER"),
-        ("erase {study} prolific x", "the study knows"),
-        ("erase {study} prolific x --simulated", "got both"),
-        ("close {study} --reopen", "got an open one"),
+        ("erase {study}", "Give PROVIDER and RATER"),
+        ("erase {study} prolific", "Give PROVIDER and RATER"),
+        ("erase {study} prolific --simulated", "Give PROVIDER and RATER"),
+        ("erase {study} prolific x", "The study has no rater"),
+        ("erase {study} prolific x --simulated", "or --simulated"),
+        ("close {study} --reopen", "already open"),
         ("import-votes {study} none.csv", "none.csv"),
     ],
 )
@@ -189,6 +194,7 @@ def test_half_a_video_is_refused_by_name_and_the_rest_goes_in(place, clips, caps
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_a_command_on_no_study_says_so_and_makes_none(tmp_path, capsys, command):
     more = {"ingest": ["clips"], "import-votes": ["x.csv"], "erase": ["lab", "x"]}
+    more |= {"invite": ["lab", "x"], "links": ["https://x"], "staff": ["x"]}
     words = [command, tmp_path / "none", *more.get(command, [])]
     if command == "create":
         words += ["--prompts", tmp_path / "none.txt"]
@@ -197,7 +203,7 @@ def test_a_command_on_no_study_says_so_and_makes_none(tmp_path, capsys, command)
         run(*words)
 
     assert exit.value.code == 2
-    assert "none" in capsys.readouterr().err
+    assert ("no study at" if command != "create" else "none.txt") in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -212,7 +218,7 @@ def test_a_closed_study_takes_nothing_in(place, study, capsys, command):
         run(*command.format(study=study, clips=place / "clips", file=place / "results.csv").split())
 
     assert exit.value.code == 2
-    assert "Expected an open study" in capsys.readouterr().err
+    assert "The study is closed" in capsys.readouterr().err
     assert digest(study) == before
     run("close", study, "--reopen")
     run("ingest", study, place / "clips")
@@ -250,7 +256,7 @@ def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, dama
 @pytest.mark.parametrize(
     "option, message",
     [
-        ("--as-of 2026-11-20", "Expected --as-of with a study, got an export"),
+        ("--as-of 2026-11-20", "--as-of needs a study"),
         ("--simulated", "votes of people"),
     ],
 )
@@ -269,7 +275,7 @@ def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, op
 def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys):
     run("simulate", study, "--raters", 4)
     with contextlib.closing(open_study(study)) as store:
-        rater = store.votes(simulated=True)["rater"].iloc[0]
+        rater = read_votes(store, simulated=True)["rater"].iloc[0]
         found = pd.DataFrame([{"rater": rater, "rule": "too_fast", "evidence": {"fast": 9}}])
         monkeypatch.setattr(screening, "screen", lambda votes, definition: found)
         run("screen", study, "--simulated", "--apply")
@@ -286,7 +292,7 @@ def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys)
 
 def test_an_erasure_names_what_may_still_know_the_rater(study, capsys):
     with contextlib.closing(open_study(study)) as store:
-        store.enter("prolific", "jane")
+        enter_rater(store, "prolific", "jane")
     (study / "export").mkdir()
     (study / "report").mkdir()
     (study / "study.db.damaged-1").touch()
@@ -300,9 +306,9 @@ def test_an_erasure_names_what_may_still_know_the_rater(study, capsys):
 def test_status_tells_a_pause_and_whose_exclusions_are_in_force(study, capsys):
     run("simulate", study, "--raters", 4)
     with contextlib.closing(open_study(study)) as store:
-        store.exclude("rater:1", rule="too_fast", evidence={}, author="ada")
-        store.exclude("assignment:1", rule="broken", evidence={}, author="ada")
-        store.set_paused(True, author="ada")
+        exclude(store, "rater:1", rule="too_fast", evidence={}, author="ada")
+        exclude(store, "assignment:1", rule="broken", evidence={}, author="ada")
+        set_paused(store, True, author="ada")
     capsys.readouterr()
 
     run("status", study)

@@ -12,11 +12,20 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from human_eval.collection.assignment import claim
-from human_eval.collection.returns import give_back
+from human_eval.collection.submission import give_back
 from human_eval.errors import NotAcceptable, NotYours, StudyClosed, StudyError, TooLate
 from human_eval.storage.tables import AssignmentRow, PairRow, Vote
+from human_eval.study.queries import read_study_progress, read_votes
 from human_eval.study.store import StudyStore
-from tests.support.studies import answer
+from tests.support.studies import (
+    answer,
+    claim_pair,
+    enter_rater,
+    find_defects,
+    set_closed,
+    submit_answers,
+    sweep_expired,
+)
 
 MIXED = """
 [checks]
@@ -28,7 +37,7 @@ ACTIONS = ["claim", "ahead", "submit", "again", "change", "wait", "sweep", "retu
 
 
 def enter(store: StudyStore, count: int) -> list[int]:
-    return [store.enter("lab", f"rater {number}") for number in range(count)]
+    return [enter_rater(store, "lab", f"rater {number}") for number in range(count)]
 
 
 def finish(store: StudyStore, raters: list[int]) -> list[tuple[int, int]]:
@@ -37,10 +46,10 @@ def finish(store: StudyStore, raters: list[int]) -> list[tuple[int, int]]:
     waiting = list(raters)
     while waiting:
         rater = waiting.pop(0)
-        lease = store.claim(rater)
+        lease = claim_pair(store, rater)
         store.clock.pass_seconds(1)
         if lease:
-            store.submit(answer(store, lease))
+            submit_answers(store, answer(store, lease))
             turns.append((lease.pair_id, rater))
             waiting.append(rater)
     return turns
@@ -66,7 +75,7 @@ def test_each_pair_is_answered_by_exactly_k_raters(make_store):
 
     assert len(turns) == len(set(turns)) == 2 * 2 * 3
     assert set(Counter(pair for pair, _ in turns).values()) == {2}
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 @settings(
@@ -92,9 +101,9 @@ def test_no_interleaving_gives_a_pair_too_many_raters_or_a_rater_two_votes(make_
     turns = real_turns(store)
     assert len(turns) == len(set(turns))
     assert set(Counter(pair for pair, _ in turns).values()) == {2}
-    votes = store.votes()
+    votes = read_votes(store)
     assert not votes.duplicated(["task_id", "rater", "question"]).any()
-    assert store.list_defects() == []
+    assert find_defects(store) == []
     with store.read() as connection:
         stored = connection.execute(
             select(Vote.assignment_id, Vote.choice, AssignmentRow.side_a)
@@ -113,9 +122,9 @@ def act(store, rater, action, side, leases, acknowledged):
     if action == "wait":
         store.clock.pass_seconds(400)
     elif action == "sweep":
-        store.sweep()
+        sweep_expired(store)
     elif action in ("claim", "ahead"):
-        lease = store.claim(rater, ahead=action == "ahead")
+        lease = claim_pair(store, rater, ahead=action == "ahead")
         if lease:
             mine.append(lease)
     elif mine and action == "return":
@@ -128,7 +137,7 @@ def act(store, rater, action, side, leases, acknowledged):
         lease = mine[-1] if action == "submit" else mine[0]
         revision = 1 if action == "change" else 0
         try:
-            receipt = store.submit(answer(store, lease, side, revision=revision))
+            receipt = submit_answers(store, answer(store, lease, side, revision=revision))
         except (TooLate, NotAcceptable):
             return
         acknowledged[lease.assignment_id] = receipt.answers["Q2"]
@@ -154,7 +163,7 @@ def test_parallel_raters_never_overshoot(make_store):
     assert failures == []
     turns = real_turns(store)
     assert len(set(turns)) == len(turns) == 3 * 2 * 4
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -170,7 +179,7 @@ def test_none_is_left_only_once_the_claims_under_way_are_done(make_store, fails)
     connect = store.database.writing.connect
     with ThreadPoolExecutor(1) as pool, connect() as one, connect() as other:
         taken = [take(one, first), take(other, second)]  # both pairs, not yet committed
-        claimed = pool.submit(store.claim, waiting)
+        claimed = pool.submit(claim_pair, store, waiting)
         with suppress(TimeoutError):
             claimed.result(timeout=0.5)
         one.commit()
@@ -178,7 +187,7 @@ def test_none_is_left_only_once_the_claims_under_way_are_done(make_store, fails)
         lease = claimed.result(timeout=10)
 
     assert (lease and lease.pair_id) == (taken[1].pair_id if fails else None)
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 def test_claiming_again_returns_the_same_pair(make_store):
@@ -186,7 +195,7 @@ def test_claiming_again_returns_the_same_pair(make_store):
     [rater] = enter(store, 1)
 
     first, second, ahead, ahead_again = (
-        store.claim(rater, ahead=ahead) for ahead in (False, False, True, True)
+        claim_pair(store, rater, ahead=ahead) for ahead in (False, False, True, True)
     )
 
     assert first == second
@@ -196,22 +205,22 @@ def test_claiming_again_returns_the_same_pair(make_store):
 def test_an_abandoned_pair_returns_and_goes_to_somebody_else(make_store):
     store = make_store(k=1, num_prompts=1)
     gone, other = enter(store, 2)
-    kept = [store.claim(gone), store.claim(gone, ahead=True)]
-    assert store.claim(other) is None
+    kept = [claim_pair(store, gone), claim_pair(store, gone, ahead=True)]
+    assert claim_pair(store, other) is None
 
     store.clock.pass_seconds(901)
 
-    assert store.claim(other).pair_id in {lease.pair_id for lease in kept}
-    with pytest.raises(TooLate, match="within its time"):
-        store.submit(answer(store, kept[0]))
+    assert claim_pair(store, other).pair_id in {lease.pair_id for lease in kept}
+    with pytest.raises(TooLate, match="time for this pair is over"):
+        submit_answers(store, answer(store, kept[0]))
 
 
 def test_a_rater_who_comes_back_finds_the_pair_with_its_sides_unchanged(make_store):
     store = make_store(k=1, num_prompts=1)
     [rater] = enter(store, 1)
-    first = store.claim(rater)
+    first = claim_pair(store, rater)
     store.clock.pass_seconds(901)
-    again = [store.claim(rater), store.claim(rater, ahead=True)]
+    again = [claim_pair(store, rater), claim_pair(store, rater, ahead=True)]
 
     [same] = [lease for lease in again if lease.pair_id == first.pair_id]
     assert (same.assignment_id, same.side_a, same.attempt) == (
@@ -220,8 +229,8 @@ def test_a_rater_who_comes_back_finds_the_pair_with_its_sides_unchanged(make_sto
         2,
     )
     with pytest.raises(TooLate):
-        store.submit(answer(store, first))
-    store.submit(answer(store, same))
+        submit_answers(store, answer(store, first))
+    submit_answers(store, answer(store, same))
 
 
 def test_sides_are_balanced_within_rater_and_comparison(make_store):
@@ -252,7 +261,7 @@ def test_a_mirror_swaps_the_sides_of_an_earlier_pair(make_store):
 
     finish(store, [rater])
 
-    votes = store.votes()
+    votes = read_votes(store)
     pairs = votes[votes["question"] == "Q2"]
     mirrors = pairs[pairs["kind"] == "mirror"]
     assert len(mirrors) > 2
@@ -276,7 +285,7 @@ def test_a_rater_meets_their_quota(make_store, quota, expected):
 
     assert len(turns) == expected
     store.clock.pass_seconds(2 * 86_400)
-    assert (store.claim(rater) is not None) == ("day" in quota)
+    assert (claim_pair(store, rater) is not None) == ("day" in quota)
 
 
 def test_a_fixed_list_is_handed_out_in_its_order(make_store):
@@ -285,7 +294,7 @@ def test_a_fixed_list_is_handed_out_in_its_order(make_store):
 
     finish(store, [rater])
 
-    votes = store.votes()
+    votes = read_votes(store)
     order = votes[votes["question"] == "Q2"].sort_values("vote_id")
     assert list(zip(order["prompt_index"], order["comparison"], strict=True)) == [
         (index, comparison) for index in range(4) for comparison in ("C1", "C2")
@@ -297,38 +306,57 @@ def test_a_pair_that_three_raters_report_is_withheld(make_store):
     raters = enter(store, 4)
 
     for rater in raters[:3]:
-        lease = store.claim(rater)
+        lease = claim_pair(store, rater)
         with store.write() as connection:
             give_back(connection, rater, lease.assignment_id, "broken", now=store.clock())
 
-    assert store.claim(raters[3]).pair_id != lease.pair_id
-    assert store.progress()["comparisons"]["withheld"].sum() == 1
-    assert store.claim(raters[0]).pair_id != lease.pair_id
-    assert store.list_defects() == []
+    assert claim_pair(store, raters[3]).pair_id != lease.pair_id
+    assert read_study_progress(store).comparisons["withheld"].sum() == 1
+    assert claim_pair(store, raters[0]).pair_id != lease.pair_id
+    assert find_defects(store) == []
 
 
 def test_a_closed_study_hands_out_and_takes_nothing(make_store):
     store = make_store()
     [rater] = enter(store, 1)
-    lease = store.claim(rater)
-    store.set_closed(True, author="me")
+    lease = claim_pair(store, rater)
+    set_closed(store, True, author="me")
 
     with pytest.raises(StudyClosed, match="closed"):
-        store.claim(rater)
+        claim_pair(store, rater)
     with pytest.raises(StudyClosed):
-        store.submit(answer(store, lease))
-    with pytest.raises(StudyError, match="a closed one"):
-        store.set_closed(True, author="me")
+        submit_answers(store, answer(store, lease))
+    with pytest.raises(StudyError, match="already closed"):
+        set_closed(store, True, author="me")
 
-    store.set_closed(False, author="me")
-    store.submit(answer(store, lease))
+    set_closed(store, False, author="me")
+    submit_answers(store, answer(store, lease))
+
+
+def test_answers_wait_until_the_clips_can_have_been_watched(make_store):
+    store = make_store(k=1, loops=2)  # twice two seconds for each pair
+    [rater] = enter(store, 1)
+    first, second = claim_pair(store, rater), claim_pair(store, rater, ahead=True)
+
+    store.clock.pass_seconds(3.9)
+    with pytest.raises(NotAcceptable, match="watch both clips"):
+        submit_answers(store, answer(store, first))
+    store.clock.pass_seconds(0.1)
+    with pytest.raises(NotAcceptable, match="watch both clips"):
+        submit_answers(store, answer(store, first, loops=1))
+    submit_answers(store, answer(store, first))
+    store.clock.pass_seconds(3.9)
+    with pytest.raises(NotAcceptable):  # one pair at a time: the first took four seconds
+        submit_answers(store, answer(store, second))
+    store.clock.pass_seconds(0.1)
+    assert submit_answers(store, answer(store, second)).duplicate is False
 
 
 def test_the_database_itself_refuses_what_code_must_never_do(make_store):
     store = make_store(k=1)
     rater, other = enter(store, 2)
-    lease = store.claim(rater)
-    store.submit(answer(store, lease))
+    lease = claim_pair(store, rater)
+    submit_answers(store, answer(store, lease))
     person = {"rater_id": other, "simulated": False}
 
     for statement in (
@@ -358,8 +386,8 @@ taken < target AND NOT withheld ORDER BY taken, order_key LIMIT 1"
 def test_an_unknown_rater_gets_nothing(make_store):
     store = make_store()
 
-    with pytest.raises(NotYours, match="number 99"):
-        store.claim(99)
+    with pytest.raises(NotYours, match="not signed in"):
+        claim_pair(store, 99)
 
 
 def test_random_order_differs_between_studies(make_store):

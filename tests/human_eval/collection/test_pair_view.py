@@ -12,7 +12,7 @@ from human_eval.definition.prompts import Prompt
 from human_eval.server.vote_api import create_app
 from human_eval.study.store import create_study
 from tests.human_eval.server.test_vote_api import claim, enter
-from tests.support.studies import define, make_clip
+from tests.support.studies import add_clips, define, make_clip, stored_clips
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_a_clip_that_has_no_room_for_a_box_stays_as_it_is():
 def test_both_sides_of_a_pair_weigh_the_same(tmp_path):
     sizes = {"ours": 900, "theirs": 4000, "third": 1700}
     store = create_study(tmp_path / "study", define(), [Prompt(0, "x")])
-    store.add_clips(make_clip(system, 0, bytes=size) for system, size in sizes.items())
-    for clip in store.clips():
+    add_clips(store, [make_clip(system, 0, bytes=size) for system, size in sizes.items()])
+    for clip in stored_clips(store):
         content = random.Random(clip.system).randbytes(clip.bytes)
         (store.media / clip.stored_name).write_bytes(content)
 

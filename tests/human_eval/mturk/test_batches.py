@@ -10,6 +10,7 @@ from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from human_eval.mturk.batches import RESULT_COLUMNS, read_results, read_time, write_batches
 from human_eval.mturk.votes_in import import_submissions
+from human_eval.study.queries import read_pairs, read_votes
 from human_eval.study.store import create_study
 from tests.support.studies import define, fill
 
@@ -98,7 +99,7 @@ def test_results_reach_the_votes_once(store, batch, tmp_path):
 
     assert (first.added, first.already_there) == (8, 0)
     assert (again.added, again.already_there) == (0, 8)
-    votes = store.votes()
+    votes = read_votes(store)
     assert len(votes) == 16 and set(votes["provider"]) == {"mturk"}
     assert "A1" not in set(votes["rater"])
 
@@ -131,7 +132,7 @@ def test_no_worker_is_paid_for_a_pair_that_has_its_raters(store, batch, tmp_path
         ("rest-2.csv", 2),
     ]
     assert added == 3 + 2 * 5
-    pairs = store.pairs()
+    pairs = read_pairs(store)
     assert (pairs["taken"] == pairs["target"]).all()
 
 

@@ -11,8 +11,17 @@ from human_eval.reporting.blinding import mask_definition, mask_votes
 from human_eval.reporting.live_results import LiveResults, is_published, set_published
 from human_eval.statistics.win_rates import win_rates
 from human_eval.storage.keys import Keys
+from human_eval.study.queries import read_votes
 from human_eval.study.simulation import Crowd, simulate
-from tests.support.studies import answer, define
+from tests.support.studies import (
+    answer,
+    claim_pair,
+    define,
+    enter_rater,
+    exclude,
+    set_closed,
+    submit_answers,
+)
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NAMES = ("ours", "theirs", "third", "Ours", "Theirs", "Third")
@@ -24,12 +33,12 @@ def store(make_store):
     store = make_store(k=3, num_prompts=4)
     rng = random.Random(1)
     for number in range(3):
-        rater = store.enter("test", f"rater {number}")
-        while lease := store.claim(rater):
+        rater = enter_rater(store, "test", f"rater {number}")
+        while lease := claim_pair(store, rater):
             store.clock.pass_seconds(20)
             other = "right" if lease.side_a == "left" else "left"
             shown = lease.side_a if rng.random() < 2 / 3 else other
-            store.submit(answer(store, lease, shown))
+            submit_answers(store, answer(store, lease, shown))
     return store
 
 
@@ -53,8 +62,8 @@ def wins_of(table, system):
 
 def test_masking_takes_no_vote_from_its_system(store):
     definition = store.definition
-    plain = win_rates(store.votes(), definition)
-    votes = mask_votes(store.votes(), definition, store.keys)
+    plain = win_rates(read_votes(store), definition)
+    votes = mask_votes(read_votes(store), definition, store.keys)
     masked = win_rates(votes, mask_definition(definition, store.keys))
     [ours] = set.intersection(
         *(set(pair) for pair in masked[["system_a", "system_b"]].itertuples(index=False))
@@ -90,7 +99,7 @@ def test_the_order_of_letters_follows_the_secret_and_not_the_definition(database
 def test_a_closed_study_is_read_by_name(store):
     live = LiveResults(store)
     live.read()
-    store.set_closed(True, author="ada")
+    set_closed(store, True, author="ada")
 
     results = live.read()
 
@@ -110,7 +119,7 @@ def test_a_new_vote_counts_and_an_old_result_is_not_computed_again(store, monkey
     before = live.read(named=True)
     assert live.read(named=True) is before
 
-    store.exclude("rater:1", rule="gold", evidence={}, author="ada")
+    exclude(store, "rater:1", rule="gold", evidence={}, author="ada")
     after = live.read(named=True)
 
     assert (before.answers, before.excluded) == (48, 0)
@@ -126,7 +135,7 @@ def test_readers_of_a_large_study_never_wait_for_new_results(store, monkeypatch)
     monkeypatch.setattr("human_eval.reporting.live_results.MAX_WAIT", 0.0)
     before = live.read()
 
-    store.exclude("rater:1", rule="gold", evidence={}, author="ada")
+    exclude(store, "rater:1", rule="gold", evidence={}, author="ada")
     meanwhile = live.read()
     live._refreshing.join()
 
@@ -155,7 +164,7 @@ def test_pairs_are_read_one_by_one_at_the_end_alone(store):
     live = LiveResults(store)
     with pytest.raises(StudyError, match="shown when the study is closed"):
         list_answered(live.read())
-    store.set_closed(True, author="ada")
+    set_closed(store, True, author="ada")
     results = live.read()
 
     pairs = list_answered(results, "C1")

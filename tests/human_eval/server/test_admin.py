@@ -14,7 +14,17 @@ from human_eval.server.admin import create_admin_app
 from human_eval.server.admin_session import COOKIE
 from human_eval.server.vote_api import create_app
 from human_eval.storage.tables import Event, PairRow, Study
-from tests.support.studies import answer, make_clip
+from human_eval.study.queries import read_votes
+from tests.support.studies import (
+    add_clips,
+    answer,
+    claim_pair,
+    enter_rater,
+    exclude,
+    make_clip,
+    stored_clips,
+    submit_answers,
+)
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 PASSWORD = "correct horse battery"
@@ -26,10 +36,10 @@ def store(make_store):
     add_account(store.folder, "ada", PASSWORD, "admin")
     add_account(store.folder, "rita", PASSWORD, "rater")
     for number in range(2):
-        rater = store.enter("test", f"rater {number}")
-        while lease := store.claim(rater):
+        rater = enter_rater(store, "test", f"rater {number}")
+        while lease := claim_pair(store, rater):
             store.clock.pass_seconds(20)
-            store.submit(answer(store, lease, "left"))
+            submit_answers(store, answer(store, lease, "left"))
     return store
 
 
@@ -115,14 +125,14 @@ def test_the_dashboard_counts_what_the_database_holds(ada):
 
 
 def test_a_study_is_paused_resumed_closed_and_reopened(store, ada):
-    rater = store.enter("test", "late")
+    rater = enter_rater(store, "test", "late")
     for action in ("pause", "resume", "close", "reopen"):
         reply = decide(ada, action)
         assert (reply.status_code, reply.headers["location"]) == (303, "/")
 
     assert events(store) == {"paused": 1, "resumed": 1, "closed": 1, "reopened": 1}
     assert decide(ada, "resume").status_code == 400
-    assert store.claim(rater) is None  # all is answered; neither paused nor closed
+    assert claim_pair(store, rater) is None  # all is answered; neither paused nor closed
 
 
 def test_an_unknown_page_is_answered_with_a_page(ada):
@@ -169,27 +179,27 @@ def test_an_unknown_decision_or_number_is_refused(ada):
 def test_a_rater_is_excluded_by_a_rule_and_the_exclusion_revoked(make_store):
     store = make_store(k=2, num_prompts=12)
     add_account(store.folder, "ada", PASSWORD, "admin")
-    rater = store.enter("test", "always left")
-    while lease := store.claim(rater):
+    rater = enter_rater(store, "test", "always left")
+    while lease := claim_pair(store, rater):
         store.clock.pass_seconds(20)
-        store.submit(answer(store, lease, "left"))
+        submit_answers(store, answer(store, lease, "left"))
     with TestClient(create_app(store)) as raters:
         ada = TestClient(create_admin_app(store, raters.app.state.service), base_url="http://h")
         sign_in(ada)
         assert "one_sided" in ada.get("/").text
         assert "was revoked" not in ada.get("/").text
         assert decide(ada, "exclude", subject=f"rater:{rater}", rule="one_sided").status_code == 303
-        assert store.votes()["excluded"].all()
+        assert read_votes(store)["excluded"].all()
         [event] = re.findall(r'name="event" value="(\d+)"', ada.get("/").text)
         assert decide(ada, "revoke", event=event, reason="").status_code == 400
         assert decide(ada, "revoke", event=event, reason="a pilot").status_code == 303
         assert "was revoked" in ada.get("/").text
-    assert not store.votes()["excluded"].any()
+    assert not read_votes(store)["excluded"].any()
     assert events(store) == {"exclude": 1, "revoke": 1}
 
 
 def test_a_withheld_pair_can_be_reviewed_and_released(store, ada):
-    for clip in store.clips():
+    for clip in stored_clips(store):
         (store.media / clip.stored_name).write_bytes(b"a clip")
     with store.write() as connection:
         connection.execute(update(PairRow).where(PairRow.id == 1).values(withheld=True))
@@ -206,7 +216,7 @@ def test_a_withheld_pair_can_be_reviewed_and_released(store, ada):
 
 def test_a_rejected_clip_is_shown_with_the_reason(store, ada):
     refused = make_clip("third", 3, status="quarantined", reason="0003.mp4: cut short")
-    store.add_clips([refused], pair=False)
+    add_clips(store, [refused], pair=False)
 
     assert "third 0003: 0003.mp4: cut short" in ada.get("/").text
 
@@ -232,7 +242,7 @@ def test_a_storage_problem_is_shown_on_the_dashboard(store, ada, service, monkey
 
 
 def test_stored_text_is_escaped(store, ada):
-    store.exclude("rater:1", rule="<script>alert(1)</script>", evidence={}, author="<b>x</b>")
+    exclude(store, "rater:1", rule="<script>alert(1)</script>", evidence={}, author="<b>x</b>")
 
     page = ada.get("/").text
 

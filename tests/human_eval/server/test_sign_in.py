@@ -12,7 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 
-from human_eval.__main__ import main
+from human_eval.cli.main import main
+from human_eval.collection.raters import find_rater
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.platforms import (
     KNOWN,
@@ -27,7 +28,8 @@ from human_eval.server.sign_in import COOKIE, entry_links
 from human_eval.server.vote_api import create_app
 from human_eval.storage.tables import Event
 from human_eval.storage.tables import Rater as RaterRow
-from tests.support.studies import DEFINITION
+from human_eval.study.queries import read_study_progress, read_votes
+from tests.support.studies import DEFINITION, exclude, revoke, set_closed, set_paused
 
 PAGE = "https://study.example/rate"
 CODES = """
@@ -120,7 +122,7 @@ def test_a_prolific_participant_comes_in_rates_and_returns_with_the_code(store, 
     assert entered.status_code == 200
     assert (end["outcome"], end["progress"]) == ("done", {"answered": 2, "wanted": 2})
     assert prolific.status_after(end["finish"]) == "APPROVED"
-    votes = store.votes()
+    votes = read_votes(store)
     assert set(votes["provider"]) == {"prolific"} and votes["rater"].nunique() == 1
 
 
@@ -139,12 +141,13 @@ def test_an_excluded_participant_is_screened_out_with_that_code(store, client):
     prolific = Prolific(entry_links(store, PAGE)["prolific"])
     enter(client, prolific.link_for("a" * 24, "1" * 24))
     work(client, pairs=1)
-    [rater] = store.votes()["rater"].unique()
-    subject = f"rater:{store.rater_number(rater)}"
+    [rater] = read_votes(store)["rater"].unique()
+    with store.read() as connection:
+        subject = f"rater:{find_rater(connection, rater)}"
 
-    event = store.exclude(subject, rule="gold", evidence={"wrong": 9}, author="researcher")
+    event = exclude(store, subject, rule="gold", evidence={"wrong": 9}, author="researcher")
     excluded = client.post("/api/claim", json={}).json()
-    store.revoke(event, author="researcher", reason="a mistake of ours")
+    revoke(store, event, author="researcher", reason="a mistake of ours")
     forgiven = client.post("/api/claim", json={}).json()
 
     assert excluded["outcome"] == "screened_out"
@@ -174,7 +177,7 @@ def test_two_participants_at_one_browser_are_two_raters(store, client):
         enter(client, prolific.link_for(number * 24, "1" * 24))
         assert work(client)["progress"]["answered"] == 2
 
-    assert store.votes()["rater"].nunique() == 2
+    assert read_votes(store)["rater"].nunique() == 2
 
 
 def test_the_configured_panel_gets_its_own_parameters_back(store, client):
@@ -258,7 +261,7 @@ def test_staff_log_in_with_their_password(store, client):
 
     assert (refused.status_code, entered.status_code) == (403, 200)
     assert client.get("/api/study").json()["entry"]["staff"]
-    assert set(store.votes()["provider"]) == {"staff"}
+    assert set(read_votes(store)["provider"]) == {"staff"}
     assert "correct" not in (store.folder / "staff.json").read_text()
     assert (store.folder / "staff.json").stat().st_mode & 0o777 == 0o600
 
@@ -290,11 +293,11 @@ def test_a_rater_who_stops_early_keeps_the_answers_and_may_return(store, client)
     pair = client.post("/api/claim", json={}).json()
 
     stopped = client.post("/api/stop", json={}).json()
-    still_open = store.progress()["assignments"].get("open", 0)
+    still_open = read_study_progress(store).assignments.get("open", 0)
     again = client.post("/api/claim", json={}).json()
 
     assert (stopped["outcome"], stopped["code"], stopped["finish"]) == ("stopped", "", "")
-    assert still_open == 0 and len(store.votes()) == 2
+    assert still_open == 0 and len(read_votes(store)) == 2
     assert pair["assignment"] and again["assignment"]
 
 
@@ -330,7 +333,7 @@ def test_a_rater_who_mostly_skips_gets_the_technical_code(store, client):
 def test_a_study_that_closes_in_between_says_so_with_a_code(store, client):
     enter(client, PAGE)
     work(client, pairs=1)
-    store.set_closed(True, author="researcher")
+    set_closed(store, True, author="researcher")
     interrupted = client.post("/api/claim", json={}).json()
     client.cookies.clear()
     enter(client, PAGE)
@@ -343,13 +346,13 @@ def test_a_study_that_closes_in_between_says_so_with_a_code(store, client):
 def test_a_paused_study_asks_for_patience_and_takes_what_was_handed_out(store, client):
     enter(client, PAGE)
     pair = client.post("/api/claim", json={}).json()
-    store.set_paused(True, author="researcher")
+    set_paused(store, True, author="researcher")
     answers = {key: {"choice": "left", "seconds": 3.0} for key in ("Q1", "Q2")}
     body = {"assignment": pair["assignment"], "answers": answers, "loops": 1}
 
     taken = client.post("/api/submit", json=body)
     paused = client.post("/api/claim", json={}).json()
-    store.set_paused(False, author="researcher")
+    set_paused(store, False, author="researcher")
     resumed = client.post("/api/claim", json={}).json()
 
     assert taken.status_code == 200

@@ -8,7 +8,7 @@ from sqlalchemy import Boolean, MetaData, insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from human_eval.collection.quarantine import list_withheld
-from human_eval.collection.returns import give_back
+from human_eval.collection.submission import give_back
 from human_eval.storage.database import create_file, open_database
 from human_eval.storage.migrate import (
     downgrade_tables,
@@ -18,9 +18,17 @@ from human_eval.storage.migrate import (
 )
 from human_eval.storage.tables import Base
 from human_eval.study.backup import open_to_restore, restore
+from human_eval.study.queries import read_study_progress, read_votes
 from human_eval.study.store import open_study
 from tests.human_eval.collection.test_assignment import enter, finish
-from tests.support.studies import answer, fresh_schema
+from tests.support.studies import (
+    answer,
+    claim_pair,
+    find_defects,
+    fresh_schema,
+    submit_answers,
+    sweep_expired,
+)
 
 FORMER_NAMES = {"pair": "task", "pair_id": "task_id", "assigned_at": "leased_at"}
 
@@ -29,16 +37,16 @@ def rate(store):
     """Leave assignments in every state, a revision, checks, and a pair that was withheld."""
     raters = enter(store, 5)
     for rater in raters[:3]:
-        claimed = store.claim(rater)
+        claimed = claim_pair(store, rater)
         with store.write() as connection:
             give_back(connection, rater, claimed.assignment_id, "broken", now=store.clock())
-    store.claim(raters[3])
+    claim_pair(store, raters[3])
     store.clock.pass_seconds(3600)
-    store.sweep()
-    claimed = store.claim(raters[0])
-    store.submit(answer(store, claimed, "left"))
-    store.submit(answer(store, claimed, "right", revision=1))
-    store.claim(raters[4])
+    sweep_expired(store)
+    claimed = claim_pair(store, raters[0])
+    submit_answers(store, answer(store, claimed, "left"))
+    submit_answers(store, answer(store, claimed, "right", revision=1))
+    claim_pair(store, raters[4])
     finish(store, raters[:2])
 
 
@@ -134,11 +142,16 @@ def test_a_study_of_version_1_opens_without_losing_a_row(version_1):
                 for connection in (after, before)
             )
         assert rows == expected and rows, table.name
-    assert upgraded.votes().equals(store.votes())
-    assert set(upgraded.progress()["assignments"]) == {"open", "submitted", "expired", "returned"}
+    assert read_votes(upgraded).equals(read_votes(store))
+    assert set(read_study_progress(upgraded).assignments) == {
+        "open",
+        "submitted",
+        "expired",
+        "returned",
+    }
     with upgraded.read() as connection:
         assert [pair.reports for pair in list_withheld(connection)] == [3]
-    assert upgraded.list_defects() == []
+    assert find_defects(upgraded) == []
     upgraded.close()
 
 
@@ -186,14 +199,14 @@ def test_an_upgraded_study_refuses_what_a_new_one_refuses(version_1):
 def test_an_upgraded_study_takes_answers(version_1):
     store, folder = version_1
     upgraded = open_study(folder)
-    before = len(upgraded.votes())
+    before = len(read_votes(upgraded))
 
     upgraded = replace(upgraded, clock=store.clock)
     store.clock.pass_seconds(3600)  # the open assignment expires
     finish(upgraded, enter(upgraded, 3))
 
-    assert len(upgraded.votes()) > before
-    assert upgraded.list_defects() == []
+    assert len(read_votes(upgraded)) > before
+    assert find_defects(upgraded) == []
     upgraded.close()
 
 
@@ -207,14 +220,14 @@ def test_a_downgrade_keeps_every_row_too(version_1):
         assert set(states) == {"leased", "submitted", "expired", "returned"}
         upgrade_tables(connection)
 
-    assert upgraded.votes().equals(store.votes())
+    assert read_votes(upgraded).equals(read_votes(store))
     upgraded.close()
 
 
 def test_a_backup_of_version_1_restores(make_store):
     store = make_store(k=2, num_prompts=4)
     rate(store)
-    before = store.votes()
+    before = read_votes(store)
     backup = store.backups / "study-20260101T000000000000.db"
     create_file(backup)
     write_version_1(store, backup)
@@ -223,8 +236,8 @@ def test_a_backup_of_version_1_restores(make_store):
 
     restore(store, backup)
 
-    assert store.votes().equals(before)
-    assert store.list_defects() == []
+    assert read_votes(store).equals(before)
+    assert find_defects(store) == []
     assert backup.read_bytes() == content
 
 

@@ -6,7 +6,9 @@ import signal
 
 import pytest
 
+from human_eval.study.queries import read_votes
 from tests.support.apart import run_apart
+from tests.support.studies import find_defects
 from tests.support.vote_load import Load, VoteServer, lost_receipts, rate
 
 
@@ -37,6 +39,6 @@ def test_two_services_on_one_postgresql_lose_and_double_nothing(make_store):
     assert load.failures == []
     assert len(load.receipts) == 3 * 2 * 10
     assert lost_receipts(store, load) == []
-    assert len(store.votes()) == 2 * 3 * 2 * 10
-    assert not store.votes().duplicated(["task_id", "rater", "question"]).any()
-    assert store.list_defects() == []
+    assert len(read_votes(store)) == 2 * 3 * 2 * 10
+    assert not read_votes(store).duplicated(["task_id", "rater", "question"]).any()
+    assert find_defects(store) == []

@@ -7,7 +7,7 @@ from human_eval.definition.prompts import Prompt
 from human_eval.storage.tables import ClipRow, PairRow
 from human_eval.study.attention_checks import make_gold
 from human_eval.study.store import create_study
-from tests.support.studies import define, make_clip
+from tests.support.studies import add_clips, define, make_clip
 
 CHECKS = """
 [checks]
@@ -24,7 +24,7 @@ def start(tmp_path, *, prompts: int, pairs: int):
 
 def add_pair(store, index: int, **changes) -> None:
     clips = [make_clip(system, index, **changes) for system in ("ours", "theirs")]
-    store.add_clips(clips, pair=False)
+    add_clips(store, clips, pair=False)
 
 
 def count_golds(store) -> int:

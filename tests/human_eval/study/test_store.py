@@ -1,6 +1,5 @@
 """The study as a whole: its tables, its copies, what it forgets and what it takes in."""
 
-import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,8 +10,9 @@ import pytest
 from sqlalchemy import event, make_url, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from human_eval.__main__ import main
+from human_eval.cli.main import main
 from human_eval.collection.quarantine import RefusedClip, list_refused
+from human_eval.collection.raters import enter as let_in
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StorageBusy, StorageFull, StudyError
 from human_eval.mturk.votes_in import ImportedSubmission, import_submissions
@@ -28,11 +28,25 @@ from human_eval.storage.migrate import (
 from human_eval.storage.tables import Event, PairRow, Study
 from human_eval.study.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.study.erasure import erase_rater, erase_simulation
+from human_eval.study.queries import count_answers, read_pairs, read_study_progress, read_votes
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import create_study, open_study
-from human_eval.study.store import enter as let_in
 from tests.human_eval.collection.test_assignment import enter, finish
-from tests.support.studies import answer, define, fresh_schema, make_clip
+from tests.support.studies import (
+    add_clips,
+    answer,
+    claim_pair,
+    define,
+    enter_rater,
+    exclude,
+    find_defects,
+    fresh_schema,
+    make_clip,
+    pair_clips,
+    revoke,
+    set_closed,
+    submit_answers,
+)
 
 sqlite_only = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 postgresql_only = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -57,49 +71,49 @@ def test_the_votes_frame_is_as_analyses_expect_it(make_store):
     store = make_store(k=2, num_prompts=3)
     finish(store, enter(store, 3))
 
-    votes = check_votes(store.votes())
+    votes = check_votes(read_votes(store))
 
     assert len(votes) == 2 * 2 * 2 * 3
     assert set(votes["definition_hash"]) == {store.definition.hash}
     assert set(votes["system_a"]) == {"ours"}
     assert not votes["simulated"].any() and not votes["excluded"].any()
-    assert len(check_votes(store.votes(datetime(2020, 1, 1, tzinfo=UTC)))) == 0
+    assert len(check_votes(read_votes(store, datetime(2020, 1, 1, tzinfo=UTC)))) == 0
 
 
 def test_the_tally_counts_what_the_frame_holds(make_store):
     store = make_store(k=2, num_prompts=4)
     raters = enter(store, 3)
-    first = store.claim(raters[1])
-    store.submit(answer(store, first, "left"))
-    store.submit(answer(store, first, "right", revision=1))
+    first = claim_pair(store, raters[1])
+    submit_answers(store, answer(store, first, "left"))
+    submit_answers(store, answer(store, first, "right", revision=1))
     finish(store, raters)
-    store.exclude(f"rater:{raters[0]}", rule="by hand", evidence={"why": "test"}, author="me")
-    store.exclude(f"assignment:{first.assignment_id}", rule="b", evidence={}, author="me")
+    exclude(store, f"rater:{raters[0]}", rule="by hand", evidence={"why": "test"}, author="me")
+    exclude(store, f"assignment:{first.assignment_id}", rule="b", evidence={}, author="me")
     keys = ["comparison", "question", "choice", "side_a", "excluded"]
 
-    tally = store.tally().set_index(keys)["count"].sort_index()
+    tally = count_answers(store).set_index(keys)["count"].sort_index()
 
-    votes = store.votes()
+    votes = read_votes(store)
     assert votes["excluded"].any()
     counted = votes.assign(excluded=votes["excluded"].astype(int)).groupby(keys).size()
     assert tally.to_dict() == counted.to_dict()
 
 
 def test_a_study_without_answers_has_an_empty_tally(make_store):
-    assert make_store().tally().empty
-    assert make_store().votes().empty
+    assert count_answers(make_store()).empty
+    assert read_votes(make_store()).empty
 
 
 def test_a_closed_study_takes_no_ballots(make_store):
     store = make_store()
-    store.set_closed(True, author="jo")
+    set_closed(store, True, author="jo")
 
-    with pytest.raises(StudyError, match="an open study"):
+    with pytest.raises(StudyError, match="The study is closed"):
         import_submissions(store, [ballot()])
-    with pytest.raises(StudyError, match="an open study"):
+    with pytest.raises(StudyError, match="The study is closed"):
         simulate(store, Crowd(raters=2))
 
-    assert store.votes().empty and store.pairs(simulated=True).empty
+    assert read_votes(store).empty and read_pairs(store, simulated=True).empty
 
 
 def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
@@ -107,17 +121,17 @@ def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
     rater, other = enter(store, 2)
     finish(store, [rater, other])
     subject = f"rater:{rater}"
-    number = store.exclude(subject, rule="too_fast", evidence={"fast": 9}, author="me")
-    votes = store.votes()
+    number = exclude(store, subject, rule="too_fast", evidence={"fast": 9}, author="me")
+    votes = read_votes(store)
     mine = votes["exclusion_rule"] == "too_fast"
 
     assert mine.any() and (votes["excluded"] == mine).all()
-    with pytest.raises(StudyError, match="not to be excluded"):
-        store.exclude(subject, rule="too_fast", evidence={}, author="me")
-    store.revoke(number, author="me", reason="looked again")
-    assert not store.votes()["excluded"].any()
+    with pytest.raises(StudyError, match="already excludes"):
+        exclude(store, subject, rule="too_fast", evidence={}, author="me")
+    revoke(store, number, author="me", reason="looked again")
+    assert not read_votes(store)["excluded"].any()
     with pytest.raises(StudyError, match="in force"):
-        store.revoke(number, author="me", reason="twice")
+        revoke(store, number, author="me", reason="twice")
 
 
 def test_the_tables_are_those_that_the_code_describes(make_store):
@@ -136,7 +150,7 @@ def test_tables_of_a_newer_program_are_refused(make_store):
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     store.close()
 
-    with pytest.raises(StudyError, match="a newer program"):
+    with pytest.raises(StudyError, match="newer program"):
         open_study(store.folder)
 
 
@@ -150,7 +164,7 @@ def test_a_definition_never_changes(make_store):
 
 def test_a_second_study_does_not_fit_in_a_folder(make_store):
     store = make_store()
-    with pytest.raises(StudyError, match="Expected no study"):
+    with pytest.raises(StudyError, match="already holds a study"):
         create_study(store.folder, define(), [Prompt(0, "x")])
 
 
@@ -160,7 +174,7 @@ def test_a_folder_with_the_url_of_a_study_takes_no_second_one(tmp_path, postgres
     folder.mkdir()
     (folder / "study.url").write_text("postgresql://elsewhere")
 
-    with pytest.raises(StudyError, match="Expected no study"):
+    with pytest.raises(StudyError, match="already holds a study"):
         create_study(folder, define(), [Prompt(0, "x")], database_url=url)
 
     # The database is still empty.
@@ -169,13 +183,13 @@ def test_a_folder_with_the_url_of_a_study_takes_no_second_one(tmp_path, postgres
 
 def test_pairs_wait_until_a_comparison_is_complete(tmp_path):
     store = create_study(tmp_path / "study", define(), [Prompt(0, "x"), Prompt(1, "y")])
-    store.add_clips([make_clip("ours", 0), make_clip("ours", 1), make_clip("theirs", 0)])
-    assert store.pairs().empty
-    assert store.make_pairs(partial=True) == {"C1": 1}
-    assert store.add_clips([make_clip("theirs", 1)]) == {"C1": 1}
-    assert len(store.pairs()) == 2
+    add_clips(store, [make_clip("ours", 0), make_clip("ours", 1), make_clip("theirs", 0)])
+    assert read_pairs(store).empty
+    assert pair_clips(store, partial=True) == {"C1": 1}
+    assert add_clips(store, [make_clip("theirs", 1)]) == {"C1": 1}
+    assert len(read_pairs(store)) == 2
     with pytest.raises(StudyError, match="one clip of ours for prompt 0"):
-        store.add_clips([make_clip("ours", 0, stored_name="again.mp4")])
+        add_clips(store, [make_clip("ours", 0, stored_name="again.mp4")])
     store.close()
 
 
@@ -187,62 +201,62 @@ def test_a_refused_clip_is_listed_until_a_sound_one_comes_in(tmp_path):
             return list_refused(connection)
 
     for reason in ("no file", "cut short"):
-        store.add_clips([make_clip("ours", 0, status="quarantined", reason=reason)])
+        add_clips(store, [make_clip("ours", 0, status="quarantined", reason=reason)])
     assert refused() == [RefusedClip("ours", 0, "cut short")]
-    store.add_clips([make_clip("ours", 0)])
+    add_clips(store, [make_clip("ours", 0)])
     assert refused() == []
     store.close()
 
 
 def test_clips_of_differing_shapes_make_no_pair(tmp_path):
     store = create_study(tmp_path / "study", define(), [Prompt(0, "x")])
-    store.add_clips([make_clip("ours", 0), make_clip("theirs", 0, frames=12)], pair=False)
+    add_clips(store, [make_clip("ours", 0), make_clip("theirs", 0, frames=12)], pair=False)
 
     with pytest.raises(StudyError, match="prompt 0, got ours: .* 16 frames .*; theirs: .* 12"):
-        store.make_pairs()
+        pair_clips(store)
 
-    assert store.pairs().empty
+    assert read_pairs(store).empty
     store.close()
 
 
 def test_a_backup_holds_what_was_acknowledged_and_brings_it_back(make_store):
     store = make_store(k=2, num_prompts=3)
     raters = enter(store, 3)
-    store.submit(answer(store, store.claim(raters[0])))
-    before = store.votes()
+    submit_answers(store, answer(store, claim_pair(store, raters[0])))
+    before = read_votes(store)
     copy = back_up(store)
     finish(store, raters)
-    assert len(store.votes()) > len(before)
+    assert len(read_votes(store)) > len(before)
 
     missing = restore(store, copy)
 
-    assert store.votes().equals(before)
-    assert store.list_defects() == []
+    assert read_votes(store).equals(before)
+    assert find_defects(store) == []
     assert len(missing) == 9  # no clip has a file here
     finish(store, raters)
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 @postgresql_only
 def test_a_backup_fills_a_postgresql_database_that_was_lost(make_store, capsys):
     store = make_store(k=1, num_prompts=1)
     finish(store, enter(store, 1))
-    before = store.votes()
+    before = read_votes(store)
     back_up(store)
     with store.write() as connection:
         [schema] = connection.exec_driver_sql("SELECT current_schema()").one()
         connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
 
-    with pytest.raises(StudyError, match="got an empty database") as refusal:
+    with pytest.raises(StudyError, match="is empty") as refusal:
         open_study(store.folder)
     with pytest.raises(SystemExit):  # no clip has a file here
         main(["restore", str(store.folder)])
 
     assert "postgresql://" not in str(refusal.value)  # which may hold a password
     assert "Restored" in capsys.readouterr().out
-    assert store.votes().equals(before)
-    assert store.list_defects() == []
+    assert read_votes(store).equals(before)
+    assert find_defects(store) == []
 
 
 @postgresql_only
@@ -268,7 +282,7 @@ def test_a_backup_on_a_full_disk_says_so_and_leaves_nothing(make_store, monkeypa
 
     monkeypatch.setattr("human_eval.study.backup.open_database", open_small)
 
-    with pytest.raises(StorageFull, match="room on the disk"):
+    with pytest.raises(StorageFull, match="disk is full"):
         back_up(store)
 
     assert list(store.backups.iterdir()) == []
@@ -281,7 +295,7 @@ def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
     content = bytearray(copy.read_bytes())
     content[5000] ^= 1
     copy.write_bytes(content)
-    before = store.votes()
+    before = read_votes(store)
 
     with pytest.raises(StudyError, match="a changed file"):
         restore(store, copy)
@@ -291,7 +305,7 @@ def test_a_damaged_backup_is_refused_and_nothing_changes(make_store):
         restore(store, copy)
     with pytest.raises(StudyError, match="no file"):
         restore(store, copy.with_name("none.db"))
-    assert store.votes().equals(before)
+    assert read_votes(store).equals(before)
 
 
 @sqlite_only
@@ -324,58 +338,58 @@ def test_a_backup_of_another_study_is_refused(make_store):
 
 def test_an_erased_rater_is_known_to_nobody(make_store):
     store = make_store(k=1)
-    rater = store.enter("prolific", "jane@example.org")
+    rater = enter_rater(store, "prolific", "jane@example.org")
     finish(store, [rater])
-    store.claim(store.enter("lab", "other"))
+    claim_pair(store, enter_rater(store, "lab", "other"))
     back_up(store)
 
     erase_rater(store, "prolific", "jane@example.org")
     fresh = replace_backups(store)
 
-    votes = store.votes()
+    votes = read_votes(store)
     assert len(votes) and votes["rater"].str.startswith("erased-").all()
     assert list_backups(store) == [fresh]
-    with pytest.raises(StudyError, match="the study knows"):
+    with pytest.raises(StudyError, match="The study has no rater"):
         erase_rater(store, "prolific", "jane@example.org")
-    assert store.enter("prolific", "jane@example.org") != rater
-    assert store.list_defects() == []
+    assert enter_rater(store, "prolific", "jane@example.org") != rater
+    assert find_defects(store) == []
 
 
 def test_where_consent_says_so_an_erased_raters_answers_go_too(make_store):
     store = make_store(k=1, extra='[consent]\non_erase = "delete"')
-    rater = store.enter("prolific", "jane")
+    rater = enter_rater(store, "prolific", "jane")
     finish(store, [rater])
 
     done = erase_rater(store, "prolific", "jane")
 
-    assert done.turns_deleted == 6
-    assert store.votes().empty
+    assert done.assignments_deleted == 6
+    assert read_votes(store).empty
     assert len(finish(store, enter(store, 1))) == 6  # the pairs are free again
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 @postgresql_only
 def test_who_comes_in_twice_at_once_is_one_rater(make_store):
     store = make_store()
     with ThreadPoolExecutor(1) as pool, store.database.writing.connect() as connection:
-        first = let_in(connection, store.keys, "lab", "jane", store.clock())
-        second = pool.submit(store.enter, "lab", "jane")
+        first = let_in(connection, store.keys, "lab", "jane", now=store.clock())
+        second = pool.submit(enter_rater, store, "lab", "jane")
         with suppress(TimeoutError):  # until it waits for the first
             second.result(timeout=0.5)
         connection.commit()
         number = second.result(timeout=10)
 
     assert number == first
-    assert store.progress()["raters"] == 1
+    assert read_study_progress(store).raters == 1
 
 
 def test_no_name_is_stored(make_store, database_url):
     store = make_store()
-    store.enter("prolific", "jane@example.org")
+    enter_rater(store, "prolific", "jane@example.org")
     if database_url is None:
         files = b"".join(path.read_bytes() for path in store.folder.glob("study.db*"))
         assert b"jane" not in files
-    assert "jane" not in json.dumps(store.progress(), default=str)
+    assert "jane" not in repr(read_study_progress(store))
 
 
 def test_simulated_raters_leave_no_trace_among_people(make_store):
@@ -383,45 +397,45 @@ def test_simulated_raters_leave_no_trace_among_people(make_store):
     done = simulate(store, Crowd(raters=6, spammers=0.3))
 
     assert done == 2 * 2 * 6
-    assert store.votes().empty
-    simulated = check_votes(store.votes(simulated=True))
+    assert read_votes(store).empty
+    simulated = check_votes(read_votes(store, simulated=True))
     assert simulated["simulated"].all() and set(simulated["provider"]) == {"simulated"}
-    assert (store.pairs()["taken"] == 0).all()
-    assert (store.pairs(simulated=True)["taken"] == 2).all()
+    assert (read_pairs(store)["taken"] == 0).all()
+    assert (read_pairs(store, simulated=True)["taken"] == 2).all()
     assert len(finish(store, enter(store, 2))) == 24
 
-    with pytest.raises(StudyError, match="got none"):
+    with pytest.raises(StudyError, match="No pairs are left"):
         simulate(store, Crowd(raters=2))
     erase_simulation(store)
-    assert store.votes(simulated=True).empty
-    assert len(store.votes()) == 48
-    assert store.list_defects() == []
+    assert read_votes(store, simulated=True).empty
+    assert len(read_votes(store)) == 48
+    assert find_defects(store) == []
 
 
 def test_a_simulated_rater_cannot_touch_a_pair_of_people(make_store):
     store = make_store()
     [person] = enter(store, 1)
-    lease = store.claim(person)
-    robot = store.enter("simulated", "r2", simulated=True)
+    lease = claim_pair(store, person)
+    robot = enter_rater(store, "simulated", "r2", simulated=True)
 
     with pytest.raises(IntegrityError), store.write() as connection:
         connection.exec_driver_sql(
             f"UPDATE assignment SET rater_id = {robot} WHERE id = {lease.assignment_id}"
         )
-    with pytest.raises(StudyError, match="simulated raters alone"):
-        store.enter("simulated", "me")
+    with pytest.raises(StudyError, match="reserved for simulated raters"):
+        enter_rater(store, "simulated", "me")
 
 
 def test_a_simulation_shows_what_was_planted(tmp_path):
     prompts = [Prompt(index, f"prompt {index}") for index in range(150)]
     store = create_study(tmp_path / "study", define(k=3), prompts)
-    store.add_clips(
-        make_clip(system, index) for system in ("ours", "theirs") for index in range(150)
+    add_clips(
+        store, [make_clip(system, index) for system in ("ours", "theirs") for index in range(150)]
     )
 
     simulate(store, Crowd(raters=20, win_rate=0.7, abandon=0, seed=1))
 
-    votes = store.votes(simulated=True)
+    votes = read_votes(store, simulated=True)
     wins = (votes[votes["question"] == "Q2"]["choice"] == "a").mean()
     assert abs(wins - 0.7) < 3 * (0.21 / 450) ** 0.5
     store.close()
@@ -431,13 +445,13 @@ def test_screening_finds_spammers_and_leaves_the_honest_alone(tmp_path):
     prompts = [Prompt(index, f"prompt {index}") for index in range(100)]
     text = "[checks]\ngold_share = 0.15\nmirror_share = 0.1"
     store = create_study(tmp_path / "study", define(k=3, extra=text), prompts)
-    store.add_clips(
-        make_clip(system, index) for system in ("ours", "theirs") for index in range(100)
+    add_clips(
+        store, [make_clip(system, index) for system in ("ours", "theirs") for index in range(100)]
     )
 
     simulate(store, Crowd(raters=15, spammers=0.2, seed=2))
 
-    votes = store.votes(simulated=True)
+    votes = read_votes(store, simulated=True)
     proposed = screen(votes, store.definition)
     fast = votes.groupby("rater")["seconds"].max() < 2
     assert set(proposed["rater"]) == set(fast[fast].index)
@@ -453,9 +467,9 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
 
     assert import_submissions(store, several).added == 6
     assert import_submissions(store, several).already_there == 6
-    votes = store.votes()
+    votes = read_votes(store)
     assert len(votes) == 12 and set(votes["provider"]) == {"mturk"}
-    assert store.list_defects() == []
+    assert find_defects(store) == []
 
 
 @pytest.mark.parametrize(
@@ -470,25 +484,25 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
         ({"answered_at": datetime(2026, 1, 1)}, "with its zone"),
         ({"rater": "A1"}, "stored answers to the pair differ"),
         ({"rater": "third"}, "its 2 raters already"),
-        ({"provider": "simulated"}, "simulated raters alone"),
+        ({"provider": "simulated"}, "reserved for simulated raters"),
     ],
 )
 def test_ballots_that_do_not_fit_are_listed_and_none_goes_in(make_store, changes, message):
     store = make_store(k=2)
     import_submissions(store, [ballot(answers={"Q1": "a", "Q2": "b"}), ballot(rater="second")])
-    before = store.votes()
+    before = read_votes(store)
 
     with pytest.raises(StudyError, match=message):
         import_submissions(store, [ballot(rater="new", prompt_index=1), ballot(**changes)])
 
-    assert store.votes().equals(before)
+    assert read_votes(store).equals(before)
 
 
 def test_an_unsafe_sqlite_is_refused(monkeypatch):
     driver = safe_sqlite()
     monkeypatch.setattr(driver, "sqlite_version_info", (3, 40, 1))
 
-    with pytest.raises(StudyError, match=r"SQLite 3\.51\.3 or newer"):
+    with pytest.raises(StudyError, match=r"3\.51\.3 or newer"):
         safe_sqlite()
 
 
@@ -515,7 +529,7 @@ def test_an_unknown_kind_of_database_is_refused():
     ["foo", "postgresql:/x", "postgresql://u:geheim@h:port/x", "postgresql://u:ge:heim@h:/b:1/x"],
 )
 def test_what_is_no_url_is_refused_without_showing_its_password(tmp_path, url):
-    with pytest.raises(StudyError, match=r"postgresql://USER.*got no such URL") as refusal:
+    with pytest.raises(StudyError, match=r"not of the form postgresql://USER") as refusal:
         create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
 
     assert "heim" not in str(refusal.value)
@@ -523,7 +537,7 @@ def test_what_is_no_url_is_refused_without_showing_its_password(tmp_path, url):
 
 def test_a_postgresql_host_of_unknown_name_is_told_plainly(tmp_path):
     url = "postgresql://me:geheim@nowhere.invalid/study"
-    with pytest.raises(StudyError, match="a host of unknown name") as refusal:
+    with pytest.raises(StudyError, match="host name is unknown") as refusal:
         create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
 
     assert "geheim" not in str(refusal.value)
@@ -534,19 +548,22 @@ def test_a_user_or_a_database_that_postgresql_does_not_have_is_told_plainly(
     tmp_path, postgresql, part
 ):
     url = make_url(postgresql).set(**{part: "nobody_else"}).render_as_string(hide_password=False)
-    with pytest.raises(StudyError, match="that it does not have"):
+    with pytest.raises(StudyError, match="does not exist"):
         create_study(tmp_path / "study", define(), [Prompt(0, "x")], database_url=url)
 
 
 @pytest.mark.parametrize(
     "message, meaning",
     [
-        ('connection failed: FATAL:  password authentication failed for user "me"', "wrong user"),
-        ("connection failed: fe_sendauth: no password supplied", "wrong user or password"),
+        (
+            'connection failed: FATAL:  password authentication failed for user "me"',
+            "user or password is wrong",
+        ),
+        ("connection failed: fe_sendauth: no password supplied", "user or password is wrong"),
         ("connection failed: FATAL:  no pg_hba.conf entry for host", "no right to connect"),
-        ("connection timeout expired", "Expected the database to answer"),
-        ("connection is bad: connection to server on socket failed", "the database to answer"),
-        ("connection failed: FATAL:  the database system is starting up", "database to answer"),
+        ("connection timeout expired", "did not respond"),
+        ("connection is bad: connection to server on socket failed", "did not respond"),
+        ("connection failed: FATAL:  the database system is starting up", "did not respond"),
     ],
 )
 def test_what_postgresql_says_on_connecting_is_told_plainly(message, meaning):
@@ -561,13 +578,13 @@ def test_a_database_that_can_only_be_read_is_told_plainly(make_store):
     engine = store.database.writing
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(kind))
 
-    with pytest.raises(StorageBusy, match="Expected a database that can be written, got: .*read"):
-        store.enter("test", "somebody")
+    with pytest.raises(StorageBusy, match="read-only"):
+        enter_rater(store, "test", "somebody")
 
 
 def test_what_happened_is_written_down(make_store):
     store = make_store()
-    store.set_closed(True, author="jo")
+    set_closed(store, True, author="jo")
 
     with store.read() as connection:
         rows = connection.execute(select(Event.kind, Event.actor)).all()

@@ -1,0 +1,67 @@
+"""Commands that maintain a study's database: backup, restore, erase."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from human_eval.cli.command import Commands, add_command, opened
+from human_eval.errors import StudyError
+from human_eval.study import backup as backups
+from human_eval.study.erasure import erase_rater, erase_simulation, list_leftovers
+
+
+def add_commands(commands: Commands) -> None:
+    """Add backup, restore and erase."""
+    add_command(commands, "backup", backup, "Copy the database while it is in use.")
+
+    parser = add_command(
+        commands, "restore", restore, "Replace the content of the database by a backup."
+    )
+    parser.add_argument("backup", type=Path, nargs="?", help="default: the newest")
+
+    parser = add_command(commands, "erase", erase, "Erase a rater, or the simulation.")
+    parser.add_argument("provider", nargs="?")
+    parser.add_argument("rater", nargs="?", help="the rater's name at the provider")
+    parser.add_argument("--simulated", action="store_true", help="everything simulated")
+
+
+def backup(options: Namespace) -> None:
+    """Copy the database."""
+    with opened(options) as store:
+        print(backups.back_up(store))
+
+
+def restore(options: Namespace) -> None:
+    """Restore a backup."""
+    store, chosen = backups.open_to_restore(options.study, options.backup)
+    try:
+        missing = backups.restore(store, chosen)
+    finally:
+        store.close()
+    print(f"Restored {chosen}.")
+    if missing:
+        names = ", ".join(f"{clip.system} {clip.prompt_index:04d}" for clip in missing[:20])
+        raise StudyError(
+            f"{len(missing)} clips are missing from the media folder: {names}. Copy the study's "
+            "media folder back."
+        )
+
+
+def erase(options: Namespace) -> None:
+    """Erase a rater or the simulation."""
+    named = options.provider is not None
+    if options.simulated == named or (named and options.rater is None):
+        raise StudyError("Give PROVIDER and RATER, or --simulated.")
+    with opened(options) as store:
+        if options.simulated:
+            done = erase_simulation(store)
+            print(
+                f"Erased {done.raters} simulated raters and {done.assignments_deleted} assignments."
+            )
+            return
+        done = erase_rater(store, options.provider, options.rater)
+        fresh = backups.replace_backups(store)
+        kept = "deleted" if done.assignments_deleted else "kept, without a link to the rater"
+        print(f"Erased. Their answers are {kept}. Older backups are deleted; the new one: {fresh}.")
+        for path in list_leftovers(store):
+            print(f"May still hold the rater's data: {path}")
+        print("Delete these files and all copies elsewhere; then export and report again.")

@@ -1,0 +1,180 @@
+"""Commands that prepare a study: create it, take in clips and votes, simulate raters."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from human_eval.cli.command import Commands, add_command, opened, progress_bar, split_settings
+from human_eval.clips.ingest import ingest as ingest_clips
+from human_eval.clips.ingest import tabulate_clips
+from human_eval.clips.sources import find_sources, find_systems
+from human_eval.collection.pairs import add_clip, list_clips, list_prompts, make_pairs
+from human_eval.definition.definition import PRESETS, load_definition
+from human_eval.definition.prompts import EVALCRAFTER, load_prompts
+from human_eval.errors import StudyError
+from human_eval.storage.study_state import check_open
+from human_eval.study.attention_checks import make_gold
+from human_eval.study.queries import read_pairs
+from human_eval.study.store import StudyStore, create_study
+
+
+def add_commands(commands: Commands) -> None:
+    """Add create, ingest, import-votes and simulate."""
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.toml")))
+    parser = add_command(
+        commands, "create", create, "Create a study; its definition never changes afterwards."
+    )
+    parser.add_argument(
+        "--definition", default="shapes-demo", help=f"a TOML file or a preset: {presets}"
+    )
+    parser.add_argument("--prompts", help="text or CSV file, or evalcrafter; else as defined")
+    parser.add_argument("--column", default="prompt", help="column of prompts in a CSV file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a preset's parameter"
+    )
+    parser.add_argument("--database", metavar="URL", help="postgresql://...; SQLite without it")
+
+    parser = add_command(
+        commands, "ingest", ingest, "Take in clips: check, re-encode, rename and pair them."
+    )
+    parser.add_argument(
+        "clips",
+        nargs="+",
+        metavar="SYSTEM=FOLDER",
+        help="one per system, or one folder that holds a folder for each",
+    )
+    parser.add_argument("--partial", action="store_true", help="pair the clips there are so far")
+    parser.add_argument("--no-gold", action="store_true", help="make no gold pairs yet")
+
+    parser = add_command(
+        commands, "import-votes", import_votes, "Import a crowd platform's results; MTurk format."
+    )
+    parser.add_argument("file", type=Path, metavar="CSV")
+    parser.add_argument(
+        "--answer",
+        action="append",
+        default=[],
+        metavar="QUESTION=COLUMN",
+        help="where it is not Answer.QUESTION",
+    )
+
+    parser = add_command(
+        commands, "simulate", simulate, "Let simulated raters answer; always marked as simulated."
+    )
+    parser.add_argument("--raters", type=int, default=60)
+    parser.add_argument("--win-rate", type=float, default=0.55, help="of A, planted")
+    parser.add_argument("--ties", type=float, default=0.0, help="share, where allowed")
+    parser.add_argument("--side-bias", type=float, default=0.0, help="share of blind left clicks")
+    parser.add_argument("--spammers", type=float, default=0.0, help="share of the raters")
+    parser.add_argument("--spread", type=float, default=0.3, help="of prompts and of raters")
+    parser.add_argument("--max-pairs", type=int, help="stop after so many")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def create(options: Namespace) -> None:
+    """Create a study."""
+    settings = split_settings(options.set, "NAME=VALUE")
+    numbers = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
+    definition = load_definition(options.definition, numbers)
+    source = options.prompts or definition.prompts
+    beside = Path(options.definition).parent / source
+    if not options.prompts and source != EVALCRAFTER and beside.exists():
+        source = str(beside)
+    prompts = load_prompts(source, column=options.column)
+    create_study(options.study, definition, prompts, database_url=options.database).close()
+    systems = " ".join(f"{system.key}=FOLDER" for system in definition.systems)
+    texts = len({prompt.text for prompt in prompts})
+    print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} different.")
+    print(f"Definition {definition.hash[:16]}, fixed. The folder holds a secret: keep it safe.")
+    print(f"Next: python -m human_eval ingest {options.study} {systems}")
+
+
+def ingest(options: Namespace) -> None:
+    """Take in clips and pair them."""
+    with opened(options) as store:
+        with store.read() as connection:
+            check_open(connection)
+            prompts = list_prompts(connection)
+            known = {(clip.system, clip.prompt_index): clip for clip in list_clips(connection)}
+        keys = [system.key for system in store.definition.systems]
+        if len(options.clips) == 1 and "=" not in options.clips[0]:
+            folders = find_systems(Path(options.clips[0]), keys)
+        else:
+            named = split_settings(options.clips, "SYSTEM=FOLDER").items()
+            folders = {store.definition.system(key).key: Path(folder) for key, folder in named}
+        sources = find_sources(folders, prompts)
+        refused: list[str] = []
+        with progress_bar("ingest", "clip") as advance:
+            for clip in ingest_clips(
+                sources,
+                prompts,
+                store.definition,
+                store.media,
+                known=known,
+                partial=options.partial,
+                progress=advance,
+            ):
+                with store.write() as connection:
+                    add_clip(connection, clip, now=store.clock())
+                if clip.status != "ok":
+                    refused.append(f"{clip.system} {clip.prompt_index:04d}: {clip.reason}")
+        with store.write() as connection:
+            partial = options.partial
+            made = make_pairs(connection, store.definition, rng=store.rng, partial=partial)
+        golds = 0
+        if not options.no_gold:
+            with progress_bar("gold", "pair", leave=False, delay=1) as advance:
+                golds = make_gold(store, progress=advance)
+        _print_ingest(store, made, golds)
+    if refused:
+        raise StudyError(
+            f"{len(refused)} clips were refused, because they cannot be shown side by side:\n  "
+            + "\n  ".join(refused[:20])
+            + "\nAll other clips are stored. Make these again, then run the same command."
+        )
+
+
+def _print_ingest(store: StudyStore, made: dict[str, int], golds: int) -> None:
+    pairs = read_pairs(store)
+    for comparison in store.definition.comparisons:
+        real = pairs[(pairs["comparison"] == comparison.key) & (pairs["kind"] == "real")]
+        new = made.get(comparison.key, 0)
+        print(f"{comparison.key}  {comparison.a} vs {comparison.b}: {len(real)} pairs, {new} new")
+    with store.read() as connection:
+        table = tabulate_clips(list_clips(connection)).round({"mean_bytes": 0})
+    print(table.to_string(index=False, float_format="{:g}".format))
+    print("Both clips of a pair are sent at one size, so that the size reveals no system.")
+    if golds:
+        print(f"gold: {golds} new pairs")
+
+
+def import_votes(options: Namespace) -> None:
+    """Import votes from a file."""
+    from human_eval.mturk.batches import read_results
+    from human_eval.mturk.votes_in import import_submissions
+
+    with opened(options) as store:
+        with store.read() as connection:
+            check_open(connection)
+        columns = split_settings(options.answer, "QUESTION=COLUMN")
+        done = import_submissions(store, read_results(options.file, store, columns=columns))
+        print(f"{done.added} submissions imported, {done.already_there} were there already.")
+
+
+def simulate(options: Namespace) -> None:
+    """Let simulated raters answer."""
+    from human_eval.study.simulation import Crowd, simulate
+
+    crowd = Crowd(
+        raters=options.raters,
+        win_rate=options.win_rate,
+        tie_share=options.ties,
+        side_bias=options.side_bias,
+        spammers=options.spammers,
+        prompt_spread=options.spread,
+        rater_spread=options.spread,
+        seed=options.seed,
+    )
+    with opened(options) as store, progress_bar("simulate", "pair") as advance:
+        done = simulate(store, crowd, max_pairs=options.max_pairs, progress=advance)
+    print(f"{done} pairs answered by {options.raters} simulated raters, marked as such.")
+    print(f"Next: python -m human_eval report {options.study} --simulated")

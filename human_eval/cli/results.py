@@ -1,0 +1,223 @@
+"""Commands that read a study: status, report, export, forecast, screening.
+
+Libraries for statistics and charts are imported by the commands that need them, so that the other
+commands start at once.
+"""
+
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from sqlalchemy import Connection, select
+from tqdm import tqdm
+
+from human_eval.cli.command import Commands, add_command, opened
+from human_eval.collection.pairs import list_clips, list_prompts
+from human_eval.collection.raters import find_rater
+from human_eval.errors import StudyError
+from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
+from human_eval.storage.tables import AssignmentRow, Rater
+from human_eval.study.queries import find_settled, list_defects, read_study_progress, read_votes
+from human_eval.study.store import StudyStore
+
+
+def add_commands(commands: Commands) -> None:
+    """Add status, report, export, forecast and screen."""
+    parser = add_command(
+        commands, "status", status, "Show how far the study is, and check its database."
+    )
+    parser.add_argument("--simulated", action="store_true", help="of the simulation")
+
+    parser = add_command(
+        commands, "report", report, "Write tables, charts and methods into a folder."
+    )
+    parser.add_argument(
+        "--out", type=Path, help="default: report/ in the study; of an export, report/ right here"
+    )
+    parser.add_argument(
+        "--simulated", action="store_true", help="on the simulation, marked as such"
+    )
+    parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
+
+    parser = add_command(
+        commands, "export", export, "Write votes, clips and preferences for others."
+    )
+    parser.add_argument("--out", type=Path, help="default: export/ in the study")
+    parser.add_argument("--simulated", action="store_true", help="of the simulation, marked")
+    parser.add_argument("--mturk", metavar="URL", help="instead, batches of pairs; legacy")
+
+    parser = add_command(
+        commands, "forecast", forecast, "Estimate what the study costs and what it can decide."
+    )
+    parser.add_argument("--simulated", action="store_true", help="from the simulation's votes")
+
+    parser = add_command(
+        commands, "screen", screen, "Propose raters for exclusion; exclude; revoke."
+    )
+    parser.add_argument("--simulated", action="store_true", help="simulated raters")
+    parser.add_argument("--apply", action="store_true", help="exclude the proposed raters")
+    parser.add_argument("--revoke", type=int, metavar="EVENT", help="revoke an exclusion")
+    parser.add_argument("--reason", default="", help="of a revocation")
+    parser.add_argument("--author", default="researcher")
+
+
+def status(options: Namespace) -> None:
+    """Print how far the study is."""
+    with opened(options) as store:
+        progress = read_study_progress(store, simulated=options.simulated)
+        with store.read() as connection:
+            defects = list_defects(connection)
+            excluded = [_is_simulated(connection, entry) for entry in exclusions(connection)]
+        definition = store.definition
+    print(f"{definition.name}, {progress.state}, definition {definition.hash[:16]}")
+    if options.simulated:
+        print("SIMULATED raters and answers:")
+    print(progress.comparisons.to_string(index=False))
+    states = ", ".join(f"{count} {state}" for state, count in sorted(progress.assignments.items()))
+    print(f"{progress.raters} raters; assignments: {states or 'none'}")
+    print(f"{excluded.count(options.simulated)} exclusions in force")
+    if defects:
+        raise StudyError(
+            f"The database is damaged: {'; '.join(defects[:5])}. Restore a backup with `restore`."
+        )
+    print("The database is sound.")
+
+
+def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:
+    """Return whether an exclusion is of a simulated rater or assignment; None if it was erased."""
+    kind, _, number = exclusion.subject.partition(":")
+    table: type[Rater | AssignmentRow] = Rater if kind == "rater" else AssignmentRow
+    return connection.execute(select(table.simulated).where(table.id == int(number))).scalar()
+
+
+def report(options: Namespace) -> None:
+    """Write a report, from a study or from an export alone."""
+    from human_eval.reporting.report import report_from_export, write_report
+
+    with tqdm(desc="report", unit="table", delay=1) as bar:
+
+        def advance(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        if any(options.study.glob("votes.*")):  # an export, which has no database
+            if options.as_of:
+                raise StudyError(
+                    f"--as-of needs a study, and {options.study} is an export, which holds "
+                    "one moment's state. Make the report from the study."
+                )
+            folder = options.out or Path("report")
+            written = report_from_export(
+                options.study, folder, simulated=options.simulated, progress=advance
+            )
+        else:
+            with opened(options) as store:
+                votes = _read_votes(store, options)
+                name = "report-simulated" if options.simulated else "report"
+                folder = options.out or store.folder / name
+                written = write_report(votes, store.definition, folder, progress=advance)
+    print("\n".join(str(path) for path in written))
+
+
+def export(options: Namespace) -> None:
+    """Write votes, clips and preferences, or batches for MTurk."""
+    from human_eval.reporting.export import write_export
+
+    with opened(options) as store:
+        if options.mturk:
+            from human_eval.mturk.batches import write_batches
+
+            path = options.out or store.folder / "mturk-batch.csv"
+            for batch, workers in write_batches(store, options.mturk, path):
+                print(f"{batch}: publish each row for {workers} workers")
+            print("First import the results of earlier batches; exclude their workers from these.")
+            return
+        votes = _read_votes(store, options)
+        name = "export-simulated" if options.simulated else "export"
+        folder = options.out or store.folder / name
+        with store.read() as connection:
+            clips = list_clips(connection)
+        written = write_export(votes, store.definition, folder, clips=clips)
+    print("\n".join(str(path) for path in written))
+
+
+def _read_votes(store: StudyStore, options: Namespace) -> pd.DataFrame:
+    as_of = getattr(options, "as_of", None)
+    try:
+        moment = datetime.fromisoformat(as_of) if as_of else None
+    except ValueError as error:
+        raise StudyError(
+            f"--as-of takes a time such as 2026-11-20T12:00, not {as_of!r}."
+        ) from error
+    if moment is not None and moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    votes = read_votes(store, moment, simulated=options.simulated)
+    if votes.empty:
+        raise StudyError(
+            "No simulated rater has answered yet. Run `simulate` first."
+            if options.simulated
+            else "Nobody has answered yet. Run `serve`, or `simulate` and add --simulated."
+        )
+    return votes
+
+
+def forecast(options: Namespace) -> None:
+    """Print cost and power, before and during a study."""
+    from human_eval.statistics.power import forecast_decisions, forecast_power, plan_study
+    from human_eval.statistics.votes import counted_votes
+
+    with opened(options) as store:
+        with store.read() as connection:
+            prompts = len(list_prompts(connection))
+        votes = read_votes(store, simulated=options.simulated)
+        definition = store.definition
+    plan = plan_study(definition, prompts)
+    print(f"{plan.pairs} pairs, {plan.assignments} assignments, {plan.votes} votes")
+    print(f"{plan.total:,.2f} {plan.currency} with fees, {plan.hours:,.1f} rater hours")
+    print(forecast_power(definition, prompts).to_string(index=False))
+    if len(votes):
+        print(forecast_decisions(counted_votes(votes), definition).to_string(index=False))
+
+
+def screen(options: Namespace) -> None:
+    """Propose raters for exclusion, exclude them, or revoke an exclusion."""
+    from human_eval.statistics import screening
+
+    with opened(options) as store:
+        if options.revoke is not None:
+            if not options.reason:
+                raise StudyError("Give the --reason of the revocation.")
+            with store.write() as connection:
+                revoke(
+                    connection,
+                    options.revoke,
+                    author=options.author,
+                    reason=options.reason,
+                    now=store.clock(),
+                )
+            print(f"Exclusion {options.revoke} is revoked.")
+            return
+        votes = read_votes(store, simulated=options.simulated)
+        proposed = screening.screen(votes, store.definition)
+        with store.write() as connection:
+            in_force = exclusions(connection)
+            settled = find_settled(connection)
+            revoked = settled - {(entry.subject, entry.rule) for entry in in_force}
+            for row in proposed.itertuples():
+                subject = f"rater:{find_rater(connection, row.rater)}"
+                if options.apply and (subject, row.rule) not in settled:
+                    exclude(
+                        connection,
+                        subject,
+                        rule=row.rule,
+                        evidence=row.evidence,
+                        author=options.author,
+                        now=store.clock(),
+                    )
+                stays = "  revoked before: stays so" if (subject, row.rule) in revoked else ""
+                print(f"{row.rater}  {row.rule}  {row.evidence}{stays}")
+        print(f"{len(proposed)} proposed, {'applied' if options.apply else 'none applied'}.")
+        for entry in in_force:
+            print(f"in force: event {entry.event_id}, {entry.subject}, {entry.rule}")
+        print(screening.consistency(votes).to_string(index=False))
