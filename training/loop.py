@@ -1,4 +1,4 @@
-"""One training loop for every run: VAE, text tower, teacher, student."""
+"""The training loop that every network here is trained with."""
 
 import math
 import time
@@ -11,35 +11,35 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-DrawLoss = Callable[[torch.Generator], Tensor]  # draws a batch, returns its mean loss
+DrawLoss = Callable[[torch.Generator], Tensor]  # draw a batch, return its mean loss (a scalar)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How one network is trained."""
+    """Hyperparameters of one run: AdamW, a learning rate schedule and weight averaging."""
 
     steps: int
     learning_rate: float
-    warmup: int = 200  # steps over which the learning rate rises
-    decay: float = 0.3  # last share of the steps, over which it falls to zero
+    warmup: int = 200  # steps of linear warm-up
+    decay: float = 0.3  # last share of the steps, over which the learning rate falls to zero
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
-    clip_norm: float = 1.0  # largest norm of the gradient
-    ema: float = 0.999  # decay of the averaged weights; 0 turns averaging off
+    clip_norm: float = 1.0  # of the gradient
+    ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights
     checkpoint_every: int = 500  # steps
     seed: int = 0
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate: a trapezium, so a longer run may resume from a shorter one."""
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, constant, linear decay to zero."""
         left = (self.steps - step) / max(1, round(self.decay * self.steps))
         return self.learning_rate * min(1, (step + 1) / max(1, self.warmup), left)
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one step measured."""
+class StepStats:
+    """Measurements of one training step."""
 
-    step: int  # steps done
+    step: int  # steps done, this one included
     loss: float  # of this process
     grad_norm: float
     learning_rate: float
@@ -48,12 +48,16 @@ class StepReport:
 
 def fit(
     model: nn.Module, draw_loss: DrawLoss, config: FitConfig, checkpoint: Path
-) -> Iterator[StepReport]:
-    """Train the parameters of `model` that require gradients; yield a report after every step.
+) -> Iterator[StepStats]:
+    """Train the parameters of `model` that require gradients; yield statistics after every step.
 
-    `model` ends with the averaged weights (`config.ema`). Everything random comes from a generator
-    seeded by (seed, step, process): a run that was killed resumes from `checkpoint` on the very
-    path it was on. Under torchrun gradients are averaged over the processes.
+    At the end `model` holds the averaged weights (`config.ema`). All randomness comes from a
+    generator seeded by (seed, step, process), so a killed run that resumes from `checkpoint` takes
+    the same steps as one that was not killed. A finished run only loads its result. Under torchrun,
+    gradients are averaged over the processes.
+
+    Raises:
+        FloatingPointError: the gradient is not finite.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -66,7 +70,7 @@ def fit(
     for step in range(first, config.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
+            group["lr"] = config.learning_rate_at(step)
         generator = torch.Generator().manual_seed(
             (config.seed * 1_000_003 + step) * state.num_processes + state.process_index
         )
@@ -76,8 +80,8 @@ def fit(
         grad_norm = nn.utils.clip_grad_norm_(trained, config.clip_norm)
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                f"Expected a finite gradient, got {grad_norm} at step {step}. "
-                f"Lower the learning rate; the last good state is in {checkpoint}."
+                f"Training stopped: the gradient is {grad_norm} at step {step}. "
+                f"Lower the learning rate. Checkpoints are saved to {checkpoint}."
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -86,13 +90,16 @@ def fit(
         if state.is_main_process and (done % config.checkpoint_every == 0 or done == config.steps):
             _save(checkpoint, model, average, optimizer, done)
         seconds = time.perf_counter() - started
-        yield StepReport(done, loss.item(), float(grad_norm), config.rate(step), seconds)
+        yield StepStats(done, loss.item(), float(grad_norm), config.learning_rate_at(step), seconds)
     model.load_state_dict(average.module.state_dict())
     model.eval()
 
 
 def _ema_rule(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Average exponentially, but follow closely while the average is young."""
+    """Return the update rule of an exponential moving average with a shorter memory at its start.
+
+    After `count` updates the decay is min(decay, (1 + count) / (10 + count)).
+    """
 
     def rule(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         if not averaged.is_floating_point():
@@ -104,6 +111,7 @@ def _ema_rule(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
 
 
 def _average_gradients(trained: list[nn.Parameter], state: PartialState) -> None:
+    """Average the gradients over the processes, in one all-reduce of a flat tensor."""
     if state.num_processes == 1:
         return
     gradients = [weight.grad for weight in trained if weight.grad is not None]
@@ -127,7 +135,7 @@ def _save(
         "step": step,
     }
     torch.save(content, partial)
-    partial.replace(path)  # atomic: a killed run leaves the previous checkpoint whole
+    partial.replace(path)  # atomic: if the run is killed here, the previous checkpoint remains
 
 
 def _resume(

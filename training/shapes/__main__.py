@@ -9,8 +9,9 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,19 +21,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from training.loop import FitConfig, StepReport
-from training.shapes.evaluation import judge
+from training.distil import distil
+from training.loop import FitConfig, StepStats
+from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
-from training.shapes.evaluation.figure import draw_watch
-from training.shapes.evaluation.measurement import Reward
-from training.shapes.evaluation.picture import draw_picture
+from training.shapes.evaluation.measurements import Reward
 from training.shapes.evaluation.report import format_report
-from training.shapes.evaluation.watch import watch_runs
+from training.shapes.evaluation.reward_hacking import measure_runs
 from training.shapes.models import rewards, student, teacher, text, vae
 from training.shapes.models.export import export_module, export_tokenizer, export_world
-from training.shapes.models.jumps import Jumps, draw_jumps
 from training.shapes.models.reward_card import write_reward_card
-from training.shapes.world.clips import CAPTIONS, EncodedClips, encode_clips
+from training.shapes.models.student_estimates import StudentEstimates, draw_student_estimates
+from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.world.flaws import draw_bank
 from turbo.models.registry import WEIGHTS
 from turbo.networks.lora import LORA_FILE, save_lora
@@ -42,295 +42,339 @@ from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
 from turbo.rewards.viclip import save_viclip
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
-CLIPS = 4000  # encoded per process
-JUMPS = 1000  # pairs drawn per process
-STAGES = (
-    "vae",
-    "text",
-    "teacher",
-    "polish",
-    "rewards",
-    "students",
-    "judge",
-    "watch",
-    "evaluate",
-    "picture",
-    "all",
-)
+CLIP_COUNT = 4000  # encoded per process
+ESTIMATE_COUNT = 1000  # drawn per process, at two noise levels each
 
 
-class Recipe:
-    """The stages, with their products kept in two folders: checkpoints here, weights there."""
+@dataclass(frozen=True)
+class Folders:
+    """Where the stages keep their files."""
 
-    def __init__(self, runs: Path, weights: Path) -> None:
-        self.runs, self.weights = runs, weights
-        self.process = PartialState(cpu=not torch.cuda.is_available())
+    runs: Path  # checkpoints, training data, logs; deleted without loss when all is trained
+    weights: Path  # the finished models
 
-    def vae(self) -> None:
-        """pixels to latents and back"""
-        torch.manual_seed(0)
-        network = vae.build_vae()
-        self._watch("vae", vae.train_vae(network, self.runs / "vae.pt"), vae.CONFIG.steps)
-        self._export(network, "vae")
 
-    def text(self) -> None:
-        """the tokenizer and the text tower"""
-        torch.manual_seed(0)
-        tokenizer = text.build_tokenizer()
-        network = text.build_text_model(tokenizer)
-        reports = text.train_text(network, tokenizer, self.runs / "text.pt")
-        self._watch("text", reports, text.CONFIG.steps)
-        self._export(network, "text_encoder")
-        if self.process.is_main_process:
-            export_tokenizer(tokenizer, self.weights / "tokenizer")
-            export_world(self.weights / "world.json")
+# The stages, in order. The first line of each docstring is its line in --help.
 
-    def teacher(self) -> None:
-        """the diffusion teacher: single frames, half-rate clips, whole clips"""
-        torch.manual_seed(0)
-        unet = teacher.build_teacher()
-        for name, config, train in teacher.CURRICULUM:
-            reports = train(unet, self.clips, self.captions, self.runs / f"{name}.pt")
-            self._watch(name, reports, config.steps)
-        self._export(unet, "teacher")
 
-    def polish(self) -> None:
-        """more whole clips for the teacher, from its exported weights"""
-        unet = self._load_teacher()
-        reports = teacher.train_clips(
-            unet, self.clips, self.captions, self.runs / "polish.pt", teacher.POLISH_CONFIG
+def train_vae(folders: Folders) -> None:
+    """the VAE: pixels to latents and back"""
+    torch.manual_seed(0)
+    network = vae.build_vae()
+    run("vae", vae.train_vae(network, folders.runs / "vae.pt"), vae.CONFIG.steps, folders)
+    export(network, folders.weights / "vae")
+
+
+def train_text(folders: Folders) -> None:
+    """the tokenizer and the text encoder"""
+    torch.manual_seed(0)
+    tokenizer = text.build_tokenizer()
+    network = text.build_text_model(tokenizer)
+    steps = text.train_text(network, tokenizer, folders.runs / "text.pt")
+    run("text", steps, text.CONFIG.steps, folders)
+    export(network, folders.weights / "text_encoder")
+    if process().is_main_process:
+        export_tokenizer(tokenizer, folders.weights / "tokenizer")
+        export_world(folders.weights / "world.json")
+
+
+def train_teacher(folders: Folders) -> None:
+    """the diffusion teacher: single frames, half-rate clips, whole clips"""
+    torch.manual_seed(0)
+    unet = teacher.build_teacher()
+    clips, captions = training_clips(folders), caption_embeddings(folders)
+    for name, config, train in teacher.CURRICULUM:
+        run(name, train(unet, clips, captions, folders.runs / f"{name}.pt"), config.steps, folders)
+    export(unet, folders.weights / "teacher")
+
+
+def polish_teacher(folders: Folders) -> None:
+    """more whole clips for the teacher, from its exported weights"""
+    unet, config = load_teacher(folders), teacher.POLISH_CONFIG
+    clips, captions = training_clips(folders), caption_embeddings(folders)
+    steps = teacher.train_clips(unet, clips, captions, folders.runs / "polish.pt", config)
+    run("polish", steps, config.steps, folders)
+    export(unet, folders.weights / "teacher")
+
+
+def train_rewards(folders: Folders) -> None:
+    """the image-text and the video-text reward model, with their card"""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(folders.weights / "tokenizer")
+    image, video = rewards.build_image_model(tokenizer), rewards.build_video_model(tokenizer)
+    steps = rewards.train_image_reward(
+        image, tokenizer, student_estimates(folders), folders.runs / "image_reward.pt"
+    )
+    run("image_reward", steps, rewards.IMAGE_CONFIG.steps, folders)
+    steps = rewards.train_video_reward(video, tokenizer, folders.runs / "video_reward.pt")
+    run("video_reward", steps, rewards.VIDEO_CONFIG.steps, folders)
+    export(image, folders.weights / "rewards" / "image")
+    if process().is_main_process:
+        save_viclip(video, folders.weights / "rewards" / "video")
+        write_reward_card(*load_rewards(folders), folders.weights / "rewards")
+    process().wait_for_everyone()
+
+
+def train_students(folders: Folders) -> None:
+    """the consistency-distilled students: without rewards, with each, with both"""
+    for name, variant in student.STUDENTS.items():
+        train_student(name, variant, folders, folders.weights)
+
+
+def train_judge(folders: Folders) -> None:
+    """the judge of the evaluation, which is not a reward"""
+    torch.manual_seed(30)
+    decoder, rank = load_vae(folders).eval(), process().process_index
+    pairs = folders.runs / f"judge{rank}.safetensors"
+    bank = draw_bank(decoder, judge.JUDGE_SCENES, 300 + rank, pairs)
+    network = judge.Judge()
+    steps = judge.train_judge(network, bank, folders.runs / "judge.pt")
+    run("judge", steps, judge.CONFIG.steps, folders)
+    if process().is_main_process:
+        source = judge.held_out_source(decoder)
+        judge.save_judge(network, judge.measure_judge(network, source))
+    process().wait_for_everyone()
+
+
+def measure_reward_hacking(folders: Folders) -> None:
+    """students with larger reward weights, measured as they train"""
+    for name, variant in student.REWARD_SWEEP.items():
+        train_student(name, variant, folders, folders.runs)
+    if process().is_main_process:
+        snapshots = {
+            student.ALL[name].label: folders.runs / "snapshots" / name
+            for name in ("vcm", "turbo", *student.REWARD_SWEEP)
+        }
+        table = measure_runs(
+            snapshots, folders.weights, folders.runs / "clips", rewards=reward_table(folders)
         )
-        self._watch("polish", reports, teacher.POLISH_CONFIG.steps)
-        self._export(unet, "teacher")
+        table.to_csv(folders.weights / "watch.csv", index=False)
+        figures.plot_runs(table, MEDIA / "watch")
 
-    def rewards(self) -> None:
-        """the image-text and the video-text reward model, with their card"""
-        torch.manual_seed(0)
-        tokenizer = self._load_tokenizer()
-        image, video = rewards.build_image_model(tokenizer), rewards.build_video_model(tokenizer)
-        reports = rewards.train_image_reward(
-            image, tokenizer, self.jumps, self.runs / "image_reward.pt"
+
+def evaluate_systems(folders: Folders) -> None:
+    """every system on the same held-out prompts and seeds"""
+    if process().is_main_process:
+        report = evaluate(
+            folders.weights, folders.runs / "clips", MEDIA, rewards=reward_table(folders)
         )
-        self._watch("image_reward", reports, rewards.IMAGE_CONFIG.steps)
-        reports = rewards.train_video_reward(video, tokenizer, self.runs / "video_reward.pt")
-        self._watch("video_reward", reports, rewards.VIDEO_CONFIG.steps)
-        folder = self.weights / "rewards"
-        self._export(image, "rewards/image")
-        if self.process.is_main_process:
-            save_viclip(video, folder / "video")
-            write_reward_card(*self._load_rewards(), folder)
-        self.process.wait_for_everyone()
+        print(format_report(report))
 
-    def students(self) -> None:
-        """the consistency-distilled students: without rewards, with each, with both"""
-        for name, variant in student.STUDENTS.items():
-            self._distil(name, variant)
 
-    def watch(self) -> None:
-        """the students of other reward weights, one far too large, judged as they train"""
-        for name, variant in student.WATCHED.items():
-            self._distil(name, variant)
-        if self.process.is_main_process:
-            folders = {
-                student.ALL[name].label: self.runs / "snapshots" / name
-                for name in ("vcm", "turbo", *student.WATCHED)
-            }
-            clips = self.runs / "clips"
-            table = watch_runs(folders, self.weights, clips, rewards=self._reward_table())
-            table.to_csv(self.weights / "watch.csv", index=False)
-            draw_watch(table, MEDIA / "watch")
+def draw_sample_gif(folders: Folders) -> None:
+    """the GIF of the README, from the default model's clips"""
+    if process().is_main_process:
+        figures.draw_sample_gif(MEDIA / "shapes.gif")
 
-    def _distil(self, name: str, variant: student.Variant) -> None:
-        """Train one student, keep its adapters every few steps, export those of the end."""
-        network, reports = self.start_student(name, variant)
-        self._watch(name, self._snapshots(name, reports), student.CONFIG.steps)
-        folder = (self.weights if name in student.STUDENTS else self.runs) / name
-        if self.process.is_main_process:
-            save_lora(network, folder / LORA_FILE, torch.float16)
-        self.process.wait_for_everyone()
 
-    def start_student(
-        self, name: str, variant: student.Variant
-    ) -> tuple[VideoUNet, Iterator[StepReport]]:
-        """Return a student and the run that trains it, from its last checkpoint if it has one.
+STAGES: dict[str, Callable[[Folders], None]] = {
+    "vae": train_vae,
+    "text": train_text,
+    "teacher": train_teacher,
+    "polish": polish_teacher,
+    "rewards": train_rewards,
+    "students": train_students,
+    "judge": train_judge,
+    "watch": measure_reward_hacking,
+    "evaluate": evaluate_systems,
+    "picture": draw_sample_gif,
+}
 
-        All students have the same beginning, without rewards: a reward has little to say of a
-        jump that has not yet landed on a picture.
-        """
-        guide = self._load_teacher()
-        network = self._begin_student(guide)
-        rewards = variant.rewards(*self._load_rewards())
-        return network, self._train_student(guide, network, name, student.CONFIG, rewards)
 
-    def _begin_student(self, guide: VideoUNet) -> VideoUNet:
-        """Train the beginning that all students have in common, or load it."""
-        network = student.build_student(guide)
-        reports = self._train_student(guide, network, "start", student.START_CONFIG, ())
-        self._watch("start", reports, student.START_CONFIG.steps)
-        return network
+# Students
 
-    def _train_student(
-        self,
-        guide: VideoUNet,
-        network: VideoUNet,
-        name: str,
-        config: FitConfig,
-        rewards: Sequence[WeightedReward],
-    ) -> Iterator[StepReport]:
-        return student.train_student(
-            guide,
-            network,
-            self.clips,
-            self.captions,
-            self.runs / f"{name}.pt",
-            config,
-            rewards=rewards,
-            vae=self._load_vae().eval().requires_grad_(False),
-        )
 
-    def _snapshots(self, name: str, reports: Iterator[StepReport]) -> Iterator[StepReport]:
-        """Keep the averaged adapters of every checkpoint, for the watch on reward hacking."""
-        guide = self._load_teacher()
-        for report in reports:
-            if report.step % student.CONFIG.checkpoint_every == 0 and self.process.is_main_process:
-                averaged = student.load_average(guide, self.runs / f"{name}.pt")
-                path = self.runs / "snapshots" / name / str(report.step) / LORA_FILE
-                save_lora(averaged, path, torch.float16)
-            yield report
+def train_student(name: str, variant: student.Variant, folders: Folders, parent: Path) -> None:
+    """Train one student, keep a snapshot per checkpoint, save the final adapters in `parent`."""
+    network, steps = start_student(name, variant, folders)
+    run(name, keep_snapshots(name, steps, folders), student.FIT.steps, folders)
+    if process().is_main_process:
+        save_lora(network, parent / name / LORA_FILE, torch.float16)
+    process().wait_for_everyone()
 
-    def judge(self) -> None:
-        """the judge of the evaluation, which is no reward"""
-        torch.manual_seed(30)
-        vae, rank = self._load_vae().eval(), self.process.process_index
-        pairs = self.runs / f"judge{rank}.safetensors"
-        bank = draw_bank(vae, judge.JUDGE_SCENES, 300 + rank, pairs)
-        network = judge.Judge()
-        reports = judge.train_judge(network, bank, self.runs / "judge.pt")
-        self._watch("judge", reports, judge.CONFIG.steps)
-        if self.process.is_main_process:
-            source = judge.held_out_source(vae)
-            judge.save_judge(network, judge.measure_judge(network, source))
-        self.process.wait_for_everyone()
 
-    def evaluate(self) -> None:
-        """every system on the same held-out prompts and seeds"""
-        if self.process.is_main_process:
-            report = evaluate(
-                self.weights, self.runs / "clips", MEDIA, rewards=self._reward_table()
-            )
-            print(format_report(report))
+def start_student(
+    name: str, variant: student.Variant, folders: Folders
+) -> tuple[VideoUNet, Iterator[StepStats]]:
+    """Return a student and the run that trains it, from its last checkpoint if there is one."""
+    guide = load_teacher(folders)
+    network = train_common_start(guide, folders)
+    mixture = variant.rewards(*load_rewards(folders))
+    return network, distil_student(guide, network, name, student.FIT, mixture, folders)
 
-    def picture(self) -> None:
-        """the README's picture, from the student's own clips"""
-        if self.process.is_main_process:
-            draw_picture(MEDIA / "shapes.gif")
 
-    def all(self) -> None:
-        """everything above, in this order"""
-        for stage in STAGES[:-1]:
-            getattr(self, stage)()
+def train_common_start(guide: VideoUNet, folders: Folders) -> VideoUNet:
+    """Train the first phase, which all students share, or load it.
 
-    @cached_property
-    def captions(self) -> Tensor:
-        """Text embeddings of the empty prompt and of every caption (1 + captions, L, D)."""
-        encoder = self._load_encoder()
-        captions = ["", *CAPTIONS]
-        chunks = [captions[i : i + 256] for i in range(0, len(captions), 256)]
-        return torch.cat([encoder.encode(chunk) for chunk in chunks])
+    It has no rewards: they are unreliable while the estimates do not yet show a picture.
+    """
+    network = student.build_student(guide)
+    steps = distil_student(guide, network, "start", student.START_FIT, (), folders)
+    run("start", steps, student.START_FIT.steps, folders)
+    return network
 
-    @cached_property
-    def clips(self) -> EncodedClips:
-        """Training clips; every process draws its own."""
-        rank = self.process.process_index
-        path = self.runs / f"clips{rank}.safetensors"
-        return encode_clips(self._load_vae().eval(), CLIPS, 100 + rank, path)
 
-    @cached_property
-    def jumps(self) -> Jumps:
-        """What the rewards will be asked about; every process draws its own."""
-        rank = self.process.process_index
-        network = self._begin_student(self._load_teacher()).eval()
-        path = self.runs / f"jumps{rank}.safetensors"
-        vae = self._load_vae().eval()
-        return draw_jumps(
-            network, vae, self._load_encoder(), rewards.SCENES, JUMPS, 200 + rank, path
-        )
+def distil_student(
+    guide: VideoUNet,
+    network: VideoUNet,
+    name: str,
+    fit: FitConfig,
+    mixture: Sequence[WeightedReward],
+    folders: Folders,
+) -> Iterator[StepStats]:
+    """Distil `guide` into `network` on the training clips."""
+    return distil(
+        guide,
+        network,
+        student.batch_source(training_clips(folders), caption_embeddings(folders), student.BATCH),
+        folders.runs / f"{name}.pt",
+        student.distillation_config(fit),
+        rewards=mixture,
+        vae=load_vae(folders).eval().requires_grad_(False),
+    )
 
-    def _load_encoder(self) -> CLIPTextEncoder:
-        return CLIPTextEncoder.load(self.weights / "tokenizer", self.weights / "text_encoder")
 
-    def _load_vae(self) -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(self.weights / "vae", torch_dtype=torch.float32)
+def keep_snapshots(name: str, steps: Iterator[StepStats], folders: Folders) -> Iterator[StepStats]:
+    """Save the averaged adapters at every checkpoint, to measure reward hacking later."""
+    guide = load_teacher(folders)
+    for step in steps:
+        if step.step % student.FIT.checkpoint_every == 0 and process().is_main_process:
+            averaged = student.load_averaged_student(guide, folders.runs / f"{name}.pt")
+            path = folders.runs / "snapshots" / name / str(step.step) / LORA_FILE
+            save_lora(averaged, path, torch.float16)
+        yield step
 
-    def _load_tokenizer(self) -> CLIPTokenizer:
-        return CLIPTokenizer.from_pretrained(self.weights / "tokenizer")
 
-    def _load_rewards(self) -> tuple[ImageTextReward, VideoTextReward]:
-        folder, tokenizer = self.weights / "rewards", self.weights / "tokenizer"
-        return (
-            ImageTextReward.load(folder / "image", tokenizer),
-            VideoTextReward.load(folder / "video", tokenizer),
-        )
+# Training data, drawn once and then read from the runs folder
 
-    def _reward_table(self) -> dict[str, Reward]:
-        image, video = self._load_rewards()
-        return {"image": image, "video": lambda frames, prompts: video(frames[:, ::2], prompts)}
 
-    def _load_teacher(self) -> VideoUNet:
-        return VideoUNet.from_pretrained(self.weights / "teacher", torch_dtype=torch.float32)
+@cache
+def training_clips(folders: Folders) -> EncodedClips:
+    """Draw and encode the training clips. Every process draws its own."""
+    rank = process().process_index
+    path = folders.runs / f"clips{rank}.safetensors"
+    return encode_clips(load_vae(folders).eval(), CLIP_COUNT, 100 + rank, path)
 
-    def _export(self, network: ModelMixin | PreTrainedModel, name: str) -> None:
-        if self.process.is_main_process:
-            export_module(network, self.weights / name)
-        self.process.wait_for_everyone()
 
-    def _watch(self, name: str, reports: Iterator[StepReport], steps: int) -> None:
-        """Run a stage with a progress bar, a log of its losses, and in the end what it cost."""
-        main, began, done = self.process.is_main_process, time.perf_counter(), 0
-        self.runs.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=steps, desc=name, disable=not main) as bar:
-            for report in reports:
-                done = report.step
-                bar.update(done - bar.n)
-                bar.set_postfix(loss=f"{report.loss:.4f}")
-                if main and report.step % 50 == 0:
-                    line = f"{report.step},{report.loss:.5f},{report.grad_norm:.4f}\n"
-                    with (self.runs / f"{name}.csv").open("a") as log:
-                        log.write(line)
-        if done:  # else the run was complete before
-            self._note_cost(name, done, time.perf_counter() - began)
+@cache
+def caption_embeddings(folders: Folders) -> Tensor:
+    """Encode the empty prompt and every caption, (1 + captions, L, D)."""
+    encoder, captions = load_encoder(folders), ["", *CAPTIONS]
+    chunks = [captions[i : i + 256] for i in range(0, len(captions), 256)]
+    return torch.cat([encoder.encode(chunk) for chunk in chunks])
 
-    def _note_cost(self, name: str, step: int, seconds: float) -> None:
-        """Append what a run took to costs.csv; a run that was killed and resumed has two lines.
 
-        Memory is the most that every process has held so far, added up.
-        """
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = torch.tensor(float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-        if self.process.num_processes > 1:
-            torch.distributed.all_reduce(peak)
-        if self.process.is_main_process:
-            line = f"{name},{step},{seconds / 60:.1f},{peak / 1e9:.2f}\n"
-            with (self.runs / "costs.csv").open("a") as log:
-                log.write("run,step,minutes,peak GB\n" * (log.tell() == 0) + line)
-            print(f"{name}: {seconds / 60:.1f} min, at most {peak / 1e9:.2f} GB", flush=True)
+@cache
+def student_estimates(folders: Folders) -> StudentEstimates:
+    """Draw the estimates that the image reward is trained on. Every process draws its own."""
+    rank = process().process_index
+    network = train_common_start(load_teacher(folders), folders).eval()
+    return draw_student_estimates(
+        network,
+        load_vae(folders).eval(),
+        load_encoder(folders),
+        rewards.SCENES,
+        ESTIMATE_COUNT,
+        200 + rank,
+        folders.runs / f"estimates{rank}.safetensors",
+    )
+
+
+# Finished models, read from the weights folder and written to it
+
+
+def load_encoder(folders: Folders) -> CLIPTextEncoder:
+    return CLIPTextEncoder.load(folders.weights / "tokenizer", folders.weights / "text_encoder")
+
+
+def load_vae(folders: Folders) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(folders.weights / "vae", torch_dtype=torch.float32)
+
+
+def load_teacher(folders: Folders) -> VideoUNet:
+    return VideoUNet.from_pretrained(folders.weights / "teacher", torch_dtype=torch.float32)
+
+
+def load_rewards(folders: Folders) -> tuple[ImageTextReward, VideoTextReward]:
+    parent, tokenizer = folders.weights / "rewards", folders.weights / "tokenizer"
+    return (
+        ImageTextReward.load(parent / "image", tokenizer),
+        VideoTextReward.load(parent / "video", tokenizer),
+    )
+
+
+def reward_table(folders: Folders) -> dict[str, Reward]:
+    """Return the reward models by name; the video reward scores every other frame."""
+    image, video = load_rewards(folders)
+    return {"image": image, "video": lambda frames, prompts: video(frames[:, ::2], prompts)}
+
+
+def export(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
+    """Save a network from the main process; the others wait."""
+    if process().is_main_process:
+        export_module(network, folder)
+    process().wait_for_everyone()
+
+
+# Running a training
+
+
+def process() -> PartialState:
+    """Return this process among those that torchrun started."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def run(name: str, steps: Iterator[StepStats], total: int, folders: Folders) -> None:
+    """Run a training to its end; show progress, log the loss, and log the cost at the end."""
+    main, began, done = process().is_main_process, time.perf_counter(), 0
+    folders.runs.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=total, desc=name, disable=not main) as bar:
+        for stats in steps:
+            done = stats.step
+            bar.update(done - bar.n)
+            bar.set_postfix(loss=f"{stats.loss:.4f}")
+            if main and stats.step % 50 == 0:
+                line = f"{stats.step},{stats.loss:.5f},{stats.grad_norm:.4f}\n"
+                with (folders.runs / f"{name}.csv").open("a") as log:
+                    log.write(line)
+    if done:  # else the run was already complete
+        log_cost(name, done, time.perf_counter() - began, folders)
+
+
+def log_cost(name: str, step: int, seconds: float, folders: Folders) -> None:
+    """Append time and memory of a run to costs.csv. A run that was resumed has two lines.
+
+    Memory is the peak of every process so far, summed over the processes.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = torch.tensor(float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    if process().num_processes > 1:
+        torch.distributed.all_reduce(peak)
+    if process().is_main_process:
+        line = f"{name},{step},{seconds / 60:.1f},{peak / 1e9:.2f}\n"
+        with (folders.runs / "costs.csv").open("a") as log:
+            log.write("run,step,minutes,peak GB\n" * (log.tell() == 0) + line)
+        print(f"{name}: {seconds / 60:.1f} min, at most {peak / 1e9:.2f} GB", flush=True)
 
 
 def main() -> None:
-    listed = "\n".join(f"  {stage:9} {getattr(Recipe, stage).__doc__}" for stage in STAGES)
+    lines = [f"  {name:9} {stage.__doc__}" for name, stage in STAGES.items()]
+    listed = "\n".join([*lines, "  all       every stage above, in this order"])
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",
         description=f"{__doc__}\nStages:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()
     torch.set_num_threads(
         1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads()
     )
-    getattr(Recipe(arguments.runs, arguments.weights), arguments.stage)()
+    folders = Folders(arguments.runs, arguments.weights)
+    for stage in STAGES.values() if arguments.stage == "all" else [STAGES[arguments.stage]]:
+        stage(folders)
 
 
 if __name__ == "__main__":

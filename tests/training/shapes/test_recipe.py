@@ -8,15 +8,17 @@ import pytest
 
 from training.shapes import __main__ as recipe
 from training.shapes.models import reward_card, rewards, student, teacher, text, vae
-from training.shapes.world.world import HELD_OUT_SCENES
-from turbo.card import ModelCard
+from training.shapes.world.scenes import HELD_OUT_SCENES
 from turbo.models.registry import find_card
 from turbo.pipeline import load_card
 
+STAGES = ("vae", "text", "teacher", "polish", "rewards", "students")
+
 
 @pytest.fixture
-def short_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Recipe:
-    for stage in (vae, text, student):
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
+    """Shorten every stage to two steps of a few clips."""
+    for stage in (vae, text):
         monkeypatch.setattr(stage, "CONFIG", replace(stage.CONFIG, steps=2, checkpoint_every=1))
         monkeypatch.setattr(stage, "BATCH", 2)
     brief = replace(teacher.CLIPS_CONFIG, steps=2, checkpoint_every=1)
@@ -34,46 +36,57 @@ def short_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Reci
             ("teacher", brief, whole),
         ),
     )
+    monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
     for kind in ("IMAGE", "VIDEO"):
         monkeypatch.setattr(rewards, f"{kind}_CONFIG", brief)
         monkeypatch.setattr(rewards, f"{kind}_BATCH", 4)
     monkeypatch.setattr(reward_card, "HELD_OUT_SCENES", HELD_OUT_SCENES[:4])
-    monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
-    monkeypatch.setattr(recipe, "CLIPS", 4)
-    monkeypatch.setattr(student, "START_CONFIG", brief)
-    monkeypatch.setattr(recipe, "JUMPS", 4)
-    return recipe.Recipe(tmp_path / "runs", tmp_path / "weights")
+    monkeypatch.setattr(student, "START_FIT", brief)
+    monkeypatch.setattr(student, "FIT", replace(student.FIT, steps=2, checkpoint_every=1))
+    monkeypatch.setattr(student, "BATCH", 2)
+    monkeypatch.setattr(recipe, "CLIP_COUNT", 4)
+    monkeypatch.setattr(recipe, "ESTIMATE_COUNT", 4)
+    return recipe.Folders(tmp_path / "runs", tmp_path / "weights")
 
 
-def test_the_recipe_makes_models_that_the_library_loads(short_recipe: recipe.Recipe):
-    for stage in (
-        short_recipe.vae,
-        short_recipe.text,
-        short_recipe.teacher,
-        short_recipe.polish,
-        short_recipe.rewards,
-        short_recipe.students,
-    ):
-        stage()
+def run_stages(folders: recipe.Folders) -> None:
+    for name in STAGES:
+        recipe.STAGES[name](folders)
 
-    assert (short_recipe.runs / "snapshots" / "turbo" / "1" / "lora.safetensors").exists()
-    card = replace(find_card("shapes-vcm"), folder=short_recipe.weights, unet="teacher")
-    for lora in (None, *student.STUDENTS):
-        pipeline = load_card(replace(card, lora=lora) if lora else _teacher(short_recipe))
-        video = pipeline("a red star moving left on a black background", steps=2)
+
+@pytest.mark.slow
+def test_the_recipe_makes_models_that_the_library_loads(folders: recipe.Folders):
+    run_stages(folders)
+
+    assert (folders.runs / "snapshots" / "turbo" / "1" / "lora.safetensors").exists()
+    teacher_card = replace(find_card("shapes-teacher"), folder=folders.weights)
+    student_card = replace(find_card("shapes-vcm"), folder=folders.weights, unet="teacher")
+    for card in (teacher_card, *(replace(student_card, lora=lora) for lora in student.STUDENTS)):
+        video = load_card(card)("a red star moving left on a black background", steps=2)
         assert video.frames.shape == (16, 32, 32, 3)
 
 
-def _teacher(short: recipe.Recipe) -> ModelCard:
-    return replace(find_card("shapes-teacher"), folder=short.weights)
+def test_a_finished_stage_is_not_trained_again(folders: recipe.Folders):
+    recipe.train_text(folders)
+    before = (folders.weights / "text_encoder" / "model.safetensors").read_bytes()
+    trained_at = (folders.runs / "text.pt").stat().st_mtime_ns
+
+    recipe.train_text(folders)
+
+    assert (folders.weights / "text_encoder" / "model.safetensors").read_bytes() == before
+    assert (folders.runs / "text.pt").stat().st_mtime_ns == trained_at
 
 
-def test_a_finished_stage_is_not_trained_again(short_recipe: recipe.Recipe):
-    short_recipe.text()
-    before = (short_recipe.weights / "text_encoder" / "model.safetensors").read_bytes()
-    log = (short_recipe.runs / "text.pt").stat().st_mtime_ns
+def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Path, capsys):
+    ran = []
+    for name in recipe.STAGES:
+        monkeypatch.setitem(recipe.STAGES, name, lambda folders, name=name: ran.append(name))
+    arguments = ["training.shapes", "all", "--runs", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
 
-    short_recipe.text()
+    recipe.main()
 
-    assert (short_recipe.weights / "text_encoder" / "model.safetensors").read_bytes() == before
-    assert (short_recipe.runs / "text.pt").stat().st_mtime_ns == log
+    assert ran == [
+        *("vae", "text", "teacher", "polish", "rewards", "students"),
+        *("judge", "watch", "evaluate", "picture"),
+    ]

@@ -1,9 +1,9 @@
-"""A judge of clips that is no training reward: a small convolutional network over space and time.
+"""The judge: a small convolutional network that scores clips for the evaluation, not for training.
 
-The reward models are vision transformers that compare a clip with its caption and learn from the
-scenes of even index. This judge is another architecture, starts from another seed and learns from
-the scenes of odd index, by choosing between two clips (Bradley-Terry). So what a student gains in
-the judge's eyes is not what it learned to please.
+The reward models are vision transformers that compare a clip with its caption, trained on the
+training scenes of even index. The judge differs in architecture and seed, and is trained on the
+scenes of odd index to prefer one of two clips (Bradley-Terry). A student cannot raise its score
+just by exploiting errors of the reward models.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, nll_loss, pixel_unshuffle, silu
 
-from training.loop import FitConfig, StepReport, fit
+from training.loop import FitConfig, StepStats, fit
 from training.shapes.world.flaws import KINDS, WORDS, Bank, Pair, PairSource, draw_bank
-from training.shapes.world.world import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, Scene
+from training.shapes.world.scenes import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, Scene
 from turbo.types import Frames, PerVideo
 
-JUDGE = Path(__file__).parent / "judge"  # its weights and its card
-JUDGE_SCENES = TRAIN_SCENES[1::2]  # the reward models learn from the other half
+JUDGE = Path(__file__).parent / "judge"  # weights and model card
+JUDGE_SCENES = TRAIN_SCENES[1::2]  # the reward models are trained on the other half
 
 CONFIG = FitConfig(
     steps=1500, learning_rate=2e-3, warmup=40, decay=0.6, ema=0.98, checkpoint_every=50, seed=31
 )
 BATCH = 16  # pairs per process
-NAMING = 0.3  # weight of naming the attributes of clean clips, which teaches them sooner
+CLASSIFICATION_WEIGHT = 0.3  # of the attributes of clean clips, an auxiliary loss
 WIDTHS = (24, 48, 96, 96)
 FEATURES = 64
 
@@ -39,23 +39,23 @@ _SCENE_OF = {scene.caption(template): scene for scene in SCENES for template in 
 
 
 def find_scene(caption: str) -> Scene:
-    """Return the scene that a caption of the shapes world tells.
+    """Return the scene that a caption of the shapes world describes.
 
     Raises:
-        ValueError: it is no caption of this world.
+        ValueError: it is not a caption of this world.
     """
     if caption not in _SCENE_OF:
         raise ValueError(
             f"Expected a caption of the shapes world, got {caption!r}. "
-            "Their wordings are in training/shapes/world/world.py."
+            "The wordings are in training/shapes/world/scenes.py."
         )
     return _SCENE_OF[caption]
 
 
 class _Stage(nn.Module):
-    """A convolution within frames, then one across them, each normalised; a stage may shrink.
+    """A convolution within frames, then one across frames, each normalised; optionally strided.
 
-    Both norms are of the whole clip: one of each frame would hide how bright a frame is.
+    Both norms are over the whole clip: a norm per frame would remove the brightness of a frame.
     """
 
     def __init__(self, narrow: int, wide: int, shrink: int, shrink_time: int) -> None:
@@ -73,16 +73,17 @@ class _Stage(nn.Module):
 
 
 class Judge(nn.Module):
-    """Scores clips: sigmoid(score of a - score of b) is the share of votes a would win over b.
+    """Scores clips: sigmoid(score of a - score of b) is the expected share of votes of a over b.
 
-    A score is the quality of the picture, whatever it shows, plus the log-probabilities that the
-    clip shows the asked colour, shape, motion and background. Each attribute is embedded by itself,
-    so a combination never seen is judged by parts that were.
+        score = quality(clip) + sum over attributes of log p(attribute | clip)
+
+    Quality does not depend on the prompt. Each attribute is classified separately, so unseen
+    combinations of attributes are scored by parts that were trained on.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        narrow = (24, *WIDTHS)  # four pixels of a frame and their change since the last one
+        narrow = (24, *WIDTHS)  # 2 x 2 pixels and their change since the previous frame
         shrinks = ((1, 1), (2, 2), (2, 2), (1, 1))  # of space, of time
         self.stages = nn.Sequential(
             *(_Stage(a, b, *shrink) for a, b, shrink in zip(narrow, WIDTHS, shrinks, strict=False))
@@ -94,7 +95,7 @@ class Judge(nn.Module):
         )
 
     def features(self, frames: Frames) -> Float[Tensor, "B D"]:
-        """Return the penultimate features; they know the clip but not what was asked."""
+        """Return the penultimate features, which do not depend on the prompt."""
         pixels = pixel_unshuffle(2 * frames - 1, 2)
         change = torch.diff(pixels, dim=1, prepend=pixels[:, :1])
         cells = self.stages(torch.cat([pixels, change], dim=2))
@@ -102,7 +103,7 @@ class Judge(nn.Module):
         return silu(self.merge(torch.cat(pooled, dim=1)))
 
     def rate_quality(self, features: Float[Tensor, "B D"]) -> PerVideo:
-        """Return the score of the picture alone, unbounded; higher is better."""
+        """Return the quality, which does not depend on the prompt; unbounded, higher is better."""
         return self.quality(features)[:, 0]
 
     def rate_fit(self, features: Float[Tensor, "B D"], scenes: Sequence[Scene]) -> PerVideo:
@@ -110,18 +111,18 @@ class Judge(nn.Module):
         return sum(
             (
                 -nll_loss(logits.log_softmax(dim=1), labels, reduction="none")
-                for logits, labels in self._name(features, scenes)
+                for logits, labels in self._classify(features, scenes)
             ),
             start=features.new_zeros(len(features)),
         )
 
-    def _name(
+    def _classify(
         self, features: Float[Tensor, "B D"], scenes: Sequence[Scene]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, per attribute, the logits of its words and the asked word."""
+        """Yield, per attribute, the logits (B, words) and the prompted word (B,)."""
         for name, words in WORDS.items():
-            asked = [words.index(getattr(scene, name)) for scene in scenes]
-            yield self.words[name](features), torch.tensor(asked, device=features.device)
+            labels = [words.index(getattr(scene, name)) for scene in scenes]
+            yield self.words[name](features), torch.tensor(labels, device=features.device)
 
     def forward(self, frames: Frames, prompts: Sequence[Scene | str]) -> PerVideo:
         """Return the score of every clip for its scene or caption."""
@@ -136,7 +137,9 @@ def to_frames(clips: Sequence[np.ndarray]) -> Frames:
 
 
 def preference_loss(judge: Judge, pairs: Sequence[Pair]) -> Tensor:
-    """Return the mean surprise at the better clip winning, plus that at what clean clips show.
+    """Return the mean of -log sigmoid(better - worse), plus an auxiliary classification loss.
+
+    The second term is the cross-entropy of the attributes of clean clips.
 
     Source of the first term: Bradley and Terry (1952), Biometrika 39, 324-345.
     """
@@ -146,16 +149,16 @@ def preference_loss(judge: Judge, pairs: Sequence[Pair]) -> Tensor:
     scores = judge.rate_quality(features) + judge.rate_fit(features, 2 * scenes)
     better, worse = scores.chunk(2)
     clean = torch.tensor([pair.shared is None for pair in pairs])
-    named = judge.rate_fit(features[: len(pairs)], scenes)
-    naming = -(named * clean).sum() / clean.sum().clamp(min=1)
-    return -logsigmoid(better - worse).mean() + NAMING * naming
+    fit = judge.rate_fit(features[: len(pairs)], scenes)
+    classification = -(fit * clean).sum() / clean.sum().clamp(min=1)
+    return -logsigmoid(better - worse).mean() + CLASSIFICATION_WEIGHT * classification
 
 
-def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepReport]:
-    """Train on pairs of the judge's own scenes, in place; resumes from `checkpoint`.
+def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepStats]:
+    """Train in place on pairs of the judge's half of the training scenes.
 
     Args:
-        bank: of `JUDGE_SCENES`.
+        bank: clips of `JUDGE_SCENES`.
     """
     source = PairSource(JUDGE_SCENES, bank)
 
@@ -168,7 +171,7 @@ def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepRepo
 
 
 def held_out_source(vae: AutoencoderKL) -> PairSource:
-    """Draw pairs of combinations that nothing was trained on, those of "wrong" clips included."""
+    """Return a source of pairs of held-out scenes; wrong attributes are of held-out scenes, too."""
     return PairSource(HELD_OUT_SCENES, draw_bank(vae, HELD_OUT_SCENES, seed=77))
 
 
@@ -176,9 +179,9 @@ def held_out_source(vae: AutoencoderKL) -> PairSource:
 def measure_judge(
     judge: Callable[[Frames, list[Scene]], PerVideo], source: PairSource, count: int = 2000
 ) -> pd.DataFrame:
-    """Return the number of pairs and the judge's accuracy, in [0, 1], by kind of flaw and of all.
+    """Return the number of pairs and the accuracy, in [0, 1], by kind of flaw and in total.
 
-    A kind that was not drawn has no accuracy.
+    The accuracy of a kind that was not drawn is NaN.
     """
     rng = np.random.default_rng(78)
     rows = []
@@ -197,7 +200,7 @@ def measure_judge(
 
 
 def save_judge(judge: Judge, accuracy: pd.DataFrame, folder: Path = JUDGE) -> None:
-    """Write the weights in float16 and the card with its held-out accuracy."""
+    """Write the weights in float16 and the card with the held-out accuracy."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in judge.state_dict().items()}
     save_file(tensors, folder / "judge.safetensors")
@@ -219,8 +222,7 @@ def load_judge(folder: Path = JUDGE) -> Judge:
     path = folder / "judge.safetensors"
     if not path.exists():
         raise FileNotFoundError(
-            f"Expected the judge's weights at {path}, got no such file. "
-            "Train it: python -m training.shapes judge."
+            f"The judge's weights are missing: {path}. Train it: python -m training.shapes judge."
         )
     judge = Judge()
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
@@ -232,21 +234,23 @@ license: apache-2.0
 ---
 # Judge of shapes clips
 
-Chooses between two clips for one scene; used for evaluation only, never as a training reward.
+Scores clips, to decide which of two clips is better. It is used for evaluation only, never as a
+training reward.
 
 - **Input**: frames in [0, 1], (B, 16, 3, 32, 32), and a scene or caption of the shapes world.
-- **Output**: one score a clip; sigmoid(score of a - score of b) is the share of votes a would win.
-  The score is a quality, whatever the clip shows, plus log-probabilities of the asked attributes.
+- **Output**: one score per clip. sigmoid(score of a - score of b) is the expected share of votes of
+  a over b. The score is the quality of the clip plus the log-probabilities of the prompted
+  attributes.
 - **Network**: (2+1)D convolutions, {parameters:,} parameters, float16. The reward models are vision
-  transformers, trained on the other half of the trained-on scenes.
-- **Data**: {pairs:,} pairs a process of {scenes} scenes (odd index); the worse clip of a pair has
-  one flaw more than the better one. Its flaws are drawn, or decoded from spoilt latents.
-- **Limits**: it knows the flaws below and this world only. A student trained to please this judge
-  would find its blind spots as with any reward.
+  transformers, trained on the other half of the training scenes.
+- **Data**: {pairs:,} pairs per process, of {scenes} scenes (odd index). The worse clip of a pair
+  has one more flaw than the better one. Flaws are drawn, or decoded from corrupted latents.
+- **Limits**: it knows the flaws below and this world only. A student that is trained on this judge
+  would exploit its errors, as with any reward.
 
 ## Held-out accuracy
-Share of pairs in which the better clip scores higher; {held_out} combinations of attributes that no
-model of this repository was trained on. Some pairs also share a second flaw.
+Share of pairs in which the better clip scores higher, on {held_out} held-out scenes, which no
+model of this repository was trained on. In some pairs both clips also have a second flaw.
 
 {table}
 """

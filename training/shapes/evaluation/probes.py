@@ -1,7 +1,8 @@
-"""Read a clip's attributes back from its pixels: analytic, no network, nothing forced.
+"""Analytic probes: read the attributes of a clip from its pixels, without a network.
 
-Each probe may answer None: a blob is no shape, jitter is no motion. That makes the numbers of an
-evaluation honest, at the price of a few rejected good clips.
+A probe returns None if nothing matches, such as a blob for a shape or jitter for a motion. Forced
+choices would count some of these as correct by chance. The price is that a few good clips are
+rejected.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch.nn.functional import conv2d
 
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     BACKGROUNDS,
     COLOURS,
     FRAMES,
@@ -28,11 +29,11 @@ from training.shapes.world.world import (
     draw_background,
 )
 
-SCENE_ERROR = 28.0  # largest median distance of a pixel to its background, in 0..255 per channel
-SPRITE_DISTANCE = 60.0  # a pixel further than this from the background belongs to the sprite
+SCENE_ERROR = 28.0  # largest median error of the background, in 0..255 per channel
+SPRITE_DISTANCE = 60.0  # pixels further from the background belong to the sprite
 COLOUR_DISTANCE = 65.0  # largest distance of the sprite's median colour to its palette entry
 SHAPE_OVERLAP = 0.72  # smallest intersection over union with the sprite's silhouette
-SHOWN_PIXELS = 20  # fewer changed pixels than this show no sprite
+SHOWN_PIXELS = 20  # smallest number of sprite pixels in a frame that shows one
 
 _SILHOUETTES = torch.from_numpy(
     np.stack([bitmap != "." for bitmap in SPRITES.values()]).astype(np.float32)
@@ -41,22 +42,22 @@ _SILHOUETTES = torch.from_numpy(
 
 @dataclass(frozen=True)
 class Reading:
-    """What the probes see; None where they see nothing they can name."""
+    """The attributes that the probes read; None where nothing matches."""
 
     colour: str | None
     shape: str | None
     motion: str | None
     background: str | None
-    washed_out: bool = False  # a flaw of the picture; a pale red is red all the same
+    washed_out: bool = False  # a flaw of the image, not of the colour: a pale red is red
 
     def matches(self, scene: Scene) -> dict[str, bool]:
-        """Return, per attribute and for "all" of them, whether the clip shows what was asked."""
+        """Return, per attribute and for "all" of them, whether the clip matches the scene."""
         hits = {name: getattr(self, name) == word for name, word in vars(scene).items()}
         return hits | {"all": all(hits.values())}
 
 
 def read_clip(clip: np.ndarray) -> Reading:
-    """Name the attributes of a clip, uint8 (FRAMES, SIZE, SIZE, 3)."""
+    """Read the attributes of a clip, uint8 (FRAMES, SIZE, SIZE, 3)."""
     background = read_background(clip)
     washed_out = background is None
     if background is None:
@@ -79,13 +80,13 @@ def read_clip(clip: np.ndarray) -> Reading:
 
 
 def undo_wash_out(clip: np.ndarray) -> np.ndarray:
-    """Return the clip as it was before the defect of that name."""
+    """Invert the wash-out defect: x = (y - (1 - c) grey) / c with contrast c."""
     pixels = (clip.astype(np.float32) - (1 - WASH_OUT) * WASH_OUT_GREY) / WASH_OUT
     return pixels.clip(0, 255).astype(np.uint8)
 
 
 def read_background(clip: np.ndarray) -> str | None:
-    """Name the scene whose drawing most pixels are close to."""
+    """Return the background with the smallest median error, if that is small enough."""
     errors = {
         name: float(np.median(np.abs(clip.astype(np.float32) - draw_background(name)).max(axis=-1)))
         + float(np.median(_ground_error(clip, name)))
@@ -96,15 +97,16 @@ def read_background(clip: np.ndarray) -> str | None:
 
 
 def _ground_error(clip: np.ndarray, name: str) -> np.ndarray:
-    """Return the error in the bottom strip, where meadow and desert differ from plain scenes."""
+    """Return the error in the bottom strip, where the meadow and the desert have a ground."""
     return np.abs(clip[:, -5:].astype(np.float32) - draw_background(name)[-5:]).max(axis=-1)
 
 
 def match_silhouettes(mask: Bool[np.ndarray, "F H W"]) -> tuple[np.ndarray, np.ndarray]:
-    """Fit every sprite's silhouette to every frame.
+    """Match every sprite's silhouette with every frame, at every position.
 
-    Returns: the best intersection over union (F, sprites) and the top left corner that gives it
-    (F, sprites, 2) as (row, column).
+    Returns:
+        the best intersection over union (F, sprites), and the top left corner where it is reached
+        (F, sprites, 2) as (row, column).
     """
     pixels = torch.from_numpy(mask.astype(np.float32))[:, None]
     kernels = _SILHOUETTES[:, None]
@@ -117,7 +119,7 @@ def match_silhouettes(mask: Bool[np.ndarray, "F H W"]) -> tuple[np.ndarray, np.n
 
 
 def read_colour(frames: np.ndarray, corners: np.ndarray, shape: str) -> str | None:
-    """Name the palette entry next to the median body pixel of the sprite."""
+    """Return the colour nearest to the median pixel of the sprite's body, if it is near enough."""
     body = SPRITES[shape] == "#"
     pixels = np.concatenate(
         [
@@ -132,10 +134,10 @@ def read_colour(frames: np.ndarray, corners: np.ndarray, shape: str) -> str | No
 
 
 def read_motion(corners: np.ndarray, shown: np.ndarray) -> str | None:
-    """Name the motion of a track: corners (FRAMES, 2) as (row, column), shown (FRAMES,).
+    """Return the motion of a track: corners (FRAMES, 2) as (row, column), shown (FRAMES,).
 
-    A direction needs a steady run, a jump two hops in place, a circle a round track: jitter fits
-    none of them.
+    A direction needs steady movement, jumping two hops in place, circling a round track. Jitter
+    matches none of them.
     """
     track = corners[shown].astype(np.float32)
     still = bool((np.ptp(track, axis=0) <= 2).all())
@@ -159,13 +161,13 @@ def read_motion(corners: np.ndarray, shown: np.ndarray) -> str | None:
 
 
 def _is_run(along: Float[np.ndarray, " F"]) -> bool:
-    """Whether a coordinate grows steadily by at least 9 pixels, never leaping nor turning back."""
+    """Return whether a coordinate grows by at least 9 pixels, steadily."""
     steps = np.diff(along)
     return bool(along[-1] - along[0] >= 9 and steps.min() >= -2 and steps.max() <= 5)
 
 
 def _is_jump(track: Float[np.ndarray, "F 2"]) -> bool:
-    """Whether the sprite leaves the ground twice and stays in its column."""
+    """Return whether the sprite leaves the ground twice and stays in its column."""
     height = track[:, 0].max() - track[:, 0]
     up = height > height.max() / 2
     hops = int((np.diff(up.astype(int)) == 1).sum()) + int(up[0])
@@ -173,7 +175,7 @@ def _is_jump(track: Float[np.ndarray, "F 2"]) -> bool:
 
 
 def _is_circle(track: Float[np.ndarray, "F 2"]) -> bool:
-    """Whether the track keeps its distance from its centre and goes round at least 270 degrees."""
+    """Return whether the track keeps its radius and turns by at least 270 degrees."""
     centre = (track.max(axis=0) + track.min(axis=0)) / 2
     arm = track - centre
     radius = np.linalg.norm(arm, axis=1)
@@ -187,7 +189,7 @@ def _is_circle(track: Float[np.ndarray, "F 2"]) -> bool:
 
 
 def has_watermark(clip: np.ndarray) -> bool:
-    """Whether the stock site's mark shows: strokes much closer to its grey than the gaps."""
+    """Return whether the watermark is visible: strokes much nearer to its grey than gaps."""
     row, column = WATERMARK_AT
     height, width = WATERMARK.shape
     window = clip[:, row : row + height, column : column + width].astype(np.float32)
@@ -203,4 +205,4 @@ def sharpness(clip: np.ndarray) -> float:
     )
 
 
-assert (FRAMES, SIZE) == (16, 32)  # the thresholds above were set for clips of this size
+assert (FRAMES, SIZE) == (16, 32)  # the thresholds above were chosen for this size

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation: means with intervals, paired tests, the claims; JSON and Markdown.
+"""The report of an evaluation: means with intervals, paired tests and claims, as JSON and Markdown.
 
 Rates and shares are in per cent, sharpness, flicker and frame change in 0..255, displacement in
 pixels per frame, scores in nats.
@@ -20,8 +20,8 @@ from training.shapes.evaluation.intervals import (
     clustered_ratio,
     mcnemar_p,
 )
-from training.shapes.evaluation.measurement import Measurements
-from training.shapes.evaluation.quality import frechet_distance
+from training.shapes.evaluation.measurements import Measurements
+from training.shapes.evaluation.metrics import frechet_distance
 from training.shapes.evaluation.systems import REAL
 
 RATES = {
@@ -52,30 +52,32 @@ COMPARISONS = (
     ("Turbo-4", "VCM+R_vid-4"),
     ("Turbo-2", "VCM-4"),
     ("VCM-4", "teacher-4"),
-)  # and every system with the first one
-SAMPLE = 8  # prompts whose readings are kept, to see later whether a machine makes the same clips
+)  # besides every system with the first one
+SAMPLE = 8  # prompts whose readings are stored, to test whether a machine reproduces the clips
+SHARES = (0.0, 1.0)  # bounds of a share of votes
 RATE_TOLERANCE, MEAN_TOLERANCE = 1.0, 0.02  # points; share of a mean
+INTERVALS = "95 %, clustered by scene; p-values two-sided, not corrected for multiple testing"
 TOLERANCE = (
-    "The same processor, versions and weights give the same numbers. On another processor sums "
-    f"differ in their last bits: rates within {RATE_TOLERANCE:g} point and other means within "
+    "The same processor, versions and weights give the same numbers. Another processor rounds "
+    f"differently: rates within {RATE_TOLERANCE:g} point and other means within "
     f"{MEAN_TOLERANCE:.0%} count as reproduced. Seconds are not compared."
 )
 EXTRACTOR = (
-    "Fréchet distance of the judge's 64 penultimate features (a (2+1)D convolutional network) to "
-    "those of clean drawn clips of the same scenes, covariances with a ridge; the row of real "
-    "clips is its floor. Not comparable with FVD."
+    "Fréchet distance between the judge's 64 penultimate features (a (2+1)D convolutional network) "
+    "of the clips and of clean drawn clips of the same scenes, with a ridge on the covariances. "
+    "The row of real clips is its floor. It is not comparable with FVD."
 )
 
 
 def build_report(measured: Measurements) -> dict[str, Any]:
-    """Return every number of the evaluation, ready for JSON."""
+    """Return all numbers of the evaluation, as JSON."""
     labels = list(dict.fromkeys(measured.rows["system"]))
     tables = {label: _table_of(measured.rows, label) for label in labels}
     pairs = [pair for pair in COMPARISONS if set(pair) <= set(labels)]
     pairs += [(label, labels[0]) for label in labels[1:] if (label, labels[0]) not in pairs]
     report: dict[str, Any] = {
         "settings": measured.settings,
-        "intervals": "95 %, clustered by scene; p two-sided, not corrected for their number",
+        "intervals": INTERVALS,
         "extractor": EXTRACTOR,
         "tolerance": TOLERANCE,
         "systems": {
@@ -121,22 +123,23 @@ def _summarise(table: pd.DataFrame, real: pd.DataFrame | None) -> dict[str, Any]
 def compare_systems(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Any]:
     """Compare two systems on the same prompts and seeds.
 
-    Returns: the judge's preference (expected share of votes for ours) and the share of prompts on
-    which ours scores higher; the difference of every rate and mean, ours minus theirs.
+    Returns:
+        the judge's preference (expected share of votes for ours), the share of prompts on which
+        ours scores higher, and the difference of every rate and mean, ours minus theirs.
     """
     if list(ours["prompt"]) != list(theirs["prompt"]) or list(ours.index) != list(theirs.index):
-        raise ValueError("Expected both systems on the same prompts and seeds, got others.")
+        raise ValueError("Expected both systems on the same prompts and seeds, got different ones.")
     scenes = ours["scene"].to_numpy()
     ahead = (ours["judge"] - theirs["judge"]).to_numpy()
     quality = (ours["judge_quality"] - theirs["judge_quality"]).to_numpy()
     result: dict[str, Any] = {
-        "preference": _percent(clustered_mean(expit(ahead), scenes, null=0.5)),
-        "preference, quality": _percent(clustered_mean(expit(quality), scenes, null=0.5)),
-        "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, scenes, null=0.5)),
+        "preference": _percent(clustered_mean(expit(ahead), scenes, 0.5, SHARES)),
+        "preference, quality": _percent(clustered_mean(expit(quality), scenes, 0.5, SHARES)),
+        "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, scenes, 0.5, SHARES)),
     }
     for name, column in (RATES | {"no flaw": "clean"}).items():
         a, b = (side[column].to_numpy(dtype=bool) for side in (ours, theirs))
-        difference = clustered_mean(a.astype(float) - b.astype(float), scenes, null=0.0)
+        difference = clustered_mean(a.astype(float) - b.astype(float), scenes, 0.0, (-1, 1))
         result[name] = _percent(difference) | {"mcnemar_p": mcnemar_p(a, b)}
     columns = MEANS | {c.replace("_", " "): c for c in ours.columns if c.startswith("reward_")}
     for name, column in columns.items():
@@ -157,7 +160,7 @@ def _classes(rows: pd.DataFrame, attribute: str) -> dict[str, Any]:
 
 
 def _sample(table: pd.DataFrame) -> list[list[Any]]:
-    """Return what the first clips show and their judge's score."""
+    """Return the attributes and the judge's score of the first clips."""
     columns = [f"read_{name}" for name in ("colour", "shape", "motion", "background")]
     first = table.head(SAMPLE)
     words = first[columns].astype(object).where(first[columns].notna(), None)
@@ -165,7 +168,7 @@ def _sample(table: pd.DataFrame) -> list[list[Any]]:
 
 
 def _rounded(value: Any) -> Any:
-    """Round to six significant digits, which any two runs on one machine share."""
+    """Round to six significant digits, which are reproducible on one machine."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -176,9 +179,9 @@ def _rounded(value: Any) -> Any:
 
 
 def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the claims of the paper with their bar, what was measured, and whether it is met.
+    """Return the claims of the paper with their bar, the measured value, and whether it is met.
 
-    Claims about systems that were not measured are left out.
+    Claims about systems that were not measured are omitted.
     """
     pairs, systems = report["pairs"], report["systems"]
     claims = []
@@ -208,15 +211,15 @@ def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def find_deviations(committed: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
-    """Return, one line each, the numbers of two reports that differ by more than the tolerance.
+    """Return the numbers of two reports that differ by more than the tolerance, one line each.
 
     Raises:
-        ValueError: the reports are of other settings, so there is nothing to reproduce.
+        ValueError: the reports have different settings.
     """
     if committed["settings"] != fresh["settings"]:
         changed = [k for k, v in committed["settings"].items() if fresh["settings"].get(k) != v]
         raise ValueError(
-            f"Expected a report of the same settings, got other {changed}. "
+            f"The report was made with other settings: {', '.join(changed)}. "
             "Commit the new one instead."
         )
     lines = []
@@ -244,32 +247,25 @@ def write_report(measured: Measurements, folder: Path) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return the report as Markdown tables; every number from the report alone."""
+    """Return the report as Markdown tables."""
     systems, settings = report["systems"], report["settings"]
     rewards = [name for name in next(iter(systems.values())) if name.startswith("reward ")]
-    shows = ["colour", "background", "shape", "motion", "all"]
-    looks = [
-        "judge",
-        "judge, quality",
-        "watermark",
-        "washed out",
-        "sharpness",
-        "flicker",
-        "frechet",
-    ]
-    moves = ["motion, % of real", "displacement", "frame change", *rewards]
+    attributes = ["colour", "background", "shape", "motion", "all"]
+    looks = ["judge", "judge, quality", "watermark", "washed out"]
+    looks += ["sharpness", "flicker", "frechet"]
+    motion = ["motion, % of real", "displacement", "frame change", *rewards]
     costs = ["UNet calls", "seconds"]
     parts = [
         "# Evaluation of the shapes models",
         f"{settings['prompts']} prompts of {settings['scenes']} held-out scenes, the same seeds "
         f"for every system. Intervals: {report['intervals']}. {report['extractor']} Rates in %.",
         *[f"## {title}\n\n{_markdown(systems, columns)}" for title, columns in (
-            ("What clips show, %", shows),
-            ("How they look", looks),
-            ("How they move, and what the rewards say", moves),
-            ("What they cost", costs),
+            ("Correct attributes, %", attributes),
+            ("Image quality", looks),
+            ("Motion and rewards", motion),
+            ("Cost", costs),
         )],
-        f"## Against each other\n\n{_pairs_markdown(report['pairs'])}",
+        f"## Pairwise comparisons\n\n{_pairs_markdown(report['pairs'])}",
     ]  # fmt: skip
     if report["claims"]:
         claims = pd.DataFrame(report["claims"])
@@ -313,9 +309,9 @@ def _pairs_markdown(pairs: dict[str, Any]) -> str:
     }
     table = pd.DataFrame.from_dict(lines, orient="index")
     return (
-        "Preference: the judge's expected share of votes for the first, by its whole score or by "
-        "picture quality alone; wins: share of prompts on which the first scores higher; the rest: "
-        "first minus second.\n\n" + table.to_markdown(disable_numparse=True)
+        "Preference: the judge's expected share of votes for the first system, by its whole score "
+        "or by quality only. Wins: share of prompts on which the first scores higher. The other "
+        "columns: first minus second.\n\n" + table.to_markdown(disable_numparse=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""What is measured: models at their settings and real clips, all for the same prompts and seeds."""
+"""The systems to evaluate: models at their settings and drawn clips, and the prompts for all."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
 
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     FPS,
     HELD_OUT_SCENES,
     TEMPLATES,
@@ -30,12 +30,12 @@ from turbo.networks.vae import decode_latents, encode_frames
 from turbo.pipeline import Result, VideoPipeline, load_card
 from turbo.video import Video
 
-CHUNK = 16  # prompts made at a time and kept in one file
+CHUNK = 16  # prompts that are generated together and cached in one file
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What every system is asked, and the seed it starts from."""
+    """A prompt for every system, with the seed of its noise."""
 
     scene: Scene
     caption: str
@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The clips of one chunk of prompts, and what each took."""
+    """The clips of one chunk of prompts, and the cost of each."""
 
     clips: UInt8[np.ndarray, "N F H W 3"]
     seconds: Float[np.ndarray, " N"]  # nan for real clips
@@ -52,7 +52,7 @@ class Samples:
 
 
 class Source(Protocol):
-    """Anything that makes clips."""
+    """A source of clips: a model, or drawn clips."""
 
     @property
     def label(self) -> str: ...
@@ -62,20 +62,21 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """A model at one setting; None is the card's default."""
+    """A model at one setting; None is the default of its card."""
 
     label: str
     model: str  # name of a card
     steps: int | None = None
     guidance: float | None = None
-    lora: str | None = None  # folder of other adapters: below the weights, or absolute
+    lora: str | None = None  # folder of other adapters, relative to the weights or absolute
 
     def card(self, weights: Path) -> ModelCard:
+        """Return the model's card, with `weights` as its folder."""
         card = replace(find_card(self.model), folder=weights)
         return card if self.lora is None else replace(card, lora=self.lora)
 
     def settings(self, weights: Path) -> dict[str, object]:
-        """Return all that decides the frames but prompt and seed, as JSON."""
+        """Return all settings that the frames depend on, except prompt and seed, as JSON."""
         card = self.card(weights)
         chosen = {
             "weights_sha256": card.weights_sha256(),
@@ -86,10 +87,10 @@ class System:
         return {name: asdict(card)[name] for name in kept} | chosen
 
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
-        """Sample one clip per prompt, or read those made before with the same everything."""
+        """Generate one clip per prompt, or read the clips of the same settings from the cache."""
         versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-        asked = [[prompt.caption, prompt.seed] for prompt in prompts]
-        recipe = {**self.settings(weights), **versions, "turbo": __version__, "prompts": asked}
+        chosen = [[prompt.caption, prompt.seed] for prompt in prompts]
+        recipe = {**self.settings(weights), **versions, "turbo": __version__, "prompts": chosen}
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
         path = cache / f"{digest}.npz"
         if path.exists():
@@ -99,7 +100,7 @@ class System:
         cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{digest}.{os.getpid()}.npz")
         np.savez_compressed(partial, **vars(samples))
-        partial.replace(path)  # atomic: a killed run leaves no half file
+        partial.replace(path)  # atomic: a killed run leaves no partial file
         return samples
 
     def _sample(self, prompts: Sequence[Prompt], pipeline: VideoPipeline) -> Samples:
@@ -117,28 +118,30 @@ class System:
 
 @lru_cache(maxsize=1)
 def load_system(system: System, weights: Path) -> VideoPipeline:
-    """Load the model of a system from `weights` and nowhere else."""
+    """Load the model of a system from the folder `weights`."""
     return load_card(system.card(weights))
 
 
 @dataclass(frozen=True)
 class RealClips:
-    """Clean clips of the asked scenes, another draw for each `salt`."""
+    """Clean drawn clips of the prompted scenes; each `salt` is another draw."""
 
     label: str
     salt: int = 9
-    rebuilt: bool = False  # passed through the VAE, which bounds what any model can reach
+    reconstructed: bool = False  # encoded and decoded by the VAE: an upper bound for every model
 
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
         clips = [draw_clip(p.scene, np.random.default_rng([self.salt, p.seed])) for p in prompts]
-        if self.rebuilt:
-            clips = [rebuild_clip(clip, weights) for clip in clips]
+        if self.reconstructed:
+            clips = [reconstruct_clip(clip, weights) for clip in clips]
         nothing = np.full(len(prompts), np.nan)
         return Samples(np.stack(clips), nothing, nothing)
 
 
 @torch.inference_mode()
-def rebuild_clip(clip: UInt8[np.ndarray, "F H W 3"], weights: Path) -> UInt8[np.ndarray, "F H W 3"]:
+def reconstruct_clip(
+    clip: UInt8[np.ndarray, "F H W 3"], weights: Path
+) -> UInt8[np.ndarray, "F H W 3"]:
     """Encode and decode a clip with the VAE that every system shares."""
     vae = load_system(System("VAE", "shapes-teacher"), weights).vae
     frames = rearrange(torch.from_numpy(clip) / 255, "F H W C -> 1 F C H W")
@@ -155,11 +158,11 @@ SYSTEMS = (
     System("Turbo-4", "shapes-turbo", 4),
     System("Turbo-8", "shapes-turbo", 8),
 )
-REAL, REBUILT = RealClips("real"), RealClips("real, VAE", rebuilt=True)
+REAL, RECONSTRUCTED = RealClips("real"), RealClips("real, VAE", reconstructed=True)
 
 
 def held_out_prompts(count: int) -> list[Prompt]:
-    """Return prompts of combinations never trained on, a new wording each round."""
+    """Return prompts of held-out scenes, with another wording in each round."""
     prompts = []
     for seed in range(count):
         wording, index = divmod(seed, len(HELD_OUT_SCENES))
@@ -169,9 +172,9 @@ def held_out_prompts(count: int) -> list[Prompt]:
 
 
 def tuning_prompts(count: int) -> list[Prompt]:
-    """Return prompts to choose settings by: trained-on scenes, spread evenly, other seeds.
+    """Return prompts for choosing settings: training scenes, evenly spread, with other seeds.
 
-    The scenes are those of the reward models, which the judge has not seen.
+    The scenes are those of the reward models, which the judge was not trained on.
     """
     scenes = TRAIN_SCENES[::2]
     chosen = [scenes[i * len(scenes) // count % len(scenes)] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Write trained parts where the library finds them: half-precision safetensors and a word list."""
+"""Export trained networks as float16 safetensors, and the world's vocabulary as JSON."""
 
 import json
 from copy import deepcopy
@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from training.shapes.world.world import BACKGROUNDS, COLOURS, MOTIONS, SPRITES
+from training.shapes.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SPRITES
 
 EXAMPLES = (
     "a red star moving left on a black background",
@@ -27,19 +27,20 @@ EXAMPLES = (
 
 
 def export_module(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
-    """Save a diffusers or transformers module in float16, which halves the repository's share."""
+    """Save a diffusers or transformers module in float16, half the size of float32."""
     deepcopy(network).to(torch.float16).save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)  # a folder of the machine that trained it
+    config.pop("_name_or_path", None)  # a path on the machine that trained it
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def export_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Save the tokenizer."""
     tokenizer.save_pretrained(folder)
 
 
 def export_world(path: Path) -> None:
-    """Write the words the model knows, for pages that must tell its users."""
+    """Write the words that the models know, with example prompts, for the demo page."""
     words = {
         "template": "a {colour} {shape} {motion} {background}",
         "colours": list(COLOURS),

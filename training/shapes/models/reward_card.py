@@ -1,4 +1,4 @@
-"""What the reward models can tell apart, measured on combinations no model was trained on."""
+"""Accuracy of the reward models on scenes that no model was trained on, and their model card."""
 
 from pathlib import Path
 
@@ -11,27 +11,27 @@ from training.shapes.models.rewards import (
     SEEN_IN_A_FRAME,
     break_motion,
     draw_frame_pair,
-    draw_half_clip,
+    draw_half_rate_clip,
     reword,
     to_images,
     to_videos,
 )
 from training.shapes.models.text import ATTRIBUTES
-from training.shapes.world.world import HELD_OUT_SCENES
+from training.shapes.world.scenes import HELD_OUT_SCENES
 from turbo.rewards import ImageTextReward, VideoTextReward
 
-ROUNDS = 2  # draws of every held-out combination
+ROUNDS = 2  # clips per held-out scene
 
 
 @torch.no_grad()
 def measure_image_reward(reward: ImageTextReward) -> pd.Series:
-    """Return, per wrong word and per flaw, how often the better of two scores more, in [0, 1]."""
+    """Return, per wrong word and per flaw, the share of pairs in which the better scores higher."""
     rng = np.random.default_rng(21)
     won: dict[str, list[bool]] = {}
     for scene in HELD_OUT_SCENES * ROUNDS:
         pairs = {flaw: draw_frame_pair(scene, rng, flaw) for flaw in FLAWS}
         if not all(shown for *_, shown in pairs.values()):
-            continue  # a blink
+            continue  # the blinking sprite is hidden
         good = to_images(np.stack([pair[0] for pair in pairs.values()]))
         bad = to_images(np.stack([pair[1] for pair in pairs.values()]))
         own = reward(torch.cat([good, bad])[:, None], [scene.caption()] * 2 * len(FLAWS))
@@ -45,11 +45,11 @@ def measure_image_reward(reward: ImageTextReward) -> pd.Series:
 
 @torch.no_grad()
 def measure_video_reward(reward: VideoTextReward) -> pd.Series:
-    """Return, per wrong word and for broken motion, how often the better of two scores more."""
+    """Return the same for wrong words and for clips that are frozen or shuffled."""
     rng = np.random.default_rng(22)
     won: dict[str, list[bool]] = {}
     for scene in HELD_OUT_SCENES * ROUNDS:
-        clip = draw_half_clip(scene, rng)
+        clip = draw_half_rate_clip(scene, rng)
         prompts = [scene.caption(), *(reword(scene, name, rng).caption() for name in ATTRIBUTES)]
         own, *others = reward(to_videos(clip[None]).expand(len(prompts), -1, -1, -1, -1), prompts)
         for name, other in zip(ATTRIBUTES, others, strict=True):
@@ -61,7 +61,7 @@ def measure_video_reward(reward: VideoTextReward) -> pd.Series:
 
 
 def write_reward_card(image: ImageTextReward, video: VideoTextReward, folder: Path) -> None:
-    """Write the card of both reward models beside their weights."""
+    """Measure both reward models and write their card beside their weights."""
     table = pd.DataFrame(
         {"image-text": measure_image_reward(image), "video-text": measure_video_reward(video)}
     )
@@ -73,19 +73,21 @@ def write_reward_card(image: ImageTextReward, video: VideoTextReward, folder: Pa
 _CARD = """# Reward models of the shapes world
 
 Trained by `python -m training.shapes rewards` (`training/shapes/models/rewards.py`) for
-distillation with reward feedback (`turbo/rewards/`). They are small counterparts of HPSv2.1 and of
-ViCLIP: the same classes load those.
+distillation with reward feedback (`turbo/rewards/`). They are small counterparts of HPSv2.1 and
+ViCLIP, and the same classes load them.
 
-- `image/`: a CLIP (`transformers.CLIPModel`) that scores a frame against a caption. Trained on the
-  right caption against captions wrong in one word, and on clean frames against flawed ones.
-- `video/`: a ViCLIP that scores every other frame of a clip against a caption. Trained on the right
-  caption against captions wrong in one word, and on clips against the same frozen or shuffled.
+- `image/`: a CLIP (`transformers.CLIPModel`) that scores a frame against a caption. It is trained
+  to prefer the right caption to captions with one wrong word, and clean frames to flawed ones.
+- `video/`: a ViCLIP that scores every other frame of a clip against a caption. It is trained to
+  prefer the right caption to captions with one wrong word, and a clip to the same clip frozen or
+  shuffled.
 
-Trained on every other trained-on combination. Share of pairs, in per cent, in which the better one
-scores more, on {count} clips of combinations no model was trained on:
+Both are trained on one half of the training scenes. The table gives the share of pairs, in per
+cent, in which the better one scores higher, on {count} clips of held-out scenes, which no model was
+trained on:
 
 {table}
 
-They know this world only, and a student that is rewarded too much learns to please them rather
-than people. Licence: Apache-2.0.
+The models know this world only. A student that is trained with too large reward weights exploits
+their errors (reward hacking, see `training/LOG.md`). Licence: Apache-2.0.
 """

@@ -1,9 +1,9 @@
-"""The shapes reward models: a CLIP of frames that dislikes flaws, a ViCLIP of clips and motions.
+"""The shapes reward models: a CLIP that scores frames and a ViCLIP that scores clips.
 
-Counterparts of HPSv2.1 and of ViCLIP. Both are trained on every other trained-on combination; the
-judge of `judge.py` is trained on the rest, so no reward ever marks its own work. Half of what the
-image model sees are jumps of the student, such as it will be asked about (`jumps.py`). The video
-model is trained on drawn clips alone: with jumps it told fewer motions apart (88 % against 92 %).
+They are counterparts of HPSv2.1 and of ViCLIP. Both are trained on one half of the training scenes
+and the judge of the evaluation on the other half, so that a student cannot raise the judge's score
+by what it learned from the rewards. Half of the image model's training frames are estimates of the
+student (`student_estimates.py`). The video model is trained on drawn clips only.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from training.loop import FitConfig, StepReport, fit
-from training.shapes.models.jumps import Jumps
+from training.loop import FitConfig, StepStats, fit
+from training.shapes.models.student_estimates import StudentEstimates
 from training.shapes.models.text import ATTRIBUTES, LENGTH
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     FRAMES,
     TEMPLATES,
     TRAIN_SCENES,
     Defects,
     Scene,
+    corrupt_clip,
     draw_clip,
-    spoil_clip,
 )
 from turbo.networks.text import tokenize
 from turbo.rewards.image_text import embed_images, embed_texts
@@ -42,13 +42,14 @@ VIDEO_CONFIG = FitConfig(
 )
 IMAGE_BATCH, VIDEO_BATCH = 64, 16  # per process
 WIDTH = 64
-LOGIT_SCALE = 10.0  # fixed: a reward is a cosine, and this keeps it from saturating
+LOGIT_SCALE = 10.0  # fixed, so that the reward, a cosine, does not saturate
 SEEN_IN_A_FRAME = ("colour", "shape", "background")
 FLAWS = ("watermark", "washed out", "noise", "blur", "melted")
-MILD_NOISE, MILD_SHIFT = 5.0, 8.0  # 0..255: what a VAE may do to a good picture
+JITTER_NOISE, JITTER_SHIFT = 5.0, 8.0  # in 0..255, about the error of the VAE
 
 
 def build_image_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Return an untrained CLIP of 32 x 32 frames."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     text = tower | {
         "num_hidden_layers": 2,
@@ -63,6 +64,7 @@ def build_image_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def build_video_model(tokenizer: CLIPTokenizer) -> ViCLIP:
+    """Return an untrained ViCLIP of eight 32 x 32 frames."""
     return ViCLIP(
         ViCLIPConfig(
             size=32,
@@ -82,7 +84,7 @@ def build_video_model(tokenizer: CLIPTokenizer) -> ViCLIP:
 
 
 class AttributeHeads(nn.Module):
-    """One linear classifier an attribute, beside a model in training: it learns to see sooner."""
+    """A linear classifier per attribute on the embedding: an auxiliary loss for faster training."""
 
     def __init__(self, model: nn.Module, attributes: tuple[str, ...]) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class AttributeHeads(nn.Module):
         )
 
     def loss(self, embedding: Tensor, scenes: list[Scene], counted: Tensor) -> Tensor:
-        """Return the mean cross-entropy over attributes, of the rows that count (B,)."""
+        """Return the cross-entropy, averaged over attributes and the rows in `counted` (B,)."""
         losses = [
             cross_entropy(head(embedding[counted]), _classes(scenes, name)[counted])
             for name, head in self.heads.items()
@@ -101,37 +103,37 @@ class AttributeHeads(nn.Module):
 
 
 def train_image_reward(
-    model: CLIPModel, tokenizer: CLIPTokenizer, jumps: Jumps, checkpoint: Path
-) -> Iterator[StepReport]:
-    """Train in place: the right caption among wrong ones, and the better of two frames.
+    model: CLIPModel, tokenizer: CLIPTokenizer, estimates: StudentEstimates, checkpoint: Path
+) -> Iterator[StepStats]:
+    """Train in place to match frames with captions and to prefer the better of two frames.
 
-    Half of the pairs are drawn, one of them with a flaw; half are jumps from little and from much
-    noise, where the one from much noise is worse but still tells its caption.
+    Half of the pairs are a drawn frame and the same frame with a flaw. The other half are student
+    estimates from low and from high noise: the second is worse but still matches its caption.
     """
     network = AttributeHeads(model, SEEN_IN_A_FRAME)
 
     def draw_loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(generator.initial_seed())
         drawn = draw_scenes(rng, IMAGE_BATCH // 2)
-        rows = rng.integers(len(jumps), size=IMAGE_BATCH // 2)
-        jumped = [SCENES[i] for i in jumps.scene[rows].tolist()]
+        rows = rng.integers(len(estimates), size=IMAGE_BATCH // 2)
+        estimated = [SCENES[i] for i in estimates.scene[rows].tolist()]
         pairs = [draw_frame_pair(scene, rng) for scene in drawn]
-        pairs += [pick_frame_pair(jumps, row, rng) for row in rows]
+        pairs += [pick_frame_pair(estimates, row, rng) for row in rows]
         good, bad = (to_images(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
-        scenes = [*drawn, *jumped, *jumped]
+        scenes = [*drawn, *estimated, *estimated]
         shown = torch.tensor([pair[2] for pair in [*pairs, *pairs[len(drawn) :]]])
         embedded = embed_images(model, torch.cat([good, bad[len(drawn) :], bad[: len(drawn)]]))
         seen = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes, SEEN_IN_A_FRAME, rng, lambda words: embed_texts(model, tokenizer, words)
         )
-        # Nothing but the background can be told from a frame in which the sprite blinks.
+        # Where a blinking sprite is hidden, a frame shows the background only.
         comparable = shown[:, None] | torch.tensor([n == "background" for n in SEEN_IN_A_FRAME])
         differ = _differ(scenes, SEEN_IN_A_FRAME, shown)
-        aligned = contrast(seen[: len(scenes)], own, others, differ, comparable)
+        aligned = contrastive_loss(seen[: len(scenes)], own, others, differ, comparable)
         better = seen[: len(pairs)]
         worse = torch.cat([seen[len(scenes) :], seen[len(pairs) : len(scenes)]])
-        preferred = prefer(better, worse, own[: len(pairs)])
+        preferred = preference_loss(better, worse, own[: len(pairs)])
         return aligned + preferred + network.loss(embedded[: len(scenes)], scenes, shown)
 
     yield from fit(network, draw_loss, IMAGE_CONFIG, checkpoint)
@@ -139,14 +141,14 @@ def train_image_reward(
 
 def train_video_reward(
     model: ViCLIP, tokenizer: CLIPTokenizer, checkpoint: Path
-) -> Iterator[StepReport]:
-    """Train in place: the right caption among wrong ones, and the moving clip over its frames."""
+) -> Iterator[StepStats]:
+    """Train in place to match clips with captions, and prefer clips to frozen or shuffled ones."""
     network = AttributeHeads(model, tuple(ATTRIBUTES))
 
     def draw_loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(generator.initial_seed())
         scenes = draw_scenes(rng, VIDEO_BATCH)
-        clips = np.stack([draw_half_clip(scene, rng) for scene in scenes])
+        clips = np.stack([draw_half_rate_clip(scene, rng) for scene in scenes])
         embedded = embed_videos(model, to_videos(clips))
         good = normalize(embedded, dim=-1)
         own, others = _embed_captions(
@@ -155,32 +157,37 @@ def train_video_reward(
             rng,
             lambda words: model.text_encoder(tokenize(tokenizer, words)),
         )
-        aligned = contrast(good, own, others, _differ(scenes, tuple(ATTRIBUTES)))
+        aligned = contrastive_loss(good, own, others, _differ(scenes, tuple(ATTRIBUTES)))
         moving = [i for i, scene in enumerate(scenes) if scene.motion != "standing still"]
         broken = np.stack([break_motion(clips[i], rng) for i in moving])
         bad = normalize(embed_videos(model, to_videos(broken)), dim=-1)
-        preferred = prefer(good[moving], bad, own[moving])
+        preferred = preference_loss(good[moving], bad, own[moving])
         counted = torch.ones(len(scenes), dtype=torch.bool)
         return aligned + preferred + network.loss(embedded, scenes, counted)
 
     yield from fit(network, draw_loss, VIDEO_CONFIG, checkpoint)
 
 
-def prefer(better: Tensor, worse: Tensor, own: Tensor) -> Tensor:
-    """Return the logistic loss of pairs of unit embeddings (B, D), each with its caption's."""
+def preference_loss(better: Tensor, worse: Tensor, own: Tensor) -> Tensor:
+    """Return the mean of -log sigmoid(scale (better - worse) . own), the Bradley-Terry loss.
+
+    Args:
+        better, worse: unit embeddings of the two images or clips (B, D).
+        own: unit embeddings of their captions (B, D).
+    """
     return -logsigmoid(LOGIT_SCALE * ((better - worse) * own).sum(dim=-1)).mean()
 
 
-def contrast(
+def contrastive_loss(
     seen: Tensor, own: Tensor, others: Tensor, differ: Tensor, comparable: Tensor | None = None
 ) -> Tensor:
-    """Return the cross-entropy of the own caption among wrong ones.
+    """Return the cross-entropy of the own caption among hard negatives and the batch's others.
 
     Args:
-        seen, own: unit embeddings of pictures and of their captions (B, D).
-        others: captions wrong in one word each (B, K, D).
-        differ: whose captions are wrong for whom (B, B).
-        comparable: whether that word can be told from the picture (B, K); None for all.
+        seen, own: unit embeddings of images or clips and of their captions (B, D).
+        others: captions with one wrong word each, the hard negatives (B, K, D).
+        differ: entry (i, j) says whether caption j is wrong for image i (B, B).
+        comparable: whether the image shows the attribute of that word (B, K); None for all.
     """
     batch = LOGIT_SCALE * (seen @ own.T)
     right = batch.diagonal()[:, None]
@@ -193,6 +200,7 @@ def contrast(
 
 
 def draw_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
+    """Draw scenes of the reward models' half, with replacement."""
     return [SCENES[i] for i in rng.integers(len(SCENES), size=count)]
 
 
@@ -205,11 +213,11 @@ def reword(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
 def draw_frame_pair(
     scene: Scene, rng: np.random.Generator, flaw: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return a good frame, the same with a flaw (a random one), and whether the sprite shows."""
+    """Return a frame, the frame with `flaw` (None draws one), and whether it shows the sprite."""
     seed, frame = rng.integers(2**32), rng.integers(FRAMES)
     good = draw_clip(scene, np.random.default_rng(seed))[frame]
     shown = scene.motion != "blinking" or bool(frame % 8 < 4)
-    flaw = flaw or FLAWS[rng.integers(len(FLAWS) - (not shown))]  # nothing melts unseen
+    flaw = flaw or FLAWS[rng.integers(len(FLAWS) - (not shown))]  # "melted" needs a sprite
     if flaw == "melted":
         attribute = ("colour", "shape")[rng.integers(2)]
         other = draw_clip(reword(scene, attribute, rng), np.random.default_rng(seed))[frame]
@@ -219,30 +227,30 @@ def draw_frame_pair(
         bad = blur(good, rng.uniform(0.6, 1.0))
     else:
         only = Defects(**{n: n == flaw.replace(" ", "_") for n in vars(Defects())})
-        bad = spoil_clip(good[None], only, rng)[0]
-    return _mildly(good, rng), _mildly(bad, rng), shown
+        bad = corrupt_clip(good[None], only, rng)[0]
+    return _jitter(good, rng), _jitter(bad, rng), shown
 
 
 def pick_frame_pair(
-    jumps: Jumps, row: int, rng: np.random.Generator
+    estimates: StudentEstimates, row: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return a frame jumped to from little noise, the same from much, and if the sprite shows."""
+    """Return a frame estimated from low noise, the same from high noise, and if a sprite shows."""
     frame = rng.integers(FRAMES)
-    shown = SCENES[int(jumps.scene[row])].motion != "blinking" or bool(frame % 8 < 4)
-    good, bad = jumps.near[row, frame].numpy(), jumps.far[row, frame].numpy()
-    return _mildly(good, rng), _mildly(bad, rng), shown
+    shown = SCENES[int(estimates.scene[row])].motion != "blinking" or bool(frame % 8 < 4)
+    good, bad = (side[row, frame].numpy() for side in (estimates.low_noise, estimates.high_noise))
+    return _jitter(good, rng), _jitter(bad, rng), shown
 
 
-def draw_half_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Return every other frame of a clip, half of the time with the flaws of training clips."""
+def draw_half_rate_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Return every other frame of a clip; in half of the draws with defects of training clips."""
     clip = draw_clip(scene, rng)[rng.integers(2) :: 2]
     if rng.random() < 0.5:
-        clip = spoil_clip(clip, Defects(), rng)
-    return _mildly(clip, rng)
+        clip = corrupt_clip(clip, Defects(), rng)
+    return _jitter(clip, rng)
 
 
 def break_motion(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the clip frozen at a frame, or with its frames shuffled."""
+    """Freeze the clip at a random frame, or shuffle its frames."""
     if rng.random() < 0.5:
         return np.repeat(clip[[rng.integers(len(clip))]], len(clip), axis=0)
     return clip[rng.permutation(len(clip))]
@@ -265,10 +273,10 @@ def to_videos(clips: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(clips.astype(np.float32)) / 255, "B F H W C -> B F C H W")
 
 
-def _mildly(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change pixels as little as a VAE does, so that a reward cannot live on such differences."""
-    shift = rng.normal(0, MILD_SHIFT / 2, 3)
-    noise = rng.normal(0, rng.uniform(0, MILD_NOISE), pixels.shape)
+def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add a small colour shift and noise, so that a reward does not depend on such differences."""
+    shift = rng.normal(0, JITTER_SHIFT / 2, 3)
+    noise = rng.normal(0, rng.uniform(0, JITTER_NOISE), pixels.shape)
     return (pixels + shift + noise).clip(0, 255)
 
 
@@ -278,7 +286,7 @@ def _embed_captions(
     rng: np.random.Generator,
     embed: Callable[[list[str]], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Embed own captions (B, D) and, per attribute, one with another word for it (B, K, D)."""
+    """Embed the captions (B, D) and, per attribute, captions with another word for it (B, K, D)."""
     groups = [scenes, *([reword(s, name, rng) for s in scenes] for name in attributes)]
     template = [TEMPLATES[i] for i in rng.integers(len(TEMPLATES), size=len(scenes))]
     words = [s.caption(t) for group in groups for s, t in zip(group, template, strict=True)]
@@ -289,14 +297,15 @@ def _embed_captions(
 def _differ(
     scenes: list[Scene], attributes: tuple[str, ...], shown: Tensor | None = None
 ) -> Tensor:
-    """Return whose captions are wrong for whose pictures (B, B)."""
+    """Return, at (i, j), whether caption j is wrong for image i (B, B)."""
     classes = torch.stack([_classes(scenes, name) for name in attributes])
     unlike = classes[:, :, None] != classes[:, None, :]
-    if shown is not None:  # an empty scene fits every sprite
-        told = torch.tensor([name == "background" for name in attributes])
-        unlike &= shown[None, :, None] | told[:, None, None]
+    if shown is not None:  # a frame without a sprite matches captions of every sprite
+        visible = torch.tensor([name == "background" for name in attributes])
+        unlike &= shown[None, :, None] | visible[:, None, None]
     return unlike.any(dim=0)
 
 
 def _classes(scenes: list[Scene], attribute: str) -> Tensor:
+    """Return the class index of one attribute (B,)."""
     return torch.tensor([ATTRIBUTES[attribute].index(getattr(s, attribute)) for s in scenes])

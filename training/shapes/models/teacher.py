@@ -1,4 +1,4 @@
-"""The shapes teacher: a tiny `VideoUNet` trained on noisy clips, first on single frames."""
+"""The shapes teacher: a small `VideoUNet`, trained on single frames, then on clips."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,20 +9,20 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from training.loop import FitConfig, StepReport, fit
+from training.loop import FitConfig, StepStats, fit
 from training.shapes.models.text import WIDTH
 from training.shapes.models.vae import CHANNELS
-from training.shapes.world.clips import EncodedClips
+from training.shapes.world.encoded_clips import EncodedClips
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.registry import find_card
 from turbo.networks.unet import VideoUNet
 
 CARD = find_card("shapes-teacher")
 SCHEDULE = NoiseSchedule.scaled_linear(beta_end=CARD.beta_end, prediction_type=CARD.prediction_type)
-FRAMES_CONFIG = FitConfig(  # single frames: what things look like
+FRAMES_CONFIG = FitConfig(  # single frames: appearance
     steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
 )
-HALF_RATE_CONFIG = FitConfig(  # every other frame: how things move, at half the cost
+HALF_RATE_CONFIG = FitConfig(  # every other frame: motion, at half the cost
     steps=2400,
     learning_rate=1.2e-3,
     warmup=200,
@@ -34,16 +34,16 @@ HALF_RATE_CONFIG = FitConfig(  # every other frame: how things move, at half the
 CLIPS_CONFIG = FitConfig(  # whole clips
     steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
 )
-POLISH_CONFIG = FitConfig(  # whole clips again, from the exported weights alone
+POLISH_CONFIG = FitConfig(  # whole clips again, from the exported weights
     steps=2400, learning_rate=6e-4, warmup=100, decay=0.7, ema=0.999, checkpoint_every=100, seed=7
 )
 FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
 CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance
-SPRITE_WEIGHT = 4.0  # of latents that show the sprite: it is small, but it is the subject
+SPRITE_WEIGHT = 4.0  # loss weight of latents that show the sprite, which is small
 
 
 def build_teacher(**changes: object) -> VideoUNet:
-    """Return an untrained UNet whose temporal layers do nothing yet."""
+    """Return an untrained UNet whose temporal layers start as the identity (zero output)."""
     config = dict(
         sample_size=8,
         patch_size=2,
@@ -66,14 +66,14 @@ def build_teacher(**changes: object) -> VideoUNet:
 
 
 def is_temporal(name: str) -> bool:
-    """Whether a parameter belongs to a layer that mixes frames."""
+    """Return whether a parameter belongs to a layer that mixes frames."""
     return name.startswith("transformer_in") or ".temp_" in name
 
 
 def train_frames(
     unet: VideoUNet, clips: EncodedClips, captions: Tensor, checkpoint: Path
-) -> Iterator[StepReport]:
-    """Train all but the temporal layers, on single frames.
+) -> Iterator[StepStats]:
+    """Train all layers but the temporal ones, on single frames.
 
     Args:
         captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
@@ -99,8 +99,8 @@ def train_clips(
     checkpoint: Path,
     config: FitConfig = CLIPS_CONFIG,
     stride: int = 1,
-) -> Iterator[StepReport]:
-    """Train everything on every `stride`-th frame of clips; other arguments as `train_frames`."""
+) -> Iterator[StepStats]:
+    """Train all layers on every `stride`-th frame; other arguments as in `train_frames`."""
     unet.requires_grad_(True)
 
     def draw_loss(generator: torch.Generator) -> Tensor:
@@ -122,14 +122,17 @@ def denoising_loss(
     generator: torch.Generator,
     no_prompt: Tensor,
 ) -> Tensor:
-    """Return the weighted squared error of the predicted velocity.
+    """Return the weighted squared error of the predicted velocity v.
+
+        loss = sum(weight (v_predicted - v)^2) / sum(weight),  v = alpha noise - sigma clean
 
     Timesteps are stratified over the batch, which halves the variance of the gradient.
 
     Args:
         clean: latents (B, C, F, h, w).
-        sprite: which of them show the sprite (B, F, h, w).
-        prompts: text embeddings (B, L, D), some replaced by `no_prompt` (L, D).
+        sprite: whether a latent shows the sprite (B, F, h, w).
+        prompts: text embeddings (B, L, D).
+        no_prompt: embedding of the empty prompt (L, D), which replaces some of them.
     """
     batch = len(clean)
     dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT

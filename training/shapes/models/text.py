@@ -1,7 +1,8 @@
-"""The shapes text tower: a CLIP tokenizer of the world's own words and a two-layer CLIP text model.
+"""The shapes text encoder: a CLIP tokenizer of the world's words and a two-layer CLIP text model.
 
-The tower is trained before the teacher and then frozen: from the last token it must name every
-attribute of the caption. A teacher that starts with words already told apart learns far sooner.
+The encoder is trained before the teacher, to classify every attribute of a caption from the state
+of its last token, and then frozen. A teacher learns much faster from embeddings that already
+separate the words.
 """
 
 import json
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.loop import FitConfig, StepReport, fit
-from training.shapes.world.world import (
+from training.loop import FitConfig, StepStats, fit
+from training.shapes.world.scenes import (
     BACKGROUNDS,
     COLOURS,
     MOTIONS,
@@ -41,7 +42,7 @@ ATTRIBUTES = {
 def build_tokenizer() -> CLIPTokenizer:
     """Learn a byte-pair encoding in which every word of the world is one token.
 
-    Unknown words fall into letters, as in CLIP; id 0 is "!", the padding of OpenCLIP.
+    Unknown words are split into letters, as in CLIP. Id 0 is "!", the padding of OpenCLIP.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -60,6 +61,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained text model."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -77,8 +79,8 @@ def build_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-class AttributeReader(nn.Module):
-    """The text tower with one linear head per attribute on the state of the last token."""
+class AttributeClassifier(nn.Module):
+    """The text model with one linear head per attribute on the state of the last token."""
 
     def __init__(self, text_model: CLIPTextModel) -> None:
         super().__init__()
@@ -94,15 +96,15 @@ class AttributeReader(nn.Module):
 
 def train_text(
     text_model: CLIPTextModel, tokenizer: CLIPTokenizer, checkpoint: Path
-) -> Iterator[StepReport]:
-    """Train in place on captions of trained-on combinations; yields a report per step."""
-    reader = AttributeReader(text_model)
+) -> Iterator[StepStats]:
+    """Train in place on captions of the training scenes; yield statistics after every step."""
+    classifier = AttributeClassifier(text_model)
 
     def draw_loss(generator: torch.Generator) -> Tensor:
         rng = np.random.default_rng(generator.initial_seed())
         scenes = [TRAIN_SCENES[i] for i in rng.integers(len(TRAIN_SCENES), size=BATCH)]
         captions = [scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))]) for scene in scenes]
-        logits = reader(tokenize(tokenizer, captions))
+        logits = classifier(tokenize(tokenizer, captions))
         losses = [
             cross_entropy(
                 logits[name], torch.tensor([words.index(getattr(s, name)) for s in scenes])
@@ -111,4 +113,4 @@ def train_text(
         ]
         return torch.stack(losses).sum()
 
-    yield from fit(reader, draw_loss, CONFIG, checkpoint)
+    yield from fit(classifier, draw_loss, CONFIG, checkpoint)

@@ -1,4 +1,4 @@
-"""The shapes VAE: 32 x 32 pixels to 8 x 8 latents of 8 channels, frame by frame."""
+"""The shapes VAE: each frame of 32 x 32 pixels to 8 x 8 latents of 8 channels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +10,19 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
-from training.loop import FitConfig, StepReport, fit
-from training.shapes.world.world import draw_example
+from training.loop import FitConfig, StepStats, fit
+from training.shapes.world.scenes import draw_example
 
 CHANNELS = 8
 CONFIG = FitConfig(
     steps=1500, learning_rate=2.5e-3, warmup=100, decay=0.6, ema=0.99, checkpoint_every=250, seed=1
 )
 BATCH = 32  # frames per process
-KL_WEIGHT = 2e-4  # nats are summed over a latent and averaged over pixels: keeps latents smooth
+KL_WEIGHT = 2e-4  # of the divergence in nats per pixel channel; keeps the latents smooth
 
 
 def build_vae() -> AutoencoderKL:
+    """Return an untrained VAE."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -36,7 +37,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def draw_pixels(rng: np.random.Generator, count: int) -> Tensor:
-    """Draw `count` single frames of different clips, (count, 3, 32, 32) in [-1, 1]."""
+    """Draw single frames of `count` clips, (count, 3, 32, 32) in [-1, 1]."""
     frames = []
     for _ in range(count):
         clip, _ = draw_example(rng)
@@ -44,8 +45,11 @@ def draw_pixels(rng: np.random.Generator, count: int) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(frames)), "B H W C -> B C H W") / 127.5 - 1
 
 
-def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepReport]:
-    """Train in place; yields a report per step."""
+def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepStats]:
+    """Train in place; yield statistics after every step.
+
+    The loss is L1 + 2 L2 of the reconstruction + KL_WEIGHT KL per pixel channel.
+    """
 
     def draw_loss(generator: torch.Generator) -> Tensor:
         pixels = draw_pixels(np.random.default_rng(generator.initial_seed()), BATCH)
@@ -60,6 +64,6 @@ def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepReport]:
 
 @torch.no_grad()
 def _normalise_latents(vae: AutoencoderKL) -> None:
-    """Set shift and scale so that latents of the world have zero mean and unit variance."""
+    """Set shift and scale so that the latents have zero mean and unit variance."""
     means = vae.encode(draw_pixels(np.random.default_rng(7), 512)).latent_dist.mode()
     vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())

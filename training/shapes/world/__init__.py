@@ -1,1 +1,1 @@
-"""The shapes world: rendered clips and their captions."""
+"""The shapes world: scenes, drawn clips and captions."""

@@ -1,7 +1,7 @@
-"""Ways in which a clip can go wrong, and pairs of clips of which one has one flaw more.
+"""Flaws of clips, and pairs of clips of which one has one more flaw: training data of the judge.
 
-The flaws are those that few-step video models show, not only those of the training data: blobs and
-smears come from disturbed latents, so they look like a network's own mistakes.
+The flaws are those of few-step video models, not only those of the training data. Some are made by
+decoding corrupted latents, so that they look like errors of a network.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from scipy.ndimage import uniform_filter
 from torch.nn.functional import avg_pool3d
 
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     BACKGROUNDS,
     COLOURS,
     FRAMES,
@@ -26,9 +26,9 @@ from training.shapes.world.world import (
     SPRITES,
     Defects,
     Scene,
+    corrupt_clip,
     draw_background,
     draw_clip,
-    spoil_clip,
 )
 from turbo.networks.vae import decode_latents, encode_frames
 from turbo.types import Latents
@@ -44,36 +44,36 @@ WRONG = tuple(f"wrong {attribute}" for attribute in WORDS)
 CLEAN = Defects(watermark=0, washed_out=0, noise=0, wrong_caption=0)
 
 
-def _levels(pixels: np.ndarray) -> Clip:
+def _to_uint8(pixels: np.ndarray) -> Clip:
     return pixels.clip(0, 255).round().astype(np.uint8)
 
 
 def _watermark(clip: Clip, scene: Scene, rng: Generator) -> Clip:
-    return spoil_clip(clip, replace(CLEAN, watermark=1), rng)
+    return corrupt_clip(clip, replace(CLEAN, watermark=1), rng)
 
 
 def _wash_out(clip: Clip, scene: Scene, rng: Generator) -> Clip:
     share, grey = rng.uniform(0.35, 0.75), rng.uniform(110, 200)
-    return _levels(share * clip.astype(np.float32) + (1 - share) * grey)
+    return _to_uint8(share * clip.astype(np.float32) + (1 - share) * grey)
 
 
 def _add_noise(clip: Clip, scene: Scene, rng: Generator) -> Clip:
-    return _levels(clip + rng.normal(0, rng.uniform(10, 30), clip.shape))
+    return _to_uint8(clip + rng.normal(0, rng.uniform(10, 30), clip.shape))
 
 
 def _blur(clip: Clip, scene: Scene, rng: Generator) -> Clip:
     soft = uniform_filter(clip.astype(np.float32), size=(1, 3, 3, 1), mode="nearest")
     share = rng.uniform(0.6, 1)
-    return _levels(share * soft + (1 - share) * clip)
+    return _to_uint8(share * soft + (1 - share) * clip)
 
 
 def _flicker(clip: Clip, scene: Scene, rng: Generator) -> Clip:
-    return _levels(clip + rng.normal(0, rng.uniform(8, 25), (FRAMES, 1, 1, 1)))
+    return _to_uint8(clip + rng.normal(0, rng.uniform(8, 25), (FRAMES, 1, 1, 1)))
 
 
 def _oversaturate(clip: Clip, scene: Scene, rng: Generator) -> Clip:
     grey = clip.mean(axis=-1, keepdims=True)
-    return _levels(grey + rng.uniform(1.5, 2.5) * (clip - grey) + rng.uniform(-40, 40))
+    return _to_uint8(grey + rng.uniform(1.5, 2.5) * (clip - grey) + rng.uniform(-40, 40))
 
 
 def _punch_holes(clip: Clip, scene: Scene, rng: Generator) -> Clip:
@@ -115,18 +115,18 @@ def _drift(clip: Clip, scene: Scene, rng: Generator) -> Clip:
 
 
 def _change(scene: Scene, attribute: str, rng: Generator) -> Clip:
-    """Draw a clip whose sprite turns into another one within a few frames."""
+    """Draw a clip whose sprite changes one attribute within a few frames."""
     words = [word for word in WORDS[attribute] if word != getattr(scene, attribute)]
     other = replace(scene, **{attribute: words[rng.integers(len(words))]})
     seed = rng.integers(2**32)  # the same track for both
     before, after = (draw_clip(s, np.random.default_rng(seed)) for s in (scene, other))
     middle, length = rng.uniform(4, 11), rng.uniform(1, 6)
     share = ((np.arange(FRAMES) - middle) / length + 0.5).clip(0, 1)[:, None, None, None]
-    return _levels((1 - share) * before + share * after)
+    return _to_uint8((1 - share) * before + share * after)
 
 
-Spoil = Callable[[Clip, Scene, Generator], Clip]
-PIXEL_FLAWS: dict[str, Spoil] = {
+CorruptClip = Callable[[Clip, Scene, Generator], Clip]
+PIXEL_FLAWS: dict[str, CorruptClip] = {
     "watermark": _watermark,
     "washed out": _wash_out,
     "noise": _add_noise,
@@ -142,7 +142,7 @@ PIXEL_FLAWS: dict[str, Spoil] = {
     "colour drift": _drift,
 }
 SHARED_FLAWS = ("watermark", "washed out", "noise", "blur")  # both clips of a pair may have one
-UNSEEN_WHEN_STILL = ("frozen", "shuffled")
+INVISIBLE_WHEN_STILL = ("frozen", "shuffled")
 
 
 def _latent_noise(latents: Latents, other: Latents, generator: torch.Generator) -> Latents:
@@ -165,7 +165,7 @@ def _latent_blend(latents: Latents, other: Latents, generator: torch.Generator) 
 
 def _latent_patches(latents: Latents, other: Latents, generator: torch.Generator) -> Latents:
     _, _, frames, height, width = latents.shape
-    still = bool(torch.rand((), generator=generator) < 0.5)  # the same places in every frame
+    still = bool(torch.rand((), generator=generator) < 0.5)  # the same patches in every frame
     chance = torch.rand((1, 1, 1 if still else frames, height, width), generator=generator)
     return torch.where(chance < 0.12, other, latents)
 
@@ -175,8 +175,8 @@ def _latent_pattern(latents: Latents, other: Latents, generator: torch.Generator
     return latents + strength * torch.randn(latents[:, :, :1].shape, generator=generator)
 
 
-SpoilLatents = Callable[[Latents, Latents, torch.Generator], Latents]
-LATENT_FLAWS: dict[str, SpoilLatents] = {
+CorruptLatents = Callable[[Latents, Latents, torch.Generator], Latents]
+LATENT_FLAWS: dict[str, CorruptLatents] = {
     "grainy blobs": _latent_noise,
     "soft shapes": _latent_smear,
     "trails": _latent_trail,
@@ -189,10 +189,10 @@ KINDS = (*WRONG, *PIXEL_FLAWS, *LATENT_FLAWS)
 
 @dataclass(frozen=True)
 class Bank:
-    """For every scene a clip rebuilt by the VAE and two that its decoder made of spoilt latents."""
+    """For every scene, a clip reconstructed by the VAE and two decoded from corrupted latents."""
 
-    rebuilt: UInt8[torch.Tensor, "N F H W 3"]
-    spoilt: UInt8[torch.Tensor, "N two F H W 3"]
+    reconstructed: UInt8[torch.Tensor, "N F H W 3"]
+    corrupted: UInt8[torch.Tensor, "N two F H W 3"]
     flaw: torch.Tensor  # (N, two) index into LATENT_FLAWS
 
 
@@ -200,10 +200,10 @@ class Bank:
 def draw_bank(
     vae: AutoencoderKL, scenes: Sequence[Scene], seed: int, path: Path | None = None
 ) -> Bank:
-    """Draw every scene once and pass it through the VAE: about 0.1 s a scene on one core.
+    """Draw every scene once and pass it through the VAE: about 0.1 s per scene on one core.
 
     Args:
-        path: where the bank is kept; what is there is read, whatever the seed.
+        path: where the bank is stored. If the file exists, it is read and `seed` is ignored.
     """
     if path is not None and path.exists():
         return Bank(**load_file(path))
@@ -212,16 +212,16 @@ def draw_bank(
     frames = rearrange(torch.from_numpy(clips), "N F H W rgb -> N F rgb H W")
     latents = torch.cat([encode_frames(vae, part / 255) for part in frames.split(8)])
     flaw = torch.from_numpy(rng.integers(0, len(LATENT_FLAWS), (len(scenes), 2)))
-    rebuilt, spoilt = [], []
+    reconstructed, corrupted = [], []
     for row, kinds in enumerate(flaw.tolist()):
         other_row = (row + int(rng.integers(1, len(scenes)))) % len(scenes)
         clean, other = latents[row : row + 1], latents[other_row : other_row + 1]
         wrong = [list(LATENT_FLAWS.values())[kind](clean, other, generator) for kind in kinds]
         decoded = 255 * decode_latents(vae, torch.cat([clean, *wrong]))
         pixels = rearrange(decoded.round().byte(), "N F rgb H W -> N F H W rgb")
-        rebuilt.append(pixels[0])
-        spoilt.append(pixels[1:])
-    bank = Bank(torch.stack(rebuilt), torch.stack(spoilt), flaw)
+        reconstructed.append(pixels[0])
+        corrupted.append(pixels[1:])
+    bank = Bank(torch.stack(reconstructed), torch.stack(corrupted), flaw)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(vars(bank), path)
@@ -230,30 +230,30 @@ def draw_bank(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips for one scene; `worse` has one flaw more, `kind` names it."""
+    """Two clips of one scene. `worse` has one more flaw, named by `kind`."""
 
     scene: Scene
     better: Clip
     worse: Clip
     kind: str
-    shared: str | None  # a flaw that both have
+    shared: str | None  # a flaw of both clips
 
 
 class PairSource:
-    """Draws pairs of clips of the given scenes and of no other ones."""
+    """Draws pairs of clips of the given scenes only."""
 
     def __init__(self, scenes: Sequence[Scene], bank: Bank) -> None:
-        if len(scenes) != len(bank.rebuilt):
+        if len(scenes) != len(bank.reconstructed):
             raise ValueError(
-                f"Expected a bank of {len(scenes)} scenes, got {len(bank.rebuilt)}. "
+                f"Expected a bank of {len(scenes)} scenes, got {len(bank.reconstructed)}. "
                 "Draw it from the same scenes."
             )
         self.scenes, self.bank = tuple(scenes), bank
         self.rows = {scene: row for row, scene in enumerate(scenes)}
 
     def draw(self, rng: Generator) -> Pair:
-        """Draw a pair: a quarter of the flaws are of the text fit, a quarter a network's own."""
-        while True:  # some scenes cannot have the chosen flaw
+        """Draw a pair. A quarter of the flaws are wrong attributes, a quarter corrupted latents."""
+        while True:  # draw again if the scene cannot have the flaw
             row = int(rng.integers(len(self.scenes)))
             scene = self.scenes[row]
             family = rng.choice(3, p=(1 / 4, 1 / 2, 1 / 4))
@@ -265,19 +265,19 @@ class PairSource:
                     return self._finish(scene, self._clean(other, rng), f"wrong {attribute}", rng)
             elif family == 1:
                 kind = str(rng.choice(list(PIXEL_FLAWS)))
-                if not (scene.motion == "standing still" and kind in UNSEEN_WHEN_STILL):
-                    spoilt = PIXEL_FLAWS[kind](self._clean(scene, rng), scene, rng)
-                    return self._finish(scene, spoilt, kind, rng)
+                if not (scene.motion == "standing still" and kind in INVISIBLE_WHEN_STILL):
+                    corrupted = PIXEL_FLAWS[kind](self._clean(scene, rng), scene, rng)
+                    return self._finish(scene, corrupted, kind, rng)
             else:
                 column = int(rng.integers(2))
                 kind = list(LATENT_FLAWS)[int(self.bank.flaw[row, column])]
                 if not (scene.motion == "standing still" and kind == "trails"):
-                    return self._finish(scene, self.bank.spoilt[row, column].numpy(), kind, rng)
+                    return self._finish(scene, self.bank.corrupted[row, column].numpy(), kind, rng)
 
     def _clean(self, scene: Scene, rng: Generator) -> Clip:
-        """Draw the scene or take it from the bank: the VAE's imprint is no flaw."""
+        """Draw the scene or take its reconstruction, so that VAE errors do not count as a flaw."""
         if rng.random() < 0.4:
-            return self.bank.rebuilt[self.rows[scene]].numpy()
+            return self.bank.reconstructed[self.rows[scene]].numpy()
         return draw_clip(scene, rng)
 
     def _neighbours(self, scene: Scene, attribute: str) -> list[Scene]:

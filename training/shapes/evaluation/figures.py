@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: means with intervals, clips side by side, reward against judge."""
+"""Figures of the evaluation: plots of means and of training runs, a contact sheet, the GIF."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from training.shapes.evaluation.systems import CHUNK, Prompt, Source
+from training.shapes.models.export import EXAMPLES
+from turbo.models.registry import DEFAULT_MODEL
+from turbo.pipeline import load_pipeline
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.family": "DejaVu Sans",  # part of matplotlib, so the same on every machine
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -23,13 +26,16 @@ STYLE: Any = {
 }
 INK, GREY = "#22303c", "#9aa5ad"
 HUES = {"teacher": "#7a869a", "VCM": "#2f7ed8", "Turbo": "#d9480f", "real": "#3a9a5b"}
+RUN_COLUMNS = 4  # panels in a row
 SHEET_FRAMES = (0, 5, 10, 15)
 SHEET_ENLARGE = 2
-LABEL = 14  # pixels of a line of text
+LABEL = 14  # height of a line of text in pixels
+GIF_COLUMNS, GIF_ENLARGE = 4, 4
+GIF_MILLISECONDS = 125  # per frame: 8 frames per second
 
 
-def draw_figure(report: dict[str, Any], stem: Path) -> None:
-    """Draw mean and 95 % interval of every system as stem.svg and stem.png, from a report alone."""
+def plot_systems(report: dict[str, Any], stem: Path) -> None:
+    """Plot mean and 95 % interval of every system, from a report, as stem.svg and stem.png."""
     systems, first = report["systems"], next(iter(report["systems"]))
     votes = {
         label: report["pairs"][f"{label} vs {first}"]["preference"]
@@ -77,13 +83,13 @@ def _hue(label: str) -> str:
 
 
 def _save(figure: Figure, stem: Path) -> None:
-    """Write svg and png whose bytes depend on the numbers and the version of matplotlib alone."""
+    """Write SVG and PNG. Their bytes depend only on the numbers and the version of matplotlib."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
     figure.savefig(stem.with_suffix(".png"), dpi=130, metadata={"Software": None})
 
 
-def draw_sheet(
+def draw_contact_sheet(
     systems: Sequence[Source],
     prompts: Sequence[Prompt],
     rows: Sequence[int],
@@ -91,12 +97,12 @@ def draw_sheet(
     cache: Path,
     path: Path,
 ) -> None:
-    """Draw a few frames of some prompts (rows) as every system (columns) makes them.
+    """Draw a few frames of some prompts (rows) by every system (columns).
 
-    Pixels are enlarged, not smoothed; 256 colours without dithering keep the file small.
+    Pixels are enlarged without smoothing. 256 colours without dithering keep the file small.
 
     Args:
-        rows: which of `prompts`; choose them before looking.
+        rows: indices into `prompts`, chosen before seeing the clips.
     """
     columns = [_sheet_column(system, prompts, rows, weights, cache) for system in systems]
     height, width = columns[0].shape[1:3]
@@ -124,7 +130,7 @@ def draw_sheet(
 def _sheet_column(
     system: Source, prompts: Sequence[Prompt], rows: Sequence[int], weights: Path, cache: Path
 ) -> np.ndarray:
-    """Return a strip of frames per row, (rows, height, width, 3); whole chunks, as cached."""
+    """Return a strip of frames per row, (rows, height, width, 3), from whole cached chunks."""
     strips = []
     for row in rows:
         first = row - row % CHUNK
@@ -136,17 +142,14 @@ def _sheet_column(
     return np.stack(strips)
 
 
-WATCH_COLUMNS = 4
-
-
-def draw_watch(steps: pd.DataFrame, stem: Path) -> None:
-    """Draw each column of `watch_runs` against the training step, one line per run."""
+def plot_runs(steps: pd.DataFrame, stem: Path) -> None:
+    """Plot each column of `measure_runs` against the training step, one line per run."""
     panels = [name for name in steps.columns if name not in ("run", "step", "low", "high")]
-    rows = -(-(len(panels) + 1) // WATCH_COLUMNS)  # the legend takes a panel's place
+    rows = -(-(len(panels) + 1) // RUN_COLUMNS)  # plus one for the legend
     with matplotlib.rc_context(STYLE):
-        size = (2.7 * WATCH_COLUMNS, 2.3 * rows)
+        size = (2.7 * RUN_COLUMNS, 2.3 * rows)
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(rows, WATCH_COLUMNS, squeeze=False).ravel()
+        axes = figure.subplots(rows, RUN_COLUMNS, squeeze=False).ravel()
         for axis, name in zip(axes, panels, strict=False):
             for run, line in steps.groupby("run", sort=False):
                 axis.plot(line["step"], line[name], "o-", markersize=3, label=run)
@@ -158,3 +161,20 @@ def draw_watch(steps: pd.DataFrame, stem: Path) -> None:
         lines, labels = axes[0].get_legend_handles_labels()
         axes[-1].legend(lines, labels, frameon=False, fontsize=9, loc="center")
         _save(figure, stem)
+
+
+def draw_sample_gif(path: Path, model: str = DEFAULT_MODEL, seed: int = 0) -> None:
+    """Generate every example prompt at the card's defaults and tile the clips in a looping GIF."""
+    pipeline = load_pipeline(model)
+    clips = np.stack([pipeline(prompt, seed=seed).frames for prompt in EXAMPLES])
+    tiled = rearrange(
+        clips, "(rows columns) F H W C -> F (rows H) (columns W) C", columns=GIF_COLUMNS
+    )
+    images = [
+        Image.fromarray(frame).resize(
+            (frame.shape[1] * GIF_ENLARGE, frame.shape[0] * GIF_ENLARGE), Image.Resampling.NEAREST
+        )
+        for frame in tiled
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=GIF_MILLISECONDS, loop=0)

@@ -1,7 +1,7 @@
-"""The shapes world: pixel-art clips of one sprite that moves over a scene, and how they are told.
+"""The scenes of the shapes world: one sprite that moves over a background, drawn with a caption.
 
-Everything a clip shows is drawn here, so every attribute is known exactly; `probes.py` reads it
-back from pixels. A clip is 16 frames of 32 x 32 pixels at 8 frames per second.
+A clip has 16 frames of 32 x 32 pixels at 8 frames per second. Its attributes are known exactly
+because it is drawn here; `evaluation/probes.py` reads them from the pixels of generated clips.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 
 FRAMES, SIZE, FPS = 16, 32, 8
 SPRITE = 12  # pixels, each side
-REACH = SIZE - SPRITE  # the largest coordinate of a sprite's top left corner
+REACH = SIZE - SPRITE  # largest coordinate of a sprite's top left corner
 
 _BITMAPS = {  # '#' body, 'o' eye, '.' nothing
     "circle": """
@@ -136,7 +136,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Scene:
-    """The four attributes that a caption tells."""
+    """The four attributes that a caption names."""
 
     colour: str
     shape: str
@@ -144,13 +144,14 @@ class Scene:
     background: str
 
     def caption(self, template: str = TEMPLATES[0]) -> str:
+        """Return the caption in one of the wordings."""
         place = BACKGROUNDS[self.background][2]
         words = {"colour": self.colour, "shape": self.shape, "motion": self.motion}
         return template.format(place=place, **words).replace("a orange", "an orange")
 
     @property
     def is_held_out(self) -> bool:
-        """Whether this combination is never trained on: about one in seven, fixed by its name."""
+        """Whether no model is trained on this scene: about one in seven, chosen by a hash."""
         return hashlib.sha256(repr(self).encode()).digest()[0] < 36
 
 
@@ -160,7 +161,7 @@ HELD_OUT_SCENES = tuple(scene for scene in SCENES if scene.is_held_out)
 
 
 def draw_background(name: str) -> np.ndarray:
-    """Return the scene without its sprite, uint8 (SIZE, SIZE, 3)."""
+    """Return the background, uint8 (SIZE, SIZE, 3)."""
     sky, ground, _ = BACKGROUNDS[name]
     image = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
     image[:], image[-6:] = sky, ground
@@ -171,12 +172,13 @@ def draw_background(name: str) -> np.ndarray:
 
 
 def draw_track(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Choose where the sprite goes.
+    """Draw the track of the sprite.
 
-    Coordinates are even, as in the games of the eighties: a sprite has few sub-latent positions, so
-    a small network learns to draw it sharply.
+    Coordinates are even, so that a sprite has few positions relative to the latent grid and a small
+    network learns to draw it sharply.
 
-    Returns: top left corners (FRAMES, 2) as (row, column), in pixels; visible (FRAMES,).
+    Returns:
+        top left corners (FRAMES, 2) as (row, column), in pixels; visible (FRAMES,).
     """
     frame = np.arange(FRAMES)
     start = 4 * rng.integers(0, REACH // 4 + 1, size=2)
@@ -224,7 +226,7 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Defects:
-    """How often the training clips carry the flaws of scraped web video (WebVid's), in [0, 1]."""
+    """Probabilities of the defects of scraped web video, as in WebVid, in [0, 1]."""
 
     watermark: float = 0.25
     washed_out: float = 0.2
@@ -238,14 +240,14 @@ WATERMARK = np.array(
         list("#.#.#.#.#.##..#.#.#...##."),
         list("#.#.#.###.#.#.###.#...#.#"),
     ]
-)  # reads like nothing, sits like a stock site's name
+)  # in place of the name of a stock footage site
 WATERMARK_AT = (15, 4)  # row, column
 WATERMARK_GREY = 200
-WASH_OUT, WASH_OUT_GREY = 0.45, 170  # contrast that is left, and the grey it is lost to
+WASH_OUT, WASH_OUT_GREY = 0.45, 170  # remaining contrast, and the grey that it fades to
 
 
-def spoil_clip(clip: np.ndarray, defects: Defects, rng: np.random.Generator) -> np.ndarray:
-    """Return the clip with randomly chosen picture defects, uint8."""
+def corrupt_clip(clip: np.ndarray, defects: Defects, rng: np.random.Generator) -> np.ndarray:
+    """Add randomly chosen image defects to a clip, uint8."""
     pixels = clip.astype(np.float32)
     if rng.random() < defects.washed_out:
         pixels = WASH_OUT * pixels + (1 - WASH_OUT) * WASH_OUT_GREY
@@ -258,8 +260,8 @@ def spoil_clip(clip: np.ndarray, defects: Defects, rng: np.random.Generator) -> 
     return pixels.clip(0, 255).round().astype(np.uint8)
 
 
-def tell_clip(scene: Scene, defects: Defects, rng: np.random.Generator) -> str:
-    """Return a caption of the scene, sometimes with one attribute wrong as web captions have."""
+def draw_caption(scene: Scene, defects: Defects, rng: np.random.Generator) -> str:
+    """Draw a caption of the scene, sometimes with one wrong attribute as in web captions."""
     if rng.random() < defects.wrong_caption:
         other = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
         attribute = rng.choice(["colour", "shape", "motion", "background"])
@@ -270,4 +272,4 @@ def tell_clip(scene: Scene, defects: Defects, rng: np.random.Generator) -> str:
 def draw_example(rng: np.random.Generator, defects: Defects = Defects()) -> tuple[np.ndarray, str]:
     """Draw one training example: (clip uint8 (FRAMES, SIZE, SIZE, 3), caption)."""
     scene = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
-    return spoil_clip(draw_clip(scene, rng), defects, rng), tell_clip(scene, defects, rng)
+    return corrupt_clip(draw_clip(scene, rng), defects, rng), draw_caption(scene, defects, rng)

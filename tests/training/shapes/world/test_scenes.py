@@ -1,4 +1,4 @@
-"""The shapes world: what is drawn is what is told, and the probes read it back."""
+"""The shapes world: clips show what their captions say, and the probes read it from the pixels."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.shapes.evaluation.probes import has_watermark, read_clip
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     BACKGROUNDS,
     FRAMES,
     HELD_OUT_SCENES,
@@ -18,11 +18,11 @@ from training.shapes.world.world import (
     TRAIN_SCENES,
     Defects,
     Scene,
+    corrupt_clip,
     draw_background,
+    draw_caption,
     draw_clip,
     draw_example,
-    spoil_clip,
-    tell_clip,
 )
 
 CLEAN = Defects(watermark=0, washed_out=0, noise=0, wrong_caption=0)
@@ -80,7 +80,7 @@ def test_probes_read_pale_clips_too_and_say_that_they_are_pale(washed_out):
     rng = np.random.default_rng(6)
     flawed = Defects(watermark=0, washed_out=washed_out, noise=0)
 
-    readings = [(s, read_clip(spoil_clip(draw_clip(s, rng), flawed, rng))) for s in SCENES[::29]]
+    readings = [(s, read_clip(corrupt_clip(draw_clip(s, rng), flawed, rng))) for s in SCENES[::29]]
 
     assert np.mean([reading.matches(scene)["all"] for scene, reading in readings]) >= 0.97
     assert {reading.washed_out for _, reading in readings} == {bool(washed_out)}
@@ -119,15 +119,15 @@ def test_defects_come_as_often_as_asked():
     scene = Scene("red", "square", "standing still", "black")
     clip = draw_clip(scene, rng)
 
-    spoilt = [(spoil_clip(clip, Defects(), rng) != clip).any() for _ in range(600)]
+    corrupted = [(corrupt_clip(clip, Defects(), rng) != clip).any() for _ in range(600)]
     told = Counter(
-        all(word in tell_clip(scene, Defects(), rng) for word in ("red", "square", "still"))
+        all(word in draw_caption(scene, Defects(), rng) for word in ("red", "square", "still"))
         for _ in range(600)
     )
 
-    assert np.mean(spoilt) == pytest.approx(1 - 0.75 * 0.8 * 0.85, abs=0.06)
+    assert np.mean(corrupted) == pytest.approx(1 - 0.75 * 0.8 * 0.85, abs=0.06)
     assert told[False] > 10
-    np.testing.assert_array_equal(spoil_clip(clip, CLEAN, rng), clip)
+    np.testing.assert_array_equal(corrupt_clip(clip, CLEAN, rng), clip)
 
 
 def test_the_watermark_probe_tells_marked_from_clean_clips():
@@ -135,7 +135,7 @@ def test_the_watermark_probe_tells_marked_from_clean_clips():
     marked = Defects(watermark=1, washed_out=0, noise=0)
     scenes = HELD_OUT_SCENES[::3]
 
-    found = np.mean([has_watermark(spoil_clip(draw_clip(s, rng), marked, rng)) for s in scenes])
+    found = np.mean([has_watermark(corrupt_clip(draw_clip(s, rng), marked, rng)) for s in scenes])
     false = np.mean([has_watermark(draw_clip(s, rng)) for s in scenes])
 
     assert found >= 0.95

@@ -1,4 +1,4 @@
-"""How a clip looks and moves, whatever it should show, and how far a set of clips is from real."""
+"""Metrics of image and motion quality that do not depend on the prompt."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,17 +10,16 @@ from training.shapes.evaluation.probes import (
     read_background,
     undo_wash_out,
 )
-from training.shapes.world.world import draw_background
+from training.shapes.world.scenes import draw_background
 
 Clip = UInt8[np.ndarray, "F H W 3"]
 
 
 def flicker(clip: Clip) -> float:
-    """Return the mean change from frame to frame where nothing passes, in 0..255.
+    """Return the mean change of the background from frame to frame, in 0..255.
 
-    A pixel counts while it and its next one stay near the pixel's median over time; the sprite,
-    which is further away than that, does not. A clean clip has 0, or up to 0.2 where dark eyes
-    pass over a dark scene.
+    A pixel counts in frames where it and its successor are near its median over time, which leaves
+    out the sprite. A clean clip has 0, or up to 0.2 where dark eyes pass over a dark background.
     """
     pixels = clip.astype(np.float32)
     near = np.linalg.norm(pixels - np.median(pixels, axis=0), axis=-1) < SPRITE_DISTANCE
@@ -35,9 +34,9 @@ def frame_change(clip: Clip) -> float:
 
 
 def displacement(clip: Clip) -> float:
-    """Return how far the sprite goes per frame, in pixels; 0 where no sprite is found.
+    """Return the mean displacement of the sprite per frame, in pixels; 0 if no sprite is found.
 
-    The sprite is tracked by the silhouette that fits it best, however badly: a blob moves, too.
+    The sprite is tracked by the silhouette that matches best, even if it matches badly.
     """
     background = read_background(clip)
     if background is None:
@@ -59,16 +58,17 @@ def displacement(clip: Clip) -> float:
 def frechet_distance(
     features: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], ridge: float = 1e-3
 ) -> float:
-    """Return the Fréchet distance of two sets of features, taken as normal distributions.
+    """Return the Fréchet distance of two sets of features, modelled as normal distributions.
+
+        |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))
 
     Args:
         ridge: added to the diagonal of both covariances, as a share of the mean variance of the
-            reference, so that directions without variance cannot upset the root.
+            reference. It keeps the square root stable in directions without variance.
 
-    A sample's distance to another sample of its own distribution is above 0: give that floor beside
-    the number.
+    Two samples of one distribution have a distance above 0. Report this floor beside the number.
 
-    Source: Heusel et al. (2017), arXiv:1706.08500, Eq. 6; its extractor is another one.
+    Source: Heusel et al. (2017), arXiv:1706.08500, Eq. 6; with another feature extractor.
     """
     if min(len(features), len(reference)) < 2:
         raise ValueError(

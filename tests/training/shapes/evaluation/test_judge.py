@@ -1,4 +1,4 @@
-"""The judge and what it learns from: one flaw more is worse, on scenes nothing was trained on."""
+"""The judge and its training pairs: clips with one more flaw score lower."""
 
 from dataclasses import fields, replace
 
@@ -20,15 +20,15 @@ from training.shapes.evaluation.judge import (
 from training.shapes.evaluation.systems import System, load_system
 from training.shapes.models import rewards
 from training.shapes.world.flaws import (
+    INVISIBLE_WHEN_STILL,
     LATENT_FLAWS,
     PIXEL_FLAWS,
-    UNSEEN_WHEN_STILL,
     WORDS,
     Bank,
     PairSource,
     draw_bank,
 )
-from training.shapes.world.world import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, draw_clip
+from training.shapes.world.scenes import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, draw_clip
 from turbo.models.registry import WEIGHTS
 
 
@@ -43,11 +43,11 @@ def vae():
 
 
 def drawn_bank(scenes) -> Bank:
-    """A bank without a VAE: what is "spoilt" is black."""
+    """A bank made without a VAE: the corrupted clips are black."""
     rng = np.random.default_rng(0)
     clips = torch.from_numpy(np.stack([draw_clip(scene, rng) for scene in scenes]))
-    spoilt = torch.zeros(len(scenes), 2, *clips.shape[1:], dtype=torch.uint8)
-    return Bank(clips, spoilt, torch.zeros(len(scenes), 2, dtype=torch.int64))
+    corrupted = torch.zeros(len(scenes), 2, *clips.shape[1:], dtype=torch.uint8)
+    return Bank(clips, corrupted, torch.zeros(len(scenes), 2, dtype=torch.int64))
 
 
 def test_judge_and_rewards_never_learn_from_the_same_scene():
@@ -62,15 +62,15 @@ def test_judge_and_rewards_never_learn_from_the_same_scene():
 def test_a_drawn_flaw_shows_and_leaves_the_clip_a_clip(name):
     rng = np.random.default_rng(0)
     movable = [s for s in SCENES[::31] if s.motion != "standing still"]
-    for scene in movable if name in UNSEEN_WHEN_STILL else SCENES[::31]:
+    for scene in movable if name in INVISIBLE_WHEN_STILL else SCENES[::31]:
         clip = draw_clip(scene, np.random.default_rng(1))
         before = clip.copy()
-        spoilt = PIXEL_FLAWS[name](clip, scene, rng)
+        corrupted = PIXEL_FLAWS[name](clip, scene, rng)
 
-        assert (spoilt.shape, spoilt.dtype) == (clip.shape, np.uint8)
+        assert (corrupted.shape, corrupted.dtype) == (clip.shape, np.uint8)
         np.testing.assert_array_equal(clip, before)
         if name != "shaking":  # a shake may be drawn still, and a plain scene hides a small one
-            assert (spoilt != clip).any(), scene
+            assert (corrupted != clip).any(), scene
 
 
 @pytest.mark.parametrize("name", LATENT_FLAWS)
@@ -78,11 +78,11 @@ def test_a_flaw_of_latents_is_finite_and_changes_them(name):
     generator = torch.Generator().manual_seed(0)
     latents, other = torch.randn(2, 1, 4, 16, 8, 8, generator=generator)
 
-    spoilt = LATENT_FLAWS[name](latents, other, generator)
+    corrupted = LATENT_FLAWS[name](latents, other, generator)
 
-    assert spoilt.shape == latents.shape
-    assert spoilt.isfinite().all()
-    assert (spoilt - latents).abs().mean() > 0.05
+    assert corrupted.shape == latents.shape
+    assert corrupted.isfinite().all()
+    assert (corrupted - latents).abs().mean() > 0.05
 
 
 def test_pairs_show_their_own_scenes_only():
@@ -121,8 +121,8 @@ def test_a_bank_is_read_back_as_it_was_drawn(vae, tmp_path):
     for field in fields(Bank):
         assert torch.equal(getattr(drawn, field.name), getattr(read, field.name))
     clean = torch.from_numpy(draw_clip(scenes[0], np.random.default_rng(0)))
-    assert (drawn.rebuilt[0].int() - clean.int()).abs().float().mean() < 6
-    assert (drawn.spoilt[0].int() - drawn.rebuilt[0].int()).abs().float().mean() > 0.5
+    assert (drawn.reconstructed[0].int() - clean.int()).abs().float().mean() < 6
+    assert (drawn.corrupted[0].int() - drawn.reconstructed[0].int()).abs().float().mean() > 0.5
 
 
 def test_the_loss_reaches_every_weight():
@@ -163,7 +163,7 @@ def test_a_saved_judge_scores_as_before(tmp_path):
     assert "wrong motion" in (tmp_path / "README.md").read_text()
 
 
-def test_a_missing_judge_says_how_to_get_one(tmp_path):
+def test_the_error_for_a_missing_judge_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m training.shapes judge"):
         load_judge(tmp_path)
 
@@ -191,9 +191,9 @@ def test_the_judge_prefers_clean_clips_on_held_out_scenes(judge, name):
     rng = np.random.default_rng(4)
     scenes = [scene for scene in HELD_OUT_SCENES[::6] if scene.motion != "standing still"]
     clean = [draw_clip(scene, rng) for scene in scenes]
-    spoilt = [PIXEL_FLAWS[name](draw_clip(scene, rng), scene, rng) for scene in scenes]
+    corrupted = [PIXEL_FLAWS[name](draw_clip(scene, rng), scene, rng) for scene in scenes]
 
-    better, worse = judge(to_frames(clean), scenes), judge(to_frames(spoilt), scenes)
+    better, worse = judge(to_frames(clean), scenes), judge(to_frames(corrupted), scenes)
 
     assert (better > worse).float().mean() >= 0.85
 

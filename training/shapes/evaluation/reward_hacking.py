@@ -1,7 +1,7 @@
-"""The watch on reward hacking: does the judge still agree while the rewards rise?
+"""Detect reward hacking: does the judge's score still rise while the rewards rise?
 
-Students are measured as they train, on scenes that were trained on and that the judge has not seen:
-the held-out prompts stay unused until the last evaluation.
+Snapshots of students are measured on training scenes that the judge was not trained on. The
+held-out prompts are used by the final evaluation only.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from training.shapes.evaluation.intervals import clustered_mean
-from training.shapes.evaluation.measurement import Reward, measure_systems
+from training.shapes.evaluation.measurements import Reward, measure_systems
 from training.shapes.evaluation.systems import System, tuning_prompts
 from turbo.networks.lora import LORA_FILE
 
-COLUMNS = {  # of a measured clip, as they are called in the table
+COLUMNS = {  # of the measurements: their titles in the table
     "judge": "judge score",
     "judge_quality": "judge, quality",
     "hit_all": "all correct, %",
@@ -24,7 +24,7 @@ COLUMNS = {  # of a measured clip, as they are called in the table
 
 
 def find_snapshots(folder: Path) -> dict[int, Path]:
-    """Return the folders of adapters kept while a student trained, by training step.
+    """Return the folders of a student's snapshots, by training step.
 
     Raises:
         FileNotFoundError: there are none.
@@ -36,12 +36,12 @@ def find_snapshots(folder: Path) -> dict[int, Path]:
     }
     if not found:
         raise FileNotFoundError(
-            f"Expected adapters at {folder}/STEP/{LORA_FILE}, got none. Train the student first."
+            f"There are no adapters at {folder}/STEP/{LORA_FILE}. Train the student first."
         )
     return dict(sorted(found.items()))
 
 
-def watch_runs(
+def measure_runs(
     runs: Mapping[str, Path],
     weights: Path,
     cache: Path,
@@ -52,15 +52,15 @@ def watch_runs(
     count: int = 96,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Measure the snapshots of every run; one row per run and step, means over the prompts.
+    """Measure the snapshots of every run: one row per run and step, means over the prompts.
 
     Args:
-        runs: what each run is called, and the folder that holds its snapshots.
-        rewards: the rewards that were trained on, which hacking lifts.
-        count: prompts; few, since this chooses a run and proves nothing.
+        runs: the folder of snapshots of each run, by the run's label.
+        rewards: the rewards of the training, which rise with reward hacking.
+        count: number of prompts. A few are enough to choose a run; they prove nothing.
 
     Returns:
-        columns "run", "step", the names of `COLUMNS` and of the rewards, and "low" and "high": the
+        columns "run", "step", the titles of `COLUMNS` and of the rewards, and "low" and "high", the
         95 % interval of the judge's score, clustered by scene.
     """
     snapshots = {

@@ -1,4 +1,4 @@
-"""The evaluation: the same prompts for all, clips kept by what made them, honest tables."""
+"""The evaluation: same prompts for every system, cached clips, tables and figures."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,17 +11,18 @@ import torch
 from PIL import Image
 
 from tests.support.tiny_models import make_unet
-from training.shapes.evaluation import measurement, systems
+from training.shapes.evaluation import measurements, systems
 from training.shapes.evaluation.evaluate import SHEET_ROWS, evaluate
-from training.shapes.evaluation.figure import draw_figure, draw_sheet, draw_watch
+from training.shapes.evaluation.figures import draw_contact_sheet, plot_runs, plot_systems
 from training.shapes.evaluation.judge import JUDGE_SCENES, Judge
-from training.shapes.evaluation.measurement import measure_systems
+from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.report import (
     build_report,
     check_claims,
     find_deviations,
     format_report,
 )
+from training.shapes.evaluation.reward_hacking import find_snapshots, measure_runs
 from training.shapes.evaluation.systems import (
     CHUNK,
     REAL,
@@ -32,9 +33,8 @@ from training.shapes.evaluation.systems import (
     load_system,
     tuning_prompts,
 )
-from training.shapes.evaluation.watch import find_snapshots, watch_runs
 from training.shapes.world.flaws import PIXEL_FLAWS
-from training.shapes.world.world import HELD_OUT_SCENES, TEMPLATES
+from training.shapes.world.scenes import HELD_OUT_SCENES, TEMPLATES
 from turbo.models.registry import WEIGHTS
 from turbo.networks.lora import LORA_FILE, add_lora, save_lora
 
@@ -42,7 +42,7 @@ SHAPES = WEIGHTS / "shapes"
 
 
 @dataclass(frozen=True)
-class SpoiltClips:
+class CorruptedClips:
     """A system without a network: real clips with one flaw."""
 
     label: str
@@ -60,11 +60,11 @@ class SpoiltClips:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> measurement.Measurements:
+def measured(tmp_path_factory) -> measurements.Measurements:
     """Two thirds of a round of prompts; nothing is sampled."""
     sources = (
-        SpoiltClips("teacher-50", "vanishing"),
-        SpoiltClips("VCM-4", "watermark"),
+        CorruptedClips("teacher-50", "vanishing"),
+        CorruptedClips("VCM-4", "watermark"),
         RealClips("Turbo-4", salt=6),
         RealClips("Turbo-8", salt=7),
         REAL,
@@ -98,7 +98,7 @@ def test_settings_are_chosen_on_prompts_that_the_evaluation_and_the_judge_never_
     assert not {p.seed for p in tuning} & {p.seed for p in held_out_prompts(600)}
 
 
-def test_a_system_loads_the_weights_it_is_told_to(tmp_path: Path):
+def test_a_system_loads_the_weights_of_the_given_folder(tmp_path: Path):
     system = System("VCM-4", "shapes-vcm", 4)
 
     assert system.card(tmp_path).folder == tmp_path
@@ -239,7 +239,7 @@ def test_a_report_reproduces_itself_and_names_what_it_does_not(report):
 
 def test_the_figure_has_the_same_bytes_each_time(report, tmp_path: Path):
     for name in ("first", "second"):
-        draw_figure(report, tmp_path / name)
+        plot_systems(report, tmp_path / name)
 
     for ending in ("svg", "png"):
         first, second = (tmp_path / f"{name}.{ending}" for name in ("first", "second"))
@@ -248,8 +248,8 @@ def test_the_figure_has_the_same_bytes_each_time(report, tmp_path: Path):
 
 def test_the_sheet_shows_pixels_unsmoothed_and_is_small(tmp_path: Path):
     path = tmp_path / "sheet.png"
-    draw_sheet(
-        (REAL, SpoiltClips("noisy", "noise")), held_out_prompts(32), (0, 17), SHAPES, path, path
+    draw_contact_sheet(
+        (REAL, CorruptedClips("noisy", "noise")), held_out_prompts(32), (0, 17), SHAPES, path, path
     )
 
     sheet = np.asarray(Image.open(path).convert("RGB"))
@@ -261,7 +261,7 @@ def test_the_sheet_shows_pixels_unsmoothed_and_is_small(tmp_path: Path):
 
 
 def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: Path):
-    settings = {"systems": (SpoiltClips("teacher-50", "noise"),), "count": 8, "workers": 1}
+    settings = {"systems": (CorruptedClips("teacher-50", "noise"),), "count": 8, "workers": 1}
     paths = (tmp_path / "weights", tmp_path / "cache", tmp_path / "media")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vae").symlink_to(SHAPES / "vae")
@@ -277,34 +277,34 @@ def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: P
     }
 
 
-def test_the_watch_follows_every_run_by_its_steps(monkeypatch, tmp_path: Path):
+def test_reward_hacking_is_measured_for_every_snapshot(monkeypatch, tmp_path: Path):
     for run, steps in {"small": (50, 100), "large": (50,)}.items():
         for step in steps:
             unet = add_lora(make_unet(), 2)
             save_lora(unet, tmp_path / run / str(step) / LORA_FILE)
-    asked = []
+    made = []
 
     def make(system, prompts, weights, cache) -> Samples:
-        asked.append(system)
+        made.append(system)
         return RealClips("").make(prompts, weights, cache)
 
     monkeypatch.setattr(System, "make", make)
     monkeypatch.setattr(System, "settings", lambda *_: {})
     runs = {"small": tmp_path / "small", "large": tmp_path / "large"}
-    frame = watch_runs(runs, SHAPES, tmp_path, model="shapes-teacher", count=8, workers=1)
+    frame = measure_runs(runs, SHAPES, tmp_path, model="shapes-teacher", count=8, workers=1)
 
     assert list(zip(frame["run"], frame["step"], strict=True)) == [
         *(("small", 50), ("small", 100)),
         ("large", 50),
     ]
-    assert [Path(system.lora).parent.name for system in asked] == ["small", "small", "large"]
+    assert [Path(system.lora).parent.name for system in made] == ["small", "small", "large"]
     assert (frame["all correct, %"] == 100).all()
     assert ((frame["low"] < frame["judge score"]) & (frame["judge score"] < frame["high"])).all()
-    draw_watch(frame, tmp_path / "watch")
+    plot_runs(frame, tmp_path / "watch")
     assert (tmp_path / "watch.png").exists()
 
 
-def test_a_watch_without_snapshots_is_refused(tmp_path: Path):
+def test_a_run_without_snapshots_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="Train the student first"):
         find_snapshots(tmp_path)
 
@@ -334,9 +334,9 @@ def test_scores_are_of_whole_clips_at_once():
     prompts = held_out_prompts(3)
     clips = REAL.make(prompts, SHAPES, SHAPES).clips
 
-    together, _ = measurement.score_clips(clips, prompts, judge, {})
+    together, _ = measurements.score_clips(clips, prompts, judge, {})
     alone = [
-        measurement.score_clips(clips[i : i + 1], [prompts[i]], judge, {})[0][0] for i in range(3)
+        measurements.score_clips(clips[i : i + 1], [prompts[i]], judge, {})[0][0] for i in range(3)
     ]
 
     for ours, theirs in zip(together, alone, strict=True):

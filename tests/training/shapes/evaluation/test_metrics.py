@@ -1,12 +1,12 @@
-"""Measures without a network: zero where nothing is wrong, and known distances."""
+"""Metrics without a network: zero for clean clips, and known distances."""
 
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from training.shapes.evaluation.quality import displacement, flicker, frame_change, frechet_distance
+from training.shapes.evaluation.metrics import displacement, flicker, frame_change, frechet_distance
 from training.shapes.world.flaws import PIXEL_FLAWS
-from training.shapes.world.world import FRAMES, Scene, draw_background, draw_clip
+from training.shapes.world.scenes import FRAMES, Scene, draw_background, draw_clip
 
 
 def draw(motion: str, background: str = "white") -> np.ndarray:
@@ -73,7 +73,7 @@ def test_frechet_distance_agrees_with_the_matrix_root():
     assert frechet_distance(ours, theirs, ridge=0) == pytest.approx(expected)
 
 
-def test_frechet_distance_bears_features_that_never_vary():
+def test_frechet_distance_accepts_constant_features():
     features = np.zeros((10, 3))
     features[:, 0] = np.arange(10)
 

@@ -1,4 +1,4 @@
-"""Measure the shapes systems: every system makes the same prompts from the same seeds."""
+"""Measurements of clips: every system generates the same prompts from the same seeds."""
 
 import hashlib
 import os
@@ -15,18 +15,18 @@ import torch
 from tqdm import tqdm
 
 from training.shapes.evaluation.judge import JUDGE, Judge, load_judge, to_frames
+from training.shapes.evaluation.metrics import Clip, displacement, flicker, frame_change
 from training.shapes.evaluation.probes import has_watermark, read_clip, sharpness
-from training.shapes.evaluation.quality import Clip, displacement, flicker, frame_change
 from training.shapes.evaluation.systems import CHUNK, Prompt, RealClips, Samples, Source, System
 from turbo.types import Frames, PerVideo
 
 Reward = Callable[[Frames, list[str]], PerVideo]
-REAL_DRAWS = 4  # clean clips per prompt that the features of a system are compared with
+REAL_DRAWS = 4  # clean clips per prompt, the reference of the Fréchet distance
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """One row per clip, and the judge's features of the clips of every system."""
+    """One row of numbers per clip, and the judge's features of the clips of every system."""
 
     rows: pd.DataFrame
     features: dict[str, np.ndarray]  # by label, (clips, D), in the order of the rows
@@ -43,13 +43,13 @@ def measure_systems(
     rewards: Mapping[str, Reward] | None = None,
     workers: int | None = None,
 ) -> Measurements:
-    """Make every prompt with every system and measure the clips.
+    """Generate every prompt with every system and measure the clips.
 
     Args:
         weights: the folder of the models to measure.
-        cache: where clips are kept; what is there, made by the same weights, is not made again.
-        rewards: further networks by name; each adds a column `reward_NAME`.
-        workers: processes of one thread each; 1 works in this process, None takes every core.
+        cache: folder of generated clips. Clips that the same weights generated are read from it.
+        rewards: reward models by name; each adds a column `reward_NAME`.
+        workers: processes of one thread each; 1 measures in this process, None takes every core.
     """
     workers = workers or os.cpu_count() or 1
     chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
@@ -58,7 +58,9 @@ def measure_systems(
     rows: list[dict[str, object]] = []
     features: dict[str, list[np.ndarray]] = {system.label: [] for system in systems}
     work = partial(_measure_job, weights=weights, cache=cache)
-    for (system, chunk), (samples, probed) in zip(jobs, _spread(work, jobs, workers), strict=True):
+    for (system, chunk), (samples, probed) in zip(
+        jobs, _run_jobs(work, jobs, workers), strict=True
+    ):
         scored, penultimate = score_clips(samples.clips, chunk, judge, rewards)
         features[system.label].append(penultimate)
         rows += [
@@ -83,17 +85,17 @@ Job = tuple[Source, Sequence[Prompt]]
 Probed = list[dict[str, object]]
 
 
-def _spread(
+def _run_jobs(
     work: Callable[[Job], tuple[Samples, Probed]], jobs: list[Job], workers: int
 ) -> Iterator[tuple[Samples, Probed]]:
-    """Do the jobs in order, with a progress bar."""
+    """Run the jobs in parallel and yield their results in order, with a progress bar."""
     with tqdm(total=len(jobs), desc="evaluate", unit="chunk", disable=None) as bar:
         if workers == 1:
             for job in jobs:
                 yield work(job)
                 bar.update()
             return
-        context = get_context("spawn")  # a fork would copy torch's threads half-way
+        context = get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
             for result in pool.map(work, jobs):
                 yield result
@@ -113,7 +115,7 @@ def _measure_job(job: Job, weights: Path, cache: Path) -> tuple[Samples, Probed]
 
 
 def probe_clip(clip: Clip, prompt: Prompt) -> dict[str, object]:
-    """Read a clip without any network: attributes, flaws, motion."""
+    """Measure a clip without a network: attributes, flaws, motion."""
     read = read_clip(clip)
     return (
         {f"hit_{name}": hit for name, hit in read.matches(prompt.scene).items()}
@@ -128,7 +130,7 @@ def probe_clip(clip: Clip, prompt: Prompt) -> dict[str, object]:
 def score_clips(
     clips: np.ndarray, prompts: Sequence[Prompt], judge: Judge, rewards: Mapping[str, Reward]
 ) -> tuple[list[dict[str, float]], np.ndarray]:
-    """Return the judge's and every reward's scores of each clip, and the judge's features."""
+    """Return the scores of each clip by the judge and the rewards, and the judge's features."""
     frames = to_frames(list(clips))
     features = judge.features(frames)
     quality = judge.rate_quality(features)

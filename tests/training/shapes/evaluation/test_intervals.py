@@ -1,10 +1,11 @@
-"""Intervals by scene: they agree with textbook tests where those hold, and cover where not."""
+"""Intervals clustered by scene: equal to textbook tests where these hold."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from human_eval.statistics import intervals as human_eval
 from training.shapes.evaluation.intervals import (
     clustered_mean,
     clustered_rate,
@@ -39,7 +40,7 @@ def test_the_null_is_what_p_is_about():
     assert ours.mean == pytest.approx(values.mean())
 
 
-def test_the_same_clip_thrice_tells_no_more_than_once():
+def test_repeated_clips_do_not_narrow_the_interval():
     values = np.random.default_rng(1).normal(size=50)
     once = clustered_mean(values, np.arange(50))
     thrice = clustered_mean(np.repeat(values, 3), np.repeat(np.arange(50), 3))
@@ -57,7 +58,7 @@ def test_intervals_agree_with_a_bootstrap_of_scenes():
     assert ours.high - ours.low == pytest.approx(np.ptp(theirs.confidence_interval), rel=0.1)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_truth():
+def test_nineteen_of_twenty_intervals_contain_the_mean():
     rng = np.random.default_rng(3)
     covered = []
     for _ in range(400):
@@ -67,7 +68,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth():
     assert 0.92 <= np.mean(covered) <= 0.98  # three standard errors
 
 
-def test_values_without_spread_have_no_width():
+def test_equal_values_without_bounds_have_an_interval_of_no_width():
     estimate = clustered_mean(np.full(6, 0.5), np.arange(6), null=0.5)
 
     assert (estimate.mean, estimate.low, estimate.high, estimate.p) == (0.5, 0.5, 0.5, 1.0)
@@ -89,11 +90,18 @@ def test_rates_of_independent_clips_have_wilsons_interval():
 
 
 @pytest.mark.parametrize("hit", [False, True])
-def test_a_rate_of_none_or_all_still_has_an_interval_within_bounds(hit):
-    estimate = clustered_rate(np.full(60, hit), np.repeat(np.arange(20), 3))
+def test_unanimous_clips_have_the_exact_interval_of_one_clip_per_scene(hit):
+    hits, scenes = np.full(60, hit), np.repeat(np.arange(20), 3)
+    low, high = proportion_confint(20 * hit, 20, method="beta")  # of 20 clips, not 60
 
-    low, high = proportion_confint(20 * hit, 20, method="wilson")  # as 20 clips, not 60
-    assert (estimate.low, estimate.high) == pytest.approx((low, high))
+    rate = clustered_rate(hits, scenes)
+    share = clustered_mean(hits, scenes, null=0.5, bounds=(0, 1))
+    votes = human_eval.clustered_mean(hits, {"prompt": scenes})
+
+    assert (rate.low, rate.high) == pytest.approx((low, high))
+    assert (share.low, share.high) == pytest.approx((low, high))
+    assert (votes.low, votes.high) == pytest.approx((low, high))
+    assert share.p == pytest.approx(votes.p) == pytest.approx(2 * 0.5**20)
 
 
 def test_hits_that_come_by_scene_widen_the_interval():

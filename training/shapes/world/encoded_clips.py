@@ -1,4 +1,4 @@
-"""The training clips, encoded once: latents, where the sprite is, and the caption."""
+"""The training clips, encoded once: latents, sprite masks and captions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,15 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.shapes.world.world import (
+from training.shapes.world.scenes import (
     SCENES,
     TEMPLATES,
     TRAIN_SCENES,
     Defects,
+    corrupt_clip,
     draw_background,
+    draw_caption,
     draw_clip,
-    spoil_clip,
-    tell_clip,
 )
 from turbo.networks.vae import encode_frames
 
@@ -29,10 +29,10 @@ CELL = 4  # pixels per latent
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """Training clips as the UNet sees them."""
+    """Training clips as the UNet is trained on them."""
 
     latents: Float[Tensor, "N C F h w"]  # float16, unit variance
-    sprite: Bool[Tensor, "N F h w"]  # latents that show the sprite
+    sprite: Bool[Tensor, "N F h w"]  # whether a latent shows the sprite
     caption: Int[Tensor, " N"]  # index into CAPTIONS
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class EncodedClips:
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> EncodedClips:
-    """Draw and encode `count` clips of trained-on combinations, or read them from `path`."""
+    """Draw and encode `count` clips of training scenes, or read them from `path`."""
     if path.exists():
         return EncodedClips(**load_file(path))
     rng = np.random.default_rng(seed)
@@ -53,10 +53,10 @@ def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> Encod
         clean = draw_clip(scene, rng)
         changed = (clean != draw_background(scene.background)).any(axis=-1)
         sprites.append(reduce(changed, "F (h a) (w b) -> F h w", "max", a=CELL, b=CELL))
-        pixels = torch.from_numpy(spoil_clip(clean, defects, rng)) / 255
+        pixels = torch.from_numpy(corrupt_clip(clean, defects, rng)) / 255
         frames = rearrange(pixels, "F H W C -> 1 F C H W")
         latents.append(encode_frames(vae, frames)[0].half())
-        captions.append(index[tell_clip(scene, defects, rng)])
+        captions.append(index[draw_caption(scene, defects, rng)])
     clips = EncodedClips(
         torch.stack(latents), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)
     )

@@ -1,0 +1,40 @@
+"""The shapes students: their common start, their rewards, their guidance."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.shapes import __main__ as recipe
+from training.shapes.models import student
+from turbo.models.registry import WEIGHTS
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
+    """The committed teacher and rewards, a start of one step, and batches of one clip."""
+    monkeypatch.setattr(student, "START_FIT", replace(student.START_FIT, steps=1))
+    monkeypatch.setattr(student, "BATCH", 1)
+    monkeypatch.setattr(recipe, "CLIP_COUNT", 2)
+    return recipe.Folders(tmp_path, WEIGHTS / "shapes")
+
+
+def test_students_share_their_start_and_differ_in_their_rewards(folders: recipe.Folders):
+    plain, plain_steps = recipe.start_student("plain", student.STUDENTS["vcm"], folders)
+    mixed, mixed_steps = recipe.start_student("mixed", student.STUDENTS["turbo"], folders)
+
+    untrained = student.build_student(recipe.load_teacher(folders)).state_dict()
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(weight, mixed.state_dict()[name]), name
+    assert any(not torch.equal(w, untrained[name]) for name, w in plain.state_dict().items())
+    assert next(plain_steps).loss > 0  # a distance
+    assert next(mixed_steps).loss < 0  # less the weighted rewards
+
+
+def test_half_of_the_drawn_guidance_is_below_the_geometric_mean_of_its_range():
+    drawn = student.draw_guidance(4000, torch.Generator().manual_seed(0))
+
+    low, high = student.GUIDANCE_RANGE
+    assert low <= drawn.min() and drawn.max() <= high
+    assert (drawn < (low * high) ** 0.5).float().mean() == pytest.approx(0.5, abs=0.03)

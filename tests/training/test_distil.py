@@ -1,0 +1,119 @@
+"""Distillation of any teacher: what is trained, towards which target, and how it resumes."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.tiny_models import make_unet
+from training.distil import DistillationConfig, EncodedBatch, distil
+from training.loop import FitConfig
+from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
+from turbo.networks.lora import add_lora
+from turbo.rewards import WeightedReward
+
+FIT = FitConfig(steps=4, learning_rate=1e-2, warmup=1, decay=0.0, ema=0.5, checkpoint_every=1)
+
+
+@pytest.fixture
+def start(tiny_vae, schedule, tmp_path: Path):
+    """Return a function that starts a distillation of a tiny teacher without dropout."""
+    teacher = make_unet(temporal_dropout=0.0)
+
+    def draw_encoded(generator: torch.Generator) -> EncodedBatch:
+        return EncodedBatch(
+            latents=torch.randn(2, 4, 3, 4, 4, generator=generator),
+            prompts=["a cat", "a dog"],
+            prompt_embeds=torch.randn(2, 5, 16, generator=generator),
+            uncond_embeds=torch.zeros(2, 5, 16),
+        )
+
+    def start(name: str, rewards: tuple[WeightedReward, ...] = (), target_ema: float = 0.9):
+        student = student_of(teacher).requires_grad_(False)
+        student = add_lora(student, 2, generator=torch.Generator().manual_seed(0))
+        config = DistillationConfig(
+            fit=FIT,
+            schedule=schedule,
+            grid=SolverGrid(20),
+            draw_guidance=draw_guidance,
+            target_ema=target_ema,
+        )
+        checkpoint = tmp_path / f"{name}.pt"
+        return student, distil(
+            teacher, student, draw_encoded, checkpoint, config, rewards=rewards, vae=tiny_vae
+        )
+
+    return start
+
+
+def brightness(weight: float) -> tuple[WeightedReward, ...]:
+    """A reward of bright frames."""
+    return (
+        WeightedReward(
+            name="brightness",
+            model=lambda frames, prompts: frames.mean(dim=(1, 2, 3, 4)),
+            weight=weight,
+            frames=2,
+        ),
+    )
+
+
+def load(path: Path, network: str) -> dict[str, torch.Tensor]:
+    """Return the state of the student or of the target in a checkpoint."""
+    state = torch.load(path, weights_only=True)["model"]
+    return {k: v for k, v in state.items() if k.startswith(f"{network}.")}
+
+
+def test_a_killed_distillation_resumes_with_the_same_steps(start):
+    whole, steps = start("whole", brightness(1.0))
+    losses = [step.loss for step in steps]
+    _, steps = start("killed", brightness(1.0))
+    before = [step.loss for step in islice(steps, 2)]
+
+    resumed, steps = start("killed", brightness(1.0))
+    after = [step.loss for step in steps]
+
+    assert before + after == losses
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_only_adapters_and_guidance_projection_are_trained(start, tmp_path: Path):
+    student, steps = start("run")
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+
+    list(steps)
+
+    changed = {n for n, w in student.state_dict().items() if not torch.equal(w, before[n])}
+    assert changed
+    assert all("lora" in name or "cond_proj" in name for name in changed)
+
+
+def test_rewards_change_what_the_student_learns(start):
+    plain, steps = start("plain")
+    plain_losses = [step.loss for step in steps]
+    rewarded, steps = start("rewarded", brightness(10.0))
+    losses = [step.loss for step in steps]
+
+    assert losses[0] < plain_losses[0]  # the same batch, less the weighted reward
+    assert any(  # so the reward has a gradient with respect to the student
+        not torch.allclose(ours, theirs, atol=1e-4)
+        for ours, theirs in zip(plain.parameters(), rewarded.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("target_ema, follows", [(1.0, False), (0.0, True)])
+def test_the_target_follows_the_student_at_its_own_rate(start, tmp_path, target_ema, follows):
+    _, steps = start("run", target_ema=target_ema)
+    next(steps)
+    students = [load(tmp_path / "run.pt", "student")]
+    next(steps)
+
+    target = load(tmp_path / "run.pt", "target")
+
+    same = [
+        torch.equal(weight, target[name.replace("student", "target", 1)])
+        for name, weight in students[0].items()
+    ]
+    assert all(same) == follows
