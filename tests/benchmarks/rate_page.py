@@ -18,8 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
-from tests.human_eval.browser.test_rate import DRIFT, answer, begin, until, wait_for_pair
 
+from tests.human_eval.browser.rater_page import answer, begin, until, wait_for_pair
+from tests.human_eval.browser.test_accessibility import DRIFT
 from tests.support.browser import BROWSER_FLAGS
 from tests.support.chromium import find_chromium
 from tests.support.rated_study import RatedStudy, make_study

@@ -37,12 +37,14 @@ def test_every_kind_of_block_exists():
     assert set(BLOCKS) <= found
 
 
+@pytest.mark.slow
 def test_traced_blocks_make_the_same_video(traced, tiny_pipeline):
     frames = traced("a cat", seed=1).frames
 
     assert np.abs(frames.astype(int) - tiny_pipeline("a cat", seed=1).frames).max() <= 1
 
 
+@pytest.mark.slow
 def test_steps_guidance_seed_and_prompt_compile_nothing_anew(traced):
     traced("a cat", steps=2, guidance=3.0, seed=1)
     compiled = counters["stats"]["unique_graphs"]
