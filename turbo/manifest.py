@@ -47,8 +47,8 @@ class Manifest:
             reader = csv.DictReader(file)
             if reader.fieldnames != COLUMNS:
                 raise ValueError(
-                    f"Expected the columns {COLUMNS} in {self.path}, got {reader.fieldnames}. "
-                    "Choose another folder."
+                    f"{self.path} has other columns than a manifest of turbo.generate "
+                    f"({', '.join(COLUMNS)}). Choose another folder."
                 )
             return {row["path"]: row for row in reader}
 

@@ -157,7 +157,7 @@ def _read_votes(store: StudyStore, options: Namespace) -> pd.DataFrame:
         raise StudyError(
             "No simulated rater has answered yet. Run `simulate` first."
             if options.simulated
-            else "Nobody has answered yet. Run `serve`, or `simulate` and add --simulated."
+            else "There are no votes yet. Run `serve`, or `simulate` and add --simulated."
         )
     return votes
 

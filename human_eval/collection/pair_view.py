@@ -1,4 +1,4 @@
-"""What a rater sees of a pair: the prompt and two clips, left and right, of nobody."""
+"""One pair as a rater sees it: prompt, left clip, right clip. Carries no system name."""
 
 from dataclasses import dataclass
 
@@ -15,25 +15,25 @@ class PairView:
     """A pair with its sides fixed."""
 
     prompt: str
-    left: str  # name below the media folder; for the server alone
+    left: str  # name in the media folder; only the server sees it
     right: str
     width: int  # pixels; both clips have the same shape
     height: int
     fps: float
     frames: int
-    bytes: int  # that either side weighs on its way to the rater, so that no weight tells a system
-    until: int  # Unix time in milliseconds; the clips are served no longer
+    bytes: int  # sent for either side: equal, so that the size does not identify a system
+    until: int  # Unix time in milliseconds; then the clips are no longer served
 
 
 def show(connection: Connection, assignment_id: int) -> PairView:
-    """Return what the rater of this turn sees.
+    """Return the pair of an assignment.
 
     Raises:
-        NotYours: there is no such turn.
+        NotYours: there is no such assignment.
     """
     row = connection.execute(_SHOWN, {"assignment": assignment_id}).one_or_none()
     if row is None:
-        raise NotYours("Expected a pair of this study, got another one. Reload the page.")
+        raise NotYours("This pair does not belong to the study. Reload the page.")
     left, right = (row.a, row.b) if row.side_a == "left" else (row.b, row.a)
     weight = max(row.bytes_a, row.bytes_b) + PADDING
     shape = (row.width, row.height, row.fps, row.frames)

@@ -1,4 +1,4 @@
-"""What a study consists of, on its way in: prompts, clips, and the pairs that they make."""
+"""Store prompts and clips, and make pairs of them."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ def _categories(category: str) -> tuple[str, ...]:
 
 
 def add_clip(connection: Connection, clip: Clip, *, now: int, variant: str = "") -> None:
-    """Store a clip that passed the gate; one that did not becomes an event, and can come again.
+    """Store an accepted clip. A refused one becomes an event, and can be ingested again.
 
     Raises:
         StudyError: another clip of that system and prompt is stored.
@@ -62,8 +62,8 @@ def add_clip(connection: Connection, clip: Clip, *, now: int, variant: str = "")
     )
     if connection.execute(taken).first():
         raise StudyError(
-            f"Expected one clip of {clip.system} for prompt {clip.prompt_index}, got another. "
-            "A study keeps the clips it has; start a new study for new ones."
+            f"The study already has a clip of {clip.system} for prompt {clip.prompt_index}. Create "
+            "a new study for new clips."
         )
     columns = set(ClipRow.__table__.columns.keys()) - {"id", "variant"}
     values = {name: getattr(clip, name) for name in columns}
@@ -71,7 +71,7 @@ def add_clip(connection: Connection, clip: Clip, *, now: int, variant: str = "")
 
 
 def list_clips(connection: Connection, variant: str | None = "") -> list[Clip]:
-    """Return the stored clips; those spoiled on purpose by the name of how, or all by None."""
+    """Return the stored clips: the originals, the attention checks of one recipe, or (None) all."""
     table = ClipRow.__table__
     statement = (
         select(table, PromptRow.text.label("prompt"))
@@ -96,11 +96,11 @@ def make_pairs(
     simulated: bool = False,
     partial: bool = False,
 ) -> dict[str, int]:
-    """Pair the clips of every comparison whose clips are all there.
+    """Pair the clips of every comparison that is complete.
 
     Args:
-        simulated: for simulated raters, who have pairs of their own.
-        partial: also pair what is there of incomplete comparisons.
+        simulated: for simulated raters, who have separate pairs.
+        partial: also pair the clips of incomplete comparisons.
 
     Returns:
         New pairs by comparison.
@@ -126,7 +126,7 @@ def make_pairs(
             _check_alike(clip_a, clip_b)
             made[comparison.key] = made.get(comparison.key, 0) + 1
             listed = index * len(definition.comparisons) + place
-            rows += _task_rows(
+            rows += _pair_rows(
                 definition,
                 {
                     "comparison": comparison.key,
@@ -163,13 +163,13 @@ def _check_alike(a: Row[Any], b: Row[Any]) -> None:
     )
     if shape_a != shape_b:
         raise StudyError(
-            f"Expected clips of one shape for prompt {a.prompt_index}, got {a.system}: {shape_a}; "
-            f"{b.system}: {shape_b}. Create a new version of the study, and take the clips in "
-            "by one command."
+            f"The clips of prompt {a.prompt_index} have different shapes ({a.system}: {shape_a}; "
+            f"{b.system}: {shape_b}). Create a new version of the study, and ingest the clips with "
+            "one command."
         )
 
 
-def _task_rows(
+def _pair_rows(
     definition: StudyDefinition, pair: dict[str, Any], order_key: int
 ) -> Iterable[dict[str, Any]]:
     common = {**pair, "variant": "", "taken": 0, "order_key": order_key, "withheld": False}

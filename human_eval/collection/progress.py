@@ -1,4 +1,4 @@
-"""How a rater's part in a study ends, and the code that tells their platform so."""
+"""A rater's progress, and how their part in a study ends (the completion code depends on it)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What raters do not get to see: pairs withheld after reports, and clips refused at the gate."""
+"""Pairs withheld after reports, and clips refused by `ingest`: neither is shown to raters."""
 
 import json
 from dataclasses import dataclass
@@ -32,44 +32,42 @@ class RefusedClip:
 
 
 def list_withheld(connection: Connection) -> list[WithheldPair]:
-    """Return the pairs that wait for somebody to look at them."""
+    """Return the pairs that a researcher has to check."""
     return [WithheldPair(*row) for row in connection.execute(_WITHHELD)]
 
 
 def list_refused(connection: Connection) -> list[RefusedClip]:
-    """Return the clips that the gate refused and that have not come in since, and why."""
+    """Return the clips that `ingest` refused and that are still missing, with the reasons."""
     refused = {}
     for payload in connection.execute(_REFUSALS).scalars():
         clip = RefusedClip(**json.loads(payload))
-        refused[clip.system, clip.prompt_index] = clip  # the last refusal tells how it is
+        refused[clip.system, clip.prompt_index] = clip  # the last refusal counts
     stored = {(system, index) for system, index in connection.execute(_STORED)}
     return [refused[place] for place in sorted(refused.keys() - stored)]
 
 
 def release_pair(connection: Connection, pair_id: int, *, author: str, now: int) -> None:
-    """Hand a withheld pair out again; older reports no longer count against it.
+    """Assign a withheld pair again; earlier reports no longer count.
 
     Raises:
         StudyError: it is not withheld.
     """
     withheld = connection.execute(select(PairRow.withheld).where(PairRow.id == pair_id)).scalar()
     if not withheld:
-        raise StudyError(
-            f"Expected a pair that is withheld, got number {pair_id}. Reload the page."
-        )
+        raise StudyError(f"Pair {pair_id} is not withheld. Reload the page.")
     connection.execute(update(PairRow).where(PairRow.id == pair_id).values(withheld=False))
     record(connection, "released", actor=author, subject=f"pair:{pair_id}", now=now)
 
 
 def clip_name(connection: Connection, clip_id: int) -> str:
-    """Return the name of a clip below the media folder.
+    """Return the name of a clip in the media folder.
 
     Raises:
         StudyError: there is no such clip.
     """
     name = connection.execute(select(ClipRow.stored_name).where(ClipRow.id == clip_id)).scalar()
     if name is None:
-        raise StudyError(f"Expected the number of a clip, got {clip_id}. Reload the page.")
+        raise StudyError(f"There is no clip {clip_id}. Reload the page.")
     return str(name)
 
 

@@ -1,7 +1,7 @@
 """Batches in the format of Amazon Mechanical Turk, as the paper's study used it. Legacy.
 
-The service is reported closed since September 2026. Its file formats live on: a batch CSV has one
-row a task for any crowd platform that fills a template, and old results can be taken in.
+The service is reported closed since September 2026. Its file formats are still in use: a batch CSV
+has one row per pair for any platform that fills a template, and old results can be imported.
 """
 
 import csv
@@ -35,7 +35,7 @@ RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
     *["Last7DaysApprovalRate"],
 ]
 NEEDED = ["AssignmentId", "WorkerId", "AssignmentStatus", "SubmitTime", "WorkTimeInSeconds"]
-HIT = "pair"  # the variable that names a pair and its sides; it tells nothing
+HIT = "pair"  # the variable that identifies a pair and its sides, by a pseudonym
 ZONES = {"PST": -8, "PDT": -7, "UTC": 0, "GMT": 0}  # hours; the service wrote Pacific time
 WORDS = {"left", "right", "tie", "both_bad"}
 
@@ -46,8 +46,8 @@ def write_batches(
     """Write one row for each pair of the study that still lacks raters.
 
     A batch is published as a whole, for one number of workers. So pairs that lack one rater, two
-    and so on stand in files of their own, named after `path` and that number: more workers than
-    that would be paid for answers that the study does not take.
+    raters and so on are written to separate files, named after `path` and that number. More workers
+    would be paid for answers that the study does not take.
 
     Columns: `pair`, `prompt`, `video_left`, `video_right`, to be used as ${pair} and so on in a
     template, whose answers are to be named after the questions' keys, with the values left, right,
@@ -60,20 +60,18 @@ def write_batches(
         Each file, and for how many workers its rows are to be published.
 
     Raises:
-        StudyError: the address is none, or there are no pairs to publish.
+        StudyError: the address is invalid, or there are no pairs to publish.
     """
     parts = urlsplit(url)
     if parts.scheme != "https" or not parts.netloc:
         raise StudyError(
-            f"Expected an https address of the media folder, got {url!r}. The platform shows no "
-            "videos of other addresses."
+            f"{url!r} is not an https address. Give the address of the media folder: the platform "
+            "shows videos from https addresses only."
         )
     pairs = read_pairs(store)
     pairs = pairs[(pairs["kind"] == "real") & (pairs["taken"] < pairs["target"])]
     if pairs.empty:
-        raise StudyError(
-            "Expected pairs that lack raters, got none. Ingest clips, or see the status."
-        )
+        raise StudyError("No pair needs more raters. Ingest clips, or see `status`.")
     rng = random.Random(seed)
     batches: dict[int, list[list[str]]] = {}
     for _, cell in pairs.groupby("comparison"):
@@ -126,21 +124,20 @@ def read_results(
         for comparison, index in zip(real["comparison"], real["prompt_index"], strict=True)
         for side in ("left", "right")
     }
-    ballots, problems = [], []
+    submissions, problems = [], []
     for line, row in rows:
         if row["AssignmentStatus"] == "Rejected":
             continue
         try:
-            ballots.append(_read_ballot(row, f"{path.name}, line {line}", named, known))
+            submissions.append(_read_submission(row, f"{path.name}, line {line}", named, known))
         except ValueError as problem:
             problems.append(f"line {line}: {problem}")
     if problems:
         raise StudyError(
-            f"Expected {len(rows):,} answers of this study in {path}, got "
-            f"{len(problems):,} others: {list_names(problems, '; ')}. Correct the file; nothing "
-            "was imported."
+            f"{len(problems):,} of {len(rows):,} rows in {path} do not belong to this study: "
+            f"{list_names(problems, '; ')}. Nothing was imported. Correct the file."
         )
-    return ballots
+    return submissions
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -151,19 +148,19 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise StudyError(
-            f"Expected a results CSV at {path}, got: {error}. Download it again."
+            f"{path} cannot be read as a CSV of results: {error}. Download it again."
         ) from error
     missing = [name for name in [*NEEDED, f"Input.{HIT}"] if name not in names]
     if missing:
         raise StudyError(
-            f"Expected the columns {', '.join([*NEEDED, f'Input.{HIT}'])} in {path}, got no "
-            f"{', '.join(missing)}. Download the results of a batch made by `export --mturk`."
+            f"{path} lacks the columns {', '.join(missing)}. Download the results of a batch made "
+            "by `export --mturk`."
         )
     uneven = [str(line) for line, row in rows if None in row or None in row.values()]
     if uneven or not rows:
         raise StudyError(
-            f"Expected {len(names)} cells in each row of {path}, got another number in line "
-            f"{list_names(uneven) or 'none: there are no rows'}. Download the file again."
+            f"{path} has no rows, or rows without {len(names)} cells (lines: "
+            f"{list_names(uneven) or 'none'}). Download the file again."
         )
     return rows
 
@@ -187,7 +184,7 @@ def _find_columns(
     return found
 
 
-def _read_ballot(
+def _read_submission(
     row: Mapping[str, str],
     source: str,
     named: Mapping[str, tuple[str, tuple[str, ...]]],

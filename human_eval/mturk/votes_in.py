@@ -1,4 +1,4 @@
-"""Answers that were given elsewhere: all of them go in, or none does."""
+"""Import votes collected elsewhere: all of a file, or nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,19 +36,21 @@ class ImportedSubmission:
 class ImportSummary:
     """What an import did."""
 
-    added: int  # ballots
+    added: int  # submissions
     already_there: int
 
 
 class _Problem(Exception):
-    """What is wrong with one ballot."""
+    """The reason why one submission cannot be imported."""
 
 
-def import_submissions(store: StudyStore, ballots: Sequence[ImportedSubmission]) -> ImportSummary:
-    """Store ballots; those that are stored already are left alone.
+def import_submissions(
+    store: StudyStore, submissions: Sequence[ImportedSubmission]
+) -> ImportSummary:
+    """Store submissions; skip those that are stored already.
 
     Raises:
-        StudyError: ballots that the study does not take or that contradict stored ones; the
+        StudyError: submissions that the study does not take or that contradict stored ones; the
             message lists the first of them, and the database is as it was.
         StudyClosed: the study takes no more answers.
     """
@@ -56,18 +58,18 @@ def import_submissions(store: StudyStore, ballots: Sequence[ImportedSubmission])
     added = 0
     with store.write() as connection:
         check_open(connection)
-        for ballot in ballots:
+        for submission in submissions:
             try:
-                added += _add(connection, store, ballot)
+                added += _add(connection, store, submission)
             except _Problem as problem:
-                problems.append(f"{ballot.source}: {problem}")
+                problems.append(f"{submission.source}: {problem}")
         if problems:
             listed = "\n  ".join(problems[:MAX_PROBLEMS])
             raise StudyError(
-                f"Expected {len(ballots)} ballots that fit the study, got {len(problems)} that do "
-                f"not:\n  {listed}\nNothing was imported. Correct the file, then import it again."
+                f"{len(problems)} of {len(submissions)} submissions do not fit the study:\n  "
+                f"{listed}\nNothing was imported. Correct the file, then import it again."
             )
-        payload = {"added": added, "already_there": len(ballots) - added}
+        payload = {"added": added, "already_there": len(submissions) - added}
         events.record(
             connection,
             "imported",
@@ -76,42 +78,43 @@ def import_submissions(store: StudyStore, ballots: Sequence[ImportedSubmission])
             now=store.clock(),
             payload=payload,
         )
-    return ImportSummary(added, len(ballots) - added)
+    return ImportSummary(added, len(submissions) - added)
 
 
-def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) -> bool:
-    """Store one ballot; return whether it is new."""
+def _add(connection: Connection, store: StudyStore, submission: ImportedSubmission) -> bool:
+    """Store one submission; return whether it is new."""
     definition = store.definition
-    _check(definition, ballot)
-    moment = int(ballot.answered_at.timestamp() * 1000)
+    _check(definition, submission)
+    moment = int(submission.answered_at.timestamp() * 1000)
     pair = connection.execute(
         select(PairRow.id, PairRow.taken, PairRow.target).where(
-            PairRow.comparison == ballot.comparison,
-            PairRow.prompt_index == ballot.prompt_index,
+            PairRow.comparison == submission.comparison,
+            PairRow.prompt_index == submission.prompt_index,
             PairRow.kind == "real",
             ~PairRow.simulated,
         )
     ).one_or_none()
     if pair is None:
         raise _Problem(
-            f"no pair of {ballot.comparison} for prompt {ballot.prompt_index}; ingest its clips"
+            f"no pair of {submission.comparison} for prompt {submission.prompt_index}; ingest its "
+            "clips"
         )
     try:
-        rater_id = enter(connection, store.keys, ballot.provider, ballot.rater, now=moment)
+        rater_id = enter(connection, store.keys, submission.provider, submission.rater, now=moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
-    if _is_there(connection, pair.id, rater_id, ballot):
+    if _is_there(connection, pair.id, rater_id, submission):
         return False
     if pair.taken >= pair.target:
         raise _Problem(f"the pair has its {pair.target} raters already")
     connection.execute(update(PairRow).where(PairRow.id == pair.id).values(taken=PairRow.taken + 1))
-    number = _add_turn(connection, ballot, pair.id, rater_id, moment)
-    known = ballot.seconds is not None
+    number = _add_assignment(connection, submission, pair.id, rater_id, moment)
+    known = submission.seconds is not None
     about = {
         "assignment_id": number,
         "revision": 0,
         "answered_at": moment,
-        "seconds": ballot.seconds if known else definition.pay.seconds_per_pair,
+        "seconds": submission.seconds if known else definition.pay.seconds_per_pair,
         "loops": 0,
         "definition_hash": definition.hash,
     }
@@ -119,76 +122,82 @@ def _add(connection: Connection, store: StudyStore, ballot: ImportedSubmission) 
         insert(Vote),
         [
             {**about, "question": question, "choice": choice}
-            for question, choice in ballot.answers.items()
+            for question, choice in submission.answers.items()
         ],
     )
     return True
 
 
-def _add_turn(
-    connection: Connection, ballot: ImportedSubmission, pair_id: int, rater_id: int, moment: int
+def _add_assignment(
+    connection: Connection, submission: ImportedSubmission, pair_id: int, rater_id: int, moment: int
 ) -> int:
-    """Store the turn that the ballot answers, and return its number."""
+    """Store the assignment that the submission answers, and return its number."""
     ordinal = connection.execute(
         select(func.coalesce(func.max(AssignmentRow.ordinal) + 1, 0)).where(
-            AssignmentRow.rater_id == rater_id, AssignmentRow.comparison == ballot.comparison
+            AssignmentRow.rater_id == rater_id, AssignmentRow.comparison == submission.comparison
         )
     ).scalar_one()
-    turn = {
+    assignment = {
         "pair_id": pair_id,
         "rater_id": rater_id,
-        "comparison": ballot.comparison,
+        "comparison": submission.comparison,
         "simulated": False,
         "ordinal": ordinal,
         "slot": 0,
         "state": "submitted",
         "attempt": 1,
-        "side_a": ballot.side_a,
+        "side_a": submission.side_a,
         "assigned_at": moment,
         "expires_at": moment,
         "submitted_at": moment,
     }
-    return connection.execute(insert(AssignmentRow).returning(AssignmentRow.id), turn).scalar_one()
+    return connection.execute(
+        insert(AssignmentRow).returning(AssignmentRow.id), assignment
+    ).scalar_one()
 
 
-def _check(definition: StudyDefinition, ballot: ImportedSubmission) -> None:
+def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
     comparisons = [entry.key for entry in definition.comparisons]
-    if ballot.comparison not in comparisons:
-        raise _Problem(f"expected a comparison from {comparisons}, got {ballot.comparison!r}")
-    if ballot.side_a not in ("left", "right"):
-        raise _Problem(f"expected side_a to be left or right, got {ballot.side_a!r}")
-    if ballot.answered_at.tzinfo is None:
-        raise _Problem(f"expected a time with its zone, got {ballot.answered_at}")
+    if submission.comparison not in comparisons:
+        raise _Problem(
+            f"there is no comparison {submission.comparison!r}, only {', '.join(comparisons)}"
+        )
+    if submission.side_a not in ("left", "right"):
+        raise _Problem(f"side_a is {submission.side_a!r} instead of left or right")
+    if submission.answered_at.tzinfo is None:
+        raise _Problem(f"the time {submission.answered_at} has no time zone")
     asked = {question.key: question.choices for question in definition.questions}
-    if set(ballot.answers) != set(asked):
-        raise _Problem(f"expected answers to {sorted(asked)}, got {sorted(ballot.answers)}")
-    for key, choice in ballot.answers.items():
+    if set(submission.answers) != set(asked):
+        raise _Problem(
+            f"answers {sorted(submission.answers)} instead of the questions {sorted(asked)}"
+        )
+    for key, choice in submission.answers.items():
         if choice not in asked[key]:
-            raise _Problem(f"expected {key} from {list(asked[key])}, got {choice!r}")
-    if ballot.seconds is not None and not 0 <= ballot.seconds < 10**9:
-        raise _Problem(f"expected seconds of 0 or more, got {ballot.seconds}")
+            raise _Problem(f"{choice!r} is no answer to {key}; it takes {', '.join(asked[key])}")
+    if submission.seconds is not None and not 0 <= submission.seconds < 10**9:
+        raise _Problem(f"{submission.seconds} seconds are not possible")
 
 
 def _is_there(
-    connection: Connection, pair_id: int, rater_id: int, ballot: ImportedSubmission
+    connection: Connection, pair_id: int, rater_id: int, submission: ImportedSubmission
 ) -> bool:
-    """Say whether the same ballot is stored."""
-    turn = connection.execute(
+    """Return whether the same submission is stored."""
+    assignment = connection.execute(
         select(AssignmentRow.id, AssignmentRow.state, AssignmentRow.side_a).where(
             AssignmentRow.pair_id == pair_id, AssignmentRow.rater_id == rater_id
         )
     ).one_or_none()
-    if turn is None:
+    if assignment is None:
         return False
     answers = (
         select(Vote.question, Vote.choice)
-        .where(Vote.assignment_id == turn.id)
+        .where(Vote.assignment_id == assignment.id)
         .order_by(Vote.revision)
     )
     stored = {question: choice for question, choice in connection.execute(answers)}
-    if turn.state == "submitted" and (stored, turn.side_a) == (
-        dict(ballot.answers),
-        ballot.side_a,
+    if assignment.state == "submitted" and (stored, assignment.side_a) == (
+        dict(submission.answers),
+        submission.side_a,
     ):
         return True
-    raise _Problem(f"this rater's stored answers to the pair differ: {stored or turn.state}")
+    raise _Problem(f"this rater's stored answers to the pair differ: {stored or assignment.state}")

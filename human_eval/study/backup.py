@@ -1,7 +1,7 @@
 """Copies of a study's database while it is in use, and the way back.
 
-A copy is one SQLite file, whichever database it is of; so it also moves a study from one to the
-other. Clips are not in it: their hashes are, and a restored study says which of them are missing.
+A copy is one SQLite file, also of a PostgreSQL database, so it can move a study from one to the
+other. It holds the hashes of the clips, not the clips; restoring lists the clips that are missing.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ ROWS = 10_000  # copied at once
 def back_up(store: StudyStore) -> Path:
     """Copy the database into the backups folder, check the copy, and return its path.
 
-    Answers may come in meanwhile; the copy holds those acknowledged before it began.
+    Answers may arrive meanwhile. The copy holds those acknowledged before it began.
     """
     store.backups.mkdir(mode=0o700, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
@@ -67,7 +67,7 @@ def list_backups(store: StudyStore) -> list[Path]:
 
 
 def replace_backups(store: StudyStore) -> Path:
-    """Make a new backup and remove all others: they know somebody who was erased since."""
+    """Make a new backup and remove all others, which contain a rater erased since."""
     old = list_backups(store)
     fresh = back_up(store)
     for path in old:
@@ -78,8 +78,8 @@ def replace_backups(store: StudyStore) -> Path:
 def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStore, Path]:
     """Open a study so that a backup can be restored, and return it with the backup's path.
 
-    An SQLite database that is missing or damaged gives way to an empty one; what is left of it
-    stays beside, as `study.db.damaged-TIME`. A PostgreSQL database may be empty.
+    A missing or damaged SQLite database is replaced by an empty one; what is left of it is renamed
+    to `study.db.damaged-TIME`. A PostgreSQL database may be empty.
 
     Args:
         backup: by default the newest.
@@ -89,11 +89,11 @@ def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStor
     """
     known = sorted((folder / "backups").glob("study-*.db"))
     if backup is None and not known:
-        open_study(folder).close()  # says what is wrong with the study, if anything is
-        raise StudyError(f"Expected a backup in {folder / 'backups'}, got none. Name a file.")
+        open_study(folder).close()  # reports what is wrong with the study, if anything is
+        raise StudyError(f"There is no backup in {folder / 'backups'}. Name a file.")
     chosen = backup or known[-1]
     if not folder.is_dir():
-        return open_study(folder), chosen  # says so
+        return open_study(folder), chosen  # raises the error
     load_secret(folder / "secret")
     path = folder / "study.db"
     if (folder / "study.url").is_file():
@@ -117,8 +117,7 @@ def _read_definition(backup: Path, folder: Path) -> StudyDefinition:
     kept = folder / "study.toml"
     if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
         raise StudyError(
-            f"Expected a backup of this study, got one of another ({backup.name}). "
-            "Restore it into the folder of its own study."
+            f"{backup.name} is a backup of another study. Restore it into the folder of that study."
         )
     return parse_definition(definition, origin=str(backup))
 
@@ -148,7 +147,7 @@ def _is_sound(path: Path) -> bool:
 
 
 def restore(store: StudyStore, backup: Path) -> list[Clip]:
-    """Put the rows of a backup in place of the study's, in one transaction.
+    """Replace the rows of the study by those of a backup, in one transaction.
 
     A backup of an earlier version is upgraded on the way; the file itself stays as it is.
 
@@ -170,8 +169,8 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
         ]
         if hashes[1] is not None and hashes[0] != hashes[1]:
             raise StudyError(
-                f"Expected a backup of this study, got one of another ({backup.name}). "
-                "Restore it into the folder of its own study."
+                f"{backup.name} is a backup of another study. Restore it into the folder of that "
+                "study."
             )
         _empty(connection)
         _copy_rows(copy, connection)
@@ -197,10 +196,12 @@ def _opened(backup: Path, folder: Path) -> Iterator[Database]:
         StudyError: the file is damaged, holds no study, or was made by a newer version.
     """
     if not backup.is_file():
-        raise StudyError(f"Expected a backup, got no file {backup}. `backups/` lists them.")
+        raise StudyError(
+            f"There is no file {backup}. The folder backups/ of the study holds its backups."
+        )
     _check_digest(backup)
     if not _is_sqlite(backup):
-        raise StudyError(f"Expected a backup, got another kind of file: {backup}.")
+        raise StudyError(f"{backup} is not a backup. The folder backups/ of the study holds them.")
     with TemporaryDirectory(dir=folder) as scratch:
         copy = Path(scratch) / "study.db"
         shutil.copyfile(backup, copy)
@@ -218,15 +219,15 @@ def _is_stored(store: StudyStore, clip: Clip) -> bool:
 
 @contextmanager
 def _guarded(store: StudyStore) -> Iterator[Connection]:
-    """Open a transaction that leaves a sound database behind, or the one that was there."""
+    """Open a transaction that is rolled back if the database has defects at its end."""
     with store.write() as connection:
         yield connection
         if defects := list_defects(connection):
-            raise StudyError(f"Expected a sound backup, got: {defects[0]}. Nothing was restored.")
+            raise StudyError(f"The backup is damaged ({defects[0]}). Nothing was restored.")
 
 
 def _empty(connection: Connection) -> None:
-    """Remove all tables and make them anew: their triggers let no row go otherwise."""
+    """Drop and create all tables; their triggers refuse to delete rows."""
     downgrade_tables(connection, "base")
     upgrade_tables(connection)
 
@@ -239,7 +240,7 @@ def _copy_rows(source: Connection, target: Connection) -> None:
             values = [{**row, **{name: bool(row[name]) for name in flags}} for row in batch]
             target.execute(insert(table), values)
         if target.dialect.name == "postgresql" and "id" in table.columns:
-            # The rows brought their numbers along: the next one must be a new one.
+            # The copied rows keep their numbers. The next row needs a new one.
             target.execute(
                 text(
                     f"SELECT setval(pg_get_serial_sequence('{table.name}', 'id'), "
@@ -249,7 +250,7 @@ def _copy_rows(source: Connection, target: Connection) -> None:
 
 
 def _copy_file(database: Database, path: Path) -> None:
-    """Let SQLite copy its pages, as of one moment."""
+    """Copy the pages of an SQLite database as of one moment."""
     create_file(path)
     target = open_database(path)
     try:
@@ -285,7 +286,7 @@ def _copy_into_file(database: Database, path: Path) -> None:
 
 @contextmanager
 def _driver(connection: Connection) -> Iterator[Any]:
-    """Lend the driver's own connection; its errors become SQLAlchemy's, as they are elsewhere."""
+    """Yield the driver's own connection; raise its errors as SQLAlchemy's."""
     assert connection.dialect.loaded_dbapi is not None
     try:
         yield connection.connection.driver_connection
@@ -315,29 +316,26 @@ def _check_copy(path: Path, name: Path) -> None:
             defects = list_defects(connection)
     except DBAPIError as error:
         raise StudyError(
-            f"Expected a backup of a study, got another database ({error.orig}): {name}. "
-            "`backups/` lists them."
+            f"{name} is not a backup of a study ({error.orig}). The folder backups/ of the study "
+            "holds its backups."
         ) from error
     finally:
         database.dispose()
     if study is None:
         raise StudyError(
-            f"Expected a backup of a study, got a database without one: {name}. "
-            "`backups/` lists them."
+            f"{name} holds no study. The folder backups/ of the study holds its backups."
         )
     if defects:
-        raise StudyError(f"Expected a sound copy, got: {defects[0]} in {name}. Use another one.")
+        raise StudyError(f"{name} is damaged ({defects[0]}). Use another backup.")
 
 
 def _check_digest(path: Path) -> None:
     beside = path.with_suffix(".sha256")
     if not beside.is_file():
-        return  # a copy from elsewhere; `_check_copy` looks inside
+        return  # a copy made by hand; `_check_copy` checks its content
     expected = beside.read_text().split()[0]
     if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-        raise StudyError(
-            f"Expected {path} as it was written, got a changed file. Use another backup."
-        )
+        raise StudyError(f"{path} has changed since it was written. Use another backup.")
 
 
 def _sync(path: Path) -> None:

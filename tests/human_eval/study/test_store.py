@@ -326,7 +326,7 @@ def test_a_database_that_holds_no_study_is_no_backup(make_store, tmp_path, capsy
             shutil.copy(other, store.folder / "study.db")
         with pytest.raises(SystemExit):
             main(["restore", str(store.folder), str(other)])
-        assert "Expected a backup of a study" in capsys.readouterr().err
+        assert "holds no study" in capsys.readouterr().err
 
 
 def test_a_backup_of_another_study_is_refused(make_store):
