@@ -34,11 +34,11 @@ def store(make_store):
     rng = random.Random(1)
     for number in range(3):
         rater = enter_rater(store, "test", f"rater {number}")
-        while lease := claim_pair(store, rater):
+        while assignment := claim_pair(store, rater):
             store.clock.pass_seconds(20)
-            other = "right" if lease.side_a == "left" else "left"
-            shown = lease.side_a if rng.random() < 2 / 3 else other
-            submit_answers(store, answer(store, lease, shown))
+            other = "right" if assignment.side_a == "left" else "left"
+            shown = assignment.side_a if rng.random() < 2 / 3 else other
+            submit_answers(store, answer(store, assignment, shown))
     return store
 
 
