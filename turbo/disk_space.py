@@ -1,7 +1,9 @@
-"""Check free disk space before gigabytes are written."""
+"""Rules for writing gigabytes: check the free disk space, wait for others that write the same."""
 
 import shutil
 from pathlib import Path
+
+LOCK_SECONDS = 24 * 3600  # to wait for another process that writes the same files
 
 
 def nearest_existing(path: Path) -> Path:

@@ -16,7 +16,7 @@ from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import Job, plan_jobs
 from turbo.convert.stream import write_tensors
-from turbo.disk_space import check_space
+from turbo.disk_space import LOCK_SECONDS, check_space
 from turbo.networks.text import clip_tokenizer
 from turbo.networks.unet import VideoUNet
 
@@ -51,7 +51,9 @@ def convert_model(
     jobs = plan_jobs(card, checkpoints, projection)
     card.folder.parent.mkdir(parents=True, exist_ok=True)
     lock = card.folder.with_name(f".{card.folder.name}.lock")
-    with FileLock(lock, thread_local=False):  # the caller may resume us in another thread
+    # The caller may resume us in another thread of a pool. The wait has a limit because filelock
+    # refuses an endless one in the thread of the first conversion as a deadlock.
+    with FileLock(lock, timeout=LOCK_SECONDS, thread_local=False):
         yield from _convert_jobs(card, jobs, replace=replace)
 
 

@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 
 from turbo.card import HubFile, ModelCard, describe_remedy, needs_choice
-from turbo.disk_space import check_space, nearest_existing
+from turbo.disk_space import LOCK_SECONDS, check_space, nearest_existing
 
 CHUNK = 4 * 2**20  # bytes between two progress reports
 SHA256_DIGITS = 64
@@ -206,7 +206,9 @@ def _download(download: _Download) -> Iterator[int]:
     """Complete the partial file; yield how many of its bytes are on the disk."""
     file, partial = download.file, download.partial
     partial.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial.with_suffix(".lock"), thread_local=False)  # see convert_model
+    lock = FileLock(
+        partial.with_suffix(".lock"), timeout=LOCK_SECONDS, thread_local=False
+    )  # see convert_model
     with lock, partial.open("ab") as target:
         if not download.remaining:
             return

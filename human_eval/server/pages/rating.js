@@ -237,6 +237,7 @@ export class Rating {
   }
 
   #seen(loops) {
+    if (!this.assignment) return; // the loop ended while the pair was being replaced
     this.assignment.loops = loops;
     this.assignment.save();
     if (loops >= this.study.min_loops && !this.questions.open) this.#open();

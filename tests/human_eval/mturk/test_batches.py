@@ -188,7 +188,7 @@ def test_a_wrong_row_is_named_and_nothing_comes_in(store, batch, tmp_path, chang
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "got no AssignmentId"),
+        ("", "lacks the columns AssignmentId"),
         ("WorkerId,Answer.Q1\nA,left\n", "Download the results of a batch"),
         (None, "No such file"),
     ],

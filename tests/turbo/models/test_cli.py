@@ -142,7 +142,7 @@ def test_a_projection_is_refused_where_no_adapters_are_fetched(tmp_path, monkeyp
 
 @pytest.mark.parametrize("card", [c for c in CARDS if c.sources], ids=lambda card: card.name)
 def test_the_readme_tells_the_memory_of_the_card(card):
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "turbo" / "README.md").read_text()
 
     rows = [line for line in readme.splitlines() if line.startswith(f"| {card.title}")]
     assert rows and all(f"| {card.memory_gb:g} GB |" in row for row in rows)
