@@ -121,8 +121,7 @@ def votes_to_chart(trace: Trace, folder: Path) -> None:
     with opened_study(folder) as store:
         simulate(store, Crowd(raters=6))
         with trace.on():
-            with store.read() as connection:
-                votes = read_votes(connection, store.definition, simulated=True)
+            votes = read_votes(store, simulated=True)
             table = win_rates(counted_votes(votes), store.definition)
             save_chart(draw_win_rates(table, store.definition, simulated=True), folder, "chart")
 
