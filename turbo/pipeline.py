@@ -27,13 +27,7 @@ from turbo.diffusion.motion import motion_strength
 from turbo.diffusion.schedule import NoiseSchedule, draw_noise
 from turbo.models.errors import explained_damage
 from turbo.models.footprint import DECODE_CHUNK
-from turbo.models.placement import (
-    Placement,
-    describe_shortage,
-    explained_shortage,
-    is_shortage,
-    place,
-)
+from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
@@ -142,9 +136,8 @@ class VideoPipeline:
         """
         _check_folders(card)
         placement = place(card, device=device, dtype=dtype, memory=memory)
-        if (
-            placement.device.type != "cpu"
-        ):  # blocks cached by an earlier model may fit none of this one
+        # The blocks that torch caches of an earlier model may fit no tensor of this one.
+        if placement.device.type != "cpu":
             torch.accelerator.empty_cache()
         with (
             explained_damage(card),
@@ -264,17 +257,11 @@ class VideoPipeline:
         clock = _Clock(self.placement.device)
         videos: list[Video] = []
         samples: list[Latents] = []
-        try:
+        with explained_shortage(self.placement):
             for batch in batches:
                 made, latents = yield from self._make(batch, clock)
                 videos += made
                 samples.append(latents)
-        except RuntimeError as failure:
-            if not is_shortage(failure):
-                raise
-            # Without its frames, which hold references to tensors.
-            shortage = MemoryError(describe_shortage(self.placement))
-            raise shortage from failure.with_traceback(None)
         timings = {**clock.timings, "total": clock.elapsed}
         yield Result(videos, timings, torch.cat(samples))
 

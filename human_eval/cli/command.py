@@ -3,7 +3,7 @@
 import argparse
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,14 +25,9 @@ def add_command(
     return parser
 
 
-@contextmanager
-def opened(options: Namespace) -> Iterator[StudyStore]:
+def opened(options: Namespace) -> closing[StudyStore]:
     """Open the study of a command until the end of the block."""
-    store = open_study(options.study)
-    try:
-        yield store
-    finally:
-        store.close()
+    return closing(open_study(options.study))
 
 
 def split_settings(settings: Sequence[str], pattern: str) -> dict[str, str]:

@@ -25,7 +25,6 @@ from training.distil import distil
 from training.loop import FitConfig, StepStats
 from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
-from training.shapes.evaluation.measurements import Reward
 from training.shapes.evaluation.report import format_report
 from training.shapes.evaluation.reward_hacking import measure_runs
 from training.shapes.models import rewards, student, teacher, text, vae
@@ -40,6 +39,7 @@ from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
 from turbo.rewards.viclip import save_viclip
+from turbo.types import Reward
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIP_COUNT = 4000  # encoded per process

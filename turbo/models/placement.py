@@ -30,12 +30,6 @@ class Placement:
     memory: Memory = "full"
     peak: int = 0  # estimated peak memory, bytes
 
-    def __str__(self) -> str:
-        return (
-            f"{self.device} in {_name(self.dtype)}, memory {self.memory}, "
-            f"peak about {_gigabytes(self.peak)}"
-        )
-
 
 def place(
     card: ModelCard,
@@ -134,13 +128,13 @@ def explained_shortage(placement: Placement) -> Iterator[None]:
     try:
         yield
     except RuntimeError as failure:
-        if not is_shortage(failure):
+        if not _is_shortage(failure):
             raise
         # Drop the traceback: its frames would keep alive what is loaded already.
-        raise MemoryError(describe_shortage(placement)) from failure.with_traceback(None)
+        raise MemoryError(_describe_shortage(placement)) from failure.with_traceback(None)
 
 
-def is_shortage(error: RuntimeError) -> bool:
+def _is_shortage(error: RuntimeError) -> bool:
     """Return whether torch ran out of memory; only CUDA and XPU have an exception for it."""
     phrases = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(
@@ -148,7 +142,7 @@ def is_shortage(error: RuntimeError) -> bool:
     )
 
 
-def describe_shortage(placement: Placement) -> str:
+def _describe_shortage(placement: Placement) -> str:
     smaller = next_smaller(placement)
     advice = (
         f"The next smaller option is memory {smaller!r}: load the model with it (--memory "

@@ -21,7 +21,7 @@ class RewardCard:
 
     title: str
     files: tuple[tuple[str, str], ...]  # (repository on the Hugging Face Hub, path in it)
-    load: Callable[[Path], nn.Module]  # from the folder of these files; returns a `RewardModel`
+    load: Callable[[Path], nn.Module]  # from the folder of these files to a `types.Reward`
 
 
 def read_part(checkpoint: Checkpoint, part: Part) -> dict[str, Tensor]:

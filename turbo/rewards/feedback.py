@@ -12,11 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from turbo.networks.vae import decode_latents
-from turbo.types import Frames, Latents, PerVideo
+from turbo.types import Latents, PerVideo, Reward
 
-# Frames in [0, 1] and one prompt per video -> one score per video, higher is better. Differentiable
-# with respect to the frames; the reward's own parameters are frozen.
-RewardModel = Callable[[Frames, list[str]], PerVideo]
 # (available frames, frames to select, generator) -> their indices
 SelectFrames = Callable[[int, int, torch.Generator], Int[Tensor, " M"]]
 
@@ -55,7 +52,7 @@ class WeightedReward:
     """One term of the reward mixture."""
 
     name: str  # key of its scores
-    model: RewardModel
+    model: Reward  # its parameters are frozen
     weight: float  # beta in the paper
     frames: int  # how many decoded frames of each video it scores
     select: SelectFrames = draw_frames
@@ -98,7 +95,7 @@ def score_frames(
     frames: Int[Tensor, " M"],
     prompts: list[str],
     vae: AutoencoderKL,
-    reward: RewardModel,
+    reward: Reward,
 ) -> PerVideo:
     """Decode the frames at these indices of every video, and score them."""
     return reward(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)

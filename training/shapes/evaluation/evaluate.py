@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.shapes.evaluation.figures import draw_contact_sheet, plot_systems
-from training.shapes.evaluation.measurements import Reward, measure_systems
+from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.report import find_deviations, write_report
 from training.shapes.evaluation.systems import (
     REAL,
@@ -15,6 +15,7 @@ from training.shapes.evaluation.systems import (
     Source,
     held_out_prompts,
 )
+from turbo.types import Reward
 
 COUNT = 512  # held-out prompts
 SHEET_ROWS = tuple(range(0, 192, 24))  # of these prompts: evenly spaced, chosen before looking

@@ -18,9 +18,8 @@ from training.shapes.evaluation.judge import JUDGE, Judge, load_judge, to_frames
 from training.shapes.evaluation.metrics import Clip, displacement, flicker, frame_change
 from training.shapes.evaluation.probes import has_watermark, read_clip, sharpness
 from training.shapes.evaluation.systems import CHUNK, Prompt, RealClips, Samples, Source, System
-from turbo.types import Frames, PerVideo
+from turbo.types import Reward
 
-Reward = Callable[[Frames, list[str]], PerVideo]
 REAL_DRAWS = 4  # clean clips per prompt, the reference of the Fréchet distance
 
 

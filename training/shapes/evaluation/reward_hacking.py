@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from training.shapes.evaluation.intervals import clustered_mean
-from training.shapes.evaluation.measurements import Reward, measure_systems
+from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.systems import System, tuning_prompts
 from turbo.networks.lora import LORA_FILE
+from turbo.types import Reward
 
 COLUMNS = {  # of the measurements: their titles in the table
     "judge": "judge score",
