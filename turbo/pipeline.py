@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ from turbo.types import (
 from turbo.video import Video
 
 Stage = Literal["text", "denoise", "decode"]
+# Loading sets torch's meta device and default dtype, which are those of the whole process.
+_LOADING = Lock()
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class VideoPipeline:
         if placement.device.type != "cpu":
             torch.accelerator.empty_cache()
         with (
+            _LOADING,
             explained_damage(card),
             explained_shortage(placement),
             fixed_threads(card, placement.device),

@@ -2,13 +2,14 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from turbo.pipeline import Progress, Result
+from turbo.pipeline import Progress, Result, load_pipeline
 
 
 def _count_calls(unet):
@@ -212,3 +213,10 @@ def test_every_step_shows_its_clean_estimate(tiny_pipeline):
 def test_tensors_that_do_not_fit_the_prompts_are_refused(tiny_pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         _stream(tiny_pipeline, **options)
+
+
+def test_models_can_be_loaded_in_several_threads_at_once():
+    with ThreadPoolExecutor(3) as pool:
+        loaded = [pool.submit(load_pipeline, "shapes-turbo", "cpu") for _ in range(6)]
+
+        assert all(model.result().card.name == "shapes-turbo" for model in loaded)
