@@ -50,6 +50,7 @@ def create_page_app(page: Page, context: PageContext, *, limits: Limits | None =
         app.mount(path, mounted)
     app.add_route("/healthz", _report_health(page, context))
     page.keep_queue_alive()
+    page.slow_idle_queue()
     gr.mount_gradio_app(app, page, path="/", **mount_options(context))
     # The middleware that is added last runs first.
     app.add_middleware(

@@ -7,6 +7,7 @@ import string
 from collections import Counter
 
 import pytest
+from gradio.queueing import Queue
 from sqlalchemy import func, select
 
 from human_eval.storage.tables import Event, Vote
@@ -55,6 +56,26 @@ def test_raters_page_and_votes_are_below_study(tmp_path):
             assert count(server.store) == 2
 
     run(scene())
+
+
+def test_an_idle_page_looks_for_work_at_most_twenty_times_a_second(tmp_path, monkeypatch):
+    looks = Counter()
+
+    def length(queue: Queue) -> int:
+        looks["queue"] += 1
+        return 0
+
+    async def scene():
+        async with run_page_server(tmp_path) as server:
+            await server.client.get("/")  # Gradio starts the queue with the first request
+            await asyncio.sleep(1)
+            looks.clear()
+            await asyncio.sleep(1)
+
+    monkeypatch.setattr(Queue, "__len__", length)
+    run(scene())
+
+    assert 0 < looks["queue"] <= 25
 
 
 def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
