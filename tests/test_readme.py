@@ -46,6 +46,7 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_commands_and_programs_run_in_order(readme, tmp_path):
     copy_repository(tmp_path)

@@ -65,6 +65,7 @@ def load(path: Path, network: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if k.startswith(f"{network}.")}
 
 
+@pytest.mark.slow
 def test_a_killed_distillation_resumes_with_the_same_steps(start):
     whole, steps = start("whole", brightness(1.0))
     losses = [step.loss for step in steps]
@@ -90,6 +91,7 @@ def test_only_adapters_and_guidance_projection_are_trained(start, tmp_path: Path
     assert all("lora" in name or "cond_proj" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_rewards_change_what_the_student_learns(start):
     plain, steps = start("plain")
     plain_losses = [step.loss for step in steps]

@@ -20,6 +20,7 @@ def test_the_model_draws_in_colour(shapes_server, open_page):
     assert page.get_by_text("does not know this prompt").first.is_hidden()
 
 
+@pytest.mark.slow
 def test_teacher_and_student_are_compared(shapes_server, open_page):
     page = open_page(shapes_server)
     page.get_by_role("tab", name="Compare").click()

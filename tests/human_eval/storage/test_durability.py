@@ -201,6 +201,7 @@ def check_database_kills(tmp_path, kills):
     assert lost == [] and defects == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("postgresql")
 def test_kills_of_postgresql_lose_no_receipt(tmp_path):
     check_database_kills(tmp_path, kills=3)

@@ -219,6 +219,7 @@ def test_target_does_not_depend_on_guidance_where_the_prompt_changes_nothing(
     assert_close(weak, strong, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tiny_unet, batch, schedule):
     student = add_lora(student_of(tiny_unet), rank=4)
     target = student_of(tiny_unet)

@@ -260,6 +260,7 @@ def test_the_sheet_shows_pixels_unsmoothed_and_is_small(tmp_path: Path):
     assert max(SHEET_ROWS) < len(HELD_OUT_SCENES)
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: Path):
     settings = {"systems": (CorruptedClips("teacher-50", "noise"),), "count": 8, "workers": 1}
     paths = (tmp_path / "weights", tmp_path / "cache", tmp_path / "media")

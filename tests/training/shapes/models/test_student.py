@@ -20,6 +20,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
     return recipe.Folders(tmp_path, WEIGHTS / "shapes")
 
 
+@pytest.mark.slow
 def test_students_share_their_start_and_differ_in_their_rewards(folders: recipe.Folders):
     plain, plain_steps = recipe.start_student("plain", student.STUDENTS["vcm"], folders)
     mixed, mixed_steps = recipe.start_student("mixed", student.STUDENTS["turbo"], folders)
