@@ -4,7 +4,7 @@ The position in the list determines the layer: it is the order in which the publ
 its modules. Every Linear, Conv2d and Conv3d is adapted: W' = W + up @ down, with factor 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,31 @@ def change_of(checkpoint: Checkpoint, pair: Pair, shape: tuple[int, ...]) -> Ten
     """Return up @ down, the change of a layer's weight, in float32."""
     up, down = (checkpoint.read(name).float() for name in (pair.up, pair.down))
     return (up.flatten(1) @ down.flatten(1)).reshape(shape)
+
+
+def merge_adapters(
+    published: Mapping[str, Tensor], part: Part, checkpoint: Checkpoint
+) -> dict[str, Tensor]:
+    """Return a student's weights, by published name, with a published list merged; no card needed.
+
+    `part.filled(...)` turns them into the network. Works for networks of any size.
+
+    Args:
+        published: the teacher's weights and the student's guidance projection; see
+            `read_projection`.
+        part: the student; see `convert.unet.map_videocrafter_unet` and `map_modelscope_unet`.
+        checkpoint: the list; see `convert.checkpoint.open_checkpoint`.
+
+    Raises:
+        ValueError: the list belongs to another network.
+    """
+    merged = dict(published)
+    for layer, pair in pair_up(checkpoint, part).items():
+        name = part.origins[f"{layer}.weight"].name
+        weight = published[name]
+        change = change_of(checkpoint, pair, tuple(weight.shape))
+        merged[name] = weight + change.to(weight.dtype)
+    return merged
 
 
 def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> Tensor:

@@ -15,6 +15,7 @@ from turbo.convert.adapters import (
     adapter_order,
     change_of,
     check_projection,
+    merge_adapters,
     pair_up,
     read_projection,
 )
@@ -38,15 +39,6 @@ def recorded_adapters(golden, family):
     weights = variant_of(golden(base).weights(), "v1")
     checkpoint = open_checkpoint(recorded.folder / f"lora_{family}_tiny_unet_lora.pt")
     return weights, find(shapes_of(weights)), checkpoint, recorded
-
-
-def merge(weights, part, checkpoint):
-    """Return the weights by published name, merged with the whole list."""
-    merged = {name: tensor.clone() for name, tensor in weights.items()}
-    for layer, pair in pair_up(checkpoint, part).items():
-        name = part.origins[f"{layer}.weight"].name
-        merged[name] += change_of(checkpoint, pair, tuple(merged[name].shape))
-    return merged
 
 
 def run(unet, recorded):
@@ -81,7 +73,7 @@ def test_full_size_order_is_the_published_one(name, student, find, golden):
 def test_merged_adapters_parity(family, golden):
     weights, part, checkpoint, recorded = recorded_adapters(golden, family)
 
-    merged = merge(weights, part, checkpoint)
+    merged = merge_adapters(weights, part, checkpoint)
 
     steps = recorded["merged_fingerprints__f64"]
     for (module, *_), expected in zip(recorded.metadata("table"), steps, strict=True):
