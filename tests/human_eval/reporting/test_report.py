@@ -70,6 +70,17 @@ def test_results_stand_with_and_without_the_excluded(folder, votes):
     assert kept["votes"].sum() == (~votes["excluded"]).sum()
 
 
+def test_a_report_counts_the_answers_to_each_kind_of_check(votes, definition, tmp_path):
+    mixed = votes.assign(kind=votes["kind"].where(votes.index >= 7, "gold"))
+    mixed.loc[7:9, "kind"] = "mirror"
+    write_report(votes, definition, tmp_path / "none")
+    write_report(mixed, definition, tmp_path / "some")
+
+    none, some = ((tmp_path / name / "report.md").read_text() for name in ("none", "some"))
+    assert "not analysed: none." in none
+    assert "not analysed: 7 gold, 3 mirror." in some
+
+
 def test_methods_tell_numbers_rules_and_the_definition(folder, votes, definition):
     methods = (folder / "methods.md").read_text()
 
