@@ -24,13 +24,19 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
 
     Returns:
         Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
-        neither (numbers of prompts won), p (McNemar, exact), p_family (Holm).
+        neither (numbers of prompts won), p (McNemar, exact), note, p_family (Holm).
     """
     won = prompts_won(votes[votes["question"] == definition.primary.key])
+    direct = {
+        frozenset((entry.a, entry.b)): entry.key
+        for entry in definition.comparisons
+        if entry.key in won.columns
+    }
     rows = []
     for first, second in combinations(definition.comparisons, 2):
         if first.b != second.b or not {first.key, second.key} <= set(won.columns):
             continue
+        met = direct.get(frozenset((first.a, second.a)))
         paired = won[[first.key, second.key]].dropna()
         table = pd.crosstab(paired[first.key], paired[second.key])
         table = table.reindex(index=[1.0, 0.0], columns=[1.0, 0.0], fill_value=0).to_numpy()
@@ -45,7 +51,7 @@ def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
                 "only_second": table[1, 0],
                 "neither": table[1, 1],
                 "p": paired_p(table),
-                "note": CAVEAT,
+                "note": f"{met} compares the two directly" if met else CAVEAT,
             }
         )
     contrasts = pd.DataFrame(rows)

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
-from human_eval.definition.definition import load_definition
-from human_eval.statistics.contrasts import paired_p, prompts_won, tabulate_contrasts
+from human_eval.definition.definition import load_definition, parse_definition
+from human_eval.statistics.contrasts import CAVEAT, paired_p, prompts_won, tabulate_contrasts
 from tests.human_eval.statistics.test_intervals import PROMPTS, WINS
 from tests.support.crowd import make_votes
 
@@ -61,3 +61,24 @@ def test_only_comparisons_with_a_common_opponent_are_contrasted():
     assert row["only_second"] > row["only_first"]
     assert row["p_family"] == pytest.approx(2 * row["p"]) and row["p_family"] < 0.05
     assert row[["both", "only_first", "only_second", "neither"]].sum() == row["prompts"]
+
+
+ROUND = """
+name = "round"
+systems = [{key = "x", title = "X"}, {key = "y", title = "Y"}, {key = "z", title = "Z"}]
+comparisons = [
+    {key = "C1", a = "x", b = "z"}, {key = "C2", a = "y", b = "z"}, {key = "C3", a = "y", b = "x"},
+]
+questions = [{key = "Q1", wording = "Which one?", primary = true}]
+"""
+
+
+def test_a_contrast_is_indirect_only_where_no_votes_compare_the_two():
+    definition = parse_definition(ROUND)
+    votes = make_votes(definition, prompts=10)
+
+    [met] = tabulate_contrasts(votes, definition)["note"]
+    [apart] = tabulate_contrasts(votes[votes["comparison"] != "C3"], definition)["note"]
+
+    assert "C3" in met and "indirect" not in met
+    assert apart == CAVEAT
