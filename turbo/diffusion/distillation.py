@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from turbo.diffusion.consistency import bind_consistency_function
 from turbo.diffusion.guidance import bind_guided_unet
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import VideoUNet
+from turbo.networks.unet import MOTION_EMBEDDING_SIZE, VideoUNet
 from turbo.types import (
     ConsistencyFunction,
     FrameRate,
@@ -41,6 +41,11 @@ class SolverGrid:
         if not 1 <= self.num_steps <= self.num_timesteps:
             raise ValueError(
                 f"Expected num_steps between 1 and {self.num_timesteps}, got {self.num_steps}."
+            )
+        if self.num_timesteps % self.num_steps:  # else the grid would end below the last timestep
+            raise ValueError(
+                f"Expected num_steps to divide {self.num_timesteps} timesteps evenly, "
+                f"got {self.num_steps}. The papers use 50 and 200."
             )
 
     @property
@@ -232,22 +237,40 @@ def consistency_loss(
     return solver_step_loss(student, target, step, schedule, kappa=kappa)
 
 
-def student_of(teacher: VideoUNet, guidance_size: int = 256, *, share: bool = False) -> VideoUNet:
+def student_of(
+    teacher: VideoUNet, guidance_size: int = 256, *, share: bool = False, motion: bool = False
+) -> VideoUNet:
     """Copy a teacher into a network that also takes the guidance scale.
 
-    The new projection starts at zero, so the student starts as its teacher at every scale. (The
-    published code leaves it random and frozen, so its LoRA files alone do not define a network.)
+    The projection of the guidance scale starts at zero, so the student starts as its teacher at
+    every scale. (The published code leaves it random and frozen, so its LoRA files alone do not
+    define a network.)
+
+    With `motion`, the projections C([P_w(w), P_m(m)]) start at P_w = 0, C = [identity | 0] and a
+    fixed random P_m: also the teacher, at every w and m. Zeros everywhere would stay zero for ever,
+    since the gradient of each layer is a product with the others. Here P_w and C learn from the
+    first step, and P_m from the second.
 
     Args:
-        share: use the teacher's own tensors, where no teacher is needed beside the student: half
-            the memory, but a change to one network changes the other.
+        share: use the teacher's own tensors, for a student of which only new tensors are trained
+            (`add_lora`): one copy of the weights for both. A change to a shared tensor changes
+            both networks. Move the teacher to its device and precision first.
+        motion: also take T2V-Turbo-v2's motion strength.
     """
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
+    added = {"time_cond_proj_dim": guidance_size, "motion_conditioning": motion}
     with torch.device("meta"):
-        student = VideoUNet(**{**config, "time_cond_proj_dim": guidance_size})
+        student = VideoUNet(**{**config, **added})
     weights = teacher.state_dict() if share else copy.deepcopy(teacher.state_dict())
-    name, width = "time_embedding.cond_proj.weight", student.config.block_out_channels[0]
-    weights[name] = teacher.conv_in.weight.new_zeros(width, guidance_size)
+    like, width = teacher.conv_in.weight, student.config.block_out_channels[0]
+    weights["time_embedding.cond_proj.weight"] = like.new_zeros(width, guidance_size)
+    if motion:
+        projection = torch.empty(width, MOTION_EMBEDDING_SIZE)
+        bound = MOTION_EMBEDDING_SIZE**-0.5  # torch's initialisation of a Linear layer
+        projection.uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
+        weights["time_embedding.motion_cond_proj.weight"] = projection.to(like)
+        identity = torch.eye(width, 2 * width)  # [identity | 0]
+        weights["time_embedding.combine_proj.weight"] = identity.to(like)
     student.load_state_dict(weights, assign=True)
     return student.train(teacher.training)
 

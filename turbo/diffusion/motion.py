@@ -258,7 +258,8 @@ def motion_score(
     """Return the gradient of the motion energy of a noisy video relative to its example.
 
     Two calls of the teacher and one backward pass through the second; each video of a batch has
-    its own score. Needs the graph of a whole call: no activation checkpointing.
+    its own score. Keeps the graph of a whole call, unless the teacher recomputes activations
+    (`enable_gradient_checkpointing`).
 
     Args:
         example: latents at the same timesteps, from `invert_to`.

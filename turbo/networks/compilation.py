@@ -6,7 +6,13 @@ from torch import nn
 # The layers that make up both networks. A network repeats each of them many times, so compiling
 # them separately takes far less time than compiling the whole. Between videos (prompt, seed, steps,
 # guidance) only the values of their tensors change, so nothing is compiled again.
-BLOCKS = ("BasicTransformerBlock", "SkipOneFrameConv", "ResnetBlock2D", "TemporalConvLayer")
+BLOCKS = (
+    "BasicTransformerBlock",
+    "RecomputedConv",
+    "RecomputedResnet",
+    "ResnetBlock2D",  # of the VAE
+    "SkipOneFrameConv",
+)
 SHAPES = 64  # upper bound on the shapes of one block in any network here
 
 

@@ -1,13 +1,14 @@
 """The video UNet: every teacher and every student is a configuration of this class."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import TransformerTemporalModel, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -98,14 +99,43 @@ class TemporalConv(nn.Conv3d):
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
 
 
-class SkipOneFrameConv(TemporalConvLayer):
+class Recomputed(nn.Module):
+    """A layer that can keep only its inputs for the backward pass, and compute the rest again.
+
+    diffusers' `enable_gradient_checkpointing` sets these two attributes. Of the layers in a
+    `UNet3DConditionModel`, only its spatial transformers have them.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            layer = partial(super().forward, **kwargs)
+            return self._gradient_checkpointing_func(layer, *args)
+        return super().forward(*args, **kwargs)
+
+
+class RecomputedResnet(Recomputed, ResnetBlock2D):
+    """The residual block within each frame."""
+
+
+class RecomputedConv(Recomputed, TemporalConvLayer):
+    """The residual block over frames."""
+
+
+class RecomputedTransformer(Recomputed, TransformerTemporalModel):
+    """The transformer over frames."""
+
+
+class SkipOneFrameConv(RecomputedConv):
     """A `TemporalConvLayer` that returns a video of one frame unchanged."""
 
     def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
         return hidden_states if num_frames == 1 else super().forward(hidden_states, num_frames)
 
 
-class SkipOneFrameTransformer(TransformerTemporalModel):
+class SkipOneFrameTransformer(RecomputedTransformer):
     """A `TransformerTemporalModel` that returns a video of one frame unchanged."""
 
     def forward(self, hidden_states: Tensor, *, num_frames: int = 1, **rest: Any) -> Any:
@@ -122,9 +152,15 @@ class VideoUNet(UNet3DConditionModel):
     squares of latents into channels before the network, as DiT does (arXiv:2212.09748): shapes
     only, where it makes a step four times cheaper. `skip_temporal_for_one_frame` is ModelScope's:
     its published network skips the temporal layers for one frame, VideoCrafter2's does not.
+    `temporal_dropout` is that of the temporal convolutions, as published; nothing else drops out.
+
+    `enable_gradient_checkpointing()` keeps only the inputs of every residual and transformer block
+    for the backward pass, and computes the rest again: less memory, a third more time.
 
     A `turbo.types.VideoNetwork`. The output has the dtype of the latents, not of the weights.
     """
+
+    _supports_gradient_checkpointing = True
 
     # Arguments of the parent that no network here changes; else its config would list them, and
     # loading would warn of attributes that our `__init__` does not take.
@@ -177,15 +213,21 @@ class VideoUNet(UNet3DConditionModel):
             fps=fps_conditioning,
             motion=motion_conditioning,
         )
+        # diffusers' blocks build their layers themselves, and offer no way to choose other classes.
+        # The subclasses here add no state, only another forward, so giving the built layers their
+        # class keeps parameters, names and initialisation as they are.
         for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = temporal_dropout
+            if isinstance(module, ResnetBlock2D):
+                module.__class__ = RecomputedResnet
+            if isinstance(module, TransformerTemporalModel):
+                module.__class__ = RecomputedTransformer
             if isinstance(module, TemporalConvLayer):
-                # diffusers' blocks build their layers themselves, and offer no way to choose other
-                # classes. The subclasses here add no state, only another forward, so giving the
-                # built layers their class keeps parameters, names and initialisation as they are.
+                module.__class__ = RecomputedConv
                 for stage in (module.conv1, module.conv2, module.conv3, module.conv4):
                     stage[-1].__class__ = TemporalConv
+                    for layer in stage:
+                        if isinstance(layer, nn.Dropout):
+                            layer.p = temporal_dropout
         if skip_temporal_for_one_frame:
             for name, module in self.named_modules():
                 if isinstance(module, TransformerTemporalModel):

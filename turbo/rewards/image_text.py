@@ -93,9 +93,9 @@ class ImageTextReward(nn.Module):
         if len(prompts) != len(frames):
             raise ValueError(f"Expected {len(frames)} prompts, one a video, got {len(prompts)}.")
         images = rearrange(frames, "B F C H W -> (B F) C H W")
-        images = embed_images(self.model, images, self.make_square)
+        images = embed_images(self.model, images, self.make_square).to(frames.dtype)
         with torch.no_grad():
-            texts = embed_texts(self.model, self.tokenizer, prompts)
+            texts = embed_texts(self.model, self.tokenizer, prompts).to(frames.dtype)
         # One text per frame, grouped by video like the frames. The published code tiles the texts
         # instead, which pairs frames with the wrong prompts in a batch of several videos.
         texts = repeat(texts, "B D -> (B F) D", F=frames.shape[1])

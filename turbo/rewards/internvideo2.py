@@ -243,8 +243,9 @@ class InternVideo2Reward(nn.Module):
         check_videos(frames, prompts, self.num_frames)
         with torch.no_grad():
             texts = self.model.embed_tokens(*self._tokenize(prompts, frames.device))
-        videos = self.model.embed_frames(prepare_videos(frames, self.model.config.size))
-        return cosine_similarity(videos, texts)
+        pixels = prepare_videos(frames, self.model.config.size)
+        videos = self.model.embed_frames(pixels.to(self.model.vision_proj.weight.dtype))
+        return cosine_similarity(videos.to(frames.dtype), texts.to(frames.dtype))
 
     def _tokenize(
         self, prompts: list[str], device: torch.device

@@ -164,12 +164,17 @@ class VideoTextReward(nn.Module):
         check_videos(frames, prompts, self.num_frames)
         with torch.no_grad():
             texts = self.model.text_encoder(tokenize(self.tokenizer, prompts).to(frames.device))
-        return cosine_similarity(embed_videos(self.model, frames), texts)
+        videos = embed_videos(self.model, frames)
+        return cosine_similarity(videos, texts.to(videos.dtype))
 
 
 def embed_videos(model: ViCLIP, frames: Frames) -> Embedding:
-    """Embed the central square of videos in [0, 1]; the embeddings are not normalised."""
-    return model.vision_encoder(prepare_videos(frames, model.config.size))
+    """Embed the central square of videos in [0, 1]; the embeddings are not normalised.
+
+    They have the dtype of the frames, whatever that of the weights.
+    """
+    pixels = prepare_videos(frames, model.config.size)
+    return model.vision_encoder(pixels.to(model.temp.dtype)).to(frames.dtype)
 
 
 def save_viclip(model: ViCLIP, folder: Path) -> None:

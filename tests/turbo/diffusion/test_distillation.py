@@ -173,6 +173,48 @@ def test_student_that_shares_is_the_same_network_without_a_copy(tiny_unet):
     assert added == ["time_embedding.cond_proj.weight"]
 
 
+def test_a_student_that_takes_motion_starts_as_its_teacher_too(tiny_unet):
+    student = student_of(tiny_unet, motion=True)
+    noisy, timesteps, text = torch.randn(1, 4, 3, 4, 4), torch.tensor([519]), torch.randn(1, 6, 16)
+
+    for guidance, motion in ((7.5, 0.05), (15.0, 0.0), (5.0, None)):
+        conditioning = Conditioning(
+            guidance=embed_guidance_scale(torch.tensor([guidance])),
+            motion=None if motion is None else embed_guidance_scale(torch.tensor([motion])),
+        )
+        output = student(noisy, timesteps, text, conditioning)
+        assert_close(output, tiny_unet(noisy, timesteps, text), rtol=0, atol=1e-5)
+
+
+def test_guidance_motion_and_their_combination_all_learn_from_the_second_step(tiny_unet):
+    student = student_of(tiny_unet, motion=True).requires_grad_(True)
+    projections = ("cond_proj", "motion_cond_proj", "combine_proj")
+    weights = [getattr(student.time_embedding, name).weight for name in projections]
+    optimiser = torch.optim.SGD(weights, lr=1e-2)
+    conditioning = Conditioning(
+        guidance=embed_guidance_scale(torch.tensor([7.5])),
+        motion=embed_guidance_scale(torch.tensor([0.05])),
+    )
+    noisy, timesteps, text = torch.randn(1, 4, 3, 4, 4), torch.tensor([519]), torch.randn(1, 6, 16)
+
+    for _ in range(2):
+        optimiser.zero_grad()
+        student(noisy, timesteps, text, conditioning).square().mean().backward()
+        optimiser.step()
+
+    gradients = {
+        name: weight.grad.abs().sum().item()
+        for name, weight in zip(projections, weights, strict=True)
+    }
+    assert all(size > 0 for size in gradients.values()), gradients
+
+
+@pytest.mark.parametrize("num_steps", [30, 300, 999])
+def test_a_grid_that_would_not_reach_the_last_timestep_is_refused(num_steps):
+    with pytest.raises(ValueError, match=f"divide 1000 timesteps evenly, got {num_steps}"):
+        SolverGrid(num_steps)
+
+
 @pytest.fixture
 def batch():
     latents, text = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 6, 16)

@@ -293,3 +293,19 @@ def test_an_example_is_where_its_own_video_is(unet, videos):
     example = invert_to(timesteps[[2, 0]], unet, schedule, videos["noisy"], timesteps, text)
 
     assert_close(example, torch.stack([walk[2][0], walk[0][1]]))
+
+
+def test_recomputing_activations_keeps_the_score():
+    teacher, inputs = (
+        make_unet(),
+        (torch.tensor([519]), torch.randn(1, 5, 16), torch.randn(1, 5, 16)),
+    )
+    noisy, example = torch.randn(2, 1, 4, 3, 4, 4)
+    layers = temporal_attention_layers(teacher)
+    expected = motion_score(teacher, noisy, example, *inputs, layers=layers)
+
+    teacher.enable_gradient_checkpointing()
+    found = motion_score(teacher, noisy, example, *inputs, layers=layers)
+
+    assert expected.score.abs().sum() > 0
+    assert_close(found.score, expected.score, rtol=0, atol=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from jaxtyping import config
 from torch._dynamo.utils import counters
 
@@ -30,7 +31,11 @@ def traced(student_card, tiny_vae, tiny_text_encoder, schedule) -> VideoPipeline
 def test_every_kind_of_block_exists():
     """A block that a new version of diffusers renames would silently stay slow."""
     with torch.device("meta"):
-        networks = [VideoUNet(), VideoUNet(skip_temporal_for_one_frame=True)]
+        networks = [
+            VideoUNet(),
+            VideoUNet(skip_temporal_for_one_frame=True),
+            AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)),
+        ]
 
     found = {type(module).__name__ for network in networks for module in network.modules()}
 

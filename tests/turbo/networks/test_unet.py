@@ -5,7 +5,9 @@ import logging
 
 import pytest
 import torch
-from torch import nn
+from diffusers import UNet3DConditionModel
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
@@ -119,6 +121,62 @@ def test_dropout_is_off_in_eval_mode(tiny_unet):
     inputs = _inputs()
 
     assert torch.equal(tiny_unet(*inputs), tiny_unet(*inputs))
+
+
+def _dropping(network: nn.Module) -> dict[str, float]:
+    """Return the places that drop values in training, each with its share."""
+    drops = {n: m.p for n, m in network.named_modules() if isinstance(m, nn.Dropout)}
+    return {name: share for name, share in drops.items() if share > 0}
+
+
+def test_dropout_is_where_the_published_network_has_it_in_its_temporal_convolutions():
+    with torch.device("meta"):
+        ours, published = VideoUNet(), UNet3DConditionModel(attention_head_dim=64)
+
+    assert _dropping(ours) == _dropping(published)
+    assert len(_dropping(ours)) == 66
+    assert all(".temp_convs." in name for name in _dropping(ours))
+    assert _dropping(make_unet(temporal_dropout=0.0)) == {}
+
+
+def _step(unet: VideoUNet) -> tuple[Tensor, dict[str, Tensor], int]:
+    """Return output and gradients of a step in train mode, and the bytes kept between passes."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(0)  # noise, and the masks of dropout
+    unet.train().zero_grad()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(*_inputs(batch=2))
+    output.square().mean().backward()
+    return output.detach(), {n: p.grad for n, p in unet.named_parameters()}, sum(kept.values())
+
+
+@pytest.mark.parametrize("skip_temporal_for_one_frame", [False, True])
+def test_recomputing_activations_keeps_every_number_and_a_part_of_the_memory(
+    skip_temporal_for_one_frame,
+):
+    unet = make_unet(
+        skip_temporal_for_one_frame=skip_temporal_for_one_frame, layers_per_block=2
+    ).requires_grad_(True)
+    output, gradients, memory = _step(unet)
+
+    unet.enable_gradient_checkpointing()
+    same_output, same_gradients, less = _step(unet)
+    unet.disable_gradient_checkpointing()
+    _, _, again = _step(unet)
+
+    assert torch.equal(output, same_output)
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, same_gradients[name]), name
+    assert less < 0.4 * memory
+    assert again == memory
 
 
 @pytest.mark.parametrize("frames, skips", [(1, True), (2, False)])
