@@ -13,7 +13,18 @@ StudyError
 
 
 class StudyError(Exception):
-    """Any error of a study. The message is one or two plain sentences."""
+    """Any error of a study.
+
+    Args:
+        message: one or two plain sentences. Where raters read them in the language of a study, its
+            catalogue translates the message before the values are filled in.
+        values: of the message's {placeholders}; without values, braces have no meaning.
+    """
+
+    def __init__(self, message: str = "", **values: object) -> None:
+        super().__init__(message.format(**values) if values else message)
+        self.message = message
+        self.values = values
 
 
 class NotYours(StudyError):

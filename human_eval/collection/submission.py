@@ -178,11 +178,14 @@ def _check_answers(definition: StudyDefinition, submission: Submission) -> None:
         allowed = shown_choices(asked[key])
         if answer.shown not in allowed:
             raise NotAcceptable(
-                f"Question {key} takes {', '.join(allowed)}, not {answer.shown!r}. Choose again."
+                "Question {question} does not take this answer. Reload the page.", question=key
             )
         limit = definition.assignment.lease_seconds
         if not (math.isfinite(answer.seconds) and 0 <= answer.seconds <= limit):
-            raise NotAcceptable(f"The answering time of question {key} is not valid. Reload.")
+            raise NotAcceptable(
+                "The answering time of question {question} is not valid. Reload the page.",
+                question=key,
+            )
 
 
 def _check_viewing(
@@ -201,7 +204,8 @@ def _check_viewing(
         since = max(since, previous or 0)
     if submission.loops < viewing.min_loops or now - since < 1000 * needed:
         raise NotAcceptable(
-            f"Please watch both clips to the end first, {viewing.min_loops} times or more."
+            "Please watch both videos to the end first. Required loops: {count}.",
+            count=viewing.min_loops,
         )
 
 

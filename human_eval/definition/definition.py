@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from human_eval.definition.platforms import Provider, complete
 from human_eval.errors import StudyError
 
+Language = Literal["en", "de", "fr", "es", "zh", "ja", "ar"]
 Dimension = Literal["", "visual_quality", "motion_quality", "text_alignment"]
 TiePolicy = Literal["forced", "tie", "tie_and_both_bad"]
 Policy = Literal["balanced", "fixed"]
@@ -60,6 +61,7 @@ class Question:
     ties: TiePolicy = "forced"
     primary: bool = False  # the one question that claims rest on
     dimension: Dimension = ""  # what it measures, for exports that reward models are trained on
+    labels: tuple[str, ...] = ()  # of the choices, from left to right; by default as the page's
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -141,6 +143,7 @@ class StudyDefinition:
     name: str
     version: int = 1
     title: str = ""
+    language: Language = "en"  # of the raters' page; all other texts are yours
     prompts: str = "prompts.txt"  # a text or CSV file, or "evalcrafter"
     raters_per_pair: int = 3
     match_seeds: bool = True  # refuse pairs whose manifests name different seeds
@@ -372,6 +375,22 @@ def _check_questions(definition: StudyDefinition) -> None:
         raise StudyError(
             f"Two questions have the same dimension: {', '.join(measured)}. Set it on one of them."
         )
+
+    for question in definition.questions:
+        _check_labels(question)
+
+
+def _check_labels(question: Question) -> None:
+    labels = [label.strip() for label in question.labels]
+    if not labels:
+        return
+    if len(labels) != len(question.choices):
+        raise StudyError(
+            f"{question.key} has {len(labels)} labels for {len(question.choices)} choices. Give "
+            "each choice its label, in this order: video 1, video 2, no difference, both bad."
+        )
+    if "" in labels or len(set(labels)) < len(labels):
+        raise StudyError(f"Two labels of {question.key} are equal, or one is empty. Correct them.")
 
 
 def _check_numbers(definition: StudyDefinition) -> None:

@@ -123,8 +123,10 @@ def read_parameters(provider: Provider, given: Mapping[str, str]) -> dict[str, s
     rater = found.get(provider.rater, "").strip()
     if not rater or (provider.pattern and not re.fullmatch(provider.pattern, rater)):
         raise NotAcceptable(
-            f"The link has no valid {provider.rater} from {provider.key}. Open the study from the "
-            "platform's page again."
+            "The link has no valid {parameter} from {platform}. Open the study from the "
+            "platform's page again.",
+            parameter=provider.rater,
+            platform=provider.key,
         )
     return {**found, provider.rater: rater}
 

@@ -32,6 +32,11 @@ STATUS: dict[type[StudyError], int] = {
     StorageFull: 507,
     StorageDamaged: 500,
 }
+BY_STATUS = {
+    400: "The request could not be read. Reload the page.",
+    404: "This address does not exist. Check the link.",
+    405: "This address does not accept this kind of request.",
+}
 MAX_BODY = 64 * 1024  # bytes
 RETRY_SECONDS = 2
 READ = ["GET", "HEAD"]  # the methods of a route that changes nothing
@@ -61,7 +66,9 @@ async def read_body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         content += chunk
         if len(content) > limit:
-            raise NotAcceptable(f"The request is larger than {limit} bytes. Reload the page.")
+            raise NotAcceptable(
+                "The request is larger than {limit} bytes. Reload the page.", limit=limit
+            )
     return bytes(content)
 
 
@@ -84,12 +91,23 @@ class BodyRoute(APIRoute):
         return check_then_handle
 
 
-def create_json_app(on_refusal: Callable[[str, Request], None], **options: Any) -> FastAPI:
+def in_english(message: str, **values: object) -> str:
+    """Fill in the placeholders of a message."""
+    return message.format(**values) if values else message
+
+
+def create_json_app(
+    on_refusal: Callable[[str, Request], None],
+    *,
+    translate: Callable[..., str] = in_english,
+    **options: Any,
+) -> FastAPI:
     """Create an application without API documentation that answers errors with {"error": ...}.
 
     Args:
         on_refusal: called with the error's class name for every request that is refused, and not
             for failures of the storage.
+        translate: returns a message, given in English with the values of its placeholders.
         options: of FastAPI.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **options)
@@ -97,7 +115,7 @@ def create_json_app(on_refusal: Callable[[str, Request], None], **options: Any) 
     @app.exception_handler(StudyError)
     async def refuse(request: Request, error: StudyError) -> Response:
         status = STATUS.get(type(error), 400)
-        response = reply({"error": str(error)}, status)
+        response = reply({"error": translate(error.message, **error.values)}, status)
         if status >= 500:
             response.headers["retry-after"] = str(RETRY_SECONDS)
         else:
@@ -108,16 +126,17 @@ def create_json_app(on_refusal: Callable[[str, Request], None], **options: Any) 
     async def refuse_body(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        message = f"The request has an error in {place[:80]!r}: {first['msg']}. Reload the page."
-        return await refuse(request, NotAcceptable(message))
+        refusal = NotAcceptable(
+            "The request has an error in {place}: {problem}. Reload the page.",
+            place=repr(place[:80]),
+            problem=first["msg"],
+        )
+        return await refuse(request, refusal)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
-        message = {
-            404: "This address does not exist. Check the link.",
-            405: "This address does not accept this kind of request.",
-        }.get(error.status_code, "The request could not be read. Reload the page.")
-        return reply({"error": message}, error.status_code)
+        message = BY_STATUS.get(error.status_code, BY_STATUS[400])
+        return reply({"error": translate(message)}, error.status_code)
 
     return app
 

@@ -1,18 +1,18 @@
-"""The page on which raters answer: fixed files with a strict content security policy.
+"""The page on which raters answer: files fixed at the start, with a strict content security policy.
 
 It is a page of its own and uses no framework: it loads in one round trip, runs no third-party
 scripts, and none of its files contains anything about the systems.
 """
 
-from pathlib import Path
+from pathlib import PurePath
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from human_eval.server.http import READ
+from human_eval.server.language import PAGES, Language
 
-PAGES = Path(__file__).parent / "pages"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -27,17 +27,15 @@ OWN_FRAMES = "'self'"
 SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"
 
 
-def create_page_router(*, embedded: bool) -> APIRouter:
+def create_page_router(language: Language, *, embedded: bool) -> APIRouter:
     """Create the routes of the page and its files.
 
     Args:
         embedded: the page is shown in another site's frame.
     """
-    files = {
-        path.name: (path.read_bytes(), TYPES[path.suffix])
-        for path in PAGES.iterdir()
-        if path.suffix in TYPES
-    }
+    files = {path.name: path.read_text("utf-8") for path in PAGES.iterdir() if path.suffix in TYPES}
+    files["rate.html"] = language.render(files["rate.html"])
+    files["catalogue.js"] = language.script()
     headers = {
         "cache-control": "no-cache",
         "content-security-policy": POLICY.format(frames=SPACE_FRAMES if embedded else OWN_FRAMES),
@@ -58,7 +56,6 @@ def create_page_router(*, embedded: bool) -> APIRouter:
     async def send(name: str = "rate.html") -> Response:
         if name not in files:
             raise HTTPException(404)
-        content, media_type = files[name]
-        return Response(content, 200, headers, media_type)
+        return Response(files[name], 200, headers, TYPES[PurePath(name).suffix])
 
     return router

@@ -39,8 +39,8 @@ class EntryBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     consent: bool
-    invitation: str | None = Field(None, max_length=2000)
-    link: str | None = Field(None, max_length=500)
+    invitation: str | None = None
+    link: str | None = None
     parameters: dict[str, str] = Field({}, max_length=20)  # that the platform added to the link
     name: str | None = Field(None, max_length=64)
     password: str | None = Field(None, max_length=200)

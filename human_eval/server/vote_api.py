@@ -29,6 +29,7 @@ from human_eval.server import sign_in
 from human_eval.server.accounts import Authenticator
 from human_eval.server.clip_server import ClipServer
 from human_eval.server.http import READ, BodyRoute, create_json_app, reply
+from human_eval.server.language import Language, load_language
 from human_eval.server.rate_page import create_page_router
 from human_eval.server.sign_in import EntryBody, RaterSession, read_session
 from human_eval.server.vote_service import VoteService
@@ -113,15 +114,16 @@ async def enter(body: EntryBody, request: Request, service: Service, rater: Rate
     session: RaterSession = await service.write(
         lambda connection: sign_in.open_session(connection, store, identity, rater, now)
     )
-    response = reply({"study": _describe_study(store, entered=True)})
+    response = reply({"study": _describe_study(store, state.language, entered=True)})
     sign_in.set_cookie(response, store.keys, session, embedded=state.embedded)
     return response
 
 
 @router.api_route("/api/study", methods=READ)
-async def describe(service: Service, rater: RaterIfAny) -> Response:
+async def describe(request: Request, service: Service, rater: RaterIfAny) -> Response:
     """Describe the questions and the conditions of taking part."""
-    return reply(_describe_study(service.store, entered=rater is not None))
+    language = request.app.state.language
+    return reply(_describe_study(service.store, language, entered=rater is not None))
 
 
 @router.post("/api/claim")
@@ -235,13 +237,15 @@ def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
             actor = "unknown"
         service.count_refusal(error, actor)
 
-    app = create_json_app(count_refusal, lifespan=lifespan)
+    language = load_language(store.definition.language)
+    app = create_json_app(count_refusal, translate=language.translate, lifespan=lifespan)
     app.state.service = service
     app.state.clips = ClipServer(store)
     app.state.authenticator = Authenticator(store.folder)
     app.state.embedded = embedded
+    app.state.language = language
     app.include_router(router)
-    app.include_router(create_page_router(embedded=embedded))
+    app.include_router(create_page_router(language, embedded=embedded))
     return app
 
 
@@ -294,7 +298,7 @@ def _describe_end(
     }
 
 
-def _describe_study(store: StudyStore, *, entered: bool) -> dict[str, Any]:
+def _describe_study(store: StudyStore, language: Language, *, entered: bool) -> dict[str, Any]:
     """Describe the study to raters, without its title, which may name the systems."""
     definition = store.definition
     return {
@@ -308,7 +312,13 @@ def _describe_study(store: StudyStore, *, entered: bool) -> dict[str, Any]:
             {
                 "key": question.key,
                 "wording": question.wording,
-                "choices": shown_choices(question),
+                "forced": question.ties == "forced",
+                "choices": [
+                    {"choice": choice, "label": label}
+                    for choice, label in zip(
+                        shown_choices(question), language.labels(question), strict=True
+                    )
+                ],
             }
             for question in definition.questions
         ],

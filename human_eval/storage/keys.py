@@ -45,13 +45,14 @@ class Keys:
             NotYours: the signature is not valid for this purpose.
         """
         signer = self._signer(purpose)
+        refused = NotYours(_BROKEN_LINK if purpose in ("link", "invitation") else _INVALID)
         try:
             payload = signer.loads(token)
         except (BadSignature, UnicodeError) as error:
-            raise NotYours(_INVALID) from error
+            raise refused from error
         # The last character of base64 has unused bits. Accept only the spelling that was signed.
         if not isinstance(payload, list) or signer.dumps(payload) != token:
-            raise NotYours(_INVALID)
+            raise refused
         return payload
 
     def pseudonym(self, provider: str, name: str) -> str:
@@ -92,4 +93,8 @@ def load_secret(path: Path) -> Keys:
     return Keys(path.read_text().strip())
 
 
-_INVALID = "This link or page is not valid for this study. Reload the page."
+_INVALID = "This page is not valid for this study. Reload the page."
+_BROKEN_LINK = (
+    "This link is incomplete, or it belongs to another study. Open the whole link that you were "
+    "given, from its first to its last character."
+)

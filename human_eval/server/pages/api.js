@@ -1,6 +1,8 @@
 // Requests to the study's server. A lost request is repeated until it is answered: the server
 // stores an answer once, however often it arrives.
 
+import { text } from "./text.js";
+
 const TIMEOUT = 15_000; // milliseconds for one attempt
 const CLIP_TIMEOUT = 120_000;
 const LONGEST_PAUSE = 4_000;
@@ -39,7 +41,7 @@ async function send(path, body, read, onConnection, timeout = TIMEOUT) {
       if (response.status < 500 && response.status !== 429) {
         if (attempt > 0) onConnection(false);
         const { error } = await response.json().catch(() => ({}));
-        throw new Refused(response.status, error ?? "Something went wrong. Reload the page.");
+        throw new Refused(response.status, error ?? text("Something went wrong. Reload the page."));
       }
     } catch (problem) {
       if (problem instanceof Refused) throw problem;

@@ -1,6 +1,8 @@
 // Two videos in sync: the browser plays them, we start them together, correct their drift, and
 // restart them together. The difference stays too small to see.
 
+import { text } from "./text.js";
+
 const NUDGE_FROM = 0.006; // seconds of drift at which the second video runs faster or slower
 const NUDGE_UNTIL = 0.002; // seconds of drift at which it runs normally again
 const NUDGE = 0.08; // fraction of the speed
@@ -91,7 +93,7 @@ export class Player {
     this.clips = clips;
     this.loops = loops;
     clips.videos.forEach((video, side) => {
-      video.setAttribute("aria-label", `Video ${side + 1}`);
+      video.setAttribute("aria-label", side ? text("Video 2") : text("Video 1"));
       this.screens[side].replaceChildren(video);
     });
     this.stage.style.setProperty("--shape", clips.shape.width / clips.shape.height);
@@ -248,14 +250,15 @@ export class Player {
   }
 
   #count(frame) {
-    const text = `frame ${frame + 1} of ${this.clips.shape.frames}`;
-    if (this.counter.textContent !== text) this.counter.textContent = text;
+    const { frames } = this.clips.shape;
+    const place = text("frame {number} of {count}", { number: frame + 1, count: frames });
+    if (this.counter.textContent !== place) this.counter.textContent = place;
   }
 
   #setPlaying(playing) {
     this.playing = playing;
     this.stage.classList.toggle("playing", playing);
     const button = this.stage.querySelector("[data-do=toggle]");
-    button.setAttribute("aria-label", playing ? "Pause" : "Play");
+    button.setAttribute("aria-label", playing ? text("Pause") : text("Play"));
   }
 }

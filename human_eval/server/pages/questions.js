@@ -1,11 +1,9 @@
 // The questions about a pair, answered one after another by mouse, touch or keyboard.
 
-const NAMES = { left: "Video 1", right: "Video 2", tie: "No difference", both_bad: "Both are bad" };
-
 export class Questions {
   /**
    * @param {HTMLElement} root container of the questions
-   * @param {{key: string, wording: string, choices: string[]}[]} asked
+   * @param {{key: string, wording: string, choices: {choice: string, label: string}[]}[]} asked
    * @param {() => void} onChange called when an answer or the current question changes
    */
   constructor(root, asked, onChange) {
@@ -77,6 +75,7 @@ export class Questions {
     group.disabled = true;
     const legend = document.createElement("legend");
     legend.textContent = wording;
+    legend.dir = "auto";
     const row = document.createElement("div");
     row.className = "choices";
     row.append(...choices.map((choice, number) => this.#button(choice, number, place)));
@@ -84,13 +83,14 @@ export class Questions {
     return group;
   }
 
-  #button(choice, number, place) {
+  #button({ choice, label: written }, number, place) {
     const label = document.createElement("label");
     label.className = "choice";
     const input = document.createElement("input");
     Object.assign(input, { type: "radio", name: `question-${place}`, value: choice });
     const name = document.createElement("span");
-    name.textContent = NAMES[choice];
+    name.textContent = written;
+    name.dir = "auto";
     const key = document.createElement("kbd");
     key.textContent = number + 1;
     key.setAttribute("aria-hidden", "true");

@@ -4,17 +4,33 @@ import { Api, Refused } from "./api.js";
 import { connectDialogs } from "./dialogs.js";
 import { Rating, announce } from "./rating.js";
 import { Shortcuts } from "./shortcuts.js";
+import { text } from "./text.js";
 
 // Parameters of our own; others in the address come from a crowd platform.
 const OURS = ["theme", "__theme", "staff", "link", "invitation"];
 const PAUSED_POLL = 15_000; // milliseconds between two checks whether a paused study has resumed
 const ENDINGS = {
-  done: ["All done. Thank you!", "Your answers are saved."],
-  no_work_left: ["No pairs left", "Other raters have answered all pairs. Thank you for coming."],
-  screened_out: ["The study ends here for you", "There are no more pairs. Your answers are saved."],
-  technical: ["The study ends here for you", "Your answers are saved. We will review them."],
-  stopped: ["You have stopped", "Your answers are saved. Open the same link to continue."],
-  paused: ["The study is paused", "Your answers are saved. This page continues automatically."],
+  done: [text("All done. Thank you!"), text("Your answers are saved.")],
+  no_work_left: [
+    text("No pairs left"),
+    text("Other raters have answered all pairs. Thank you for coming."),
+  ],
+  screened_out: [
+    text("The study ends here for you"),
+    text("There are no more pairs. Your answers are saved."),
+  ],
+  technical: [
+    text("The study ends here for you"),
+    text("Your answers are saved. We will review them."),
+  ],
+  stopped: [
+    text("You have stopped"),
+    text("Your answers are saved. Open the same link to continue."),
+  ],
+  paused: [
+    text("The study is paused"),
+    text("Your answers are saved. This page continues automatically."),
+  ],
 };
 
 const $ = (id) => document.getElementById(id);
@@ -66,21 +82,36 @@ function joinLines(text) {
 
 function describe() {
   const { min_loops: loops, questions, consent, instructions, entry } = study;
-  $("loops-needed").textContent = loops > 1 ? `, ${loops} times` : "";
+  $("how-to-watch").textContent =
+    loops > 1
+      ? text("Watch both videos to the end, {count} times.", { count: loops })
+      : text("Watch both videos to the end.");
   const count = questions.length;
-  $("question-count").textContent = count === 1 ? "one question" : `${count} questions`;
+  $("how-to-answer").textContent =
+    count === 1
+      ? text("Answer one question and send your answer. Then the next pair starts.")
+      : text("Answer {count} questions and send your answers. Then the next pair starts.", {
+          count,
+        });
+  $("when-equal").hidden = !questions.every(({ forced }) => forced);
   $("instructions").textContent = joinLines(instructions);
   $("consent-text").textContent = joinLines(
-    consent || "Your answers are stored under a pseudonym.",
+    consent || text("Your answers are stored under a pseudonym."),
   );
-  const ties = questions.some(({ choices }) => choices.length > 2);
-  for (const line of document.querySelectorAll(".tie-key")) line.hidden = !ties;
+  const most = Math.max(...questions.map(({ choices }) => choices.length));
+  $("answer-keys").replaceChildren(...Array.from({ length: most }, (_, place) => key(place + 1)));
   const hasLink = query.has("link") || query.has("invitation");
   $("login").hidden = !(query.has("staff") || (entry.staff && !entry.anonymous && !hasLink));
   if (!entry.anonymous && !hasLink && $("login").hidden) {
-    complain("This study is by invitation only. Please open the link you were given.");
+    complain(text("This study is by invitation only. Open the link you were given."));
     $("begin").disabled = true;
   }
+}
+
+function key(name) {
+  const made = document.createElement("kbd");
+  made.textContent = name;
+  return made;
 }
 
 function connectButtons() {
@@ -117,7 +148,7 @@ function connectButtons() {
 async function enter() {
   complain("");
   if (!$("consent").checked) {
-    complain("Please accept the consent text first.");
+    complain(text("Please accept the consent text first."));
     $("consent").focus();
     return;
   }
@@ -196,7 +227,7 @@ const ACTIONS = {
   speed: () => {
     const speed = rating.player.changeSpeed();
     $("speed").textContent = { 1: "1×", 0.5: "½×", 0.25: "¼×" }[speed];
-    announce(`Speed: ${speed}`);
+    announce(text("Speed: {speed}", { speed }));
   },
   enlarge,
 };
@@ -217,10 +248,12 @@ async function stop(technical) {
 }
 
 function end({ outcome, code, finish, progress }) {
-  const [title, text] = ENDINGS[outcome];
+  const [title, explanation] = ENDINGS[outcome];
   $("end-title").textContent = title;
   const { answered } = progress;
-  $("end-text").textContent = answered ? `${text} You answered ${countPairs(answered)}.` : text;
+  $("end-text").textContent = answered
+    ? `${explanation} ${text("Answered pairs: {count}.", { count: answered })}`
+    : explanation;
   $("code-box").hidden = !code;
   $("code").textContent = code;
   $("finish").hidden = !finish;
@@ -231,17 +264,13 @@ function end({ outcome, code, finish, progress }) {
   if (outcome === "paused") setTimeout(() => $("end").hidden || rate(), PAUSED_POLL);
 }
 
-function countPairs(count) {
-  return count === 1 ? "1 pair" : `${count} pairs`;
-}
-
 async function copyCode() {
   try {
     await navigator.clipboard.writeText($("code").textContent);
-    $("copied").textContent = "Copied.";
+    $("copied").textContent = text("Copied.");
   } catch {
     getSelection().selectAllChildren($("code"));
-    $("copied").textContent = "The code is selected. Press Ctrl+C to copy it.";
+    $("copied").textContent = text("The code is selected. Press Ctrl+C to copy it.");
   }
 }
 
@@ -252,20 +281,23 @@ function complain(text) {
 function showConnection(lost) {
   $("connection").hidden = !lost;
   $("connection").textContent = lost
-    ? "The connection is lost. Your answers are kept and will be sent when it is back."
+    ? text("The connection is lost. Your answers are kept and will be sent when it is back.")
     : "";
 }
 
 document.querySelector("[data-open=leave]").addEventListener("click", () => {
   const wanted = study.wanted;
   $("leave-text").textContent = wanted
-    ? `You have answered ${rating.answered} of ${wanted} pairs. The code follows the last one.`
-    : `You have answered ${countPairs(rating.answered)}. You may stop at any time.`;
+    ? text("You have answered {count} of {wanted} pairs. The code follows the last one.", {
+        count: rating.answered,
+        wanted,
+      })
+    : text("Answered pairs: {count}. You may stop at any time.", { count: rating.answered });
 });
 
 start().catch((problem) => {
   $("connection").hidden = false;
-  const hint = "This page does not work in this browser. Please try another one.";
+  const hint = text("This page does not work in this browser. Please try another one.");
   $("connection").textContent = `${hint} (${problem.message})`;
   throw problem;
 });

@@ -4,6 +4,7 @@ import { Refused } from "./api.js";
 import { Assignment } from "./assignment.js";
 import { Player } from "./player.js";
 import { Questions } from "./questions.js";
+import { text } from "./text.js";
 
 const STALL = 8_000; // milliseconds without a picture until the page offers to report the pair
 const ENDED = Symbol("ended"); // in place of an assignment: there was none left
@@ -57,7 +58,7 @@ export class Rating {
     const assignment = this.assignment;
     if (this.busy || !assignment || !this.questions.open) return;
     if (!this.questions.complete) {
-      this.#complain("Please answer every question first.");
+      this.#complain(text("Please answer every question first."));
       this.questions.focus();
       return;
     }
@@ -94,7 +95,7 @@ export class Rating {
     const { assignment } = this.sent;
     assignment.revision = assignment.stored + 1;
     this.#show(assignment);
-    announce("You can change your previous answers now. Then send them again.");
+    announce(text("You can change your previous answers now. Then send them again."));
   }
 
   /**
@@ -204,7 +205,8 @@ export class Rating {
     // A duplicate: another window of this rater has sent it, and may have moved on.
     await this.#advance(receipt.duplicate);
     if (!this.assignment) return;
-    announce(`Answers saved. ${$("progress-text").textContent}. ${this.assignment.prompt}`);
+    const progress = $("progress-text").textContent;
+    announce(`${text("Answers saved.")} ${progress}. ${this.assignment.prompt}`);
   }
 
   /** Go back to the assignment that was set aside. */
@@ -228,8 +230,8 @@ export class Rating {
     }
     announce(
       this.waiting
-        ? "The time to change your answers is over. Your first answers count."
-        : "This pair is no longer open. Its time is over, or you answered it in another window.",
+        ? text("The time to change your answers is over. Your first answers count.")
+        : text("This pair is no longer open: its time is over, or it was answered elsewhere."),
     );
     this.waiting = null;
     this.sent = null;
@@ -266,11 +268,15 @@ export class Rating {
 
   #showWatchNote() {
     const wanted = this.study.min_loops;
-    const left = `${this.assignment.loops} of ${wanted} done`;
-    const times = wanted > 1 ? `${wanted} times` : "once";
+    const done = this.assignment.loops;
     $("watch-note").textContent = this.questions.open
-      ? "You can answer now."
-      : `Watch both videos to the end ${times} to answer (${left}).`;
+      ? text("You can answer now.")
+      : wanted > 1
+        ? text("To answer, watch both videos to the end, {wanted} times ({done} of {wanted} done).", {
+            wanted,
+            done,
+          })
+        : text("To answer, watch both videos to the end.");
     $("watch-note").classList.toggle("open", this.questions.open);
   }
 
@@ -281,16 +287,17 @@ export class Rating {
     if (wanted) {
       bar.max = wanted;
       bar.value = this.answered;
-      $("progress-text").textContent = `Pair ${Math.min(this.answered + 1, wanted)} of ${wanted}`;
+      const number = Math.min(this.answered + 1, wanted);
+      $("progress-text").textContent = text("Pair {number} of {wanted}", { number, wanted });
     } else {
-      $("progress-text").textContent = `Pair ${this.answered + 1}`;
+      $("progress-text").textContent = text("Pair {number}", { number: this.answered + 1 });
     }
   }
 
   #showUndo() {
     const left = this.sent ? Math.ceil((this.sent.until - Date.now()) / 1000) : 0;
     if (left <= 0 && this.waiting && !this.busy) {
-      announce("The time to change your answers is over. Your first answers count.");
+      announce(text("The time to change your answers is over. Your first answers count."));
       this.#work(() => this.#resume());
     }
     $("undo-bar").hidden = left <= 0;
@@ -298,9 +305,9 @@ export class Rating {
     if (left <= 0) return;
     $("undo").hidden = this.waiting !== null;
     $("undo-text").textContent = this.waiting
-      ? "You are changing your previous answers."
-      : "Answers saved.";
-    $("undo-left").textContent = `${left} s`;
+      ? text("You are changing your previous answers.")
+      : text("Answers saved.");
+    $("undo-left").textContent = text("{seconds} s", { seconds: left });
   }
 
   #watchClock(assignment) {
@@ -309,7 +316,7 @@ export class Rating {
     const left = Math.min(assignment.expires - Date.now(), 2 ** 31 - 1);
     this.clock = setTimeout(async () => {
       if (this.assignment !== assignment || this.busy) return;
-      announce("The time for this pair is over. Here is the next one.");
+      announce(text("The time for this pair is over. Here is the next one."));
       await this.#work(() => this.#advance(true));
     }, left);
   }

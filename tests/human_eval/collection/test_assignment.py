@@ -339,10 +339,10 @@ def test_answers_wait_until_the_clips_can_have_been_watched(make_store):
     first, second = claim_pair(store, rater), claim_pair(store, rater, ahead=True)
 
     store.clock.pass_seconds(3.9)
-    with pytest.raises(NotAcceptable, match="watch both clips"):
+    with pytest.raises(NotAcceptable, match="watch both"):
         submit_answers(store, answer(store, first))
     store.clock.pass_seconds(0.1)
-    with pytest.raises(NotAcceptable, match="watch both clips"):
+    with pytest.raises(NotAcceptable, match="watch both"):
         submit_answers(store, answer(store, first, loops=1))
     submit_answers(store, answer(store, first))
     store.clock.pass_seconds(3.9)

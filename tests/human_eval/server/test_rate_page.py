@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from human_eval.server.rate_page import PAGES
+from human_eval.server.language import PAGES
 from human_eval.server.vote_api import create_app
 
 
@@ -24,7 +24,7 @@ def client(make_store):
 def test_the_page_and_every_file_it_refers_to_are_served(client):
     page = client.get("/rate")
     named = re.findall(r'(?:src|href)="(rate/[^"]+)"', page.text)
-    modules = {path.name for path in PAGES.glob("*.js")}
+    modules = {path.name for path in PAGES.glob("*.js")} | {"catalogue.js"}
     imported = re.findall(r'from "\./(\w+\.js)"', "".join(map(str, _sources())))
 
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")

@@ -76,7 +76,8 @@ def test_a_rater_enters_watches_and_answers(store, client):
     receipt = vote(client, pair["assignment"], "right").json()
 
     assert [question["key"] for question in study["questions"]] == ["Q1", "Q2"]
-    assert study["questions"][0]["choices"] == ["left", "right", "tie"]
+    offered = [choice["choice"] for choice in study["questions"][0]["choices"]]
+    assert offered == ["left", "right", "tie"]
     assert pair["prompt"].startswith("prompt ")
     assert {left.content[:1], right.content[:1]} in ({b"o", b"t"}, {b"t", b"o"})
     assert receipt["answers"] == {"Q1": "right", "Q2": "right"}
@@ -323,7 +324,7 @@ def test_an_answer_before_the_clips_can_have_been_seen_is_refused(make_store):
 
     refused = (early, unseen, early_again)
     assert [reply.status_code for reply in refused] == [422] * 3
-    assert "watch both clips" in early.json()["error"]
+    assert "watch both" in early.json()["error"]
     assert (seen.status_code, seen_again.status_code) == (200, 200)
 
 

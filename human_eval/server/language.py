@@ -1,0 +1,69 @@
+"""The raters' page in the language of a study.
+
+The page, its scripts and the refusals that raters read are written in English. A catalogue in
+`pages/languages` translates them, by English sentence; a sentence may have {placeholders}.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from human_eval.collection.submission import shown_choices
+from human_eval.definition.definition import Question
+
+PAGES = Path(__file__).parent / "pages"
+RIGHT_TO_LEFT = {"ar"}
+LABELS = {"left": "Video 1", "right": "Video 2", "tie": "No difference", "both_bad": "Both are bad"}
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language that raters read."""
+
+    key: str  # as in the HTML attribute `lang`
+    catalogue: Mapping[str, str] = field(default_factory=dict)  # by English sentence; English: none
+
+    @property
+    def direction(self) -> str:
+        """The HTML attribute `dir`."""
+        return "rtl" if self.key in RIGHT_TO_LEFT else "ltr"
+
+    def translate(self, sentence: str, **values: object) -> str:
+        """Translate a sentence and fill in its placeholders; unknown sentences stay English."""
+        translated = self.catalogue.get(sentence, sentence)
+        return translated.format(**values) if values else translated
+
+    def render(self, template: str) -> str:
+        """Translate a page of ours, a Jinja template."""
+        return page_environment(self).from_string(template).render(language=self)
+
+    def script(self) -> str:
+        """Return the catalogue as a module for the page's scripts."""
+        return f"export default {json.dumps(dict(self.catalogue))};\n"
+
+    def labels(self, question: Question) -> list[str]:
+        """Return what is written on the choices of a question."""
+        return list(question.labels) or [
+            self.translate(LABELS[shown]) for shown in shown_choices(question)
+        ]
+
+
+def load_language(key: str) -> Language:
+    """Read the catalogue of a language of `StudyDefinition`."""
+    if key == "en":
+        return Language(key)
+    path = PAGES / "languages" / f"{key}.json"
+    return Language(key, json.loads(path.read_text(encoding="utf-8")))
+
+
+def page_environment(language: Language) -> jinja2.Environment:
+    """Return the environment of our templates, in which `_` and {% trans %} translate."""
+    made = jinja2.Environment(autoescape=True, extensions=["jinja2.ext.i18n"])
+    made.policies["ext.i18n.trimmed"] = True
+    made.install_gettext_callables(  # type: ignore[attr-defined]  # added by the extension
+        language.translate, lambda one, many, count: many, newstyle=False
+    )
+    return made
