@@ -42,7 +42,7 @@ def restore(options: Namespace) -> None:
         names = ", ".join(f"{clip.system} {clip.prompt_index:04d}" for clip in missing[:20])
         raise StudyError(
             f"{len(missing)} clips are missing from the media folder: {names}. Copy the study's "
-            "media folder back."
+            "media folder back, or run `ingest` with the original clips."
         )
 
 

@@ -13,6 +13,7 @@ from human_eval.definition.prompts import EVALCRAFTER, load_prompts
 from human_eval.errors import StudyError
 from human_eval.storage.study_state import check_open
 from human_eval.study.attention_checks import make_gold
+from human_eval.study.media_check import find_lost_clips, name_lost, remake_clips
 from human_eval.study.queries import read_pairs
 from human_eval.study.store import StudyStore, create_study
 
@@ -117,11 +118,14 @@ def ingest(options: Namespace) -> None:
                     add_clip(connection, clip, now=store.clock())
                 if clip.status != "ok":
                     refused.append(f"{clip.system} {clip.prompt_index:04d}: {clip.reason}")
+        for remade in remake_clips(store, sources):
+            print(f"made again: {remade}")
         with store.write() as connection:
             partial = options.partial
             made = make_pairs(connection, store.definition, rng=store.rng, partial=partial)
         golds = 0
-        if not options.no_gold:
+        lost = find_lost_clips(store)
+        if not options.no_gold and not lost:
             with progress_bar("gold", "pair", leave=False, delay=1) as advance:
                 golds = make_gold(store, progress=advance)
         _print_ingest(store, made, golds)
@@ -131,6 +135,8 @@ def ingest(options: Namespace) -> None:
             + "\n  ".join(refused[:20])
             + "\nAll other clips are stored. Make these again, then run the same command."
         )
+    if lost:
+        raise StudyError(name_lost(lost))
 
 
 def _print_ingest(store: StudyStore, made: dict[str, int], golds: int) -> None:

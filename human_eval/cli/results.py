@@ -18,6 +18,7 @@ from human_eval.collection.raters import find_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
 from human_eval.storage.tables import AssignmentRow, Rater
+from human_eval.study.media_check import find_lost_clips, name_lost
 from human_eval.study.queries import find_settled, list_defects, read_study_progress, read_votes
 from human_eval.study.store import StudyStore
 
@@ -25,7 +26,7 @@ from human_eval.study.store import StudyStore
 def add_commands(commands: Commands) -> None:
     """Add status, report, export, forecast and screen."""
     parser = add_command(
-        commands, "status", status, "Show how far the study is, and check its database."
+        commands, "status", status, "Show how far the study is, and check its database and clips."
     )
     parser.add_argument("--simulated", action="store_true", help="of the simulation")
 
@@ -69,6 +70,7 @@ def status(options: Namespace) -> None:
         with store.read() as connection:
             defects = list_defects(connection)
             excluded = [_is_simulated(connection, entry) for entry in exclusions(connection)]
+        lost = find_lost_clips(store, read=True)
         definition = store.definition
     print(f"{definition.name}, {progress.state}, definition {definition.hash[:16]}")
     if options.simulated:
@@ -82,6 +84,9 @@ def status(options: Namespace) -> None:
             f"The database is damaged: {'; '.join(defects[:5])}. Restore a backup with `restore`."
         )
     print("The database is sound.")
+    if lost:
+        raise StudyError(name_lost(lost))
+    print("Every clip has its file.")
 
 
 def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:

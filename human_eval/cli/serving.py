@@ -5,9 +5,12 @@ import sys
 from argparse import Namespace
 
 from human_eval.cli.command import Commands, add_command, opened
+from human_eval.collection.pairs import list_clips
 from human_eval.errors import StudyError
 from human_eval.storage import lock
 from human_eval.storage.study_state import set_closed
+from human_eval.study.media_check import describe_lost, find_lost_clips
+from human_eval.study.store import StudyStore
 
 
 def add_commands(commands: Commands) -> None:
@@ -43,6 +46,7 @@ def serve(options: Namespace) -> None:
     with opened(options) as store:
         with lock.serving(store.database, store.folder):
             pass  # a refusal is a message here; inside uvicorn it would be a traceback
+        _check_some_clip(store)
         print(f"Raters' page: http://{options.host}:{options.port}/rate")
         uvicorn.run(
             create_app(store, embedded=options.embedded),
@@ -53,6 +57,15 @@ def serve(options: Namespace) -> None:
             timeout_keep_alive=20,
             timeout_graceful_shutdown=10,
         )
+
+
+def _check_some_clip(store: StudyStore) -> None:
+    """Refuse to serve a study none of whose clips has its file, as after a move without them."""
+    with store.read() as connection:
+        clips = list_clips(connection, None)
+    lost = find_lost_clips(store)
+    if clips and len(lost) == len(clips):
+        raise StudyError(describe_lost(lost))
 
 
 def invite(options: Namespace) -> None:

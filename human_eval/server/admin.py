@@ -32,6 +32,7 @@ from human_eval.server.vote_service import VoteService
 from human_eval.storage import events
 from human_eval.storage.study_state import set_closed, set_paused
 from human_eval.study import backup
+from human_eval.study.media_check import find_lost_clips
 from human_eval.study.queries import list_defects, read_votes
 from human_eval.study.store import StudyStore
 
@@ -131,11 +132,12 @@ async def show_counts(store: Store, name: Researcher) -> Response:
 
 @router.api_route("/check", methods=http.READ)
 async def check_database(store: Store, name: Researcher) -> Response:
-    """Check the database row by row and show the defects."""
+    """Check the database row by row and the clips byte by byte, and show the defects."""
 
     def check() -> list[str]:
         with store.read() as connection:
-            return list_defects(connection)
+            defects = list_defects(connection)
+        return defects + [f"clip of {clip}" for clip in find_lost_clips(store, read=True)]
 
     return _page("check.html", defects=await asyncio.to_thread(check))
 

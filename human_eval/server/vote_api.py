@@ -212,7 +212,7 @@ async def send_clip(
 
 @router.api_route("/healthz", methods=READ)
 async def health(service: Service) -> Response:
-    """Report whether answers can be stored: 200, or 503 with the reasons."""
+    """Report whether answers can be given and stored: 200, or 503 with the reasons."""
     problems = await service.problems()
     return reply({"problems": problems}, 503 if problems else 200)
 

@@ -1,7 +1,9 @@
 """A study while it is served: its writer, what happens every second, and whether it is healthy."""
 
 import asyncio
+import logging
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,8 +17,11 @@ from human_eval.errors import StorageBusy, StudyError
 from human_eval.storage import events
 from human_eval.storage.lock import serving
 from human_eval.storage.writer import Writer
+from human_eval.study.media_check import describe_lost, find_lost_clips
 from human_eval.study.store import StudyStore
 
+logger = logging.getLogger(__name__)
+MEDIA_SECONDS = 30  # between two comparisons of the clips' files with the database
 MIN_FREE = 256 * 2**20  # bytes on disk; below this the study reports a problem
 
 
@@ -27,6 +32,7 @@ class VoteService:
         self.store = store
         self._writer: Writer | None = None
         self._refused: Counter[tuple[str, str]] = Counter()  # by error and actor, not yet stored
+        self._media_problem, self._media_checked = "", float("-inf")  # monotonic seconds
         self._problem = ""  # why the periodic work failed the last time
 
     @asynccontextmanager
@@ -38,6 +44,8 @@ class VoteService:
         """
         with serving(self.store.database, self.store.folder):
             self._writer = Writer(self.store.database)
+            if problem := await asyncio.to_thread(self._check_media):
+                logger.warning(problem)
             stopping = asyncio.Event()
             periodic = asyncio.create_task(self._work_every_second(stopping))
             try:
@@ -74,7 +82,7 @@ class VoteService:
         self._refused[error, actor] += 1
 
     async def problems(self) -> list[str]:
-        """Return why answers cannot be stored, now or soon; empty if the study is healthy."""
+        """Return why answers cannot be given or stored, now or soon; empty for a healthy study."""
         problems = []
         if self._writer is None or not self._writer.alive:
             problems.append("the writer has stopped")
@@ -86,7 +94,17 @@ class VoteService:
             problems.append(_describe(error))
         if self._problem and self._problem not in problems:
             problems.append(self._problem)
+        if not problems and (problem := await asyncio.to_thread(self._check_media)):
+            problems.append(problem)
         return problems
+
+    def _check_media(self) -> str:
+        """Return whether clips lack their files, as of some seconds ago."""
+        if time.monotonic() - self._media_checked >= MEDIA_SECONDS:
+            lost = find_lost_clips(self.store)
+            self._media_problem = describe_lost(lost) if lost else ""
+            self._media_checked = time.monotonic()
+        return self._media_problem
 
     async def _work_every_second(self, stopping: asyncio.Event) -> None:
         """Do the periodic work until the service stops, and once more then."""

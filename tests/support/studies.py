@@ -1,5 +1,6 @@
 """Small studies with made-up clips, on SQLite and on a private PostgreSQL."""
 
+import hashlib
 import os
 import pwd
 import random
@@ -70,6 +71,9 @@ min_loops = {loops}
 """
 
 
+CONTENT = bytes(1000)  # of every made-up clip
+
+
 class Clock:
     """Time that passes when a test says so."""
 
@@ -94,12 +98,12 @@ def make_clip(system: str, prompt_index: int, text: str = "", **changes) -> Clip
         "seed": 0,
         "source_sha256": name,
         "stored_name": f"{name}.mp4",
-        "sha256": name,
+        "sha256": hashlib.sha256(CONTENT).hexdigest(),
         "width": 32,
         "height": 32,
         "fps": 8.0,
         "frames": 16,
-        "bytes": 1000,
+        "bytes": len(CONTENT),
     }
     return Clip(system=system, prompt_index=prompt_index, **{**about, **changes})
 
@@ -109,6 +113,8 @@ def fill(store: StudyStore, num_prompts: int) -> None:
     systems = store.definition.systems
     clips = [make_clip(system.key, index) for system in systems for index in range(num_prompts)]
     add_clips(store, clips)
+    for clip in clips:
+        (store.media / clip.stored_name).write_bytes(CONTENT)
 
 
 def add_clips(store: StudyStore, clips: Iterable[Clip], *, pair: bool = True) -> dict[str, int]:

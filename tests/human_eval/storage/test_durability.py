@@ -103,7 +103,7 @@ def forker(make_store):
     """A study and a process that serves it, to be killed."""
     store = make_store(k=3, num_prompts=400, loops=0)
     for clip in stored_clips(store):
-        (store.media / clip.stored_name).write_bytes(b"clip" * 100)
+        (store.media / clip.stored_name).write_bytes(b"clip" * 250)
     server = VoteServer(store.folder)
     yield store, server
     server.close()
