@@ -6,7 +6,7 @@ from typing import Literal
 from sqlalchemy import Connection, bindparam, func, select
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.storage.events import exclusions
+from human_eval.storage.events import blocks, exclusions
 from human_eval.storage.tables import AssignmentRow, Event
 
 # The first four are those of `Codes`; after the others a rater has no code yet, and may come back.
@@ -32,11 +32,12 @@ def read_progress(connection: Connection, definition: StudyDefinition, rater_id:
 
 
 def is_screened_out(connection: Connection, rater_id: int) -> bool:
-    """Say whether an exclusion of the rater is in force; they are given no more pairs."""
+    """Say whether the rater is excluded or blocked; then they are given no more pairs."""
     subject = f"rater:{rater_id}"
     if connection.execute(_EXCLUDED, {"subject": subject}).first() is None:
         return False
-    return any(exclusion.subject == subject for exclusion in exclusions(connection))
+    excluded = any(exclusion.subject == subject for exclusion in exclusions(connection))
+    return excluded or rater_id in blocks(connection)
 
 
 def ending(progress: Progress, *, closed: bool = False) -> Outcome:
@@ -66,5 +67,7 @@ _STATES = (
     .group_by(AssignmentRow.state)
 )
 _EXCLUDED = (
-    select(Event.id).where(Event.kind == "exclude", Event.subject == bindparam("subject")).limit(1)
+    select(Event.id)
+    .where(Event.kind.in_(["exclude", "block"]), Event.subject == bindparam("subject"))
+    .limit(1)
 )

@@ -71,6 +71,28 @@ def find_rater(connection: Connection, pseudonym: str) -> int:
     return number
 
 
+def check_rater(connection: Connection, number: int) -> None:
+    """Raise a `StudyError` if there is no such rater."""
+    if connection.execute(select(Rater.id).where(Rater.id == number)).first() is None:
+        raise StudyError(f"There is no rater {number}. Reload the page.")
+
+
+def identify_rater(connection: Connection, keys: Keys, name: str) -> int:
+    """Return the number of the rater with that pseudonym, or with that name at their provider.
+
+    Raises:
+        StudyError: there is none, or several providers have such a rater.
+    """
+    providers = connection.execute(select(Rater.provider).distinct()).scalars()
+    names = [name, *(keys.pseudonym(provider, name) for provider in providers)]
+    found = select(Rater.id).where(Rater.pseudonym.in_(names))
+    numbers = connection.execute(found).scalars().all()
+    if len(numbers) != 1:
+        how = "Several raters have" if numbers else "No rater has"
+        raise StudyError(f"{how} the pseudonym or name {name!r}. `raters` lists the pseudonyms.")
+    return numbers[0]
+
+
 _BY_NAME = select(Rater.id).where(
     Rater.provider == bindparam("provider"), Rater.pseudonym == bindparam("pseudonym")
 )

@@ -37,6 +37,7 @@ class Provider:
     keep: tuple[str, ...] = ()  # further parameters that `finish` needs
     pattern: str = ""  # regular expression of a rater's identity; empty accepts any
     placeholder: str = "NAME"  # what the platform replaces by the value of the parameter NAME
+    bonus: str = "id,amount"  # first line of a file of bonuses; empty: none
     finish: str = ""  # https address to return to, with {code} and {parameters}; empty: code only
 
     @property
@@ -56,6 +57,7 @@ KNOWN = {
             keep=("STUDY_ID",),
             pattern="[0-9a-fA-F]{24}",
             placeholder="{{%NAME%}}",
+            bonus="",
             finish="https://app.prolific.com/submissions/complete?cc={code}",
         ),
         Provider(

@@ -22,8 +22,9 @@ from starlette.staticfiles import StaticFiles
 
 from human_eval.collection.pairs import list_clips
 from human_eval.collection.quarantine import release_pair
+from human_eval.collection.raters import check_rater
 from human_eval.errors import NotAcceptable, NotYours, StudyError
-from human_eval.reporting.live_results import set_published
+from human_eval.reporting.live_results import set_published, table_as_csv
 from human_eval.server import admin_session, dashboard, http
 from human_eval.server.accounts import Authenticator
 from human_eval.server.results_api import send_stored_clip
@@ -34,6 +35,7 @@ from human_eval.storage.study_state import set_closed, set_paused
 from human_eval.study import backup
 from human_eval.study.media_check import find_lost_clips
 from human_eval.study.queries import list_defects, read_votes
+from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 
 PAGES = Path(__file__).parent / "pages" / "admin"
@@ -160,6 +162,17 @@ async def download_report(store: Store, name: Researcher) -> Response:
     return await asyncio.to_thread(_zip_files, store, "report")
 
 
+@router.api_route("/raters.csv", methods=http.READ)
+async def download_raters(store: Store, name: Researcher) -> Response:
+    """Send the list of all raters, under their pseudonyms."""
+
+    def write() -> bytes:
+        return table_as_csv(tabulate_raters(store).drop(columns="rater_number"))
+
+    headers = {**HEADERS, "content-disposition": 'attachment; filename="raters.csv"'}
+    return Response(await asyncio.to_thread(write), 200, headers, "text/csv")
+
+
 @router.post("/sign-in")
 async def sign_in(request: Request, store: Store) -> Response:
     """Check name and password and set the cookie."""
@@ -215,6 +228,20 @@ def _exclude(store: StudyStore, form: Form, author: str) -> None:
     raise StudyError("This rater no longer fails the rule. Reload the page.")
 
 
+def _decide_by_hand(
+    decision: Callable[..., int],
+) -> Callable[[StudyStore, Form, str], None]:
+    """Return the action that excludes, blocks or unblocks a rater for a given reason."""
+
+    def act(store: StudyStore, form: Form, author: str) -> None:
+        number, reason = _number(form, "rater"), form.get("reason", "")
+        with store.write() as connection:
+            check_rater(connection, number)
+            decision(connection, number, reason=reason, author=author, now=store.clock())
+
+    return act
+
+
 def _revoke(store: StudyStore, form: Form, author: str) -> None:
     reason = form.get("reason", "").strip()
     if not reason:
@@ -247,6 +274,9 @@ ACTIONS: dict[str, Callable[[StudyStore, Form, str], Any]] = {  # by the address
     "publish": lambda store, form, author: set_published(store, True, author=author),
     "withdraw": lambda store, form, author: set_published(store, False, author=author),
     "exclude": _exclude,
+    "exclude-rater": _decide_by_hand(events.exclude_by_hand),
+    "block-rater": _decide_by_hand(events.block),
+    "unblock-rater": _decide_by_hand(events.unblock),
     "revoke": _revoke,
     "release": _release,
     "back-up": lambda store, form, author: backup.back_up(store),
@@ -259,6 +289,7 @@ def _read_facts(store: StudyStore, request: Request) -> dict[str, Any]:
         "study": store.definition,
         "counts": dashboard.read_counts(store),
         "checks": dashboard.read_rater_checks(store),
+        "raters": dashboard.read_raters(store),
         "quarantine": quarantine,
         "clips": {
             number: "clips/" + store.keys.sign("clip", [number])

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from human_eval.collection.quarantine import RefusedClip, WithheldPair, list_refused, list_withheld
 from human_eval.reporting.live_results import is_published
-from human_eval.storage.events import Exclusion, exclusions
+from human_eval.storage.events import Exclusion, blocks, exclusions
 from human_eval.storage.tables import AssignmentRow, Event, Rater
 from human_eval.study.backup import list_backups
 from human_eval.study.queries import (
@@ -19,11 +19,14 @@ from human_eval.study.queries import (
     read_study_progress,
     read_votes,
 )
+from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 
 LATEST = 20  # events shown
+LATEST_RATERS = 100  # raters shown
 DECISIONS = ("closed", "reopened", "paused", "resumed", "published", "withdrawn", "exclude")
-SHOWN = (*DECISIONS, "revoke", "released", "withheld", "erased", "restored", "backed_up")
+PAY = ("block", "unblock", "bonus")
+SHOWN = (*DECISIONS, *PAY, "revoke", "released", "withheld", "erased", "restored", "backed_up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,14 @@ class RaterChecks:
     proposals: list[Proposal]
     exclusions: list[Exclusion]
     consistency: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaterList:
+    """Who did what."""
+
+    total: int
+    newest: list[dict[str, Any]]  # rows of `tabulate_raters`, and whether the rater is blocked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +179,18 @@ def read_rater_checks(store: StudyStore) -> RaterChecks:
         proposals=proposals,
         exclusions=in_force,
         consistency=consistency(votes).to_dict("records"),
+    )
+
+
+def read_raters(store: StudyStore) -> RaterList:
+    """List the raters who entered last, newest first."""
+    table = tabulate_raters(store)
+    with store.read() as connection:
+        blocked = set(blocks(connection))
+    rows = table.tail(LATEST_RATERS)[::-1].to_dict("records")
+    return RaterList(
+        total=len(table),
+        newest=[{**row, "blocked": row["rater_number"] in blocked} for row in rows],
     )
 
 

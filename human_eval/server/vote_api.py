@@ -6,6 +6,7 @@ server. No reply names a system, and answers are acknowledged only once they are
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
@@ -14,6 +15,7 @@ from sqlalchemy import Connection
 
 from human_eval.collection import assignment, pair_view, submission
 from human_eval.collection.assignment import Assignment
+from human_eval.collection.endings import record_ending
 from human_eval.collection.pair_view import PairView
 from human_eval.collection.progress import (
     Outcome,
@@ -24,6 +26,7 @@ from human_eval.collection.progress import (
     stopping,
 )
 from human_eval.collection.submission import Answer, Detail, Reason, Submission, shown_choices
+from human_eval.definition.definition import Codes
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
 from human_eval.server import sign_in
 from human_eval.server.accounts import Authenticator
@@ -36,6 +39,7 @@ from human_eval.server.vote_service import VoteService
 from human_eval.storage import events
 from human_eval.study.store import StudyStore
 
+PAID_OUTCOMES = {field.name for field in fields(Codes)}
 router = APIRouter(route_class=BodyRoute)
 
 
@@ -131,7 +135,7 @@ async def claim(body: ClaimBody, request: Request, service: Service, rater: Rate
     """Assign a pair, or return why there is none."""
     store, clips = service.store, request.app.state.clips
     mine, view, progress, outcome = await service.write(
-        lambda connection: _claim(connection, store, rater.rater_id, body.ahead)
+        lambda connection: _claim_or_end(connection, store, rater.rater_id, body.ahead)
     )
     if mine is None:
         return reply({"assignment": None, **_describe_end(store, rater, outcome, progress)})
@@ -247,6 +251,17 @@ def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
     app.include_router(router)
     app.include_router(create_page_router(language, embedded=embedded))
     return app
+
+
+def _claim_or_end(
+    connection: Connection, store: StudyStore, rater_id: int, ahead: bool
+) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
+    """Claim a pair; store how the rater's part ends if it ends with a completion code."""
+    found = _claim(connection, store, rater_id, ahead)
+    outcome = found[3]
+    if outcome in PAID_OUTCOMES and not ahead:
+        record_ending(connection, rater_id, outcome, now=store.clock())
+    return found
 
 
 def _claim(

@@ -15,6 +15,9 @@ from sqlalchemy import Connection, bindparam, insert, select
 from human_eval.errors import StudyError
 from human_eval.storage.tables import Event
 
+BY_HAND = "by hand"  # the rule of an exclusion that a researcher decided without a rule
+MAX_REASON = 500  # characters
+
 
 @dataclass(frozen=True)
 class Exclusion:
@@ -92,6 +95,71 @@ def revoke(connection: Connection, event_id: int, *, author: str, reason: str, n
     )
 
 
+def exclude_by_hand(
+    connection: Connection, rater_id: int, *, reason: str, author: str, now: int
+) -> int:
+    """Exclude a rater by a researcher's own decision, and return the event's number.
+
+    Raises:
+        StudyError: there is no reason, or the rater is excluded by hand already.
+    """
+    return exclude(
+        connection,
+        f"rater:{rater_id}",
+        rule=BY_HAND,
+        evidence={"reason": _check_reason(reason)},
+        author=author,
+        now=now,
+    )
+
+
+def block(connection: Connection, rater_id: int, *, reason: str, author: str, now: int) -> int:
+    """Give a rater no more pairs; their votes still count. Return the event's number.
+
+    Raises:
+        StudyError: there is no reason, or the rater is blocked already.
+    """
+    if rater_id in blocks(connection):
+        raise StudyError("This rater is blocked already.")
+    payload = {"reason": _check_reason(reason)}
+    subject = f"rater:{rater_id}"
+    return record(connection, "block", actor=author, subject=subject, now=now, payload=payload)
+
+
+def unblock(connection: Connection, rater_id: int, *, reason: str, author: str, now: int) -> int:
+    """Give a blocked rater pairs again, and return the event's number.
+
+    Raises:
+        StudyError: there is no reason, or the rater is not blocked.
+    """
+    if rater_id not in blocks(connection):
+        raise StudyError("This rater is not blocked. `raters` lists those who are.")
+    payload = {"reason": _check_reason(reason)}
+    subject = f"rater:{rater_id}"
+    return record(connection, "unblock", actor=author, subject=subject, now=now, payload=payload)
+
+
+def blocks(connection: Connection) -> dict[int, str]:
+    """Return the reasons of the blocks in force, by number of the rater."""
+    found: dict[int, str] = {}
+    for row in connection.execute(_BLOCKS):
+        number = int(row.subject.removeprefix("rater:"))
+        if row.kind == "unblock":
+            found.pop(number, None)
+        else:
+            found[number] = json.loads(row.payload)["reason"]
+    return found
+
+
+def _check_reason(reason: str) -> str:
+    """Return the reason without blanks around it, or refuse an empty one."""
+    if not reason.strip():
+        raise StudyError("Please give a reason; it is stored with the decision.")
+    if len(reason.strip()) > MAX_REASON:
+        raise StudyError(f"The reason has more than {MAX_REASON} characters. Shorten it.")
+    return reason.strip()
+
+
 def exclusions(connection: Connection, as_of: int | None = None) -> list[Exclusion]:
     """Return the exclusions in force, oldest first.
 
@@ -110,6 +178,11 @@ def exclusions(connection: Connection, as_of: int | None = None) -> list[Exclusi
     return list(found.values())
 
 
+_BLOCKS = (
+    select(Event.kind, Event.subject, Event.payload)
+    .where(Event.kind.in_(["block", "unblock"]))
+    .order_by(Event.id)
+)
 _INSERT = insert(Event).returning(Event.id)
 _EXCLUSIONS = (
     select(Event)

@@ -198,6 +198,28 @@ def test_a_rater_is_excluded_by_a_rule_and_the_exclusion_revoked(make_store):
     assert events(store) == {"exclude": 1, "revoke": 1}
 
 
+def test_raters_are_listed_excluded_and_blocked_by_hand(store, ada):
+    page = ada.get("/").text
+    names = [store.keys.pseudonym("test", f"rater {number}") for number in range(2)]
+    assert all(name in page and name in ada.get("/raters.csv").text for name in names)
+
+    assert decide(ada, "exclude-rater", rater="1", reason="a bot").status_code == 303
+    assert decide(ada, "block-rater", rater="2", reason="rude").status_code == 303
+    page = ada.get("/").text
+    assert "by hand, a bot" in page and "blocked: rude" in page and "Unblock" in page
+    assert read_votes(store)["excluded"].sum() * 2 == len(read_votes(store))
+    assert decide(ada, "unblock-rater", rater="2", reason="a mistake").status_code == 303
+
+    for action, form in (
+        ("exclude-rater", {"rater": "1", "reason": "twice"}),
+        ("block-rater", {"rater": "2", "reason": " "}),
+        ("block-rater", {"rater": "99", "reason": "nobody"}),
+        ("unblock-rater", {"rater": "2", "reason": "not blocked"}),
+    ):
+        assert decide(ada, action, **form).status_code == 400
+    assert events(store) == {"exclude": 1, "block": 1, "unblock": 1}
+
+
 def test_a_withheld_pair_can_be_reviewed_and_released(store, ada):
     for clip in stored_clips(store):
         (store.media / clip.stored_name).write_bytes(b"a clip")

@@ -1,0 +1,181 @@
+"""Pay: join the raters with a crowd platform's own export, and write a file of bonuses.
+
+The study stores no name of a person. The platform's export has them, and their keyed hashes are the
+pseudonyms of the raters, so both meet here only while a command runs.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from human_eval.errors import StudyError
+from human_eval.storage.events import record
+from human_eval.study.rater_table import tabulate_raters
+from human_eval.study.store import StudyStore
+
+CENT = Decimal("0.01")
+CODE_COLUMNS = {"completion code", "completioncode", "code", "entered code"}  # in lower case
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformExport:
+    """A platform's list of its participants, joined with the raters of the study."""
+
+    provider: str
+    id_column: str
+    rows: pd.DataFrame  # of the export, as text, with rater_number; missing who never entered
+    absent: list[str]  # pseudonyms of raters of this platform whom the export lacks
+    other_codes: list[str]  # pseudonyms of raters who gave another code than their outcome's
+
+
+def read_platform_export(
+    path: Path, store: StudyStore, *, id_column: str | None = None
+) -> PlatformExport:
+    """Read a platform's export and find its participants among the raters.
+
+    Args:
+        id_column: the column of the participants' IDs; by default the one that has most raters.
+
+    Raises:
+        StudyError: the file is no CSV, or no column has the ID of a rater.
+    """
+    rows = _read_csv(path)
+    if id_column is not None and id_column not in rows:
+        raise StudyError(
+            f"{path} has no column {id_column!r}. Its columns are {', '.join(rows.columns)}."
+        )
+    raters = tabulate_raters(store)
+    known = {
+        (rater.provider, rater.rater): int(rater.rater_number)
+        for rater in raters.itertuples(index=False)
+    }
+    providers = sorted({provider for provider, _ in known})
+    best: tuple[int, str, str, pd.Series] | None = None
+    for column in [id_column] if id_column else rows.columns:
+        for provider in providers:
+            hashes = {name: store.keys.pseudonym(provider, name) for name in set(rows[column])}
+            numbers = rows[column].map(
+                {name: known.get((provider, hashed)) for name, hashed in hashes.items()}
+            )
+            found = int(numbers.notna().sum())
+            if found and (best is None or found > best[0]):
+                best = found, str(column), provider, numbers
+    if best is None:
+        raise StudyError(
+            f"No column of {path} has the ID of a rater of this study; its columns are "
+            f"{', '.join(rows.columns)}. Export the list of participants from the platform, and "
+            "name the column of their IDs with --id-column."
+        )
+    _, column, provider, numbers = best
+    rows = rows.assign(rater_number=numbers.astype("Int64"))
+    mine = raters[(raters["provider"] == provider) & (raters["outcome"] != "erased")]
+    joined = rows.merge(
+        mine[["rater_number", "rater", "code"]], on="rater_number", suffixes=("_given", "")
+    )
+    return PlatformExport(
+        provider=provider,
+        id_column=column,
+        rows=rows,
+        absent=list(mine.loc[~mine["rater_number"].isin(rows["rater_number"].dropna()), "rater"]),
+        other_codes=_compare_codes(rows, joined),
+    )
+
+
+def _compare_codes(rows: pd.DataFrame, joined: pd.DataFrame) -> list[str]:
+    named = [name for name in rows.columns if str(name).strip().lower() in CODE_COLUMNS]
+    if not named:
+        return []
+    given = joined["code_given" if named[0] == "code" else named[0]].str.strip()
+    return sorted(set(joined.loc[(given != "") & (given != joined["code"]), "rater"]))
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        content = path.read_bytes()
+        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+        first = text.partition("\n")[0]
+        separator = max(",;\t", key=first.count)
+        rows = pd.read_csv(
+            StringIO(text), dtype=str, keep_default_na=False, sep=separator, index_col=False
+        )
+    except ValueError as error:  # of the encoding, or of the table
+        raise StudyError(
+            f"{path} cannot be read as a CSV file: {error}. Export it from the platform again."
+        ) from error
+    rows = rows.rename(columns={"rater_number": "rater_number (platform)"})  # ours is another
+    return rows.apply(lambda column: column.str.strip())
+
+
+def owed_bonuses(
+    raters: pd.DataFrame, *, per_pair: float, reward: float, again: bool = False
+) -> dict[int, Decimal]:
+    """Return what each rater is still owed, by number: pay by the pair less what was paid.
+
+    Excluded and blocked raters are owed nothing here.
+
+    Args:
+        raters: of `tabulate_raters`.
+        per_pair: pay for one pair.
+        reward: what the platform itself pays for a session whose outcome is "done".
+        again: count no bonus of an earlier file as paid.
+    """
+    owed = {}
+    for rater in raters[raters["decision"] == ""].itertuples(index=False):
+        amount = Decimal(int(rater.pairs)) * Decimal(str(per_pair))
+        if rater.outcome == "done":
+            amount -= Decimal(str(reward))
+        if not again:
+            amount -= rater.bonus
+        amount = amount.quantize(CENT, ROUND_HALF_UP)
+        if amount > 0:
+            owed[int(rater.rater_number)] = amount
+    return owed
+
+
+def write_bonuses(
+    store: StudyStore,
+    export: PlatformExport,
+    owed: Mapping[int, Decimal],
+    path: Path,
+    *,
+    author: str,
+) -> Decimal:
+    """Write the platform's file of bonuses, store them as events, and return their sum.
+
+    Raises:
+        StudyError: nothing is owed to anybody in the export.
+        FileExistsError: the file exists, and may have been paid.
+    """
+    listed = export.rows.dropna(subset="rater_number").drop_duplicates("rater_number")
+    paid = {
+        int(number): (name, owed[int(number)])
+        for name, number in zip(listed[export.id_column], listed["rater_number"], strict=True)
+        if int(number) in owed
+    }
+    if not paid:
+        raise StudyError("No rater in the platform's export is owed a bonus. Nothing was written.")
+    platforms = {entry.key for entry in store.definition.providers}
+    is_platform = export.provider in platforms
+    header = store.definition.provider(export.provider).bonus if is_platform else "id,amount"
+    lines = [header] if header else []
+    lines += [f"{name},{amount}" for name, amount in paid.values()]
+    with store.write() as connection:
+        for number, (_, amount) in paid.items():
+            record(
+                connection,
+                "bonus",
+                actor=author,
+                subject=f"rater:{number}",
+                now=store.clock(),
+                payload={"amount": str(amount)},
+            )
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    return sum((amount for _, amount in paid.values()), Decimal(0))
