@@ -33,6 +33,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--role", choices=["rater", "admin"], default="rater")
 
     parser = add_command(commands, "close", close, "Take no more answers.")
+    parser.add_argument("--yes", action="store_true", help="do not ask in a terminal")
     parser.add_argument("--reopen", action="store_true", help="take answers again")
     parser.add_argument("--author", default="researcher")
 
@@ -101,7 +102,12 @@ def staff(options: Namespace) -> None:
 
 def close(options: Namespace) -> None:
     """Close the study, or open it again."""
+    closed = not options.reopen
+    if closed and not options.yes and sys.stdin.isatty():
+        print("Raters can no longer answer, and readers of the Results page see system names.")
+        if input("Close the study? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise StudyError("The study stays open.")
     with opened(options) as store, store.write() as connection:
-        closed, now = not options.reopen, store.clock()
+        now = store.clock()
         set_closed(connection, closed, author=options.author, now=now)
     print("The study is closed." if closed else "The study takes answers again.")

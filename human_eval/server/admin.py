@@ -31,10 +31,10 @@ from human_eval.server.results_api import send_stored_clip
 from human_eval.server.sign_in import entry_links
 from human_eval.server.vote_service import VoteService
 from human_eval.storage import events
-from human_eval.storage.study_state import set_closed, set_paused
+from human_eval.storage.study_state import check_open, set_closed, set_paused
 from human_eval.study import backup
 from human_eval.study.media_check import find_lost_clips
-from human_eval.study.queries import list_defects, read_votes
+from human_eval.study.queries import list_defects, read_study_progress, read_votes
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 
@@ -206,8 +206,19 @@ async def decide(action: str, request: Request, store: Store, name: Researcher) 
         return response
     if action not in ACTIONS:
         raise StudyError("This action does not exist. Reload the page.")
+    if action == "close" and form.get("confirm") != "yes":
+        return await asyncio.to_thread(_ask_to_close, store, request, name)
     await asyncio.to_thread(ACTIONS[action], store, form, name)
     return response
+
+
+def _ask_to_close(store: StudyStore, request: Request, name: str) -> Response:
+    """Show what closing means, and a form that does it."""
+    with store.read() as connection:
+        check_open(connection)
+    waiting = read_study_progress(store).assignments.get("open", 0)
+    token = admin_session.issue_form_token(store, name)
+    return _page("close.html", open=waiting, token=token, root=_root(request))
 
 
 def _exclude(store: StudyStore, form: Form, author: str) -> None:

@@ -17,6 +17,7 @@ from human_eval.definition.definition import load_definition
 from human_eval.reporting.export import write_export
 from human_eval.statistics import screening
 from human_eval.storage.events import exclusions
+from human_eval.storage.study_state import is_closed
 from human_eval.study.queries import read_votes
 from human_eval.study.store import open_study
 from tests.support.crowd import define_pair, make_votes
@@ -222,6 +223,18 @@ def test_a_closed_study_takes_nothing_in(place, study, capsys, command):
     assert digest(study) == before
     run("close", study, "--reopen")
     run("ingest", study, place / "clips")
+
+
+@pytest.mark.parametrize("reply, stays", [("", True), ("no", True), ("y", False)])
+def test_closing_in_a_terminal_asks_first(study, monkeypatch, capsys, reply, stays):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: reply)
+
+    with pytest.raises(SystemExit) if stays else contextlib.nullcontext():
+        run("close", study)
+
+    with contextlib.closing(open_study(study)) as store, store.read() as connection:
+        assert is_closed(connection) != stays
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "torn", "other"])

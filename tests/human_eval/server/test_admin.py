@@ -127,12 +127,24 @@ def test_the_dashboard_counts_what_the_database_holds(ada):
 def test_a_study_is_paused_resumed_closed_and_reopened(store, ada):
     rater = enter_rater(store, "test", "late")
     for action in ("pause", "resume", "close", "reopen"):
-        reply = decide(ada, action)
+        reply = decide(ada, action, confirm="yes")
         assert (reply.status_code, reply.headers["location"]) == (303, "/")
 
     assert events(store) == {"paused": 1, "resumed": 1, "closed": 1, "reopened": 1}
     assert decide(ada, "resume").status_code == 400
     assert claim_pair(store, rater) is None  # all is answered; neither paused nor closed
+
+
+def test_closing_is_confirmed_first(store, ada):
+    asked = decide(ada, "close")
+
+    assert asked.status_code == 200 and 'name="confirm" value="yes"' in asked.text
+    assert "names of the systems" in asked.text and not events(store)
+    form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', asked.text))
+    assert ada.post("/close", data=form, follow_redirects=False).status_code == 303
+    assert events(store) == {"closed": 1}
+    assert decide(ada, "close").status_code == 410  # closed already
+    assert decide(ada, "reopen").status_code == 303
 
 
 def test_an_unknown_page_is_answered_with_a_page(ada):
