@@ -11,17 +11,17 @@ from typing import Literal
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from human_eval.collection.assignment import release
-from human_eval.definition.definition import CHOICES, Question, StudyDefinition
+from human_eval.definition.definition import Choice, StudyDefinition
 from human_eval.errors import NotAcceptable, NotYours, StudyClosed, TooLate
 from human_eval.storage.events import record
 from human_eval.storage.study_state import CLOSED_AT, CLOSED_MESSAGE
 from human_eval.storage.tables import AnyRow, AssignmentRow, ClipRow, Event, PairRow, Vote
 
-SHOWN = ("left", "right", "tie", "both_bad")  # answers in terms of sides, in the order of CHOICES
 MAX_LOOPS = 10_000
 MAX_REVISIONS = 5
 REPORTS_TO_WITHHOLD = 3  # by different raters
 
+_Stored = tuple[str, int]  # choice in terms of systems, and its strength
 Reason = Literal["broken", "skipped"]
 Detail = Literal["", "not_playing", "damaged", "prompt_unclear", "disturbing", "other"]
 
@@ -30,8 +30,9 @@ Detail = Literal["", "not_playing", "damaged", "prompt_unclear", "disturbing", "
 class Answer:
     """A rater's answer to one question."""
 
-    shown: str  # one of SHOWN
+    shown: str  # left, right, tie or both_bad
     seconds: float  # from both clips ready to the answer
+    strength: int = 0  # of a preference on a scale
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Receipt:
 
     assignment_id: int
     revision: int
-    answers: dict[str, str]  # by question: one of SHOWN, as stored
+    answers: dict[str, str]  # by question: left, right, tie or both_bad, as stored
     duplicate: bool  # the answers were stored before
 
 
@@ -71,7 +72,7 @@ def submit(
     if row is None or row.rater_id != submission.rater_id:
         raise NotYours("This pair is not assigned to you. Reload the page.")
     _check_answers(definition, submission)
-    choices = {key: _choice(entry.shown, row.side_a) for key, entry in submission.answers.items()}
+    choices = {key: _choice(entry, row.side_a) for key, entry in submission.answers.items()}
     if row.state == "submitted":
         return _resubmit(connection, definition, submission, row, choices, now)
     if row.state != "open" or row.expires_at <= now or row.attempt != submission.attempt:
@@ -112,24 +113,22 @@ def give_back(
         record(connection, "withheld", actor="service", subject=subject, now=now)
 
 
-def shown_choices(question: Question) -> tuple[str, ...]:
-    """Return the answers that a question takes, in terms of sides."""
-    return SHOWN[: len(CHOICES[question.ties])]
-
-
 def _resubmit(
     connection: Connection,
     definition: StudyDefinition,
     submission: Submission,
     row: AnyRow,
-    choices: dict[str, str],
+    choices: dict[str, _Stored],
     now: int,
 ) -> Receipt:
     """Handle answers to an assignment that has answers: the same ones again, or a revision."""
-    stored: dict[str, str] = {}
+    stored: dict[str, _Stored] = {}
     newest = 0
     for vote in connection.execute(_STORED, {"assignment": row.id}):
-        stored[vote.question] = vote.choice  # ordered by revision: the last one counts
+        stored[vote.question] = (
+            vote.choice,
+            vote.strength,
+        )  # ordered by revision: the last one counts
         newest = vote.revision
     if stored == choices and submission.revision <= newest:
         return _receipt(row, newest, stored, duplicate=True)
@@ -145,7 +144,7 @@ def _store(
     definition: StudyDefinition,
     submission: Submission,
     row: AnyRow,
-    choices: dict[str, str],
+    choices: dict[str, _Stored],
     now: int,
 ) -> None:
     if row.closed_at is not None:
@@ -158,12 +157,13 @@ def _store(
             "question": question,
             "revision": submission.revision,
             "choice": choice,
+            "strength": strength,
             "answered_at": now,
             "seconds": float(submission.answers[question].seconds),
             "loops": submission.loops,
             "definition_hash": definition.hash,
         }
-        for question, choice in choices.items()
+        for question, (choice, strength) in choices.items()
     ]
     connection.execute(_INSERT, votes)
 
@@ -175,8 +175,7 @@ def _check_answers(definition: StudyDefinition, submission: Submission) -> None:
     if not 0 <= submission.loops <= MAX_LOOPS or not 0 <= submission.revision <= MAX_REVISIONS:
         raise NotAcceptable("The number of loops or revisions is not valid. Reload the page.")
     for key, answer in submission.answers.items():
-        allowed = shown_choices(asked[key])
-        if answer.shown not in allowed:
+        if Choice(answer.shown, answer.strength) not in asked[key].offered:
             raise NotAcceptable(
                 "Question {question} does not take this answer. Reload the page.", question=key
             )
@@ -209,16 +208,18 @@ def _check_viewing(
         )
 
 
-def _choice(shown: str, side_a: str) -> str:
+def _choice(answer: Answer, side_a: str) -> _Stored:
     """Convert a side to the system shown there, a or b; ties stay as they are."""
-    if shown not in ("left", "right"):
-        return shown
-    return "a" if shown == side_a else "b"
+    if answer.shown not in ("left", "right"):
+        return answer.shown, answer.strength
+    return "a" if answer.shown == side_a else "b", answer.strength
 
 
-def _receipt(row: AnyRow, revision: int, choices: Mapping[str, str], *, duplicate: bool) -> Receipt:
+def _receipt(
+    row: AnyRow, revision: int, choices: Mapping[str, _Stored], *, duplicate: bool
+) -> Receipt:
     sides = {"a": row.side_a, "b": "right" if row.side_a == "left" else "left"}
-    shown = {key: sides.get(choice, choice) for key, choice in choices.items()}
+    shown = {key: sides.get(choice, choice) for key, (choice, _) in choices.items()}
     return Receipt(row.id, revision, shown, duplicate)
 
 
@@ -252,7 +253,7 @@ _PREVIOUS = select(func.max(AssignmentRow.submitted_at)).where(
     AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "submitted"
 )
 _STORED = (
-    select(Vote.question, Vote.choice, Vote.revision)
+    select(Vote.question, Vote.choice, Vote.strength, Vote.revision)
     .where(Vote.assignment_id == bindparam("assignment"))
     .order_by(Vote.revision)
 )

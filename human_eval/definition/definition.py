@@ -19,18 +19,42 @@ from human_eval.errors import StudyError
 
 Language = Literal["en", "de", "fr", "es", "zh", "ja", "ar"]
 Dimension = Literal["", "visual_quality", "motion_quality", "text_alignment"]
+QuestionKind = Literal["choice", "scale"]
 TiePolicy = Literal["forced", "tie", "tie_and_both_bad"]
 Policy = Literal["balanced", "fixed"]
 GoldRecipe = Literal["wrong_prompt", "shuffled", "degraded", "frozen", "identical"]
 Erasure = Literal["anonymise", "delete"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "forced": ("a", "b"),
-    "tie": ("a", "b", "tie"),
-    "tie_and_both_bad": ("a", "b", "tie", "both_bad"),
-}
 PRESETS = Path(__file__).parent / "presets"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # in file names, columns and charts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One possible answer to a question.
+
+    Every analysis counts `shown`: left and right are one win for the system on that side, however
+    strong the preference; tie and both_bad are ties. `strength` is stored and exported beside it,
+    and only `statistics.strengths` reads it.
+    """
+
+    shown: str  # left, right, tie or both_bad
+    strength: int = 0  # on a scale: 1 slightly better, 2 much better; 0 elsewhere
+
+
+_SIDES = (Choice("left"), Choice("right"))
+CHOICES: dict[str, tuple[Choice, ...]] = {  # in the order in which raters see them
+    "forced": _SIDES,
+    "tie": (*_SIDES, Choice("tie")),
+    "tie_and_both_bad": (*_SIDES, Choice("tie"), Choice("both_bad")),
+    "scale": (
+        Choice("left", 2),
+        Choice("left", 1),
+        Choice("tie"),
+        Choice("right", 1),
+        Choice("right", 2),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +82,27 @@ class Question:
 
     key: str
     wording: str
-    ties: TiePolicy = "forced"
+    kind: QuestionKind = "choice"  # "scale": five points, the middle one a tie
+    ties: TiePolicy = "forced"  # of a choice
     primary: bool = False  # the one question that claims rest on
     dimension: Dimension = ""  # what it measures, for exports that reward models are trained on
-    labels: tuple[str, ...] = ()  # of the choices, from left to right; by default as the page's
+    labels: tuple[str, ...] = ()  # of the choices in their order; by default those of the page
+
+    @property
+    def offered(self) -> tuple[Choice, ...]:
+        """The possible answers in the order in which raters see them."""
+        return CHOICES["scale" if self.kind == "scale" else self.ties]
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The possible answers."""
-        return CHOICES[self.ties]
+        """The possible answers in terms of systems: a, b, and the ties that it takes."""
+        words = {"left": "a", "right": "b"}
+        return tuple(dict.fromkeys(words.get(entry.shown, entry.shown) for entry in self.offered))
+
+    @property
+    def forced(self) -> bool:
+        """Whether a rater must prefer one of the two."""
+        return "tie" not in self.choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,6 +413,10 @@ def _check_questions(definition: StudyDefinition) -> None:
         )
 
     for question in definition.questions:
+        if question.kind == "scale" and question.ties != "forced":
+            raise StudyError(
+                f"{question.key} is a scale, whose middle is a tie. Remove its setting of ties."
+            )
         _check_labels(question)
 
 
@@ -384,10 +424,13 @@ def _check_labels(question: Question) -> None:
     labels = [label.strip() for label in question.labels]
     if not labels:
         return
-    if len(labels) != len(question.choices):
+    if len(labels) != len(question.offered):
+        order = ", ".join(
+            f"{entry.shown} {entry.strength or ''}".strip() for entry in question.offered
+        )
         raise StudyError(
-            f"{question.key} has {len(labels)} labels for {len(question.choices)} choices. Give "
-            "each choice its label, in this order: video 1, video 2, no difference, both bad."
+            f"{question.key} has {len(labels)} labels for {len(question.offered)} choices. Give "
+            f"each choice its label, in this order: {order}."
         )
     if "" in labels or len(set(labels)) < len(labels):
         raise StudyError(f"Two labels of {question.key} are equal, or one is empty. Correct them.")

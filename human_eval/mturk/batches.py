@@ -68,6 +68,12 @@ def write_batches(
             f"{url!r} is not an https address. Give the address of the media folder: the platform "
             "shows videos from https addresses only."
         )
+    scales = [question.key for question in store.definition.questions if question.kind == "scale"]
+    if scales:
+        raise StudyError(
+            f"{scales[0]} has a scale, which the files of Mechanical Turk cannot hold. Ask these "
+            "raters through the raters' page."
+        )
     pairs = read_pairs(store)
     pairs = pairs[(pairs["kind"] == "real") & (pairs["taken"] < pairs["target"])]
     if pairs.empty:

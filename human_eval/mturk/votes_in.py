@@ -166,6 +166,9 @@ def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
         raise _Problem(f"side_a is {submission.side_a!r} instead of left or right")
     if submission.answered_at.tzinfo is None:
         raise _Problem(f"the time {submission.answered_at} has no time zone")
+    scales = [question.key for question in definition.questions if question.kind == "scale"]
+    if scales:
+        raise _Problem(f"{scales[0]} has a scale, but the file has no strengths of preferences")
     asked = {question.key: question.choices for question in definition.questions}
     if set(submission.answers) != set(asked):
         raise _Problem(

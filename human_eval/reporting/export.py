@@ -138,6 +138,8 @@ def read_votes(path: Path) -> pd.DataFrame:
             for name in texts:
                 if name in votes:
                     votes[name] = votes[name].str.replace(r"^'(?='*[=+\-@\t\r])", "", regex=True)
+        if "strength" not in votes:  # exported before there were scales
+            votes["strength"] = 0
         if len(votes) and "answered_at" in votes:
             votes["answered_at"] = pd.to_datetime(votes["answered_at"], utc=True, format="ISO8601")
     except (OSError, ValueError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.definition import Question, StudyDefinition
 from human_eval.reporting.preferences import video_align_questions
 from human_eval.statistics.e_values import LEVEL
 from human_eval.statistics.votes import COLUMNS, MTURK, counted_votes
@@ -23,6 +23,7 @@ MEANINGS = {
     "category": "categories of the prompt, joined by |",
     "question": "key of the question",
     "choice": "a, b, tie or both_bad, in terms of systems",
+    "strength": "of a preference on a scale: 1 slightly better, 2 much better; 0 elsewhere",
     "side_a": "where system_a was shown: left or right",
     "rater": "pseudonym",
     "provider": "how the rater came in: a crowd platform, link, staff, ...",
@@ -107,7 +108,7 @@ def _imported(votes: pd.DataFrame) -> str:
 
 def _asked(kept: pd.DataFrame, definition: StudyDefinition) -> str:
     questions = "; ".join(
-        f'{question.key}, "{question.wording}" ({TIES[question.ties]})'
+        f'{question.key}, "{question.wording}" ({_describe_choices(question)})'
         for question in definition.questions
     )
     prompts = kept["prompt_index"].nunique()
@@ -120,6 +121,14 @@ def _asked(kept: pd.DataFrame, definition: StudyDefinition) -> str:
         f"Raters compared pairs of clips of {prompts:,} prompts ({kept['prompt'].nunique():,} "
         f"different texts): {comparisons}. For each pair they answered: {questions}."
     )
+
+
+def _describe_choices(question: Question) -> str:
+    if question.kind == "scale":
+        return (
+            "five-point scale; both strengths of a preference count as one win, its middle as a tie"
+        )
+    return TIES[question.ties]
 
 
 def _providers(votes: pd.DataFrame) -> str:

@@ -24,6 +24,7 @@ from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.screening import consistency
 from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
+from human_eval.statistics.strengths import tabulate_strengths
 from human_eval.statistics.votes import COLUMNS, check_origin, check_votes, counted_votes
 from human_eval.statistics.win_rates import category_rates, win_rates
 
@@ -74,6 +75,16 @@ TABLES = [
         columns=RATES,
         make=lambda votes: win_rates(votes.with_excluded, votes.definition),
         text="The same with the votes of excluded raters:",
+    ),
+    ReportTable(
+        name="strengths",
+        columns=["comparison", "question", "votes", "a_much", "a_slightly", "tie", "b_slightly"]
+        + ["b_much", "mean", "low", "high", "note"],
+        make=lambda votes: tabulate_strengths(votes.counted, votes.definition),
+        text="""\
+Answers on scales, where `mean` lies between -2 (the second system is much better) and 2. Win rates
+count slight and strong preferences alike:""",
+        empty="No question has a scale.",
     ),
     ReportTable(
         name="exclusions",

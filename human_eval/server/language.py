@@ -11,12 +11,20 @@ from pathlib import Path
 
 import jinja2
 
-from human_eval.collection.submission import shown_choices
-from human_eval.definition.definition import Question
+from human_eval.definition.definition import Choice, Question
 
 PAGES = Path(__file__).parent / "pages"
 RIGHT_TO_LEFT = {"ar"}
-LABELS = {"left": "Video 1", "right": "Video 2", "tie": "No difference", "both_bad": "Both are bad"}
+LABELS = {
+    Choice("left"): "Video 1",
+    Choice("right"): "Video 2",
+    Choice("tie"): "No difference",
+    Choice("both_bad"): "Both are bad",
+    Choice("left", 2): "Video 1 is much better",
+    Choice("left", 1): "Video 1 is slightly better",
+    Choice("right", 1): "Video 2 is slightly better",
+    Choice("right", 2): "Video 2 is much better",
+}
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,8 @@ class Language:
 
     def labels(self, question: Question) -> list[str]:
         """Return what is written on the choices of a question."""
-        return list(question.labels) or [
-            self.translate(LABELS[shown]) for shown in shown_choices(question)
-        ]
+        by_default = [self.translate(LABELS[choice]) for choice in question.offered]
+        return list(question.labels) or by_default
 
 
 def load_language(key: str) -> Language:

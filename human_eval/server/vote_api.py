@@ -25,7 +25,7 @@ from human_eval.collection.progress import (
     read_progress,
     stopping,
 )
-from human_eval.collection.submission import Answer, Detail, Reason, Submission, shown_choices
+from human_eval.collection.submission import Answer, Detail, Reason, Submission
 from human_eval.definition.definition import Codes
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
 from human_eval.server import sign_in
@@ -57,6 +57,7 @@ class AnswerBody(_Body):
     """The answer to one question."""
 
     choice: Literal["left", "right", "tie", "both_bad"]
+    strength: int = Field(0, ge=0, le=2)  # on a scale
     seconds: float = Field(allow_inf_nan=False)
 
 
@@ -160,7 +161,10 @@ async def submit(body: SubmitBody, service: Service, rater: Rater) -> Response:
     """Store the answers to a pair; the reply is sent once they are on disk."""
     store, now = service.store, service.store.clock()
     assignment_id, attempt = store.keys.read("assignment", body.assignment)
-    answers = {key: Answer(given.choice, given.seconds) for key, given in body.answers.items()}
+    answers = {
+        key: Answer(given.choice, given.seconds, given.strength)
+        for key, given in body.answers.items()
+    }
     submitted = Submission(
         assignment_id=assignment_id,
         attempt=attempt,
@@ -327,11 +331,11 @@ def _describe_study(store: StudyStore, language: Language, *, entered: bool) -> 
             {
                 "key": question.key,
                 "wording": question.wording,
-                "forced": question.ties == "forced",
+                "forced": question.forced,
                 "choices": [
-                    {"choice": choice, "label": label}
+                    {"choice": choice.shown, "strength": choice.strength, "label": label}
                     for choice, label in zip(
-                        shown_choices(question), language.labels(question), strict=True
+                        question.offered, language.labels(question), strict=True
                     )
                 ],
             }

@@ -27,6 +27,7 @@ COLUMNS = {  # name -> kind of value; "?" marks columns whose values may be miss
     "category": "text",
     "question": "text",  # key of the question
     "choice": "text",  # a Choice, in terms of systems, not of sides
+    "strength": "integer",  # of a preference on a scale: 1 slight, 2 strong; 0 elsewhere
     "side_a": "text",  # a Side: where system_a was shown
     "rater": "text",  # pseudonym
     "provider": "text",
@@ -41,7 +42,12 @@ COLUMNS = {  # name -> kind of value; "?" marks columns whose values may be miss
     "definition_hash": "text",
 }
 MTURK = "mturk"  # provider of votes that were imported from a file of Mechanical Turk
-WORDS = {"choice": get_args(Choice), "side_a": get_args(Side), "kind": get_args(Kind)}
+WORDS: dict[str, tuple[object, ...]] = {
+    "choice": get_args(Choice),
+    "strength": (0, 1, 2),
+    "side_a": get_args(Side),
+    "kind": get_args(Kind),
+}
 MEANT = {
     "integer": "whole numbers",
     "number": "numbers",
@@ -66,11 +72,11 @@ def check_votes(votes: pd.DataFrame) -> pd.DataFrame:
     for name, kind in COLUMNS.items():
         _check_column(votes[name], kind)
     for name, words in WORDS.items():
-        unknown = sorted(set(votes[name].unique()) - set(words))
+        unknown = sorted(set(votes[name].unique().tolist()) - set(words))
         if unknown:
             raise StudyError(
                 f"The column {name} contains {unknown[0]!r}, but may only contain "
-                f"{', '.join(words)}. Correct these rows; an unknown answer is not a tie."
+                f"{', '.join(map(str, words))}. Correct these rows; an unknown answer is not a tie."
             )
     return votes
 

@@ -234,6 +234,7 @@ class Vote(Base):
     __table_args__ = (
         UniqueConstraint("assignment_id", "question", "revision"),
         _words("choice", ("a", "b", "tie", "both_bad")),
+        CheckConstraint("strength IN (0, 1, 2)", name="strength_known"),
         CheckConstraint("revision >= 0 AND seconds >= 0 AND loops >= 0", name="not_negative"),
         STRICT,
     )
@@ -243,6 +244,7 @@ class Vote(Base):
     question: Mapped[str] = mapped_column(Text)
     revision: Mapped[int] = mapped_column(Count)
     choice: Mapped[str] = mapped_column(Text)
+    strength: Mapped[int] = mapped_column(Count, default=0, server_default=text("0"))  # on a scale
     answered_at: Mapped[int] = mapped_column(Long)
     seconds: Mapped[float] = mapped_column(Number)  # from both clips ready to the answer
     loops: Mapped[int] = mapped_column(Count)  # complete loops of both clips

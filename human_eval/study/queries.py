@@ -216,6 +216,7 @@ _VOTES = (
         Vote.question,
         Vote.revision,
         Vote.choice,
+        Vote.strength,
         Vote.answered_at,
         Vote.seconds,
         Vote.loops,

@@ -213,6 +213,10 @@ def _answer(
             shown = "tie"
         else:
             shown = mine.side_a if rng.random() < chance else other
-        answers[question.key] = Answer(shown, rng.uniform(low, high))
+        strength = 0
+        if question.kind == "scale" and shown != "tie":
+            # The clearer the planted preference, the more often a rater calls it strong.
+            strength = 2 if rng.random() < abs(2 * chance - 1) else 1
+        answers[question.key] = Answer(shown, rng.uniform(low, high), strength)
     loops = definition.viewing.min_loops + rng.randrange(3)
     return Submission(mine.assignment_id, mine.attempt, mine.rater_id, answers, loops)

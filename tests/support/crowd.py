@@ -51,7 +51,7 @@ def make_votes(
     for comparison in definition.comparisons:
         for question in definition.questions:
             rate = (rates or {}).get((comparison.key, question.key), 0.5)
-            allowed = ties if question.ties != "forced" else 0.0
+            allowed = 0.0 if question.forced else ties
             cell = _vote(rng, prompts, raters, definition.raters_per_pair, rate,
                          prompt_spread, rater_spread, allowed, left)  # fmt: skip
             names = {"comparison": comparison.key, "question": question.key}
@@ -69,6 +69,7 @@ def make_votes(
         gold_answer=None,
         seconds=rng.gamma(4, 5, len(votes)).round(3),
         loops=2,
+        strength=0,
         simulated=False,
         excluded=False,
         exclusion_rule=None,

@@ -1,9 +1,15 @@
 // The questions about a pair, answered one after another by mouse, touch or keyboard.
 
+/** Return the value of a choice's button, such as "left", or "left-2" on a scale. */
+function nameOf({ choice, strength }) {
+  return strength ? `${choice}-${strength}` : choice;
+}
+
 export class Questions {
   /**
    * @param {HTMLElement} root container of the questions
-   * @param {{key: string, wording: string, choices: {choice: string, label: string}[]}[]} asked
+   * @param {{key: string, wording: string, choices: {choice: string, strength: number,
+   *   label: string}[]}[]} asked
    * @param {() => void} onChange called when an answer or the current question changes
    */
   constructor(root, asked, onChange) {
@@ -31,8 +37,9 @@ export class Questions {
     this.open = false;
     this.since = performance.now();
     for (const group of this.groups) {
+      const { choice, strength = 0 } = this.answers[group.dataset.key] ?? {};
       for (const input of group.querySelectorAll("input")) {
-        input.checked = this.answers[group.dataset.key]?.choice === input.value;
+        input.checked = choice !== undefined && input.value === nameOf({ choice, strength });
       }
     }
     this.#select(this.#firstOpen());
@@ -77,19 +84,19 @@ export class Questions {
     legend.textContent = wording;
     legend.dir = "auto";
     const row = document.createElement("div");
-    row.className = "choices";
+    row.className = choices.length === 5 ? "choices scale" : "choices";
     row.append(...choices.map((choice, number) => this.#button(choice, number, place)));
     group.append(legend, row);
     return group;
   }
 
-  #button({ choice, label: written }, number, place) {
+  #button(choice, number, place) {
     const label = document.createElement("label");
     label.className = "choice";
     const input = document.createElement("input");
-    Object.assign(input, { type: "radio", name: `question-${place}`, value: choice });
+    Object.assign(input, { type: "radio", name: `question-${place}`, value: nameOf(choice) });
     const name = document.createElement("span");
-    name.textContent = written;
+    name.textContent = choice.label;
     name.dir = "auto";
     const key = document.createElement("kbd");
     key.textContent = number + 1;
@@ -101,7 +108,9 @@ export class Questions {
   #take(input, onward) {
     const place = this.groups.findIndex((group) => group.contains(input));
     const seconds = (performance.now() - this.since) / 1000;
-    this.answers[this.asked[place].key] = { choice: input.value, seconds };
+    const { key, choices } = this.asked[place];
+    const { choice, strength } = choices.find((offered) => nameOf(offered) === input.value);
+    this.answers[key] = { choice, strength, seconds };
     this.#select(Math.min(place + onward, this.groups.length - 1));
   }
 

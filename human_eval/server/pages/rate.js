@@ -208,7 +208,7 @@ function makeRating() {
     enter: () => made.submit(),
     backspace: () => made.questions.back(),
   };
-  for (let number = 0; number < 4; number += 1) {
+  for (let number = 0; number < 5; number += 1) {
     shortcuts[number + 1] = () => made.questions.pick(number);
   }
   const whileRating = Object.entries(shortcuts).map(([key, action]) => [

@@ -7,7 +7,7 @@ const STORED = "human-eval-shortcuts";
 export class Shortcuts {
   /**
    * @param {HTMLInputElement} choice the checkbox that turns them on and off
-   * @param {Record<string, () => void>} actions by the key's value in lower case
+   * @param {Record<string, () => void>} actions by the key's character in lower case
    */
   constructor(choice, actions) {
     this.choice = choice;
@@ -28,11 +28,25 @@ export class Shortcuts {
   #press(event) {
     if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (!this.choice.checked || anyDialogOpen()) return;
-    const action = this.actions[event.key.toLowerCase()];
+    const action = this.actions[characterOf(event)];
     if (!action || usesKey(event.target, event.key)) return;
     event.preventDefault();
     action();
   }
+}
+
+// What is printed on a key beside the letters of another script.
+const ELSEWHERE = { Comma: ",", Period: ".", Slash: "?" };
+
+/**
+ * Return the character of a key in lower case. On a layout of another script (Arabic, Japanese kana)
+ * and on a row of digits that needs Shift (French), it is the one in the same place of a Latin one.
+ */
+function characterOf({ key, code, shiftKey }) {
+  const [, letter, digit] = /^(?:Key([A-Z])|Digit([0-9]))$/.exec(code) ?? [];
+  if (digit && !shiftKey) return digit;
+  const latin = (key.length > 1 && key !== "Process") || /[\x20-\x7e]/.test(key);
+  return (latin ? key : (letter ?? ELSEWHERE[code] ?? key)).toLowerCase();
 }
 
 /** Return whether the focused element uses the key itself. */

@@ -1,5 +1,7 @@
 """The definition of a study: presets, refusals, and a hash that changes with any change."""
 
+import hashlib
+
 import pytest
 
 from human_eval.definition.definition import load_definition, parse_definition
@@ -20,6 +22,13 @@ def test_the_preset_of_the_paper_has_its_six_comparisons_and_three_questions():
 
 def test_every_change_of_a_definition_changes_its_hash():
     assert define(k=2).hash == define(k=2).hash != define(k=3).hash
+
+
+def test_the_hash_is_that_of_the_text_so_new_settings_do_not_change_it():
+    definition = define()
+
+    assert "language" not in definition.source and definition.language == "en"
+    assert definition.hash == hashlib.sha256(definition.source.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
