@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Select,
     and_,
@@ -15,12 +16,14 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     text,
     update,
 )
 from sqlalchemy.orm import aliased
 
+from human_eval.collection.quotas import read_quota_use
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import NotYours
 from human_eval.storage.study_state import check_not_paused, check_open
@@ -34,7 +37,6 @@ from human_eval.storage.tables import (
 )
 
 BLOCK = 4  # assignments of one rater in one comparison; A is on the left in half of them
-DAY = 86_400_000  # milliseconds
 SWEEP = 500  # expired assignments returned at once
 
 
@@ -55,13 +57,17 @@ def claim(
     definition: StudyDefinition,
     rater_id: int,
     *,
+    session: str = "",
     now: int,
     rng: random.Random,
     ahead: bool = False,
 ) -> Assignment | None:
     """Return the rater's current assignment, or assign the next pair.
 
+    If no pair is free, a pair that another rater was given ahead is taken back for this rater.
+
     Args:
+        session: the rater's session on a crowd platform; its pairs count towards its quota.
         ahead: return the assignment after the current one, so that its clips can load early.
 
     Returns:
@@ -78,7 +84,7 @@ def claim(
     check_open(connection)
     current = []
     for row in connection.execute(_OPEN, {"rater": rater_id}).all():
-        if row.expires_at > now:
+        if row.expires_at > now and row.session == session:
             current.append(row)
         else:
             release(connection, row.id, row.pair_id, "expired")
@@ -86,12 +92,29 @@ def claim(
         row = current[ahead]
         return Assignment(row.id, row.attempt, rater_id, row.pair_id, row.side_a, row.expires_at)
     check_not_paused(connection)
-    pair = _draw(connection, definition, rater, now, rng)
+    use = read_quota_use(connection, definition, rater_id, session, now)
+    if use.reached:
+        return None
+    mine = {"rater": rater_id, "simulated": rater.simulated, "full": use.full or [""]}
+    pair = _draw(connection, definition, mine, now, rng)
+    if pair is None and not current:
+        pair = _take_back(connection, mine, now)
     if pair is None:
         return None
-    slot = 1 - current[0].slot if current else 0
-    expires_at = now + 1000 * definition.assignment.lease_seconds
-    return _take(connection, pair, rater, slot, now, expires_at, rng)
+    values = {
+        "state": "open",
+        "slot": 1 - current[0].slot if current else 0,
+        "session": session,
+        "assigned_at": now,
+        "expires_at": now + 1000 * definition.assignment.lease_seconds,
+    }
+    return _take(connection, pair, rater, values, rng)
+
+
+def find_current(connection: Connection, rater_id: int, *, now: int) -> tuple[int, int] | None:
+    """Return the number and the attempt of the rater's current assignment; None without one."""
+    rows = connection.execute(_OPEN, {"rater": rater_id}).all()
+    return next(((row.id, row.attempt) for row in rows if row.expires_at > now), None)
 
 
 def release(connection: Connection, assignment_id: int, pair_id: int, state: str) -> None:
@@ -119,16 +142,12 @@ def sweep(connection: Connection, now: int) -> int:
 def _draw(
     connection: Connection,
     definition: StudyDefinition,
-    rater: AnyRow,
+    mine: dict[str, Any],
     now: int,
     rng: random.Random,
 ) -> AnyRow | None:
     """Choose the next pair: a real one or, at the definition's rates, an attention check."""
-    full = _comparisons_at_quota(connection, definition, rater.id, now)
-    if full is None:
-        return None
-    statement = _NEXT_LISTED if definition.assignment.policy == "fixed" else _NEXT_LEAST_TAKEN
-    mine = {"rater": rater.id, "simulated": rater.simulated, "full": full or [""]}
+    statement = NEXT_LISTED if definition.assignment.policy == "fixed" else _NEXT_LEAST_TAKEN
     real = _find(connection, statement, mine)
     if real is None and sweep(connection, now):
         real = _find(connection, statement, mine)
@@ -144,6 +163,17 @@ def _draw(
         mirrors = connection.execute(_MIRRORS, {**mine, "distance": checks.mirror_distance}).all()
         check = mirrors[0] if mirrors else None
     return check or real
+
+
+def _take_back(connection: Connection, mine: dict[str, Any], now: int) -> AnyRow | None:
+    """Free a pair that another rater has not begun, because a pair of theirs comes before it.
+
+    Both assignments are locked: an answer to the first one begins the second.
+    """
+    pair = connection.execute(_GIVEN_AHEAD, {**mine, "now": now}).first()
+    if pair is not None:
+        release(connection, pair.assignment_id, pair.id, "expired")
+    return pair
 
 
 def _find(
@@ -164,35 +194,16 @@ def _find(
     return found
 
 
-def _comparisons_at_quota(
-    connection: Connection, definition: StudyDefinition, rater_id: int, now: int
-) -> list[str] | None:
-    """Return the comparisons whose quota this rater has reached; None if it is all of them."""
-    quotas = definition.quotas
-    if not (quotas.per_study or quotas.per_comparison or quotas.per_day):
-        return []
-    rows = connection.execute(_HAD, {"rater": rater_id, "yesterday": now - DAY}).all()
-    if quotas.per_study and sum(row.had for row in rows) >= quotas.per_study:
-        return None
-    if quotas.per_day and sum(row.today for row in rows) >= quotas.per_day:
-        return None
-    limit = quotas.per_comparison
-    full = [row.comparison for row in rows if limit and row.had >= limit]
-    return full if len(full) < len(definition.comparisons) else None
-
-
 def _take(
     connection: Connection,
     pair: AnyRow,
     rater: AnyRow,
-    slot: int,
-    now: int,
-    expires_at: int,
+    values: dict[str, Any],
     rng: random.Random,
 ) -> Assignment:
     """Store the assignment. A pair that returns to the same rater keeps its sides."""
     connection.execute(_COUNT, {"pair": pair.id, "change": 1})
-    values = {"state": "open", "slot": slot, "assigned_at": now, "expires_at": expires_at}
+    expires_at = values["expires_at"]
     earlier = connection.execute(_MINE, {"rater": rater.id, "pair": pair.id}).one_or_none()
     if earlier is not None:
         attempt = earlier.attempt + 1
@@ -241,10 +252,13 @@ def _side(
     return ordinal, "left" if rng.random() * (BLOCK - len(block)) < left else "right"
 
 
-def _unseen(alias: Any = AssignmentRow) -> Any:
+_Mine = aliased(AssignmentRow)
+
+
+def unseen_by_rater() -> ColumnElement[bool]:
     """Match pairs that the rater was never assigned, or let expire."""
     return ~exists().where(
-        alias.pair_id == PairRow.id, alias.rater_id == bindparam("rater"), alias.state != "expired"
+        _Mine.pair_id == PairRow.id, _Mine.rater_id == bindparam("rater"), _Mine.state != "expired"
     )
 
 
@@ -255,7 +269,7 @@ def _next(*order: Any) -> Select[*tuple[Any, ...]]:
             PairRow.simulated == bindparam("simulated"),
             text(OPEN_PAIR),
             PairRow.comparison.not_in(bindparam("full", expanding=True)),
-            _unseen(),
+            unseen_by_rater(),
         )
         .order_by(*order)
         .limit(1)
@@ -285,6 +299,7 @@ _OPEN = (
         AssignmentRow.attempt,
         AssignmentRow.slot,
         AssignmentRow.side_a,
+        AssignmentRow.session,
         AssignmentRow.expires_at,
     )
     .where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "open")
@@ -297,7 +312,7 @@ _EXPIRED = (
     .with_for_update(skip_locked=True)
 )
 _NEXT_LEAST_TAKEN = _next(PairRow.taken, PairRow.order_key)
-_NEXT_LISTED = _next(PairRow.order_key)
+NEXT_LISTED = _next(PairRow.order_key)
 _MINE = select(AssignmentRow.id, AssignmentRow.attempt, AssignmentRow.side_a).where(
     AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.pair_id == bindparam("pair")
 )
@@ -313,24 +328,35 @@ _RECENT = (
 _SIDES_OF_PAIR = select(AssignmentRow.side_a).where(
     AssignmentRow.pair_id == bindparam("pair"), AssignmentRow.state != "expired"
 )
-_HAD = (
-    select(
-        AssignmentRow.comparison,
-        func.count().label("had"),
-        func.count().filter(AssignmentRow.assigned_at > bindparam("yesterday")).label("today"),
-    )
+_Current, _Ahead = aliased(AssignmentRow), aliased(AssignmentRow)
+_GIVEN_AHEAD = (
+    select(PairRow.id, PairRow.comparison, PairRow.kind, _Ahead.id.label("assignment_id"))
+    .join(_Ahead, _Ahead.pair_id == PairRow.id)
+    .join(_Current, _Current.rater_id == _Ahead.rater_id)
     .where(
-        AssignmentRow.rater_id == bindparam("rater"),
-        AssignmentRow.state.in_(["open", "submitted"]),
+        _Ahead.state == "open",
+        _Current.state == "open",
+        _Current.expires_at > bindparam("now"),
+        or_(
+            _Current.assigned_at < _Ahead.assigned_at,
+            and_(_Current.assigned_at == _Ahead.assigned_at, _Current.id < _Ahead.id),
+        ),
+        PairRow.kind == "real",
+        ~PairRow.withheld,
+        PairRow.simulated == bindparam("simulated"),
+        PairRow.comparison.not_in(bindparam("full", expanding=True)),
+        unseen_by_rater(),
     )
-    .group_by(AssignmentRow.comparison)
+    .order_by(_Ahead.assigned_at.desc(), _Ahead.id)
+    .limit(1)
+    .with_for_update(of=[_Ahead, _Current], skip_locked=True)
 )
 _GOLD = select(PairRow.id, PairRow.comparison, PairRow.kind).where(
     PairRow.kind.in_(["gold", "identical"]),
     PairRow.simulated == bindparam("simulated"),
     ~PairRow.withheld,
     PairRow.comparison.not_in(bindparam("full", expanding=True)),
-    _unseen(),
+    unseen_by_rater(),
 )
 _Original = aliased(PairRow)
 _Earlier = aliased(AssignmentRow)
@@ -357,11 +383,7 @@ _MIRRORS = (
         _Earlier.rater_id == bindparam("rater"),
         _Earlier.state == "submitted",
         _LATER.correlate(_Earlier).scalar_subquery() >= bindparam("distance"),
-        ~exists().where(
-            AssignmentRow.pair_id == PairRow.id,
-            AssignmentRow.rater_id == bindparam("rater"),
-            AssignmentRow.state != "expired",
-        ),
+        unseen_by_rater(),
     )
     .order_by(_Earlier.submitted_at)
     .limit(1)

@@ -116,11 +116,14 @@ class AssignmentRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """How many pairs one rater may answer, attention checks included; 0 is no limit."""
+    """How many pairs one rater may answer, attention checks included; 0 is no limit.
 
-    per_study: int = 0
-    per_comparison: int = 0
-    per_day: int = 0  # in any 24 hours
+    Who comes again in another session of a crowd platform has the quotas of a session anew.
+    """
+
+    per_study: int = 0  # in a session
+    per_comparison: int = 0  # in a session
+    per_day: int = 0  # in any 24 hours, over all sessions
 
 
 @dataclass(frozen=True, kw_only=True)

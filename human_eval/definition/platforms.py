@@ -33,7 +33,9 @@ class Provider:
 
     key: str
     rater: str = ""  # name of the parameter with the rater's identity; empty for a known platform
-    session: str = ""  # name of the parameter with the session; its value is stored as a keyed hash
+    # Name of the parameter with the session; its value is stored as a keyed hash. A rater who comes
+    # in another session answers new pairs; without it, `keep` tells the sessions apart.
+    session: str = ""
     keep: tuple[str, ...] = ()  # further parameters that `finish` needs
     pattern: str = ""  # regular expression of a rater's identity; empty accepts any
     placeholder: str = "NAME"  # what the platform replaces by the value of the parameter NAME
@@ -131,6 +133,17 @@ def read_parameters(provider: Provider, given: Mapping[str, str]) -> dict[str, s
             platform=provider.key,
         )
     return {**found, provider.rater: rater}
+
+
+def session_name(provider: Provider, kept: Mapping[str, str]) -> str:
+    """Return what tells a rater's sessions apart: the session's parameter, else the others.
+
+    Args:
+        kept: the values of the provider's parameters, by name.
+    """
+    if kept.get(provider.session):
+        return kept[provider.session]
+    return "&".join(f"{name}={kept[name]}" for name in provider.keep if kept.get(name))
 
 
 def finish_address(provider: Provider, kept: Mapping[str, str], code: str) -> str:

@@ -21,7 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, bindparam, select
 
 from human_eval.collection.raters import enter
-from human_eval.definition.platforms import finish_address, read_parameters, study_address
+from human_eval.definition.platforms import (
+    Provider,
+    finish_address,
+    read_parameters,
+    session_name,
+    study_address,
+)
 from human_eval.errors import NotAcceptable, NotYours
 from human_eval.server.accounts import Authenticator, read_accounts
 from human_eval.storage.events import record
@@ -52,7 +58,6 @@ class Identity:
 
     provider: str
     name: str  # as the provider knows the person; empty for anonymous raters
-    session: str = ""  # of the platform
     parameters: Mapping[str, str] = field(default_factory=dict)  # that the platform needs back
 
 
@@ -101,8 +106,7 @@ async def identify(store: StudyStore, authenticator: Authenticator, body: EntryB
             return Identity("link", "")
         platform = store.definition.provider(str(key))
         parameters = read_parameters(platform, body.parameters)
-        session = parameters.get(platform.session, "")
-        return Identity(platform.key, parameters[platform.rater], session, parameters)
+        return Identity(platform.key, parameters[platform.rater], parameters)
     if store.definition.anonymous:
         return Identity("anonymous", "")
     raise NotYours("This study is by invitation only. Open the link you were given.")
@@ -130,12 +134,20 @@ def open_session(
         name = f"{store.rng.getrandbits(128):032x}"
     rater_id = enter(connection, keys, identity.provider, name, now=now)
     consent = store.definition.consent.text
+    session = RaterSession(rater_id, identity.provider, identity.parameters)
     payload = {"consent": hashlib.sha256(consent.encode()).hexdigest()[:16]}
-    if identity.session:
-        payload["session"] = keys.pseudonym(f"{identity.provider} session", identity.session)
+    if hashed := hash_session(store, session):
+        payload["session"] = hashed
     actor = f"rater:{rater_id}"
     record(connection, "entered", actor=actor, subject="study", now=now, payload=payload)
-    return RaterSession(rater_id, identity.provider, identity.parameters)
+    return session
+
+
+def hash_session(store: StudyStore, session: RaterSession) -> str:
+    """Return the keyed hash of the session's name on its platform; empty if it has none."""
+    platform = _find_platform(store, session)
+    name = session_name(platform, session.parameters) if platform else ""
+    return store.keys.pseudonym(f"{session.provider} session", name) if name else ""
 
 
 def set_cookie(response: Response, keys: Keys, session: RaterSession, *, embedded: bool) -> None:
@@ -158,10 +170,14 @@ def set_cookie(response: Response, keys: Keys, session: RaterSession, *, embedde
 
 def finish_link(store: StudyStore, session: RaterSession, code: str) -> str:
     """Return the platform's address for a rater who finishes; empty without a platform."""
-    if session.provider not in {provider.key for provider in store.definition.providers}:
-        return ""
-    platform = store.definition.provider(session.provider)
-    return finish_address(platform, session.parameters, code)
+    platform = _find_platform(store, session)
+    return finish_address(platform, session.parameters, code) if platform else ""
+
+
+def _find_platform(store: StudyStore, session: RaterSession) -> Provider | None:
+    """Return the crowd platform of a session; None for another way to enter."""
+    known = {provider.key for provider in store.definition.providers}
+    return store.definition.provider(session.provider) if session.provider in known else None
 
 
 def entry_links(store: StudyStore, page: str) -> dict[str, str]:

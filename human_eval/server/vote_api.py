@@ -25,6 +25,8 @@ from human_eval.collection.progress import (
     read_progress,
     stopping,
 )
+from human_eval.collection.quotas import session_quota
+from human_eval.collection.shortage import find_shortage
 from human_eval.collection.submission import Answer, Detail, Reason, Submission
 from human_eval.definition.definition import Codes
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
@@ -136,7 +138,7 @@ async def claim(body: ClaimBody, request: Request, service: Service, rater: Rate
     """Assign a pair, or return why there is none."""
     store, clips = service.store, request.app.state.clips
     mine, view, progress, outcome = await service.write(
-        lambda connection: _claim_or_end(connection, store, rater.rater_id, body.ahead)
+        lambda connection: _claim_or_end(connection, store, rater, body.ahead)
     )
     if mine is None:
         return reply({"assignment": None, **_describe_end(store, rater, outcome, progress)})
@@ -173,8 +175,11 @@ async def submit(body: SubmitBody, service: Service, rater: Rater) -> Response:
         loops=body.loops,
         revision=body.revision,
     )
-    receipt = await service.write(
-        lambda connection: submission.submit(connection, store.definition, submitted, now=now)
+    receipt, following = await service.write(
+        lambda connection: (
+            submission.submit(connection, store.definition, submitted, now=now),
+            _current_token(connection, store, rater.rater_id),
+        )
     )
     return reply(
         {
@@ -182,6 +187,7 @@ async def submit(body: SubmitBody, service: Service, rater: Rater) -> Response:
             "revision": receipt.revision,
             "duplicate": receipt.duplicate,
             "undo_seconds": store.definition.assignment.undo_seconds,
+            "next": following,
         }
     )
 
@@ -191,12 +197,14 @@ async def return_pair(body: ReturnBody, service: Service, rater: Rater) -> Respo
     """Take a pair back unanswered."""
     store, now = service.store, service.store.clock()
     assignment_id, _ = store.keys.read("assignment", body.assignment)
-    await service.write(
-        lambda connection: submission.give_back(
+
+    def give_back(connection: Connection) -> str | None:
+        submission.give_back(
             connection, rater.rater_id, assignment_id, body.reason, now=now, detail=body.detail
         )
-    )
-    return reply({"returned": True})
+        return _current_token(connection, store, rater.rater_id)
+
+    return reply({"returned": True, "next": await service.write(give_back)})
 
 
 @router.post("/api/stop")
@@ -204,7 +212,7 @@ async def stop(body: StopBody, service: Service, rater: Rater) -> Response:
     """Release a rater's open pairs for others, and return how their part ends."""
     store = service.store
     progress, outcome = await service.write(
-        lambda connection: _stop(connection, store, rater.rater_id, body.technical)
+        lambda connection: _stop(connection, store, rater, body.technical)
     )
     return reply(_describe_end(store, rater, outcome, progress))
 
@@ -258,47 +266,63 @@ def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
 
 
 def _claim_or_end(
-    connection: Connection, store: StudyStore, rater_id: int, ahead: bool
+    connection: Connection, store: StudyStore, rater: RaterSession, ahead: bool
 ) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
     """Claim a pair; store how the rater's part ends if it ends with a completion code."""
-    found = _claim(connection, store, rater_id, ahead)
+    found = _claim(connection, store, rater, ahead)
     outcome = found[3]
     if outcome in PAID_OUTCOMES and not ahead:
-        record_ending(connection, rater_id, outcome, now=store.clock())
+        record_ending(connection, rater.rater_id, outcome, now=store.clock())
     return found
 
 
 def _claim(
-    connection: Connection, store: StudyStore, rater_id: int, ahead: bool
+    connection: Connection, store: StudyStore, rater: RaterSession, ahead: bool
 ) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
-    progress = read_progress(connection, store.definition, rater_id)
+    definition, rater_id, now = store.definition, rater.rater_id, store.clock()
+    session = sign_in.hash_session(store, rater)
+    progress = read_progress(connection, definition, rater_id, session=session)
     if is_screened_out(connection, rater_id):
         return None, None, progress, "screened_out"
     try:
         mine = assignment.claim(
-            connection, store.definition, rater_id, now=store.clock(), rng=store.rng, ahead=ahead
+            connection, definition, rater_id, session=session, now=now, rng=store.rng, ahead=ahead
         )
     except StudyPaused:
-        return None, None, progress, "paused"
+        complete = progress.wanted is not None and progress.complete
+        return None, None, progress, ending(progress, "session") if complete else "paused"
     except StudyClosed:
-        return None, None, progress, ending(progress, closed=True)
+        return None, None, progress, ending(progress, "closed")
     if mine is None:
-        return None, None, progress, ending(progress)
+        shortage = find_shortage(connection, definition, rater_id, session=session, now=now)
+        # On PostgreSQL a pair may have become free in between: the rater asks again.
+        return None, None, progress, ending(progress, shortage or "held")
     return mine, pair_view.show(connection, mine.assignment_id), progress, None
 
 
+def _current_token(connection: Connection, store: StudyStore, rater_id: int) -> str | None:
+    """Return the token of the rater's current assignment: one given ahead may be taken back."""
+    current = assignment.find_current(connection, rater_id, now=store.clock())
+    return current and store.keys.sign("assignment", list(current))
+
+
 def _stop(
-    connection: Connection, store: StudyStore, rater_id: int, technical: bool
+    connection: Connection, store: StudyStore, rater: RaterSession, technical: bool
 ) -> tuple[Progress, Outcome]:
-    progress = read_progress(connection, store.definition, rater_id)
+    definition, rater_id, now = store.definition, rater.rater_id, store.clock()
+    session = sign_in.hash_session(store, rater)
+    progress = read_progress(connection, definition, rater_id, session=session)
     assignment.release_all(connection, rater_id)
-    outcome = stopping(progress, technical=technical)
+    if is_screened_out(connection, rater_id):
+        return progress, "screened_out"
+    shortage = find_shortage(connection, definition, rater_id, session=session, now=now)
+    outcome = stopping(progress, shortage, technical=technical)
     events.record(
         connection,
         "stopped",
         actor=f"rater:{rater_id}",
         subject="study",
-        now=store.clock(),
+        now=now,
         payload={"outcome": outcome},
     )
     return progress, outcome
@@ -326,7 +350,7 @@ def _describe_study(store: StudyStore, language: Language, *, entered: bool) -> 
         "entry": sign_in.entry_options(store),
         "entered": entered,
         "min_loops": definition.viewing.min_loops,
-        "wanted": definition.quotas.per_study or None,
+        "wanted": session_quota(definition),
         "questions": [
             {
                 "key": question.key,

@@ -220,6 +220,8 @@ class AssignmentRow(Base):
     ordinal: Mapped[int] = mapped_column(Count)  # this rater's n-th of this comparison, from 0
     slot: Mapped[int] = mapped_column(Count)  # 0 or 1 while open
     state: Mapped[str] = mapped_column(Text)
+    # Keyed hash of the rater's session on a crowd platform, whose quota it counts towards.
+    session: Mapped[str] = mapped_column(Text, default="", server_default="")
     attempt: Mapped[int] = mapped_column(Count)  # 1, and one more each time it is assigned again
     side_a: Mapped[str] = mapped_column(Text)
     assigned_at: Mapped[int] = mapped_column(Long)

@@ -204,13 +204,14 @@ def test_claiming_again_returns_the_same_pair(make_store):
 
 def test_an_abandoned_pair_returns_and_goes_to_somebody_else(make_store):
     store = make_store(k=1, num_prompts=1)
-    gone, other = enter(store, 2)
+    gone, other, third = enter(store, 3)
     kept = [claim_pair(store, gone), claim_pair(store, gone, ahead=True)]
-    assert claim_pair(store, other) is None
+    assert claim_pair(store, other).pair_id == kept[1].pair_id  # which was given ahead
+    assert claim_pair(store, third) is None
 
     store.clock.pass_seconds(901)
 
-    assert claim_pair(store, other).pair_id in {lease.pair_id for lease in kept}
+    assert claim_pair(store, third).pair_id in {lease.pair_id for lease in kept}
     with pytest.raises(TooLate, match="time for this pair is over"):
         submit_answers(store, answer(store, kept[0]))
 

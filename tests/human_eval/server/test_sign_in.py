@@ -162,7 +162,7 @@ def test_a_participant_who_comes_back_is_the_same_rater_at_the_same_pair(store, 
     before = client.post("/api/claim", json={}).json()
     client.cookies.clear()
 
-    enter(client, prolific.link_for("a" * 24, "2" * 24))
+    enter(client, prolific.link_for("a" * 24, "1" * 24))
     after = client.post("/api/claim", json={}).json()
 
     assert after["assignment"] == before["assignment"]

@@ -10,13 +10,14 @@ from sqlalchemy.exc import IntegrityError
 from human_eval.collection.quarantine import list_withheld
 from human_eval.collection.submission import give_back
 from human_eval.storage.database import create_file, open_database
+from human_eval.storage.events import record
 from human_eval.storage.migrate import (
     downgrade_tables,
     list_differences,
     table_version,
     upgrade_tables,
 )
-from human_eval.storage.tables import Base
+from human_eval.storage.tables import AssignmentRow, Base
 from human_eval.study.backup import open_to_restore, restore
 from human_eval.study.queries import read_study_progress, read_votes
 from human_eval.study.store import open_study
@@ -74,6 +75,7 @@ def to_version_1(row, table):
         values["state"] = "leased"
     if "subject" in values:
         values["subject"] = values["subject"].replace("pair:", "task:")
+    values.pop("session", None)
     for column in table.columns:
         if isinstance(column.type, Boolean):
             values[column.name] = bool(values[column.name])
@@ -222,6 +224,23 @@ def test_a_downgrade_keeps_every_row_too(version_1):
 
     assert read_votes(upgraded).equals(read_votes(store))
     upgraded.close()
+
+
+def test_pairs_of_version_2_go_to_the_session_that_their_rater_entered_last(make_store):
+    store = make_store()
+    [visitor, other] = enter(store, 2)
+    with store.write() as connection:
+        for session in ("first", "last"):
+            about = {"actor": f"rater:{visitor}", "subject": "study", "now": store.clock()}
+            record(connection, "entered", **about, payload={"consent": "c", "session": session})
+    claim_pair(store, visitor), claim_pair(store, other)
+
+    with store.write() as connection:
+        downgrade_tables(connection, "0002")
+        upgrade_tables(connection)
+        rows = connection.execute(select(AssignmentRow.rater_id, AssignmentRow.session)).all()
+
+    assert sorted(rows) == [(visitor, "last"), (other, "")]
 
 
 def test_a_backup_of_version_1_restores(make_store):
