@@ -17,6 +17,7 @@ from typing import get_args
 import transformers
 from tqdm import tqdm
 
+from text_files.prompts import read_prompt_file
 from turbo.card import Dtype, Memory
 from turbo.manifest import Manifest, ManifestRow, sha256_of
 from turbo.models.registry import DEFAULT_MODEL, MODELS
@@ -153,39 +154,24 @@ def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Re
 
 
 def _read_requests(options: argparse.Namespace) -> list[Request]:
-    """Return one request per prompt; line n of a file (from 0) gets the seed `--seed` + n."""
+    """Return one request per prompt; prompt n of a file (from 0) gets the seed `--seed` + n."""
     card = MODELS[options.model]
     settings = {"steps": options.steps, "guidance": options.guidance}
     if options.prompts is None:
         return [check_request(card, options.prompt, seed=options.seed, **settings)]
-    lines = _read_lines(options.prompts)
-    if not any(line.strip() for line in lines):
+    entries = read_prompt_file(options.prompts)
+    if not any(entry.text.strip() for entry in entries):
         raise ValueError(f"{options.prompts} contains no prompts. Write one per line.")
     requests = []
-    for number, line in enumerate(lines):
-        if not line.strip():
+    for entry in entries:
+        if not entry.text.strip():
             continue
         try:
-            seed = options.seed + number
-            requests.append(check_request(card, line.strip(), seed=seed, **settings))
+            seed = options.seed + entry.number
+            requests.append(check_request(card, entry.text.strip(), seed=seed, **settings))
         except ValueError as refusal:
-            raise ValueError(f"{options.prompts}, line {number + 1}: {refusal}") from refusal
+            raise ValueError(f"{options.prompts}, {entry.place}: {refusal}") from refusal
     return requests
-
-
-def _read_lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as failure:
-        raise ValueError(
-            f"The file of --prompts, {file}, could not be read: {failure.strerror}. "
-            "Name a text file with one prompt per line."
-        ) from failure
-    except UnicodeDecodeError as failure:
-        raise ValueError(
-            f"{file} is not UTF-8 text: byte {failure.object[failure.start]:#04x} at position "
-            f"{failure.start}. Save it as UTF-8, one prompt per line."
-        ) from failure
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -195,7 +181,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what the video should show")
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="text file, one prompt per line"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="text, one prompt per line; or .csv, .tsv, .json, .jsonl with a column or key prompt, "
+        "text, caption or prompt_en",
     )
     parser.add_argument(
         "--model",
@@ -207,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
     parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
     parser.add_argument(
-        "--seed", type=int, default=0, help="default: 0; line n of FILE, from 0, gets SEED + n"
+        "--seed", type=int, default=0, help="default: 0; prompt n of FILE, from 0, gets SEED + n"
     )
     parser.add_argument(
         "--device",

@@ -27,8 +27,10 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--definition", default="shapes-demo", help=f"a TOML file or a preset: {presets}"
     )
-    parser.add_argument("--prompts", help="text or CSV file, or evalcrafter; else as defined")
-    parser.add_argument("--column", default="prompt", help="column of prompts in a CSV file")
+    parser.add_argument(
+        "--prompts", help="text, CSV, TSV, JSON or JSON lines, or evalcrafter; else as defined"
+    )
+    parser.add_argument("--column", help="column of prompts; default: prompt, text, caption")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a preset's parameter"
     )
@@ -80,7 +82,7 @@ def create(options: Namespace) -> None:
     beside = Path(options.definition).parent / source
     if not options.prompts and source != EVALCRAFTER and beside.exists():
         source = str(beside)
-    prompts = load_prompts(source, column=options.column)
+    prompts = load_prompts(source, column=options.column, max_length=definition.max_prompt_length)
     create_study(options.study, definition, prompts, database_url=options.database).close()
     systems = " ".join(f"{system.key}=FOLDER" for system in definition.systems)
     texts = len({prompt.text for prompt in prompts})

@@ -183,7 +183,8 @@ class StudyDefinition:
     version: int = 1
     title: str = ""
     language: Language = "en"  # of the raters' page; all other texts are yours
-    prompts: str = "prompts.txt"  # a text or CSV file, or "evalcrafter"
+    prompts: str = "prompts.txt"  # a file of prompts, or "evalcrafter"
+    max_prompt_length: int = 2000  # characters
     raters_per_pair: int = 3
     match_seeds: bool = True  # refuse pairs whose manifests name different seeds
     equalise: bool = False  # reduce the clips of a pair to the smaller size, rate and length
@@ -443,6 +444,7 @@ def _check_numbers(definition: StudyDefinition) -> None:
     checks, assignment, pay = definition.checks, definition.assignment, definition.pay
     bounds = [
         ("version", definition.version, 1, 10**6),
+        ("max_prompt_length", definition.max_prompt_length, 1, 10**5),
         ("raters_per_pair", definition.raters_per_pair, 1, 1000),
         ("lease_seconds", assignment.lease_seconds, 10, 7 * 86400),
         ("undo_seconds", assignment.undo_seconds, 0, 3600),

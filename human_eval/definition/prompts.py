@@ -1,8 +1,6 @@
-"""The prompts of a study: the 700 of EvalCrafter, or those of any text or CSV file."""
+"""The prompts of a study: the 700 of EvalCrafter, or those of any file of prompts."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import unicodedata
@@ -15,6 +13,8 @@ from pathlib import Path
 import ftfy
 
 from human_eval.errors import StudyError
+from text_files.decoding import MAX_BYTES, FileRefused, read_bytes
+from text_files.prompts import Entry, read_prompt_file
 
 EVALCRAFTER = "evalcrafter"
 # The commit of the upstream repository with the 700 prompts and their attributes.
@@ -28,8 +28,7 @@ SHA256 = {
     ATTRIBUTES: "25cfc22427e40b76d2a04dcd56c8cf9bc1ab150d1afb7eb378620c7d77be4533",
 }
 NO_CATEGORY = "none"
-MAX_LENGTH = 500  # characters; EvalCrafter's longest prompt has 230
-MAX_BYTES = 64 * 2**20  # of a file of prompts
+MAX_LENGTH = 2000  # characters, by default; EvalCrafter's longest prompt has 230
 MAX_PROBLEMS = 20  # listed in a message
 
 
@@ -53,15 +52,20 @@ class Prompt:
 
 
 def load_prompts(
-    source: Path | str, *, cache: Path | None = None, column: str = "prompt"
+    source: Path | str,
+    *,
+    cache: Path | None = None,
+    column: str | None = None,
+    max_length: int = MAX_LENGTH,
 ) -> list[Prompt]:
     """Load the prompts of a study.
 
     Args:
-        source: "evalcrafter"; a folder with the two files of EvalCrafter; a text file with one
-            prompt per line; or a CSV file.
+        source: "evalcrafter"; a folder with the two files of EvalCrafter; or a file of prompts, see
+            `text_files.prompts.read_prompt_file`.
         cache: folder for downloaded files.
-        column: name of the column with the prompts, in a CSV file.
+        column: name of the column or key with the prompts; None finds the usual ones.
+        max_length: characters that a prompt may have.
 
     Raises:
         StudyError: the file is missing or unreadable, or not everything in it is a prompt.
@@ -73,7 +77,7 @@ def load_prompts(
         return read_evalcrafter(path)
     if path.name == TEXTS and (path.parent / ATTRIBUTES).is_file():
         return read_evalcrafter(path.parent)
-    return read_prompts(path, column=column)
+    return read_prompts(path, column=column, max_length=max_length)
 
 
 def fetch_evalcrafter(folder: Path) -> Path:
@@ -108,7 +112,10 @@ def read_evalcrafter(folder: Path) -> list[Prompt]:
     Raises:
         StudyError: a file is missing, or does not have its pinned hash.
     """
-    contents = {name: _read_bytes(folder / name) for name in SHA256}
+    try:
+        contents = {name: read_bytes(folder / name) for name in SHA256}
+    except FileRefused as refusal:
+        raise StudyError(str(refusal)) from refusal
     for name, content in contents.items():
         _check_sha256(name, content)
     metadata = json.loads(contents[ATTRIBUTES])
@@ -129,97 +136,42 @@ def _check_sha256(name: str, content: bytes) -> None:
         )
 
 
-def read_prompts(path: Path, *, column: str = "prompt") -> list[Prompt]:
-    """Read a text file with one prompt per line, or a CSV file.
+def read_prompts(
+    path: Path, *, column: str | None = None, max_length: int = MAX_LENGTH
+) -> list[Prompt]:
+    """Read a file of prompts; see `text_files.prompts.read_prompt_file`.
 
-    A CSV file has a column of prompts. Its columns `index` (otherwise rows count from 0) and
-    `category` (several in a cell are separated by "|") are optional.
+    All but text files may give an `index` (otherwise prompts count from 0) and a `category`
+    (several are separated by "|").
 
     Raises:
         StudyError: the file has no prompts, or lines that are not prompts. No line is skipped.
     """
-    text = _decode(_read_bytes(path), path)
-    reads_csv = path.suffix.lower() in {".csv", ".tsv"}
-    prompts = _from_csv(text, path, column) if reads_csv else _from_lines(text)
-    _check_prompts(prompts, path)
+    try:
+        prompts = [_from_entry(entry, path) for entry in read_prompt_file(path, column)]
+    except FileRefused as refusal:
+        raise StudyError(str(refusal)) from refusal
+    _check_prompts(prompts, path, max_length)
     return prompts
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size <= MAX_BYTES else b""
-    except OSError as error:
-        raise StudyError(
-            f"The prompts at {path} cannot be read: {error.strerror}. Check the path."
-        ) from error
-    if size > MAX_BYTES:
-        raise StudyError(
-            f"{path} has {size:,} bytes; a file of prompts has at most {MAX_BYTES:,}. Split it."
-        )
-    return content
-
-
-def _decode(content: bytes, path: Path) -> str:
-    marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        return content.decode("utf-16" if marked else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise StudyError(
-            f"{path} is not UTF-8: line {line} contains the byte {content[error.start]:#04x}. "
-            "Save the file as UTF-8."
-        ) from error
-
-
-def _from_lines(text: str) -> list[Prompt]:
-    lines = text.replace("\r\n", "\n").split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return [Prompt(index, line) for index, line in enumerate(lines)]
-
-
-def _from_csv(text: str, path: Path, column: str) -> list[Prompt]:
-    csv.field_size_limit(MAX_BYTES)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names = list(reader.fieldnames or [])
-        rows = list(reader)
-    except csv.Error as error:
-        raise StudyError(
-            f"{path} is not a valid CSV file: {error} in line {reader.line_num}. Quote cells with "
-            "commas, quotes or line breaks."
-        ) from error
-    if column not in names or len(set(names)) < len(names):
-        raise StudyError(
-            f"{path} must have one column named {column!r}; its columns are {', '.join(names)}. "
-            "Rename the column of prompts, or name it with --column."
-        )
-    uneven = [line for line, row in enumerate(rows, 2) if None in row or None in row.values()]
-    if uneven:
-        raise StudyError(
-            f"{path} has {len(names)} columns, but another number of cells in row "
-            f"{_list(uneven)}. Quote prompts with commas."
-        )
-    return [_from_row(number, row, path, column) for number, row in enumerate(rows)]
-
-
-def _from_row(number: int, row: dict[str, str], path: Path, column: str) -> Prompt:
-    index = row.get("index", str(number))
+def _from_entry(entry: Entry, path: Path) -> Prompt:
+    index = entry.index.strip() or str(entry.number)
     if not (index.isascii() and index.isdigit()):
         raise StudyError(
-            f"The index in row {number + 2} of {path} is {index!r}, not a whole number. Count from "
-            "0, or leave the column out."
+            f"The index in {entry.place} of {path} is {index!r}, not a whole number. Count from 0, "
+            "or leave the index out."
         )
-    named = row.get("category", "").split("|")
+    named = entry.category.split("|")
     categories = tuple(sorted({name.strip() for name in named} - {"", NO_CATEGORY}))
-    return Prompt(int(index), row[column], categories)
+    return Prompt(int(index), entry.text, categories)
 
 
-def _check_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+def _check_prompts(prompts: Sequence[Prompt], path: Path, max_length: int) -> None:
     problems = [
-        f"prompt {prompt.index} {problem}" for prompt in prompts if (problem := _problem_of(prompt))
+        f"prompt {prompt.index} {problem}"
+        for prompt in prompts
+        if (problem := _problem_of(prompt, max_length))
     ]
     seen: set[int] = set()
     for prompt in prompts:
@@ -234,11 +186,14 @@ def _check_prompts(prompts: Sequence[Prompt], path: Path) -> None:
         )
 
 
-def _problem_of(prompt: Prompt) -> str:
+def _problem_of(prompt: Prompt, max_length: int) -> str:
     if not prompt.text.strip():
         return "is empty"
-    if len(prompt.text) > MAX_LENGTH:
-        return f"has {len(prompt.text):,} characters, more than {MAX_LENGTH}"
+    if len(prompt.text) > max_length:
+        return (
+            f"has {len(prompt.text):,} characters, more than the {max_length:,} of the "
+            "definition's max_prompt_length"
+        )
     for character in prompt.text:
         if unicodedata.category(character) in {"Cc", "Cs"}:
             return f"contains the control character U+{ord(character):04X}"

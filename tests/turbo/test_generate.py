@@ -75,6 +75,22 @@ def test_batch_lists_every_clip(tiny_model, prompts, tmp_path):
         assert recipe["seed"] == int(row["seed"])
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("p.csv", "id,caption\n1,a cat\n2,a dog\n"),
+        ("p.jsonl", '{"prompt": "a cat"}\n{"text": "a dog"}\n'),
+        ("p.json", '["a cat", "a dog"]'),
+    ],
+)
+def test_batch_reads_the_usual_files_of_prompts(tiny_model, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+
+    _run(tiny_model, "--prompts", tmp_path / name, "--out", tmp_path / "clips")
+
+    assert [row["prompt"] for row in _rows(tmp_path / "clips")] == ["a cat", "a dog"]
+
+
 def test_batch_makes_only_what_is_missing(tiny_model, prompts, tmp_path, monkeypatch):
     folder = tmp_path / "clips"
     _run(tiny_model, "--prompts", prompts, "--out", folder)
@@ -136,8 +152,8 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
         (["a cat", "--model", "none"], "invalid choice: 'none' (choose from"),
         (["a cat", "--steps", "0"], "The number of steps must be a whole number from 1 to"),
         ([""], "The prompt is empty."),
-        (["--prompts", "no such file"], "no such file, could not be read: No such file"),
-        (["--prompts", "."], "--prompts, ., could not be read: Is a directory"),
+        (["--prompts", "no such file"], "no such file cannot be read: No such file"),
+        (["--prompts", "/"], "/ cannot be read: Is a directory"),
         (["a cat", "--device", "bogus"], "leave --device out"),
         (["a cat", "--out", "."], "--out . is a folder. Name a file"),
         (["a cat", "--out", "/dev/null/x.mp4"], "/dev/null of --out cannot be created"),
@@ -183,7 +199,7 @@ def test_prompts_that_are_no_text_are_refused_with_their_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate.main(["--prompts", str(file)])
 
-    assert f"{file} is not UTF-8 text: byte 0xff at position 6. Save" in capsys.readouterr().err
+    assert f"{file} is not UTF-8: line 2 contains the byte 0xff" in capsys.readouterr().err
 
 
 def test_a_clip_does_not_replace_what_is_no_regular_file(tmp_path, capsys):

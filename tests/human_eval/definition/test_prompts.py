@@ -119,17 +119,20 @@ def test_csv_has_prompts_indices_and_categories(tmp_path):
     [
         ("p.txt", b"", "no prompts"),
         ("p.txt", b"one\n\ntwo", "prompt 1 is empty"),
-        ("p.txt", b"\xff\xfe\xff", "utf-16|UTF-8"),
+        ("p.txt", b"\xff\xfe\xff", "UTF-16"),
         ("p.txt", b"a\nb\xe9c", "line 2 contains the byte 0xe9"),
         ("p.txt", b"a\x00b", r"control character U\+0000"),
-        ("p.txt", b"x" * 501, "501 characters"),
-        ("p.csv", b"text\nhello\n", "one column named 'prompt'"),
-        ("p.csv", b"prompt,prompt\na,b\n", "one column named 'prompt'"),
-        ("p.csv", b"prompt\na,b\n", "another number of cells in row 2"),
+        ("p.txt", b"x" * 2001, "2,001 characters"),
+        ("p.txt", b'{"prompt": "a cat"}\n', "contains JSON"),
+        ("p.jsonl", b'{"title": "a cat"}\n', "line 1: there is no prompt"),
+        ("p.docx", b"PK", "ends in .docx"),
+        ("p.csv", b"title\nhello\n", "needs a column named 'prompt'"),
+        ("p.csv", b"prompt,prompt\na,b\n", "several columns named 'prompt'"),
+        ("p.csv", b"prompt\na,b\n", "Line 2 .* 2 cells instead of 1"),
         ("p.csv", b'prompt\n"a"b\n', "not a valid CSV file"),
         ("p.csv", b"index,prompt\n1,a\n1,b\n", "the index 1 is used twice"),
         ("p.csv", b"index,prompt\nx,a\n", "not a whole number"),
-        ("p.csv", b"", "one column named"),
+        ("p.csv", b"", "needs a column named"),
     ],
 )
 def test_a_file_that_is_not_all_prompts_is_refused(tmp_path, name, content, message):
@@ -151,3 +154,22 @@ def test_only_the_first_problems_are_listed(tmp_path):
 
     with pytest.raises(StudyError, match="prompt 20 is empty and 10 more"):
         load_prompts(path)
+
+
+def test_prompts_are_read_from_json_lines(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a cat", "category": "animal"}\n{"prompt": "a dog"}\n')
+
+    assert [(p.index, p.text, p.category) for p in load_prompts(path)] == [
+        (0, "a cat", "animal"),
+        (1, "a dog", "none"),
+    ]
+
+
+def test_the_length_of_prompts_is_a_setting(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("x" * 800)
+
+    assert len(load_prompts(path)[0].text) == 800
+    with pytest.raises(StudyError, match="max_prompt_length"):
+        load_prompts(path, max_length=799)
