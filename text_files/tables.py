@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from text_files.decoding import FileRefused, decode, read_bytes
+from text_files.decoding import FileRefused, read_text
 
 DELIMITERS = ",;\t|"
 MAX_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
@@ -24,12 +24,11 @@ PATH_NAMES = ("path", "filename", "file", "video", "video_path", "clip")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table and how its file is written, so that rows can be added to it."""
+    """A table, and the delimiter with which rows can be added to it."""
 
     names: list[str]  # of the columns
     rows: dict[int, dict[str, str]]  # by line of the file, from 1; cells by column
     delimiter: str
-    encoding: str  # without a byte order mark
 
 
 def read_table(path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> Table:
@@ -41,14 +40,11 @@ def read_table(path: Path, columns: Mapping[str, Sequence[str]] | None = None) -
     Raises:
         FileRefused: it cannot be read, or not every row has a cell for each column.
     """
-    return parse_table(read_bytes(path), path, columns)
+    return parse_table(read_text(path), path, columns)
 
 
-def parse_table(
-    content: bytes, path: Path, columns: Mapping[str, Sequence[str]] | None = None
-) -> Table:
-    """Read a table from the content of a file; see `read_table`."""
-    text, encoding = decode(content, path)
+def parse_table(text: str, path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """Read a table from the text of a file; see `read_table`."""
     if "\0" in text:
         raise FileRefused(f"{path} contains NUL characters, so it is not text. Save it again.")
     delimiter, skipped = _announced_delimiter(text)
@@ -77,7 +73,7 @@ def parse_table(
                 f"or remove it; put text that contains {_show(delimiter)} in double quotes."
             )
         rows[number] = dict(zip(names, cells, strict=True))
-    return Table(names=names, rows=rows, delimiter=delimiter, encoding=encoding)
+    return Table(names=names, rows=rows, delimiter=delimiter)
 
 
 def require_columns(table: Table, path: Path, columns: Mapping[str, Sequence[str]]) -> None:

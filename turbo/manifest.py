@@ -4,8 +4,14 @@ import csv
 import hashlib
 import io
 import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from filelock import FileLock
+
+from text_files.decoding import FileRefused, decode
+from text_files.tables import parse_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,33 +30,40 @@ class ManifestRow:
 
 
 COLUMNS = [field.name for field in fields(ManifestRow)]
+HEADER = ",".join(COLUMNS)
+LOCK_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the file holds, and how a row is added."""
+
+    rows: dict[str, dict[str, str]]  # by path
+    size: int  # bytes to keep; after them comes what a killed process left of a row
+    missing: str  # what has to follow before the next row: the header, or a line end
+    delimiter: str = ","
+    encoding: str = "utf-8"
 
 
 class Manifest:
-    """`manifest.csv` of a folder. Rows are only ever added, each whole or not at all."""
+    """`manifest.csv` of a folder. Rows are only ever added, each whole or not at all.
+
+    Processes may share a folder. A file that people have saved again, with another delimiter or in
+    another Unicode encoding, is continued as it is.
+
+    Raises:
+        ValueError: the file is no manifest of ours, or has a damaged row. It stays as it is.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "manifest.csv"
         folder.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists() or not self.path.stat().st_size:
-            self._append(COLUMNS)
-        self._drop_torn_row()
+        self._read()
 
     def rows(self) -> dict[str, dict[str, str]]:
-        """Return the rows by path.
-
-        Raises:
-            ValueError: the file's columns are not ours.
-        """
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != COLUMNS:
-                raise ValueError(
-                    f"{self.path} has other columns than a manifest of turbo.generate "
-                    f"({', '.join(COLUMNS)}). Choose another folder."
-                )
-            return {row["path"]: row for row in reader}
+        """Return the rows by path."""
+        return self._read().rows
 
     def missing(self, paths: list[str]) -> list[str]:
         """Return the clips that are not listed, or whose file is not the one that was listed."""
@@ -63,22 +76,59 @@ class Manifest:
 
     def add(self, row: ManifestRow) -> None:
         """Append a row; a clip made again replaces its former row on reading."""
-        self._append(list(map(str, asdict(row).values())))
+        with FileLock(self.folder / ".manifest.csv.lock", timeout=LOCK_SECONDS, thread_local=False):
+            content = self._read()
+            line = io.StringIO()
+            writer = csv.writer(line, delimiter=content.delimiter, lineterminator="\n")
+            writer.writerow(map(str, asdict(row).values()))
+            with self.path.open("ab") as file:
+                file.truncate(content.size)
+                file.write((content.missing + line.getvalue()).encode(content.encoding))
+                file.flush()
+                os.fsync(file.fileno())
 
-    def _append(self, values: list[str]) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
-        with self.path.open("ab") as file:
-            file.write(line.getvalue().encode())  # one write: two processes may share a folder
-            file.flush()
-            os.fsync(file.fileno())
+    def _read(self) -> _Content:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        try:
+            text, encoding = decode(content, self.path)
+        except FileRefused:
+            content, cut = _without_cut_character(content), content
+            if content == cut:
+                raise
+            text, encoding = decode(content, self.path)
+        if HEADER.startswith(text):  # also the empty file
+            return _Content({}, len(content), HEADER[len(text) :] + "\n")
+        begin = max(text.rfind("\n"), text.rfind("\r")) + 1
+        last = text[begin:]
+        delimiter = parse_table(text[:begin] or text, self.path).delimiter
+        if _is_torn(last, delimiter):
+            content, text = content[: len(content) - len(last.encode(encoding))], text[:begin]
+        table = parse_table(text, self.path)
+        if table.names != COLUMNS:
+            raise ValueError(
+                f"{self.path} has other columns than a manifest of turbo.generate "
+                f"({', '.join(COLUMNS)}). Choose another folder."
+            )
+        rows = {row["path"]: row for row in table.rows.values()}
+        end = "" if text.endswith(("\n", "\r")) else "\n"
+        return _Content(rows, len(content), end, delimiter, encoding)
 
-    def _drop_torn_row(self) -> None:
-        """Cut off what a process killed while writing left behind; prompts hold no newlines."""
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(self.path, len(whole))
+
+def _without_cut_character(content: bytes) -> bytes:
+    """Leave out the bytes at the end that begin a character of UTF-8."""
+    return re.sub(rb"[\xc2-\xf4][\x80-\xbf]{0,2}\Z", b"", content)
+
+
+def _is_torn(line: str, delimiter: str) -> bool:
+    """Return whether a line without its end is a part of a row, as a killed process leaves it.
+
+    Our rows begin with the name of a clip and end with 16 digits.
+    """
+    name, *others = line.split(delimiter)
+    if not others:
+        return re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None
+    whole = len(others) >= len(COLUMNS) - 1 and re.fullmatch(r"[0-9a-f]{16}", others[-1])
+    return name.endswith(".mp4") and not whole
 
 
 def sha256_of(file: Path) -> str:
