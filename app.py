@@ -1,135 +1,141 @@
-"""The demo: read the flags, compose the page from models and study, and serve it.
+"""The demo: read the flags, prepare the process, compose the page and serve it.
 
 The page opens at once. Models and study load behind it.
 """
 
 import argparse
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from demo.clip_store import ClipStore
-from demo.context import PageContext
-from demo.engine import Engine
-from demo.models import (
-    COMPARE_ROWS,
-    availability,
-    describe_models,
-    download_model,
-    load_model,
-    models_to_preload,
-)
-from demo.page import build_page
-from demo.starter import PRESET, open_or_create
-from demo.web.server import create_page_app, serve
-from demo.web.study_mount import StudyMount
-from human_eval.study.store import open_study
+from human_eval.environment import hidden, read_setting, read_switch, read_variable
+from human_eval.errors import StudyError
+from human_eval.server.deployment import SPACE_FRAMES, on_a_space, read_deployment
+from human_eval.server.listener import resolve
 from turbo.card import Dtype, Memory, describe_remedy, describe_state
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 
 MAX_PORT = 2**16 - 1
+# Gradio fails at its import on values of these that it cannot use. The page needs no proxy, and
+# `read_flags` checks the port.
+HIDDEN_FROM_GRADIO = ["GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS"] + [
+    spelling
+    for name in ("all_proxy", "http_proxy", "https_proxy", "no_proxy")
+    for spelling in (name, name.upper())
+]
 
 
 def main() -> None:
     """Serve the page until it is interrupted."""
     flags = read_flags()
-    context = create_context(flags)
-    app = create_page_app(build_page(context), context)
-    serve(app, host=flags.host, port=flags.port)
+    clips = open_clip_store(flags.data_dir)
+    keep_temporary_files_in(clips.folder.parent / "temporary")
+    with hidden(HIDDEN_FROM_GRADIO):
+        from demo.composition import compose
+        from demo.web.server import serve
 
-
-def create_context(flags: argparse.Namespace) -> PageContext:
-    """Create everything that the page needs. Nothing is loaded yet."""
-    placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
-    engine = Engine(
-        partial(load_model, **placement),
-        models_to_preload(flags.model),
-        open_clip_store(flags.data_dir),
-    )
-
-    def current_availability(name: str) -> str:
-        # Measuring memory needs torch, which the engine imports with the first model.
-        if engine.is_loaded(name) or engine.readiness(flags.model) == "loading":
-            return availability(name)
-        return availability(name, placement)
-
-    if flags.study is not None:
-        open_store = partial(open_study, flags.study)
-    else:
-        open_store = partial(open_or_create, flags.data_dir / "studies" / PRESET)
-    return PageContext(
-        models=describe_models(),
-        default_model=flags.model,
-        rows=COMPARE_ROWS,
-        engine=engine,
-        study=StudyMount(open_store, embedded="SPACE_ID" in os.environ),
-        availability=current_availability,
-        download=download_model if flags.allow_download else None,
-    )
+        app = compose(flags, clips)
+    try:
+        serve(app, host=flags.host, port=flags.port)
+    except StudyError as refusal:
+        sys.exit(f"app.py: {refusal}")
 
 
 def open_clip_store(data_dir: Path) -> ClipStore:
-    """Create the data folder with its clip store, or exit with the reason why not."""
+    """Create the data folder with its clip store, or exit with the reason why not.
+
+    A folder that exists but is read-only is reported here and by /healthz. The page opens.
+    """
+    remedy = "Choose another with --data-dir (T2V_DATA_DIR)."
     try:
-        return ClipStore(data_dir / "clips")
+        clips = ClipStore(data_dir / "clips")
     except OSError as failure:
-        sys.exit(
-            f"app.py: Cannot create the data folder {data_dir}: {failure.strerror}. "
-            "Choose another with --data-dir (T2V_DATA_DIR)."
-        )
+        sys.exit(f"app.py: Cannot create the data folder {data_dir}: {failure.strerror}. {remedy}")
+    if problem := clips.problem():
+        logging.getLogger(__name__).warning("app.py: %s: %s. %s", data_dir, problem, remedy)
+    return clips
+
+
+def keep_temporary_files_in(folder: Path) -> None:
+    """Let Gradio copy files below the data folder: /tmp/gradio may belong to another user.
+
+    So do all libraries if the machine has no folder for temporary files that can be written.
+    """
+    if read_variable("GRADIO_TEMP_DIR") is None:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(folder)
+        folder.mkdir(exist_ok=True)
 
 
 def read_flags() -> argparse.Namespace:
-    """Read the command line. An environment variable such as T2V_DATA_DIR sets a default."""
+    """Read the command line, and the environment for each flag that is not given."""
     parser = argparse.ArgumentParser(
         description="Serve the text-to-video demo.",
         epilog="Environment variables set the defaults: T2V_HOST, T2V_DATA_DIR and so on.",
     )
-
-    def add(flag: str, default: Any = None, **options: Any) -> None:
-        variable = f"T2V_{flag.upper().replace('-', '_')}"
-        parser.add_argument(f"--{flag}", default=os.environ.get(variable, default), **options)
-
-    add("host", help="address to listen on; default: this machine only")
-    add("port", type=_port, help="default: the first free one from 7860")
-    add("model", DEFAULT_MODEL, type=_ready_model, help="model to show first; default: %(default)s")
-    add("data-dir", "data", type=Path, help="folder for clips and the starter study")
-    add("study", type=Path, help="folder of a study; default: the starter study in the data folder")
-    add("device", "auto", help="device to compute on; default: the fastest of this machine")
-    add("dtype", "auto", type=_one_of(Dtype), help=f"precision: {', '.join(get_args(Dtype))}")
-    add("memory", type=_one_of(Memory), help=f"use of memory: {', '.join(get_args(Memory))}")
+    for flag, (_, _, about) in SETTINGS.items():
+        parser.add_argument(f"--{flag}", help=about)
+    parser.add_argument("--root-path", metavar="PATH", help=ROOT_PATH_HELP)
+    parser.add_argument("--frame-ancestors", metavar="SITES", help=FRAMES_HELP)
     parser.add_argument(
         "--allow-download",
         action="store_true",
-        default=os.environ.get("T2V_ALLOW_DOWNLOAD") == "1",
         help="let visitors download published models: gigabytes onto this machine",
     )
-    return parser.parse_args()
+    flags = parser.parse_args()
+    try:
+        for flag, (parse, default, _) in SETTINGS.items():
+            name = flag.replace("-", "_")
+            variables = f"T2V_{name.upper()} {ON_A_SPACE.get(flag, '')}"
+            setattr(
+                flags,
+                name,
+                read_setting(f"--{flag}", getattr(flags, name), variables, parse, default),
+            )
+        flags.allow_download = flags.allow_download or read_switch("T2V_ALLOW_DOWNLOAD")
+        frames = SPACE_FRAMES if on_a_space() else ()
+        flags.deployment = read_deployment(flags.root_path, flags.frame_ancestors, frames=frames)
+    except StudyError as refusal:
+        parser.exit(2, f"app.py: {refusal}\n")
+    if flags.host is None and on_a_space():
+        flags.host = "0.0.0.0"
+    return flags
 
 
-# argparse applies these to flags and to defaults from the environment, and prints the message.
+def _host(text: str) -> str:
+    resolve(text)
+    return text
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > MAX_PORT:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a port. Ports go up to {MAX_PORT}. Leave the flag (T2V_PORT) out to "
-            "use the first free one from 7860."
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_PORT):
+        raise StudyError(
+            f"{text or 'Nothing'} is not a port. Ports go up to {MAX_PORT}. Leave it out to use "
+            "the first free one from 7860."
         )
     return int(text)
 
 
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise StudyError("Name a folder, or leave it out.")
+    return Path(text)
+
+
 def _ready_model(name: str) -> str:
     if name not in MODELS:
-        raise argparse.ArgumentTypeError(
-            f"There is no model {name!r} (T2V_MODEL). Choose one of: {', '.join(MODELS)}."
-        )
+        raise StudyError(f"There is no model {name!r}. Choose one of: {', '.join(MODELS)}.")
     card = MODELS[name]
     if not card.is_ready():
-        raise argparse.ArgumentTypeError(
+        raise StudyError(
             f"{name} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
         )
     return name
@@ -138,13 +144,29 @@ def _ready_model(name: str) -> str:
 def _one_of(choices: Any) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text not in get_args(choices):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not one of {', '.join(get_args(choices))}. "
-                "Check the flag and the environment variable of its name."
-            )
+            raise StudyError(f"{text!r} is not one of {', '.join(get_args(choices))}.")
         return text
 
     return check
+
+
+# Each flag with the function that checks its text, its default, and its help.
+SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
+    "host": (_host, None, "address to listen on; default: this machine only, all on a Space"),
+    "port": (_port, None, "default: the first free one from 7860"),
+    "model": (_ready_model, DEFAULT_MODEL, f"model to show first; default: {DEFAULT_MODEL}"),
+    "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
+    "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),
+    "device": (str, "auto", "device to compute on; default: the fastest of this machine"),
+    "dtype": (_one_of(Dtype), "auto", f"precision: {', '.join(get_args(Dtype))}"),
+    "memory": (_one_of(Memory), None, f"use of memory: {', '.join(get_args(Memory))}"),
+}
+ON_A_SPACE = {"host": "GRADIO_SERVER_NAME", "port": "GRADIO_SERVER_PORT"}
+ROOT_PATH_HELP = "path of the public address behind a reverse proxy, such as /t2v"
+FRAMES_HELP = (
+    "other sites that may show the page in a frame, such as 'https://lab.example "
+    f"https://*.qualtrics.com'; a Space also allows {' and '.join(SPACE_FRAMES)}"
+)
 
 
 if __name__ == "__main__":

@@ -81,8 +81,9 @@ class Engine:
                 continue
         if failure := model.exception():
             raise _explain_load_failure(name, failure) from failure
-        generate, path = model.result(), self.clips.new_path()
-        with _explained_failure(name), closing(generate(request, path)) as updates:
+        with _explained_failure(name):
+            path = self.clips.new_path()
+        with _explained_failure(name), closing(model.result()(request, path)) as updates:
             for update in updates:
                 if update.clip is not None:
                     return update.clip
@@ -125,7 +126,14 @@ def _explained_failure(name: str) -> Iterator[None]:
     except MemoryError as failure:  # raised by the library, with a remedy in its text
         logger.error("A computation on %s ran out of memory.", name)
         raise EngineError(str(failure)) from failure
-    except (RuntimeError, ValueError, OSError) as failure:  # torch raises RuntimeError
+    except OSError as failure:
+        reason = failure.strerror or type(failure).__name__
+        logger.error("A clip could not be stored: %s", reason)
+        raise EngineError(
+            f"The video could not be stored on this machine ({reason}). "
+            "Its operator has to make room for it or allow writing."
+        ) from failure
+    except (RuntimeError, ValueError) as failure:  # torch raises RuntimeError
         kind = type(failure).__name__
         # Log neither traceback nor message: either could contain the prompt.
         place = traceback.extract_tb(failure.__traceback__)[-1]

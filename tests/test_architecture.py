@@ -23,7 +23,15 @@ ORDER = {
     "text_files": ["decoding", "tables", "prompts"],
     "turbo": ["types", "manifest", "video", "disk_space", "card", "request"]
     + ["networks", "diffusion", "convert", "rewards", "models", "pipeline", "generate"],
-    "human_eval": ["errors", "definition", "storage", "statistics", "clips", "collection"]
+    "human_eval": [
+        "errors",
+        "environment",
+        "definition",
+        "storage",
+        "statistics",
+        "clips",
+        "collection",
+    ]
     + ["study", "reporting", "mturk", "server", "cli", "__main__"],
     "training.shapes": ["world", "models", "evaluation", "__main__"],
 }

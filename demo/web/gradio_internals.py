@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import gradio as gr
+from gradio import route_utils
 from gradio.blocks import BlockFunction
 from gradio.queueing import Event
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -174,3 +175,18 @@ class Page(gr.Blocks):
                 event.alive = False
 
         self._queue.send_message = send_or_drop  # type: ignore[method-assign]
+
+    def find_root_in_browser(self) -> None:
+        """Let the page take its address from the browser, which always knows it.
+
+        Gradio guesses the address from the request. Behind a proxy that changes the path or the
+        host, the page would send its calls elsewhere.
+        """
+        route_utils.get_root_url = _relative_or_guessed_root
+
+
+_guess_root = route_utils.get_root_url
+
+
+def _relative_or_guessed_root(request: Any, route_path: str, root_path: str | None) -> str:
+    return "./" if route_path == "/" else _guess_root(request, route_path, root_path)

@@ -2,7 +2,8 @@
 
 Gradio has some fifty routes that its pages do not use, accepts bodies of any size, and lets a
 client choose the session that it acts for. The guard passes the necessary routes only, limits the
-body, checks calls (`gradio_internals`), ties every session to one address, and limits rates.
+body, checks calls (`gradio_internals`), and limits rates. A session belongs to whoever knows its
+name, which the page draws at random; an address may change at any time.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ from demo.web.gradio_internals import (
     CallChecker,
     CallError,
 )
-from demo.web.limits import Limits, Sessions, TooMany
+from demo.web.limits import Limits, Sessions, TooMany, visitor
+from human_eval.server.proxies import path_below_root
 
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 15  # for a body to arrive
@@ -61,19 +63,20 @@ class Guard:
         calls: CallChecker,
         video_folders: Sequence[Path],
         limits: Limits,
-        frame_ancestors: str = "'self'",
+        frames: Sequence[str] = (),
     ) -> None:
         """
         Args:
             video_folders: the folders whose mp4 files Gradio may serve.
-            frame_ancestors: sites that may show the page in a frame (Content-Security-Policy).
+            frames: other sites that may show the page in a frame.
         """
         self.app = app
         self._calls = calls
         self._folders = [str(folder.resolve()) + "/" for folder in video_folders]
         self._limits = limits
         self._sessions = Sessions()
-        self._policy = f"frame-ancestors {frame_ancestors}; object-src 'none'; base-uri 'self'"
+        ancestors = " ".join(["'self'", *frames])
+        self._policy = f"frame-ancestors {ancestors}; object-src 'none'; base-uri 'self'"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,16 +85,21 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        send = self._with_headers(send, scope["path"])
+        path = path_below_root(scope)
+        send = self._with_headers(send, path)
         try:
-            client = str((scope.get("client") or ("?", 0))[0])
-            self._check_route(scope)
+            client = visitor(scope)
+            self._check_route(scope["method"], path)
             self._limits.check(client, scope)
             body = await _read_body(receive) if scope["method"] == "POST" else b""
-            session = self._find_session(scope, body)
+            session = self._find_session(scope, path.rstrip("/"), body)
             if session is not None:
-                self._sessions.bind(session, client)
-            await self._pass_on(scope, _replay(body, receive), send, client, session)
+                self._sessions.use(session, client)
+            if path.startswith((QUEUE_DATA, HEARTBEAT)):
+                with self._limits.streaming(client), self._sessions.connected(session):
+                    await self.app(scope, receive, send)
+            else:
+                await self.app(scope, _replay(body, receive), send)
         except Refusal as refusal:
             await _refuse(refusal)(scope, receive, send)
         except CallError as error:
@@ -99,17 +107,7 @@ class Guard:
         except TooMany as error:
             await _refuse(Refusal(429, str(error), retry_after=2))(scope, receive, send)
 
-    async def _pass_on(
-        self, scope: Scope, receive: Receive, send: Send, client: str, session: str | None
-    ) -> None:
-        if not scope["path"].startswith((QUEUE_DATA, HEARTBEAT)):
-            await self.app(scope, receive, send)
-            return
-        with self._limits.streaming(client), self._sessions.connected(session):
-            await self.app(scope, receive, send)
-
-    def _check_route(self, scope: Scope) -> None:
-        path, method = scope["path"], scope["method"]
+    def _check_route(self, method: str, path: str) -> None:
         if method not in METHODS:
             raise Refusal(405, "This method is not supported. Use GET or POST.")
         if OWN_ROUTES.fullmatch(path):
@@ -127,9 +125,8 @@ class Guard:
             return False
         return any(name.startswith(folder) for folder in self._folders)
 
-    def _find_session(self, scope: Scope, body: bytes) -> str | None:
+    def _find_session(self, scope: Scope, path: str, body: bytes) -> str | None:
         """Return the session of the request, if it has one. Calls are checked."""
-        path = scope["path"].rstrip("/")
         if CALL_ROUTES.fullmatch(path):
             _check_origin(scope)
             return self._calls.check(path, body)

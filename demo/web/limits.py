@@ -1,4 +1,4 @@
-"""Limits per client address: requests per second, open connections, and sessions."""
+"""Limits per visitor's address: requests per second, open connections, and sessions."""
 
 import time
 from collections import OrderedDict
@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.types import Scope
 
 from demo.web.gradio_internals import JOIN
+from human_eval.server.proxies import path_below_root
 
 MAX_CLIENTS = 20_000  # whose rates are remembered
 MAX_SESSIONS = 1_500  # below `gradio_internals.REMEMBERED_SESSIONS`
@@ -19,6 +21,21 @@ SESSION_SECONDS = 900  # after which a session without a connection is forgotten
 
 class TooMany(Exception):
     """A client exceeds a limit; the message is for its user."""
+
+
+def visitor(scope: Scope) -> str:
+    """Return the address that a request is counted under.
+
+    A machine with IPv6 has a network of addresses and changes between them, so the network counts.
+    """
+    text = str((scope.get("client") or ("?", 0))[0])
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:  # a Unix socket, or a proxy's "unknown"
+        return text[:64]
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
+    return str(address)
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class Limits:
         Raises:
             TooMany: it exceeds a rate.
         """
-        path = scope["path"]
+        path = path_below_root(scope)
         kinds = [("any_request", client)]
         if path.startswith(JOIN):
             kinds.append(("join", client))
@@ -134,10 +151,7 @@ class _Session:
 
 
 class Sessions:
-    """The open pages and their clients.
-
-    A Gradio client chooses the name of its session. The first client to use a name owns it.
-    """
+    """The open pages. A page draws the name of its session, and nobody else can know it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -146,11 +160,11 @@ class Sessions:
     def __contains__(self, session: str) -> bool:
         return session in self._sessions
 
-    def bind(self, session: str, client: str) -> None:
-        """Record that a client uses a session.
+    def use(self, session: str, client: str) -> None:
+        """Record that a session is in use. A new one counts towards the limit of its client.
 
         Raises:
-            TooMany: the session belongs to another client, or there are too many sessions.
+            TooMany: there are too many sessions.
         """
         now = self._clock()
         known = self._sessions.get(session)
@@ -160,8 +174,6 @@ class Sessions:
             if len(self._sessions) >= MAX_SESSIONS or mine >= SESSIONS_PER_CLIENT:
                 raise TooMany("Too many open pages. Close other tabs of this page.")
             self._sessions[session] = _Session(client, now)
-        elif known.client != client:
-            raise TooMany("This session belongs to another visitor. Reload the page.")
         else:
             known.seen = now
             self._sessions.move_to_end(session)

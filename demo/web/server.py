@@ -3,15 +3,12 @@
 Raters and readers have routes of their own and never wait in the queue of computations.
 """
 
-import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import gradio as gr
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse
@@ -21,14 +18,23 @@ from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
 from demo.web.limits import Limits
 from demo.widgets import theme
+from human_eval.server.deployment import Deployment
+from human_eval.server.listener import address_of, listen, serve_on
+from human_eval.server.proxies import BehindProxy
 from human_eval.server.sign_in import COOKIE
 
 FIRST_PORT, PORTS = 7860, 100
 MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
-SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"
+THIS_MACHINE = Deployment()
 
 
-def create_page_app(page: Page, context: PageContext, *, limits: Limits | None = None) -> FastAPI:
+def create_page_app(
+    page: Page,
+    context: PageContext,
+    *,
+    limits: Limits | None = None,
+    deployment: Deployment = THIS_MACHINE,
+) -> FastAPI:
     """Create the application. At its start, it begins to load the models and the study."""
 
     @asynccontextmanager
@@ -51,6 +57,7 @@ def create_page_app(page: Page, context: PageContext, *, limits: Limits | None =
     app.add_route("/healthz", _report_health(page, context))
     page.keep_queue_alive()
     page.slow_idle_queue()
+    page.find_root_in_browser()
     gr.mount_gradio_app(app, page, path="/", **mount_options(context))
     # The middleware that is added last runs first.
     app.add_middleware(
@@ -58,8 +65,9 @@ def create_page_app(page: Page, context: PageContext, *, limits: Limits | None =
         calls=CallChecker(page),
         video_folders=[context.engine.clips.folder, page.cached_files],
         limits=limits or Limits(rater_cookie=COOKIE),
-        frame_ancestors=SPACE_FRAMES if "SPACE_ID" in os.environ else "'self'",
+        frames=deployment.frames,
     )
+    app.add_middleware(BehindProxy, deployment=deployment)
     return app
 
 
@@ -86,55 +94,27 @@ def serve(app: FastAPI, *, host: str | None = None, port: int | None = None) -> 
     """Serve until interrupted.
 
     Args:
-        host: None is this machine only. On a Space, GRADIO_SERVER_NAME sets it.
-        port: None is the first free port from 7860. On a Space, GRADIO_SERVER_PORT sets it.
+        host: None is this machine only.
+        port: None is the first free port from 7860.
+
+    Raises:
+        StudyError: no port is free, or this machine does not have the address of the host.
     """
-    host = host or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    listener = _listen(host, port or int(os.environ.get("GRADIO_SERVER_PORT", "0")))
-    number = listener.getsockname()[1]
-    print(
-        f"The page is at http://{'127.0.0.1' if host == '0.0.0.0' else host}:{number}", flush=True
-    )
-    config = uvicorn.Config(
+    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS)
+    listener = listen(host or "127.0.0.1", ports)
+    print(f"The page is at {address_of(listener)}", flush=True)
+    serve_on(
+        listener,
         app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        # A client can claim any address in a header. Only a named proxy is trusted.
-        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS", ""),
         limit_concurrency=2_000,
-        timeout_keep_alive=20,
         h11_max_incomplete_event_size=32_768,
         timeout_graceful_shutdown=5,
-    )
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind the port, or the first free one."""
-    ports = [port] if port else range(FIRST_PORT, FIRST_PORT + PORTS)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for number in ports:
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, number))
-        except OSError:
-            listener.close()
-            continue
-        listener.listen(1024)
-        return listener
-    raise SystemExit(
-        f"app.py: Port {port} of {host} is not free. Choose another with --port (T2V_PORT)."
-        if port
-        else f"app.py: No port of {host} from {FIRST_PORT} to {FIRST_PORT + PORTS - 1} is free."
     )
 
 
 def _report_health(page: Page, context: PageContext) -> Callable[[Request], Any]:
     async def health(request: Request) -> Response:
-        """Reply 200, or 503 with the problems of queue, model, disk and study."""
+        """Reply 200, or 503 with the problems of queue, model, disk, clips and study."""
         problems = []
         if page.queue_has_stopped:
             problems.append("the queue of computations has stopped; restart the program")
@@ -142,6 +122,8 @@ def _report_health(page: Page, context: PageContext) -> Callable[[Request], Any]
             problems.append("the model did not load; the log has the reason")
         if shutil.disk_usage(context.engine.clips.folder).free < MIN_FREE:
             problems.append("the disk is nearly full")
+        if problem := context.engine.clips.problem():
+            problems.append(problem)
         problems += await context.study.problems()
         headers = {"cache-control": "no-store"}
         return JSONResponse({"problems": problems}, 503 if problems else 200, headers)

@@ -5,7 +5,7 @@ They are the raters' page with its vote API, the results for readers, and the ad
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from html import escape
 
@@ -54,15 +54,15 @@ class StudyMount:
 
     Args:
         open_store: opens the study, and creates it if necessary; slow, called in a thread.
-        embedded: the page is in a frame of another site.
+        frames: other sites that may show the page in a frame.
     """
 
-    def __init__(self, open_store: Callable[[], StudyStore], *, embedded: bool = False) -> None:
+    def __init__(self, open_store: Callable[[], StudyStore], *, frames: Sequence[str] = ()) -> None:
         self.vote_app, self.results_app, self.admin_app = (DeferredApp() for _ in range(3))
         self.store: StudyStore | None = None
         self.live_results: LiveResults | None = None
         self._open_store = open_store
-        self._embedded = embedded
+        self._frames = tuple(frames)
 
     @property
     def note(self) -> str:
@@ -92,7 +92,7 @@ class StudyMount:
         try:
             store = await asyncio.to_thread(self._open_store)
             stack.callback(store.close)
-            vote_app = create_app(store, embedded=self._embedded)
+            vote_app = create_app(store, frames=self._frames)
             await stack.enter_async_context(vote_app.router.lifespan_context(vote_app))
         except (StudyError, OSError) as error:
             logger.error("The study could not be opened: %s", error)
@@ -103,7 +103,7 @@ class StudyMount:
         self.vote_app.app = vote_app
         self.results_app.app = create_results_app(store, live_results)
         self.admin_app.app = create_admin_app(
-            store, vote_app.state.service, embedded=self._embedded
+            store, vote_app.state.service, embedded=vote_app.state.embedded
         )
         self.store, self.live_results = store, live_results
         await asyncio.to_thread(live_results.read)  # so that the first reader does not wait

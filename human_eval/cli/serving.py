@@ -3,10 +3,12 @@
 import getpass
 import sys
 from argparse import Namespace
+from contextlib import closing
 
 from human_eval.cli.command import Commands, add_command, opened
 from human_eval.collection.pairs import list_clips
 from human_eval.errors import StudyError
+from human_eval.server.deployment import SPACE_FRAMES, read_deployment
 from human_eval.storage import lock
 from human_eval.storage.study_state import set_closed
 from human_eval.study.media_check import describe_lost, find_lost_clips
@@ -18,7 +20,22 @@ def add_commands(commands: Commands) -> None:
     parser = add_command(commands, "serve", serve, "Serve the page for raters and its API.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--embedded", action="store_true", help="inside another site's frame")
+    parser.add_argument(
+        "--root-path",
+        metavar="PATH",
+        help="path of the public address behind a reverse proxy, such as /study (T2V_ROOT_PATH)",
+    )
+    parser.add_argument(
+        "--frame-ancestors",
+        metavar="SITES",
+        help="other sites that may show the page in a frame, such as 'https://lab.example "
+        "https://*.qualtrics.com' (T2V_FRAME_ANCESTORS), besides frame_ancestors of the definition",
+    )
+    parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help=f"the same for a Hugging Face Space: {' and '.join(SPACE_FRAMES)}",
+    )
 
     parser = add_command(commands, "invite", invite, "Print a rater's invitation.")
     parser.add_argument("provider", help="such as prolific")
@@ -40,24 +57,24 @@ def add_commands(commands: Commands) -> None:
 
 def serve(options: Namespace) -> None:
     """Serve the routes and the page for raters."""
-    import uvicorn
-
+    from human_eval.server.listener import address_of, listen, serve_on
+    from human_eval.server.proxies import BehindProxy
     from human_eval.server.vote_api import create_app
 
+    deployment = read_deployment(
+        options.root_path,
+        options.frame_ancestors,
+        frames=SPACE_FRAMES if options.embedded else (),
+        proxies="127.0.0.1",
+    )
     with opened(options) as store:
         with lock.serving(store.database, store.folder):
             pass  # a refusal is a message here; inside uvicorn it would be a traceback
         _check_some_clip(store)
-        print(f"Raters' page: http://{options.host}:{options.port}/rate")
-        uvicorn.run(
-            create_app(store, embedded=options.embedded),
-            host=options.host,
-            port=options.port,
-            server_header=False,
-            access_log=False,
-            timeout_keep_alive=20,
-            timeout_graceful_shutdown=10,
-        )
+        app = create_app(store, frames=deployment.frames)
+        with closing(listen(options.host, [options.port])) as listener:
+            print(f"Raters' page: {address_of(listener)}/rate", flush=True)
+            serve_on(listener, BehindProxy(app, deployment), timeout_graceful_shutdown=10)
 
 
 def _check_some_clip(store: StudyStore) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from human_eval.definition.frames import check_frames
 from human_eval.definition.platforms import Provider, complete
 from human_eval.errors import StudyError
 
@@ -189,6 +190,7 @@ class StudyDefinition:
     match_seeds: bool = True  # refuse pairs whose manifests name different seeds
     equalise: bool = False  # reduce the clips of a pair to the smaller size, rate and length
     anonymous: bool = False  # anyone with the address may rate; otherwise by invitation
+    frame_ancestors: tuple[str, ...] = ()  # sites that may show the raters' page in a frame
     systems: tuple[System, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -208,6 +210,7 @@ class StudyDefinition:
         _check_comparisons(self)
         _check_questions(self)
         _check_numbers(self)
+        object.__setattr__(self, "frame_ancestors", check_frames(self.frame_ancestors))
 
     @cached_property
     def hash(self) -> str:

@@ -4,6 +4,7 @@ It is a page of its own and uses no framework: it loads in one round trip, runs 
 scripts, and none of its files contains anything about the systems.
 """
 
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from fastapi import APIRouter, Request, Response
@@ -23,22 +24,20 @@ POLICY = (
     "media-src 'self' blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors {frames}"
 )
-OWN_FRAMES = "'self'"
-SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"
 
 
-def create_page_router(language: Language, *, embedded: bool) -> APIRouter:
+def create_page_router(language: Language, *, frames: Sequence[str] = ()) -> APIRouter:
     """Create the routes of the page and its files.
 
     Args:
-        embedded: the page is shown in another site's frame.
+        frames: other sites that may show the page in a frame.
     """
     files = {path.name: path.read_text("utf-8") for path in PAGES.iterdir() if path.suffix in TYPES}
     files["rate.html"] = language.render(files["rate.html"])
     files["catalogue.js"] = language.script()
     headers = {
         "cache-control": "no-cache",
-        "content-security-policy": POLICY.format(frames=SPACE_FRAMES if embedded else OWN_FRAMES),
+        "content-security-policy": POLICY.format(frames=" ".join(["'self'", *frames])),
         "permissions-policy": "camera=(), microphone=(), geolocation=()",
         "referrer-policy": "no-referrer",
         "x-content-type-options": "nosniff",

@@ -4,7 +4,7 @@ A browser only chooses answers. Which rater, which pair, which sides and what ti
 server. No reply names a system, and answers are acknowledged only once they are on disk.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -233,12 +233,14 @@ async def health(service: Service) -> Response:
     return reply({"problems": problems}, 503 if problems else 200)
 
 
-def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
+def create_app(store: StudyStore, *, frames: Sequence[str] = ()) -> FastAPI:
     """Create the application of raters: its routes and its page.
 
     Args:
-        embedded: the page is shown in another site's frame, which makes its cookie third-party.
+        frames: other sites that may show the page in a frame, besides those of the definition.
+            With any, the page's cookie is a third-party one.
     """
+    frames = [*frames, *store.definition.frame_ancestors]
     service = VoteService(store)
 
     @asynccontextmanager
@@ -258,10 +260,10 @@ def create_app(store: StudyStore, *, embedded: bool = False) -> FastAPI:
     app.state.service = service
     app.state.clips = ClipServer(store)
     app.state.authenticator = Authenticator(store.folder)
-    app.state.embedded = embedded
+    app.state.embedded = bool(frames)
     app.state.language = language
     app.include_router(router)
-    app.include_router(create_page_router(language, embedded=embedded))
+    app.include_router(create_page_router(language, frames=frames))
     return app
 
 

@@ -12,6 +12,7 @@ from demo.session import Updates
 from demo.starter import open_or_create
 from demo.web.server import create_page_app, serve
 from demo.web.study_mount import StudyMount
+from human_eval.server.deployment import read_deployment
 from tests.support.fake_engine import FakeEngine, create_fake_context
 
 
@@ -33,8 +34,10 @@ def main() -> None:
         return fake.load(name)
 
     study = args.study or args.data_dir / "studies" / "shapes-demo"
-    context = create_fake_context(load, args.data_dir, StudyMount(partial(open_or_create, study)))
-    serve(create_page_app(build_page(context), context), port=args.port)
+    deployment = read_deployment(None, None)
+    mount = StudyMount(partial(open_or_create, study), frames=deployment.frames)
+    context = create_fake_context(load, args.data_dir, mount)
+    serve(create_page_app(build_page(context), context, deployment=deployment), port=args.port)
 
 
 if __name__ == "__main__":

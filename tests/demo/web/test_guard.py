@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from demo.web import guard, limits
 from demo.web.gradio_internals import REMEMBERED_SESSIONS, VERSION, CallChecker
 from demo.web.guard import MAX_BODY, Guard
-from demo.web.limits import MAX_SESSIONS, Limits, Rate, Sessions, TokenBuckets, TooMany
+from demo.web.limits import MAX_SESSIONS, Limits, Rate, Sessions, TokenBuckets, TooMany, visitor
 from tests.support.apart import run_apart
 
 
@@ -233,18 +233,17 @@ def test_another_sites_page_makes_no_calls(client):
         assert client.post(path, content=body, headers={"content-type": kind}).status_code == 415
 
 
-def test_a_session_belongs_to_one_client(page, folder):
+def test_a_session_goes_on_when_the_address_of_its_page_changes(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=["GET", "POST"])])
     guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
-    owner = TestClient(guarded, client=("10.0.0.1", 1))
-    thief = TestClient(guarded, client=("10.0.0.2", 1))
+    before = TestClient(guarded, client=("10.0.0.1", 1))
+    after = TestClient(guarded, client=("2001:db8::1", 1))
 
-    assert call(owner).status_code == 200
-    assert call(thief).status_code == 429
-    assert thief.get("/gradio_api/queue/data?session_hash=abc").status_code == 429
-    assert thief.get("/gradio_api/heartbeat/abc").status_code == 429
-    assert owner.get("/gradio_api/queue/data?session_hash=abc").status_code == 200
-    assert owner.get("/gradio_api/queue/data?session_hash=unknown").status_code == 404
+    assert call(before).status_code == 200
+    assert after.get("/gradio_api/queue/data?session_hash=abc").status_code == 200
+    assert after.get("/gradio_api/heartbeat/abc").status_code == 200
+    assert call(after).status_code == 200
+    assert after.get("/gradio_api/queue/data?session_hash=unknown").status_code == 404
 
 
 def test_every_answer_has_the_headers_that_keep_it_safe(client):
@@ -277,6 +276,22 @@ def test_only_the_client_with_too_many_requests_is_refused(page, folder):
     assert patient.get("/").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "address, counted",
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:bbbb::2", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unknown", "unknown"),
+        ("x" * 5_000, "x" * 64),
+    ],
+)
+def test_a_visitor_is_counted_once_whatever_the_address(address, counted):
+    assert visitor({"type": "http", "client": (address, 1)}) == counted
+
+
 def test_a_bucket_fills_again_with_time():
     now = [0.0]
     bucket = TokenBuckets(Rate(per_second=2, burst=3), lambda: now[0])
@@ -307,12 +322,12 @@ def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):
     now = [0.0]
     sessions = Sessions(lambda: now[0])
     for name in ("a", "b", "c"):
-        sessions.bind(name, "one")
+        sessions.use(name, "one")
     with pytest.raises(TooMany):
-        sessions.bind("d", "one")
+        sessions.use("d", "one")
     with sessions.connected("a"):
         now[0] = limits.SESSION_SECONDS + 1
-        sessions.bind("d", "one")
+        sessions.use("d", "one")
 
         assert "a" in sessions and "b" not in sessions
 
@@ -320,10 +335,10 @@ def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):
 def test_all_sessions_together_stay_below_what_gradio_remembers():
     sessions = Sessions(lambda: 0.0)
     for number in range(MAX_SESSIONS):
-        sessions.bind(f"s{number}", f"client {number}")
+        sessions.use(f"s{number}", f"client {number}")
 
     with pytest.raises(TooMany):
-        sessions.bind("one-more", "another client")
+        sessions.use("one-more", "another client")
     assert MAX_SESSIONS < REMEMBERED_SESSIONS
 
 

@@ -6,6 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from human_eval.server.deployment import SPACE_FRAMES
 from human_eval.server.language import PAGES
 from human_eval.server.vote_api import create_app
 
@@ -40,7 +41,7 @@ def _sources():
 
 def test_the_policy_allows_nothing_from_other_sites(client, make_store):
     policy = client.get("/rate").headers["content-security-policy"]
-    with TestClient(create_app(make_store(), embedded=True)) as embedded:
+    with TestClient(create_app(make_store(), frames=SPACE_FRAMES)) as embedded:
         framed = embedded.get("/rate").headers["content-security-policy"]
 
     assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy

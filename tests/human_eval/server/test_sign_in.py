@@ -24,6 +24,7 @@ from human_eval.definition.platforms import (
 )
 from human_eval.errors import NotAcceptable, StudyError
 from human_eval.server.accounts import add_account
+from human_eval.server.deployment import SPACE_FRAMES
 from human_eval.server.sign_in import COOKIE, entry_links
 from human_eval.server.vote_api import create_app
 from human_eval.storage.tables import Event
@@ -368,7 +369,7 @@ def test_a_cookie_of_an_earlier_version_is_not_accepted(store, client):
 
 
 def test_inside_another_sites_frame_the_cookie_is_partitioned(store):
-    with TestClient(create_app(store, embedded=True)) as client:
+    with TestClient(create_app(store, frames=SPACE_FRAMES)) as client:
         header = enter(client, PAGE).headers["set-cookie"].lower()
 
     assert {"secure", "samesite=none", "partitioned"} <= set(header.replace(" ", "").split(";"))

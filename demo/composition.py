@@ -1,0 +1,59 @@
+"""Compose the web application from models, study and page."""
+
+import argparse
+from functools import partial
+
+from fastapi import FastAPI
+
+from demo.clip_store import ClipStore
+from demo.context import PageContext
+from demo.engine import Engine
+from demo.models import (
+    COMPARE_ROWS,
+    availability,
+    describe_models,
+    download_model,
+    load_model,
+    models_to_preload,
+)
+from demo.page import build_page
+from demo.starter import PRESET, open_or_create
+from demo.web.server import create_page_app
+from demo.web.study_mount import StudyMount
+from human_eval.study.store import open_study
+
+
+def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
+    """Create the application. Nothing is loaded yet.
+
+    Args:
+        flags: from `app.read_flags`.
+    """
+    context = create_context(flags, clips)
+    return create_page_app(build_page(context), context, deployment=flags.deployment)
+
+
+def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
+    """Create everything that the page needs. Nothing is loaded yet."""
+    placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
+    engine = Engine(partial(load_model, **placement), models_to_preload(flags.model), clips)
+
+    def current_availability(name: str) -> str:
+        # Measuring memory needs torch, which the engine imports with the first model.
+        if engine.is_loaded(name) or engine.readiness(flags.model) == "loading":
+            return availability(name)
+        return availability(name, placement)
+
+    if flags.study is not None:
+        open_store = partial(open_study, flags.study)
+    else:
+        open_store = partial(open_or_create, flags.data_dir / "studies" / PRESET)
+    return PageContext(
+        models=describe_models(),
+        default_model=flags.model,
+        rows=COMPARE_ROWS,
+        engine=engine,
+        study=StudyMount(open_store, frames=flags.deployment.frames),
+        availability=current_availability,
+        download=download_model if flags.allow_download else None,
+    )
