@@ -17,12 +17,12 @@ from typing import get_args
 import transformers
 from tqdm import tqdm
 
-from text_files.prompts import read_prompt_file
 from turbo.card import Dtype, Memory
 from turbo.manifest import Manifest, ManifestRow, sha256_of
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
 from turbo.request import Request, check_request
+from turbo.text_files.prompts import read_prompt_file
 from turbo.video import Video
 
 

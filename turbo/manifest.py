@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from text_files.decoding import FileRefused, decode
-from text_files.tables import parse_table
+from turbo.text_files.decoding import FileRefused, decode
+from turbo.text_files.tables import parse_table
 
 
 @dataclass(frozen=True, kw_only=True)

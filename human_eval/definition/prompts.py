@@ -13,8 +13,8 @@ from pathlib import Path
 import ftfy
 
 from human_eval.errors import StudyError
-from text_files.decoding import MAX_BYTES, FileRefused, read_bytes
-from text_files.prompts import Entry, read_prompt_file
+from turbo.text_files.decoding import MAX_BYTES, FileRefused, read_bytes
+from turbo.text_files.prompts import Entry, read_prompt_file
 
 EVALCRAFTER = "evalcrafter"
 # The commit of the upstream repository with the 700 prompts and their attributes.
@@ -62,7 +62,7 @@ def load_prompts(
 
     Args:
         source: "evalcrafter"; a folder with the two files of EvalCrafter; or a file of prompts, see
-            `text_files.prompts.read_prompt_file`.
+            `turbo.text_files.prompts.read_prompt_file`.
         cache: folder for downloaded files.
         column: name of the column or key with the prompts; None finds the usual ones.
         max_length: characters that a prompt may have.
@@ -139,7 +139,7 @@ def _check_sha256(name: str, content: bytes) -> None:
 def read_prompts(
     path: Path, *, column: str | None = None, max_length: int = MAX_LENGTH
 ) -> list[Prompt]:
-    """Read a file of prompts; see `text_files.prompts.read_prompt_file`.
+    """Read a file of prompts; see `turbo.text_files.prompts.read_prompt_file`.
 
     All but text files may give an `index` (otherwise prompts count from 0) and a `category`
     (several are separated by "|").

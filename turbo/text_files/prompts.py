@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from text_files.decoding import FileRefused, read_text
-from text_files.tables import PROMPT_NAMES, read_table, require_columns
+from turbo.text_files.decoding import FileRefused, read_text
+from turbo.text_files.tables import PROMPT_NAMES, read_table, require_columns
 
 TEXT, TABLES, JSON_LINES = {".txt", ""}, {".csv", ".tsv"}, {".jsonl", ".ndjson"}
 ENDINGS = ".txt, .csv, .tsv, .json or .jsonl"

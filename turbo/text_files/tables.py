@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from text_files.decoding import FileRefused, read_text
+from turbo.text_files.decoding import FileRefused, read_text
 
 DELIMITERS = ",;\t|"
 MAX_CELL = 2**31 - 1  # characters; Python's own limit is 131,072

@@ -2,8 +2,8 @@
 
 import pytest
 
-from text_files.decoding import FileRefused
-from text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 COLUMNS = {"path": PATH_NAMES, "prompt": PROMPT_NAMES}
 WANTED = [{"path": "a.mp4", "prompt": "a café, at night"}]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from text_files.decoding import FileRefused
-from text_files.prompts import read_prompt_file
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.prompts import read_prompt_file
 
 
 def _texts(tmp_path, name, content, column=None):
