@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from demo.clip_store import ClipStore
-from human_eval.environment import hidden, read_setting, read_switch, read_variable
 from human_eval.errors import StudyError
-from human_eval.server.deployment import SPACE_FRAMES, on_a_space, read_deployment
-from human_eval.server.listener import resolve
+from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deployment
+from human_eval.hosting.environment import hidden, read_setting, read_switch, read_variable
+from human_eval.hosting.listener import resolve
 from turbo.card import Dtype, Memory, describe_remedy, describe_state
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 

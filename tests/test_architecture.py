@@ -25,8 +25,8 @@ ORDER = {
     + ["networks", "diffusion", "convert", "rewards", "models", "pipeline", "generate"],
     "human_eval": [
         "errors",
-        "environment",
         "definition",
+        "hosting",
         "storage",
         "statistics",
         "clips",

@@ -29,7 +29,7 @@ from demo.web.gradio_internals import (
     CallError,
 )
 from demo.web.limits import Limits, Sessions, TooMany, visitor
-from human_eval.server.proxies import path_below_root
+from human_eval.hosting.proxies import path_below_root
 
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 15  # for a body to arrive

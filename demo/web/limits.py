@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from starlette.types import Scope
 
 from demo.web.gradio_internals import JOIN
-from human_eval.server.proxies import path_below_root
+from human_eval.hosting.proxies import path_below_root
 
 MAX_CLIENTS = 20_000  # whose rates are remembered
 MAX_SESSIONS = 1_500  # below `gradio_internals.REMEMBERED_SESSIONS`

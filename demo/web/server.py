@@ -18,9 +18,9 @@ from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
 from demo.web.limits import Limits
 from demo.widgets import theme
-from human_eval.server.deployment import Deployment
-from human_eval.server.listener import address_of, listen, serve_on
-from human_eval.server.proxies import BehindProxy
+from human_eval.hosting.deployment import Deployment
+from human_eval.hosting.listener import address_of, listen, serve_on
+from human_eval.hosting.proxies import BehindProxy
 from human_eval.server.sign_in import COOKIE
 
 FIRST_PORT, PORTS = 7860, 100

@@ -8,7 +8,7 @@ from contextlib import closing
 from human_eval.cli.command import Commands, add_command, opened
 from human_eval.collection.pairs import list_clips
 from human_eval.errors import StudyError
-from human_eval.server.deployment import SPACE_FRAMES, read_deployment
+from human_eval.hosting.deployment import SPACE_FRAMES, read_deployment
 from human_eval.storage import lock
 from human_eval.storage.study_state import set_closed
 from human_eval.study.media_check import describe_lost, find_lost_clips
@@ -57,8 +57,8 @@ def add_commands(commands: Commands) -> None:
 
 def serve(options: Namespace) -> None:
     """Serve the routes and the page for raters."""
-    from human_eval.server.listener import address_of, listen, serve_on
-    from human_eval.server.proxies import BehindProxy
+    from human_eval.hosting.listener import address_of, listen, serve_on
+    from human_eval.hosting.proxies import BehindProxy
     from human_eval.server.vote_api import create_app
 
     deployment = read_deployment(

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from human_eval.server.deployment import SPACE_FRAMES
+from human_eval.hosting.deployment import SPACE_FRAMES
 from human_eval.server.language import PAGES
 from human_eval.server.vote_api import create_app
 

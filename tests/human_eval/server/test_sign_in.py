@@ -23,8 +23,8 @@ from human_eval.definition.platforms import (
     read_parameters,
 )
 from human_eval.errors import NotAcceptable, StudyError
+from human_eval.hosting.deployment import SPACE_FRAMES
 from human_eval.server.accounts import add_account
-from human_eval.server.deployment import SPACE_FRAMES
 from human_eval.server.sign_in import COOKIE, entry_links
 from human_eval.server.vote_api import create_app
 from human_eval.storage.tables import Event

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from human_eval.definition.frames import parse_frames
-from human_eval.environment import read_setting, read_variable
 from human_eval.errors import StudyError
+from human_eval.hosting.environment import read_setting, read_variable
 
 SPACE_FRAMES = ("https://huggingface.co", "https://*.hf.space")
 # Visitors reach a Space only through proxies with addresses that are not public.

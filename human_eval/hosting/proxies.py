@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from human_eval.errors import StudyError
-from human_eval.server.deployment import Deployment, parse_root_path
+from human_eval.hosting.deployment import Deployment, parse_root_path
 
 
 class BehindProxy:

@@ -7,8 +7,8 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from human_eval.errors import StudyError
-from human_eval.server.deployment import Deployment, parse_root_path, read_deployment
-from human_eval.server.proxies import BehindProxy
+from human_eval.hosting.deployment import Deployment, parse_root_path, read_deployment
+from human_eval.hosting.proxies import BehindProxy
 
 PROXY, VISITOR = "10.0.0.1", "203.0.113.7"
 

@@ -1,0 +1,1 @@
+"""Where and how the pages are served: environment variables, address, proxies, frames."""
