@@ -103,7 +103,7 @@ def _find_delimiter(text: str, columns: Mapping[str, Sequence[str]]) -> str:
 
     def quality(delimiter: str) -> tuple[int, int]:
         try:
-            header = next(_reader(text, delimiter), [])
+            header: list[str] = next(_reader(text, delimiter), [])
         except csv.Error:  # as quoted cells without their delimiter
             return 0, 0
         return len(set(_rename(header, columns)) & set(columns)), len(header)
