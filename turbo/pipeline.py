@@ -192,7 +192,7 @@ class VideoPipeline:
         steps: int | None = None,
         guidance: float | None = None,
     ) -> Video:
-        """Make one video; None takes the card's default."""
+        """Generate one video. `steps` and `guidance` default to the card's values."""
         *_, result = self.stream([prompt], [seed], steps=steps, guidance=guidance)
         assert isinstance(result, Result)
         return result.videos[0]

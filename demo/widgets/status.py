@@ -70,7 +70,7 @@ def show_idle(text: str = "Ready.") -> str:
 
 
 def show_refusal(message: str) -> str:
-    """Return the line of a request that was refused or failed."""
+    """Return the status line for a request that was refused or failed."""
     return _line(escape(message), kind="refused")
 
 

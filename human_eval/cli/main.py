@@ -15,7 +15,7 @@ from human_eval.errors import StudyClosed, StudyError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Build the argument parser for all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m human_eval",
         description="Compare videos by human votes: clips in, pairs out to raters, charts back.",

@@ -136,7 +136,7 @@ def weighted_alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def fleiss(counts: np.ndarray) -> tuple[float, str]:
-    """Return Fleiss' kappa, or NaN and the reason why it is undefined.
+    """Return Fleiss' kappa and an empty note, or NaN and the reason why it is undefined.
 
     Source: Fleiss (1971), Psychological Bulletin 76(5), 378-382.
     """
