@@ -6,7 +6,7 @@ Earlier votes, and votes on other questions, have strength 0.
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
