@@ -14,6 +14,7 @@ from demo.widgets.player import Tile, build_synced_player, show_tiles
 from demo.widgets.status import (
     StatusLine,
     busy_buttons,
+    connect_refusal,
     connect_stop,
     idle_buttons,
     show_idle,
@@ -136,6 +137,7 @@ def _connect_comparison(context: PageContext, parts: _Parts) -> None:
         show_progress_on=parts.status,
         api_visibility="private",
     )
+    connect_refusal(comparing, parts.status)
     connect_stop([comparing], parts.run, parts.stop, parts.status)
 
 

@@ -17,6 +17,7 @@ from demo.widgets.player import show_clip, show_no_clip
 from demo.widgets.status import (
     StatusLine,
     busy_buttons,
+    connect_refusal,
     connect_stop,
     idle_buttons,
     show_done,
@@ -66,6 +67,8 @@ def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
     _connect_controls(context, controls)
     generating = _connect_generation(context, controls, outputs)
     downloading = _connect_download(context, controls, outputs)
+    for computing in (generating, downloading):
+        connect_refusal(computing, outputs.status)
     connect_stop([generating, downloading], controls.run, controls.stop, outputs.status)
     _connect_history(context, controls, outputs)
 

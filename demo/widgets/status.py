@@ -3,6 +3,7 @@
 Gradio hides its own progress bar after the first update of a generator, so the page has its own.
 """
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -100,6 +101,14 @@ def busy_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
     return {run: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
 
 
+def connect_refusal(computing: Dependency, status: gr.HTML) -> None:
+    """Show that a request was refused before its function ran: by a limit, the queue or a proxy.
+
+    Gradio shows the reason in a message that soon disappears.
+    """
+    computing.failure(None, status, status, js=_SHOW_REFUSAL, **NO_QUEUE)
+
+
 def connect_stop(
     computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
 ) -> None:
@@ -124,3 +133,11 @@ def _line(content: str, *, kind: str, share: float = 0.0) -> str:
         f'<div class="status-text">{content}</div>'
         f'<div class="status-bar"><i style="width:{100 * share:.0f}%"></i></div></div>'
     )
+
+
+# The argument and the result are the HTML of the status line.
+_SHOW_REFUSAL = "(shown) => shown.includes('status-line refused') ? shown : {}".format(
+    json.dumps(
+        show_refusal("The server did not accept the request. Wait a moment, then try again.")
+    )
+)

@@ -54,10 +54,10 @@ Serve = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start servers that end with the session: `serve("app.py", "--model", "...")`."""
+    """Start servers that end with the session: `serve("app.py", "--model", "...", NAME="x")`."""
     processes = []
 
-    def start(*command: str) -> Server:
+    def start(*command: str, **variables: str) -> Server:
         port, data_dir = _free_port(), tmp_path_factory.mktemp("data")
         settings = {
             "HF_HUB_OFFLINE": "1",
@@ -70,7 +70,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             process = subprocess.Popen(
                 [sys.executable, *command, *flags],
                 cwd=ROOT,
-                env={**os.environ, **settings},
+                env={**os.environ, **settings, **variables},
                 stdout=log,
                 stderr=log,
             )
@@ -120,13 +120,16 @@ def open_page(chromium) -> Iterator[Callable]:
     """Open pages. The test fails if one of them writes an error to its console."""
     contexts, errors = [], []
 
-    def open_one(server: Server, *, width: int = 1280, theme: str = "light"):
+    def open_one(
+        server: Server, *, width: int = 1280, theme: str = "light", errors_expected: bool = False
+    ):
         context = chromium.new_context(viewport={"width": width, "height": 900})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        if not errors_expected:
+            page.on("console", lambda line: line.type == "error" and errors.append(line.text))
+            page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/?__theme={theme}")
         page.get_by_role("button", name="Generate", exact=True).wait_for()
         return page

@@ -1,8 +1,11 @@
 import json
 import re
+from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
+
+from tests.support.servers.reverse_proxy import reverse_proxy
 
 pytestmark = pytest.mark.browser
 
@@ -130,6 +133,49 @@ def test_a_seed_out_of_range_is_refused_with_the_reason(fake_server, open_page):
 
     toast(page).wait_for()
     assert "The seed must be a whole number from 0 to" in toast(page).inner_text()
+
+
+def test_a_refused_request_is_reported_in_the_status_line(fake_server, open_page):
+    page = open_page(fake_server, errors_expected=True)
+    page.route("**/queue/join*", lambda route: route.fulfill(status=429, json={"detail": "Wait."}))
+
+    generate(page)
+
+    page.locator("#status").get_by_text("The server did not accept the request.").wait_for()
+    toast(page).get_by_text("Wait.").wait_for()
+    page.unroute("**/queue/join*")
+    generate(page)
+    page.get_by_text("Done in").wait_for()
+
+
+@pytest.fixture(scope="module")
+def space_server(serve):
+    """The page as a Space starts it: the proxies of the platform are trusted."""
+    return serve("-m", "tests.support.serve_fake_engine", SPACE_ID="ada/t2v")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        {
+            "sources": ("127.0.0.1", "127.0.0.2", "127.0.0.3"),
+            "headers": {"x-forwarded-for": "203.0.113.7"},
+        },
+        {"strip": False, "headers": {"x-forwarded-prefix": "/t2v"}},
+        {"keep_host": False, "headers": {"x-forwarded-host": "elsewhere.example"}},
+    ],
+    ids=["several addresses", "the prefix is kept", "a host that the browser does not see"],
+)
+def test_the_page_works_behind_a_proxy_below_a_path(space_server, open_page, proxy):
+    with reverse_proxy(space_server.url, prefix="/t2v", **proxy) as url:
+        # The proxy's end is an error.
+        page = open_page(replace(space_server, url=url), errors_expected=True)
+        generate(page)
+
+        page.get_by_text("Done in").wait_for()
+        page.wait_for_function(PLAYS)
+        page.get_by_role("tab", name="Rate", exact=True).click()
+        page.frame_locator("iframe.rate-frame").locator("#begin").wait_for()
 
 
 def test_a_failed_computation_is_reported_without_details(fake_server, open_page):

@@ -79,7 +79,7 @@ def reverse_proxy(
 
     app = Starlette(routes=[Route("/{path:path}", pass_on, methods=METHODS)], lifespan=lifespan)
     config = uvicorn.Config(
-        app, port=port, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1
+        app, port=port, log_level="critical", proxy_headers=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     listener = config.bind_socket()
