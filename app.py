@@ -16,11 +16,12 @@ from demo.clip_store import ClipStore
 from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deployment
 from human_eval.hosting.environment import hidden, read_setting, read_switch, read_variable
-from human_eval.hosting.listener import resolve
+from human_eval.hosting.listener import listen, resolve
 from turbo.card import Dtype, Memory, describe_remedy, describe_state
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 
 MAX_PORT = 2**16 - 1
+FREE_PORTS = range(7860, 7960)  # the first free one of these, unless a port is named
 # Gradio fails at its import on values of these that it cannot use. The page needs no proxy, and
 # `read_flags` checks the port.
 HIDDEN_FROM_GRADIO = ["GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS"] + [
@@ -34,16 +35,17 @@ def main() -> None:
     """Serve the page until it is interrupted."""
     flags = read_flags()
     clips = open_clip_store(flags.data_dir)
+    try:
+        listener = listen(flags.host or "127.0.0.1", [flags.port] if flags.port else FREE_PORTS)
+    except StudyError as refusal:
+        sys.exit(f"app.py: {refusal} Use --host (T2V_HOST) and --port (T2V_PORT).")
     keep_temporary_files_in(clips.folder.parent / "temporary")
     with hidden(HIDDEN_FROM_GRADIO):
         from demo.composition import compose
         from demo.web.server import serve
 
         app = compose(flags, clips)
-    try:
-        serve(app, host=flags.host, port=flags.port)
-    except StudyError as refusal:
-        sys.exit(f"app.py: {refusal}")
+    serve(app, listener)
 
 
 def open_clip_store(data_dir: Path) -> ClipStore:

@@ -1,12 +1,16 @@
 """The flags of the app, and its messages when they cannot be used."""
 
+import errno
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import app
+from human_eval.hosting.listener import listen
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +33,98 @@ def test_the_app_refuses_an_unknown_choice_of_the_environment(variable, monkeypa
         app.read_flags()
 
     assert "'plenty' is not one of" in capsys.readouterr().err
+
+
+EVERY_VARIABLE = [
+    *("T2V_HOST", "T2V_PORT", "T2V_MODEL", "T2V_DATA_DIR", "T2V_STUDY", "T2V_DEVICE", "T2V_DTYPE"),
+    *("T2V_MEMORY", "T2V_ROOT_PATH", "T2V_FRAME_ANCESTORS", "T2V_ALLOW_DOWNLOAD", "SPACE_ID"),
+    *("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "FORWARDED_ALLOW_IPS"),
+]
+
+
+@pytest.mark.parametrize("blank", ["", "  "])
+def test_an_empty_variable_is_an_unset_one(blank, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    for name in EVERY_VARIABLE:
+        monkeypatch.delenv(name, raising=False)
+    unset = app.read_flags()
+    for name in EVERY_VARIABLE:
+        monkeypatch.setenv(name, blank)
+
+    assert app.read_flags() == unset
+    assert (unset.study, unset.data_dir, unset.allow_download) == (None, Path("data"), False)
+
+
+@pytest.mark.parametrize(
+    "text, allowed",
+    [("1", True), ("true", True), ("YES", True), ("On", True), ("0", False), ("False", False)],
+)
+def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.setenv("T2V_ALLOW_DOWNLOAD", text)
+
+    assert app.read_flags().allow_download is allowed
+
+
+@pytest.mark.parametrize(
+    "variable, text",
+    [
+        ("T2V_ALLOW_DOWNLOAD", "maybe"),
+        ("T2V_PORT", "abc"),
+        ("GRADIO_SERVER_PORT", "abc"),
+        ("GRADIO_SERVER_PORT", "7860.0"),
+        ("T2V_HOST", "nowhere.invalid"),
+        ("GRADIO_SERVER_NAME", "http://0.0.0.0"),
+        ("T2V_ROOT_PATH", "https://lab.example/t2v"),
+        ("T2V_FRAME_ANCESTORS", "lab.example"),
+    ],
+)
+def test_one_line_names_the_variable_that_cannot_be_used(variable, text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.setenv(variable, text)
+
+    with pytest.raises(SystemExit) as stopped:
+        app.read_flags()
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"app.py: {variable}") and text in line
+
+
+def test_a_flag_replaces_a_variable_that_cannot_be_used(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py", "--port", "8001"])
+    monkeypatch.setenv("T2V_PORT", "abc")
+
+    assert app.read_flags().port == 8001
+
+
+@pytest.mark.parametrize("flag", ["--host", "--port", "--study", "--data-dir", "--model"])
+def test_an_empty_flag_is_refused(flag, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py", flag, ""])
+
+    with pytest.raises(SystemExit):
+        app.read_flags()
+
+    assert flag in capsys.readouterr().err
+
+
+def test_a_space_is_open_to_the_network(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    monkeypatch.setenv("SPACE_ID", "ada/t2v")
+
+    assert app.read_flags().host == "0.0.0.0"
+
+
+def test_a_taken_port_and_a_foreign_address_are_told_apart(tmp_path, monkeypatch):
+    with listen("127.0.0.1", [0]) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--data-dir", str(tmp_path), "--port", port]
+        monkeypatch.setattr("sys.argv", ["app.py", *flags])
+        with pytest.raises(SystemExit, match=f"Port {port} of 127.0.0.1 is not free"):
+            app.main()
+
+    monkeypatch.setattr("sys.argv", ["app.py", *flags, "--host", "192.0.2.1"])
+    with pytest.raises(SystemExit, match="Cannot listen on port .* of 192.0.2.1"):
+        app.main()
 
 
 @pytest.mark.parametrize("port", ["99999", "-1"])
@@ -74,8 +170,53 @@ def test_flags_come_before_the_environment(monkeypatch):
 
 
 def test_the_page_opens_without_waiting_for_torch():
-    program = "import sys, app; print({'torch', 'diffusers'} & set(sys.modules) or 'none')"
+    assert modules_after("import demo.composition") & {"torch", "diffusers"} == set()
 
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
 
-    assert done.stdout.strip() == "none", done.stderr
+def test_the_flags_are_read_without_gradio():
+    assert modules_after("import app") & {"gradio", "torch", "matplotlib"} == set()
+
+
+def modules_after(statement: str, **variables: str) -> set[str]:
+    """Return what a new process has imported after a statement."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; import sys; print(*sys.modules)"],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_page_needs_no_proxy_and_leaves_the_variables_to_downloads():
+    unusable = {
+        "ALL_PROXY": "socks://127.0.0.1:9",
+        "https_proxy": "socks5://127.0.0.1:9",
+        "no_proxy": "[::1",
+        "GRADIO_SERVER_PORT": "",
+    }
+    statement = (
+        "import app, os; from human_eval.hosting.environment import hidden\n"
+        "with hidden(app.HIDDEN_FROM_GRADIO): import demo.composition\n"
+        "assert os.environ['ALL_PROXY'] == 'socks://127.0.0.1:9'; pass"
+    )
+
+    assert "gradio" in modules_after(statement, **unusable)
+
+
+def test_temporary_files_go_below_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._get_default_tempdir", _no_temporary_folder)
+
+    app.keep_temporary_files_in(tmp_path / "temporary")
+
+    assert os.environ["GRADIO_TEMP_DIR"] == tempfile.gettempdir() == str(tmp_path / "temporary")
+    with tempfile.TemporaryFile():
+        pass
+
+
+def _no_temporary_folder():
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")

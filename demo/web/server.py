@@ -6,6 +6,7 @@ Raters and readers have routes of their own and never wait in the queue of compu
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from socket import socket
 from typing import Any
 
 import gradio as gr
@@ -19,11 +20,10 @@ from demo.web.guard import Guard
 from demo.web.limits import Limits
 from demo.widgets import theme
 from human_eval.hosting.deployment import Deployment
-from human_eval.hosting.listener import address_of, listen, serve_on
+from human_eval.hosting.listener import address_of, serve_on
 from human_eval.hosting.proxies import BehindProxy
 from human_eval.server.sign_in import COOKIE
 
-FIRST_PORT, PORTS = 7860, 100
 MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
 THIS_MACHINE = Deployment()
 
@@ -90,18 +90,8 @@ def mount_options(context: PageContext) -> dict[str, Any]:
     }
 
 
-def serve(app: FastAPI, *, host: str | None = None, port: int | None = None) -> None:
-    """Serve until interrupted.
-
-    Args:
-        host: None is this machine only.
-        port: None is the first free port from 7860.
-
-    Raises:
-        StudyError: no port is free, or this machine does not have the address of the host.
-    """
-    ports = [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS)
-    listener = listen(host or "127.0.0.1", ports)
+def serve(app: FastAPI, listener: socket) -> None:
+    """Serve until interrupted."""
     print(f"The page is at {address_of(listener)}", flush=True)
     serve_on(
         listener,
@@ -120,10 +110,10 @@ def _report_health(page: Page, context: PageContext) -> Callable[[Request], Any]
             problems.append("the queue of computations has stopped; restart the program")
         if context.engine.readiness(context.default_model) == "failed":
             problems.append("the model did not load; the log has the reason")
-        if shutil.disk_usage(context.engine.clips.folder).free < MIN_FREE:
-            problems.append("the disk is nearly full")
         if problem := context.engine.clips.problem():
             problems.append(problem)
+        elif shutil.disk_usage(context.engine.clips.folder).free < MIN_FREE:
+            problems.append("the disk is nearly full")
         problems += await context.study.problems()
         headers = {"cache-control": "no-store"}
         return JSONResponse({"problems": problems}, 503 if problems else 200, headers)

@@ -54,7 +54,7 @@ def listen(host: str, ports: Sequence[int]) -> socket.socket:
     taken = f"Port {ports[0]} of {host} is not free."
     if len(ports) > 1:
         taken = f"No port of {host} from {ports[0]} to {ports[-1]} is free."
-    raise StudyError(f"{taken} Choose another one.")
+    raise StudyError(f"{taken} Choose another.")
 
 
 def address_of(listener: socket.socket) -> str:

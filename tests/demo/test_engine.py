@@ -1,3 +1,4 @@
+import errno
 import logging
 import threading
 import time
@@ -164,3 +165,28 @@ def test_the_remedy_of_a_memory_error_reaches_the_visitor(start):
 
     with pytest.raises(EngineError, match="'sliced'"):
         run(start(lambda name: generate))
+
+
+def test_nothing_is_computed_for_a_folder_that_cannot_be_written(fake, start, tmp_path, caplog):
+    engine = start(fake.load)
+    tmp_path.rmdir()
+
+    with pytest.raises(EngineError, match="could not be stored on this machine") as failure:
+        run(engine)
+
+    assert fake.log == [] and "steps" not in str(failure.value)
+    assert str(tmp_path) not in str(failure.value)
+    assert engine.clips.problem()
+    tmp_path.mkdir()
+    assert run(engine)[1].path.exists() and not engine.clips.problem()
+
+
+def test_a_disk_that_fills_up_is_not_blamed_on_the_steps(start):
+    def generate(request, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        yield
+
+    with pytest.raises(EngineError, match="No space left on device") as failure:
+        run(start(lambda name: generate))
+
+    assert "steps" not in str(failure.value) and ".mp4" not in str(failure.value)

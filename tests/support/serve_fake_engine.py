@@ -13,6 +13,7 @@ from demo.starter import open_or_create
 from demo.web.server import create_page_app, serve
 from demo.web.study_mount import StudyMount
 from human_eval.hosting.deployment import read_deployment
+from human_eval.hosting.listener import listen
 from tests.support.fake_engine import FakeEngine, create_fake_context
 
 
@@ -37,7 +38,8 @@ def main() -> None:
     deployment = read_deployment(None, None)
     mount = StudyMount(partial(open_or_create, study), frames=deployment.frames)
     context = create_fake_context(load, args.data_dir, mount)
-    serve(create_page_app(build_page(context), context, deployment=deployment), port=args.port)
+    app = create_page_app(build_page(context), context, deployment=deployment)
+    serve(app, listen("127.0.0.1", [args.port]))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,9 @@ def test_no_other_site_may_read_answers(tmp_path):
     run(scene())
 
 
-def test_health_reports_a_stopped_queue_or_writer_and_a_full_disk(tmp_path, monkeypatch):
+def test_health_reports_a_stopped_queue_or_writer_and_a_disk_that_takes_nothing(
+    tmp_path, monkeypatch
+):
     async def scene():
         async with run_page_server(tmp_path) as server:
             well = await server.client.get("/healthz")
@@ -200,6 +202,10 @@ def test_health_reports_a_stopped_queue_or_writer_and_a_full_disk(tmp_path, monk
             monkeypatch.setattr("demo.web.server.MIN_FREE", 2**62)
             full = await server.client.get("/healthz")
             monkeypatch.undo()
+            clips = server.study.store.folder.parents[1] / "clips"
+            clips.rename(clips.with_name("moved"))
+            unwritable = await server.client.get("/healthz")
+            clips.with_name("moved").rename(clips)
             service = server.study.vote_app.app.state.service
             await asyncio.to_thread(service._writer.close)
             silent = await server.client.get("/healthz")
@@ -207,6 +213,8 @@ def test_health_reports_a_stopped_queue_or_writer_and_a_full_disk(tmp_path, monk
             assert (well.status_code, well.json()) == (200, {"problems": []})
             assert stopped.status_code == 503 and "queue" in stopped.text
             assert full.status_code == 503 and "disk" in full.text
+            assert unwritable.status_code == 503 and "clips" in unwritable.text
+            assert str(tmp_path) not in unwritable.text
             assert silent.status_code == 503 and "writer" in silent.text
 
     run(scene())
