@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import describe_state
-from turbo.models.registry import MODELS, PUBLISHED, check_published, find_card
+from turbo.models.registry import MODELS, PUBLISHED, check_home, check_published, find_card
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,6 +93,7 @@ def _convert(options: argparse.Namespace) -> None:
     from turbo.convert.model import convert_model
 
     card = find_card(options.name)
+    check_home(card.folder)
     written = convert_model(
         card, options.files, projection=options.projection, replace=options.replace
     )

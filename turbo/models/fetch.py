@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import httpx
 from filelock import FileLock
 from huggingface_hub import (
     HfFileSystem,
@@ -34,6 +35,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from turbo.card import HubFile, ModelCard, describe_remedy, needs_choice
 from turbo.disk_space import LOCK_SECONDS, check_space, nearest_existing
+from turbo.models.registry import check_home
 
 CHUNK = 4 * 2**20  # bytes between two progress reports
 SHA256_DIGITS = 64
@@ -113,6 +115,8 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
             f"{card.name} cannot be fetched: its {card.unpublished[0]!r} was never published. "
             f"{describe_remedy(card)}"
         )
+    check_home(card.folder)
+    check_proxies()
     if projection is not None:
         if not any(card.lora in file.gives for file in card.sources):
             raise ValueError(
@@ -126,6 +130,37 @@ def check_request(card: ModelCard, projection: str | None = None) -> None:
         from turbo.convert.adapters import PROJECTION_REQUIRED
 
         raise ValueError(f"{card.name} needs a guidance projection. {PROJECTION_REQUIRED}")
+
+
+def check_proxies() -> None:
+    """Check that downloads can use the proxies of the environment.
+
+    Raises:
+        ValueError: one cannot be used. The message does not contain its password.
+    """
+    for name, value in os.environ.items():
+        if name.lower() not in ("all_proxy", "http_proxy", "https_proxy") or not value.strip():
+            continue
+        proxy = value if "://" in value else f"http://{value}"
+        try:
+            httpx.Client(proxy=proxy, trust_env=False).close()
+        except ImportError as error:
+            raise ValueError(
+                f"{name} names a SOCKS proxy. Install its support with "
+                "python -m pip install 'httpx[socks]', name an http:// proxy, or unset it."
+            ) from error
+        except (ValueError, httpx.InvalidURL) as error:
+            raise ValueError(
+                f"{name} is not the address of a proxy that downloads can use. Write it as "
+                "http://HOST:PORT or socks5://HOST:PORT, or unset it."
+            ) from error
+    try:
+        httpx.Client().close()
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ValueError(
+            "NO_PROXY (no_proxy) has an entry that downloads cannot use. Write host names and "
+            "addresses, separated by commas, or unset it."
+        ) from error
 
 
 def download_files(

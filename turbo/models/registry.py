@@ -14,11 +14,26 @@ WEIGHTS = Path(__file__).parents[1] / "weights"  # of the embedded models
 def published_folder(environment: Mapping[str, str]) -> Path:
     """Return the folder of converted published weights.
 
-    The downloaded files stay in the Hugging Face cache.
+    The downloaded files stay in the Hugging Face cache. A user without a home folder keeps "~" in
+    the path: the embedded models need no such folder, and `check_home` refuses to write there.
     """
     if chosen := environment.get("T2V_WEIGHTS_DIR"):
-        return Path(os.path.expanduser(chosen))  # keeps "~" of an unknown user
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2v-turbo"
+        return Path(os.path.expanduser(chosen))
+    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "t2v-turbo"
+
+
+def check_home(folder: Path) -> None:
+    """Check that a folder of weights, and the cache of downloads, can be found.
+
+    Raises:
+        ValueError: they are below a home folder that does not exist.
+    """
+    if folder.parts[0].startswith("~"):
+        raise ValueError(
+            f"{folder} is below a home folder, and this user has none. Set T2V_WEIGHTS_DIR to a "
+            "folder for the weights and HF_HOME to one for the downloads."
+        )
 
 
 def check_published(folder: Path) -> None:

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from turbo.card import describe_state
-from turbo.models import cli
+from turbo.models import cli, fetch
 from turbo.models.cli import main
-from turbo.models.registry import CARDS, DEFAULT_MODEL, MODELS, find_card, published_folder
+from turbo.models.fetch import check_proxies
+from turbo.models.registry import (
+    CARDS,
+    DEFAULT_MODEL,
+    MODELS,
+    check_home,
+    find_card,
+    published_folder,
+)
 from turbo.request import check_request
 
 
@@ -118,6 +126,49 @@ def test_published_weights_go_where_the_environment_says(monkeypatch):
     assert published_folder({"T2V_WEIGHTS_DIR": "/x"}) == Path("/x")
     assert published_folder({"XDG_CACHE_HOME": "/y"}) == Path("/y/t2v-turbo")
     assert published_folder({}) == Path("/home/ada/.cache/t2v-turbo")
+
+
+def test_a_user_without_a_home_has_the_embedded_models_and_no_place_for_others(monkeypatch):
+    def no_such_user(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", no_such_user)
+
+    folder = published_folder({})
+
+    with pytest.raises(ValueError, match="T2V_WEIGHTS_DIR"):
+        check_home(folder / "modelscope")
+    check_home(published_folder({"T2V_WEIGHTS_DIR": "/x"}))
+    card = replace(find_card("t2v-turbo-ms"), folder=folder / "modelscope")
+    with pytest.raises(ValueError, match="T2V_WEIGHTS_DIR"):
+        fetch.check_request(card)
+
+
+@pytest.mark.parametrize(
+    "variable, value",
+    [
+        ("ALL_PROXY", "socks://me:secret@127.0.0.1:9"),
+        ("all_proxy", "socks5://me:secret@127.0.0.1:9"),
+        ("HTTPS_PROXY", "ftp://me:secret@proxy.example"),
+        ("http_proxy", "http://[::1"),
+        ("no_proxy", "[::1"),
+    ],
+)
+def test_a_proxy_that_downloads_cannot_use_is_named_without_its_password(
+    variable, value, monkeypatch
+):
+    for name in ("all_proxy", "http_proxy", "https_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    check_proxies()
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ValueError, match=variable) as refusal:
+        check_proxies()
+
+    assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("within", [".", "deeper/still"])
