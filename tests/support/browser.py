@@ -98,19 +98,26 @@ def shapes_server(serve: Serve) -> Server:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
-    """A running browser."""
+def chromium_path() -> str:
+    """The program of an installed browser."""
     try:
-        from playwright.sync_api import sync_playwright
-
         from tests.support.chromium import find_chromium
+
+        path = find_chromium()
     except ImportError as missing:
         _cannot_run(f"{missing.name} is not installed: make test installs it.")
-    path = find_chromium()
     if path is None:
         _cannot_run("No Chromium is installed: python tests/support/chromium.py installs one.")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium(chromium_path: str) -> Iterator[object]:
+    """A running browser."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=BROWSER_FLAGS)
         yield browser
         browser.close()
 

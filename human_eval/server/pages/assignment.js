@@ -1,5 +1,6 @@
 // One pair given to this rater: its clips, and the answers so far.
 
+import { read, write } from "./browser_storage.js";
 import { Clips } from "./player.js";
 
 const DRAFT = "human-eval-draft"; // in sessionStorage: for this window only, survives a reload
@@ -43,16 +44,16 @@ export class Assignment {
   /** Keep loops and answers in case the page is reloaded. */
   save() {
     const { token, loops, answers } = this;
-    sessionStorage.setItem(DRAFT, JSON.stringify({ token, loops, answers }));
+    write("sessionStorage", DRAFT, JSON.stringify({ token, loops, answers }));
   }
 
   /** Delete what `save` has kept. */
   static forget() {
-    sessionStorage.removeItem(DRAFT);
+    write("sessionStorage", DRAFT, null);
   }
 
   #restore() {
-    const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
+    const draft = JSON.parse(read("sessionStorage", DRAFT) ?? "null");
     if (draft?.token !== this.token) return;
     this.loops = draft.loops;
     this.answers = draft.answers;

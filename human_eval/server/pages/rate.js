@@ -32,6 +32,10 @@ const ENDINGS = {
     text("Your answers are saved. This page continues automatically."),
   ],
 };
+const NO_COOKIE =
+  "Your browser does not keep cookies of this site, so your answers cannot be stored. " +
+  "Allow cookies for this site in the settings of your browser, then reload this page. " +
+  "Inside another website, opening this page in its own window may be enough.";
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
@@ -163,6 +167,10 @@ async function enter() {
   $("begin").disabled = true;
   try {
     await api.enter(body);
+    if (!(await api.study()).entered) {
+      complain(NO_COOKIE);
+      return;
+    }
     hideParameters();
     await rate();
   } catch (problem) {

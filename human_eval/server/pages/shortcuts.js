@@ -1,5 +1,6 @@
 // Single-key shortcuts. They are off in text fields, in dialogs, and on controls that use the key.
 
+import { read, write } from "./browser_storage.js";
 import { anyDialogOpen } from "./dialogs.js";
 
 const STORED = "human-eval-shortcuts";
@@ -12,9 +13,9 @@ export class Shortcuts {
   constructor(choice, actions) {
     this.choice = choice;
     this.actions = actions;
-    choice.checked = localStorage.getItem(STORED) !== "off";
+    choice.checked = read("localStorage", STORED) !== "off";
     choice.addEventListener("change", () => {
-      localStorage.setItem(STORED, choice.checked ? "on" : "off");
+      write("localStorage", STORED, choice.checked ? "on" : "off");
       this.#show();
     });
     this.#show();
