@@ -1,8 +1,18 @@
-"""The folder of generated clips. File names are random, and the oldest clips are deleted."""
+"""The folder of generated clips. File names are random, and the oldest clips are deleted.
 
+A JSON file beside each clip describes it, so that a page which is reloaded can show it again.
+"""
+
+import json
+import re
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from demo.session import GeneratedClip
+
+NAME = re.compile(r"[0-9a-f]{16}")
 
 
 class ClipStore:
@@ -31,7 +41,24 @@ class ClipStore:
         clips = sorted(self.folder.glob("*.mp4"), key=lambda clip: clip.stat().st_mtime)
         for clip in clips[: max(len(clips) + 1 - self.keep, 0)]:
             clip.unlink(missing_ok=True)
+            clip.with_suffix(".json").unlink(missing_ok=True)
         return self.folder / f"{secrets.token_hex(8)}.mp4"
+
+    def describe(self, clip: GeneratedClip) -> None:
+        """Store what is known about a clip beside it."""
+        facts = {**asdict(clip), "path": clip.path.name}
+        clip.path.with_suffix(".json").write_text(json.dumps(facts))
+
+    def find(self, name: object) -> GeneratedClip | None:
+        """Return the clip of a name that a browser has kept, or None if it is gone."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            return None
+        path = self.folder / f"{name}.mp4"
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text())
+        except (OSError, ValueError):
+            return None
+        return GeneratedClip(**{**facts, "path": path}) if path.exists() else None
 
     def _try_to_write(self) -> None:
         with TemporaryFile(dir=self.folder) as file:

@@ -86,6 +86,7 @@ class Engine:
         with _explained_failure(name), closing(model.result()(request, path)) as updates:
             for update in updates:
                 if update.clip is not None:
+                    self.clips.describe(update.clip)
                     return update.clip
                 yield show(update)
         raise RuntimeError("The last update of a computation has no clip.")

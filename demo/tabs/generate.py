@@ -11,6 +11,7 @@ from gradio.events import Dependency
 from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, error_message
 from demo.models import ModelInfo, RequestError, draw_seed, read_request
 from demo.session import EngineError, GeneratedClip, Update
+from demo.tabs import visit
 from demo.tabs.notice import Notice
 from demo.widgets.history import add_to_history, build_history, show_history
 from demo.widgets.player import show_clip, show_no_clip
@@ -55,6 +56,7 @@ class Outputs:
     recipe: gr.JSON
     clips: gr.State  # the history, newest first
     history: gr.HTML
+    clear: gr.Button
 
 
 def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
@@ -71,6 +73,7 @@ def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
         connect_refusal(computing, outputs.status)
     connect_stop([generating, downloading], controls.run, controls.stop, outputs.status)
     _connect_history(context, controls, outputs)
+    _connect_visit(context, controls, outputs, generating, tab)
 
 
 def _lay_out_controls(context: PageContext) -> Controls:
@@ -160,9 +163,11 @@ def _lay_out_outputs() -> Outputs:
     status = gr.HTML(show_idle(), elem_id="status")
     with gr.Accordion("Recipe", open=False):
         recipe = gr.JSON(value={}, show_label=False, elem_id="recipe")
-    gr.HTML("<h2>This visit</h2>", elem_classes="heading")
+    with gr.Row(elem_classes="visit-row"):
+        gr.HTML("<h2>This visit</h2>", elem_classes="heading")
+        clear = gr.Button("Clear", size="sm", scale=0, min_width=80, elem_id="clear-visit")
     clips = gr.State([], time_to_live=24 * 3600)
-    return Outputs(player, status, recipe, clips, build_history())
+    return Outputs(player, status, recipe, clips, build_history(), clear)
 
 
 def _connect_controls(context: PageContext, controls: Controls) -> None:
@@ -308,3 +313,71 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
         [*settings, outputs.player, outputs.status, outputs.recipe],
         **NO_QUEUE,
     )
+
+
+def _connect_visit(
+    context: PageContext, controls: Controls, outputs: Outputs, generating: Dependency, tab: gr.Tab
+) -> None:
+    """Keep the visit in the browser, and bring it back when the page is loaded again."""
+    settings = [controls.prompt, controls.model, controls.steps, controls.guidance, controls.seed]
+
+    def show_settings(
+        model: str, prompt: str, steps: int | None, guidance: float | None, seed: int
+    ) -> dict[Any, Any]:
+        info = context.models[model]
+        steps_slider, guidance_slider = build_sliders(info, steps, guidance)
+        return {
+            controls.prompt: prompt,
+            controls.model: gr.Dropdown(model_choices(context), value=model),
+            controls.download: gr.Button(visible=can_download(context, model)),
+            controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
+            controls.steps: steps_slider,
+            controls.guidance: guidance_slider,
+            controls.seed: seed,
+        }
+
+    def on_load(saved: str) -> dict[Any, Any]:
+        kept = visit.read_visit(saved, context.models, context.engine.clips)
+        shown: dict[Any, Any] = {outputs.clips: gr.skip()}
+        if kept and kept.model and kept.seed is not None:
+            shown |= show_settings(
+                kept.model, kept.prompt or "", kept.steps, kept.guidance, kept.seed
+            )
+        if kept and kept.clips:
+            shown |= {outputs.clips: [*kept.clips], outputs.history: show_history(kept.clips)}
+        if kept and kept.unfinished:
+            shown[outputs.status] = show_refusal(
+                "The page was loaded again before the video was finished. Press Generate to start "
+                "again."
+            )
+        return shown
+
+    def on_clear() -> dict[Any, Any]:
+        first = context.models[context.default_model].world.examples[0]
+        return {
+            **show_settings(context.default_model, first, None, None, 0),
+            outputs.clips: [],
+            outputs.history: show_history([]),
+            outputs.player: show_no_clip(),
+            outputs.recipe: {},
+            outputs.status: show_idle(),
+        }
+
+    page = tab.parent and tab.parent.parent
+    assert isinstance(page, gr.Blocks)
+    restored = [
+        *(*settings, controls.download, controls.examples),
+        *(outputs.clips, outputs.history, outputs.status),
+    ]
+    saved = gr.Textbox(visible=False)  # the argument of `on_load`
+    page.load(on_load, saved, restored, js=visit.READ, **NO_QUEUE)
+    changes = [
+        *(controls.prompt.change, controls.model.change, controls.steps.change),
+        *(controls.guidance.change, controls.seed.change),
+    ]
+    gr.on(changes, None, settings, js=visit.KEEP_SETTINGS, **NO_QUEUE)
+    outputs.history.change(None, outputs.history, js=visit.KEEP_CLIPS, **NO_QUEUE)
+    gr.on([controls.run.click, controls.prompt.submit], None, js=visit.BEGIN, **NO_QUEUE)
+    for ended in (generating.success, generating.failure, controls.stop.click):
+        ended(None, js=visit.END, **NO_QUEUE)
+    outputs.clear.click(on_clear, None, [*restored, outputs.player, outputs.recipe], **NO_QUEUE)

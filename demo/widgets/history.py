@@ -25,7 +25,7 @@ def add_to_history(clips: Sequence[GeneratedClip], clip: GeneratedClip) -> list[
 def show_history(clips: Sequence[GeneratedClip]) -> str:
     """Return the clips as buttons, newest first."""
     if not clips:
-        return '<p class="quiet">Videos of this visit appear here until you close the page.</p>'
+        return '<p class="quiet">Videos of this visit appear here until you close this page.</p>'
     return f'<div class="clips">{"".join(map(_button, range(len(clips)), clips))}</div>'
 
 

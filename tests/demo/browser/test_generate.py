@@ -230,6 +230,35 @@ def test_the_history_restores_a_video_and_its_settings(fake_server, open_page):
     assert page.get_by_label("number input for Steps").input_value() == "2"
 
 
+def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
+    page = open_page(fake_server)
+    prompt = "a blue circle jumping in the desert"
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    set_slider(page, "Steps", 3)
+    page.get_by_label("Seed", exact=True).fill("77")
+    generate(page)
+    again = page.get_by_role("button", name=f"Show again: {prompt}")
+    again.wait_for()
+    page.get_by_label("Prompt", exact=True).fill("half a pro")
+
+    page.reload()
+    again.click()
+    page.locator(f"{VIDEO}[aria-label='Video: {prompt}']").wait_for()
+    page.get_by_label("Prompt", exact=True).fill("half a pro")
+    page.reload()
+
+    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'half a pro'")
+    page.wait_for_function("document.querySelector('#seed input').value === '77'")
+    assert page.get_by_label("number input for Steps").input_value() == "3"
+    page.get_by_role("button", name="Clear", exact=True).click()
+    again.wait_for(state="detached")
+    page.reload()
+    page.get_by_text("Videos of this visit appear here").wait_for()
+    page.wait_for_function(
+        "document.querySelector('#prompt textarea')?.value.startsWith('a red star')"
+    )
+
+
 def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page = open_page(fake_server)
 

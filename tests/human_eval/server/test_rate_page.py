@@ -6,9 +6,14 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from human_eval.definition.definition import parse_definition
+from human_eval.definition.prompts import Prompt
+from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES
 from human_eval.server.language import PAGES
 from human_eval.server.vote_api import create_app
+from human_eval.study.store import create_study
+from tests.support.studies import DEFINITION
 
 
 @pytest.fixture
@@ -78,3 +83,19 @@ def test_every_address_works_under_a_prefix(make_store):
     assert "rate/rate.js" in page
     assert not re.findall(r'(?:src|href|action)="/', page)
     assert not [source for source in _sources() if re.search(r'["`]/(api|media|rate)', source)]
+
+
+def test_the_definition_names_sites_that_may_show_the_page(tmp_path):
+    sites = 'frame_ancestors = ["https://lab.example/", "https://*.qualtrics.com"]\n'
+    definition = parse_definition(sites + DEFINITION.format(k=1, loops=0))
+    store = create_study(tmp_path / "study", definition, [Prompt(0, "a prompt")])
+
+    with TestClient(create_app(store, frames=["https://panel.example"])) as client:
+        policy = client.get("/rate").headers["content-security-policy"]
+    store.close()
+
+    assert policy.endswith(
+        "frame-ancestors 'self' https://panel.example https://lab.example https://*.qualtrics.com"
+    )
+    with pytest.raises(StudyError, match="not a site"):
+        parse_definition('frame_ancestors = ["lab.example"]\n' + DEFINITION.format(k=1, loops=0))
