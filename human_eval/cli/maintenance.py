@@ -1,16 +1,28 @@
-"""Commands that maintain a study's database: backup, restore, erase."""
+"""Commands that maintain a study: amend, backup, restore, erase."""
 
 from argparse import Namespace
 from pathlib import Path
 
 from human_eval.cli.command import Commands, add_command, opened
+from human_eval.definition.definition import load_definition
+from human_eval.definition.prompts import load_prompts
 from human_eval.errors import StudyError
 from human_eval.study import backup as backups
+from human_eval.study.amendment import amend_study
 from human_eval.study.erasure import erase_rater, erase_simulation, list_leftovers
 
 
 def add_commands(commands: Commands) -> None:
-    """Add backup, restore and erase."""
+    """Add amend, backup, restore and erase."""
+    parser = add_command(
+        commands, "amend", amend, "Add to a study that has begun: raters, prompts, comparisons."
+    )
+    parser.add_argument("--definition", type=Path, help="default: study.toml of the study, edited")
+    parser.add_argument("--prompts", help="a file with the study's prompts and new ones after them")
+    parser.add_argument("--column", default="prompt", help="column of prompts in a CSV file")
+    parser.add_argument("--reason", default="", help="stored with the amendment")
+    parser.add_argument("--author", default="researcher")
+
     add_command(commands, "backup", backup, "Copy the database while it is in use.")
 
     parser = add_command(
@@ -22,6 +34,18 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("provider", nargs="?")
     parser.add_argument("rater", nargs="?", help="the rater's name at the provider")
     parser.add_argument("--simulated", action="store_true", help="everything simulated")
+
+
+def amend(options: Namespace) -> None:
+    """Amend the study."""
+    with opened(options) as store:
+        definition = load_definition(options.definition or store.folder / "study.toml")
+        prompts = load_prompts(options.prompts, column=options.column) if options.prompts else []
+        changes = amend_study(
+            store, definition, prompts, reason=options.reason, author=options.author
+        )
+    print("Amended:", *changes, sep="\n  ")
+    print("Votes so far keep their version. New systems, comparisons and prompts need `ingest`.")
 
 
 def backup(options: Namespace) -> None:

@@ -18,6 +18,7 @@ from human_eval.collection.raters import find_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
 from human_eval.storage.tables import AssignmentRow, Rater
+from human_eval.study.amendment import describe_edits, find_edits
 from human_eval.study.media_check import find_lost_clips, name_lost
 from human_eval.study.queries import find_settled, list_defects, read_study_progress, read_votes
 from human_eval.study.store import StudyStore
@@ -70,6 +71,7 @@ def status(options: Namespace) -> None:
         with store.read() as connection:
             defects = list_defects(connection)
             excluded = [_is_simulated(connection, entry) for entry in exclusions(connection)]
+        edits = find_edits(store)
         lost = find_lost_clips(store, read=True)
         definition = store.definition
     print(f"{definition.name}, {progress.state}, definition {definition.hash[:16]}")
@@ -84,6 +86,8 @@ def status(options: Namespace) -> None:
             f"The database is damaged: {'; '.join(defects[:5])}. Restore a backup with `restore`."
         )
     print("The database is sound.")
+    if edits:
+        print(describe_edits(edits))
     if lost:
         raise StudyError(name_lost(lost))
     print("Every clip has its file.")

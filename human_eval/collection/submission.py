@@ -161,7 +161,8 @@ def _store(
             "answered_at": now,
             "seconds": float(submission.answers[question].seconds),
             "loops": submission.loops,
-            "definition_hash": definition.hash,
+            "definition_hash": definition.first_hash,
+            "amendment": len(definition.earlier),
         }
         for question, (choice, strength) in choices.items()
     ]

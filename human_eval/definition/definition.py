@@ -1,7 +1,8 @@
 """The definition of a study: systems, comparisons, questions and rules, read from a TOML file.
 
-A study's definition never changes once the study has been created. Every vote stores the
-definition's hash, so votes cannot be reported under another question than the one asked.
+A study's definition never changes by itself once the study has been created; `amend` adds to it as
+an event. Every vote stores the definition under which it was given, so votes cannot be reported
+under another question than the one asked.
 """
 
 import hashlib
@@ -204,6 +205,8 @@ class StudyDefinition:
     codes: Codes = field(default_factory=Codes)
     pay: Pay = field(default_factory=Pay)
     source: str = field(default="", repr=False, compare=False)  # the TOML text
+    # The definitions before each amendment, oldest first.
+    earlier: "tuple[StudyDefinition, ...]" = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_keys(self)
@@ -216,6 +219,16 @@ class StudyDefinition:
     def hash(self) -> str:
         """SHA-256 of the TOML text, in hexadecimal."""
         return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def first_hash(self) -> str:
+        """The hash of the definition with which the study was created."""
+        return self.earlier[0].hash if self.earlier else self.hash
+
+    @property
+    def versions(self) -> "tuple[StudyDefinition, ...]":
+        """The earlier definitions and this one: number n was in force after n amendments."""
+        return *self.earlier, self
 
     @property
     def primary(self) -> Question:
@@ -281,7 +294,7 @@ def parse_definition(text: str, *, origin: str = "the definition") -> StudyDefin
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{origin} is not valid TOML: {error}. Correct that line.") from error
     values.pop("parameters", None)
-    for key in ("source", "hash"):
+    for key in ("source", "hash", "earlier"):
         if key in values:
             raise StudyError(f"{key!r} is computed. Remove it from {origin}.")
     definition = _build(StudyDefinition, {**values, "source": text}, origin)
@@ -322,7 +335,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     if unknown:
         raise StudyError(
             f"{where} has the unknown key {unknown[0]!r}. Correct or remove it; the keys are: "
-            f"{', '.join(sorted(known - {'source'}))}."
+            f"{', '.join(sorted(known - {'source', 'earlier'}))}."
         )
     built = {name: _convert(hints[name], value, name) for name, value in values.items()}
     try:

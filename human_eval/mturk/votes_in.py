@@ -116,7 +116,8 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
         "answered_at": moment,
         "seconds": submission.seconds if known else definition.pay.seconds_per_pair,
         "loops": 0,
-        "definition_hash": definition.hash,
+        "definition_hash": definition.first_hash,
+        "amendment": len(definition.earlier),
     }
     connection.execute(
         insert(Vote),

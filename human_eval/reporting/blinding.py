@@ -25,7 +25,9 @@ def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
     for number, comparison in enumerate(definition.comparisons, 1):
         first, second = sorted((letters[comparison.a], letters[comparison.b]))
         comparisons.append(Comparison(key=f"C{number}", a=first, b=second))
-    return replace(definition, systems=tuple(systems), comparisons=tuple(comparisons), source="")
+    return replace(
+        definition, systems=tuple(systems), comparisons=tuple(comparisons), source="", earlier=()
+    )
 
 
 def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """The export of a study: files for other programs, from which its report can be made again."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from human_eval.statistics.votes import COLUMNS, check_origin, check_votes
 # Spreadsheets run cells that begin like this as formulas; a leading apostrophe makes them text.
 RUNS_AS_FORMULA = re.compile(r"^'*[=+\-@\t\r]")
 DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
+EARLIER = "earlier-definitions.jsonl"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
 CARD, SUMS = "README.md", "SHA256SUMS"
 
@@ -56,11 +58,13 @@ def write_export(
     shown = pd.DataFrame([asdict(clip) for clip in clips], columns=[f.name for f in fields(Clip)])
     pairs = tabulate_preferences(votes)
     (folder / DEFINITION).write_bytes(definition.source.encode())
+    sources = [{"definition": former.source} for former in definition.earlier]
+    write_jsonl(pd.DataFrame(sources), folder / EARLIER)
     write_csv(votes, folder / f"{VOTES}.csv")
     votes.to_parquet(folder / f"{VOTES}.parquet", index=False)
     write_jsonl(votes, folder / f"{VOTES}.jsonl")
-    # Not exported: columns about files on the machine of the study.
-    write_csv(shown.drop(columns=["source_sha256", "reason"]), folder / CLIPS)
+    # Not exported: the reason of a refusal, which names files on the machine of the study.
+    write_csv(shown.drop(columns="reason"), folder / CLIPS)
     write_csv(video_align(pairs, shown, definition), folder / VIDEO_ALIGN)
     write_jsonl(direct_preferences(pairs, shown), folder / DPO)
     (folder / CARD).write_text(data_card(votes, definition), encoding="utf-8")
@@ -71,7 +75,7 @@ def write_export(
 
 def _names() -> set[str]:
     tables = {f"{VOTES}.{kind}" for kind in ("csv", "parquet", "jsonl")}
-    return tables | {DEFINITION, CLIPS, VIDEO_ALIGN, DPO, CARD, SUMS}
+    return tables | {DEFINITION, EARLIER, CLIPS, VIDEO_ALIGN, DPO, CARD, SUMS}
 
 
 def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
@@ -94,13 +98,23 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     _check_sums(folder / DEFINITION, table)
     votes = read_votes(table)
     definition = parse_definition(text, origin=str(folder / DEFINITION))
-    foreign = set(votes["definition_hash"]) - {definition.hash}
+    definition = replace(definition, earlier=_read_earlier(folder / EARLIER))
+    foreign = set(votes["definition_hash"]) - {entry.hash for entry in definition.versions}
     if foreign:
         raise StudyError(
             f"Some votes were given under another definition ({sorted(foreign)[0][:16]}) than the "
             f"one in {DEFINITION} ({definition.hash[:16]}). Restore the study's own {DEFINITION}."
         )
     return votes, definition
+
+
+def _read_earlier(path: Path) -> tuple[StudyDefinition, ...]:
+    if not path.is_file():  # an export of a former version of this program
+        return ()
+    _check_sums(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    sources = [json.loads(line)["definition"] for line in lines if line]
+    return tuple(parse_definition(source, origin=str(path)) for source in sources)
 
 
 def _check_sums(*paths: Path) -> None:

@@ -64,7 +64,7 @@ def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
         f"{kept.groupby('comparison', observed=True)['prompt_index'].nunique().sum():,} pairs. "
         f"{len(real) - len(kept):,} answers were excluded{rules}; all win rates are also reported "
         f"with them. Answers to attention checks, which are not analysed: {checked}. "
-        f"{_analysed(definition)} Definition {definition.name}, version {definition.version}, "
+        f"{_analysed(definition)}{_amended(kept, definition)} Definition {definition.name}, version {definition.version}, "
         f"SHA-256 {definition.hash}."
     )
 
@@ -86,6 +86,26 @@ def _analysed(definition: StudyDefinition) -> str:
         "majority of raters for each pair, and win rates adjusted for side bias (a generalised "
         "estimating equation, exchangeable within prompts), are reported as secondary analyses."
     )
+
+
+def _amended(kept: pd.DataFrame, definition: StudyDefinition) -> str:
+    """Return how often the study was amended, and which answers were given to other wordings."""
+    if not definition.earlier:
+        return ""
+    times = "once" if len(definition.earlier) == 1 else f"{len(definition.earlier)} times"
+    text = f" The study was amended {times} while it ran; every vote names its version."
+    for former in definition.earlier:
+        given = kept[kept["definition_hash"] == former.hash]
+        for question in definition.questions:
+            answers = int((given["question"] == question.key).sum())
+            wording = former.question(question.key).wording
+            if answers and wording != question.wording:
+                text += (
+                    f" {answers:,} answers to {question.key} were given in version "
+                    f'{former.version} to the wording "{wording}"; they are analysed together with '
+                    "the others."
+                )
+    return text
 
 
 def _watched(definition: StudyDefinition) -> str:
@@ -159,6 +179,7 @@ def data_card(votes: pd.DataFrame, definition: StudyDefinition) -> str:
 | `preferences.videoalign.csv` | one row per pair, with the majority as A, B or same: {sources} |
 | `preferences.dpo.jsonl` | one line for each pair and question with a winner |
 | `study.toml` | the definition; every vote stores its SHA-256 |
+| `earlier-definitions.jsonl` | those before each amendment, if the study was amended |
 | `SHA256SUMS` | check with `sha256sum -c SHA256SUMS` |
 
 In CSV files, text that a spreadsheet would run as a formula begins with an apostrophe (').

@@ -17,6 +17,7 @@ from human_eval.errors import StorageBusy, StudyError
 from human_eval.storage import events
 from human_eval.storage.lock import serving
 from human_eval.storage.writer import Writer
+from human_eval.study.amendment import describe_edits, find_edits
 from human_eval.study.media_check import describe_lost, find_lost_clips
 from human_eval.study.store import StudyStore
 
@@ -46,6 +47,8 @@ class VoteService:
             self._writer = Writer(self.store.database)
             if problem := await asyncio.to_thread(self._check_media):
                 logger.warning(problem)
+            if edits := describe_edits(find_edits(self.store)):
+                logger.warning(edits)
             stopping = asyncio.Event()
             periodic = asyncio.create_task(self._work_every_second(stopping))
             try:

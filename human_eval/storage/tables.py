@@ -68,7 +68,10 @@ class Base(DeclarativeBase):
 
 
 class Study(Base):
-    """The study of this database, in one row. Its definition never changes."""
+    """The study of this database, in one row. Its first definition never changes.
+
+    Later ones are events of the kind "amended".
+    """
 
     __tablename__ = "study"
     __table_args__ = (CheckConstraint("id = 1", name="only_one"), STRICT)
@@ -251,6 +254,8 @@ class Vote(Base):
     seconds: Mapped[float] = mapped_column(Number)  # from both clips ready to the answer
     loops: Mapped[int] = mapped_column(Count)  # complete loops of both clips
     definition_hash: Mapped[str] = mapped_column(ForeignKey("study.definition_hash"))
+    # How often the study had been amended when the vote was given.
+    amendment: Mapped[int] = mapped_column(Count, default=0, server_default="0")
 
 
 class Event(Base):

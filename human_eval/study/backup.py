@@ -114,8 +114,8 @@ def _read_definition(backup: Path, folder: Path) -> StudyDefinition:
     """
     with _opened(backup, folder) as source, source.read() as connection:
         definition = connection.execute(select(Study.definition)).scalar_one()
-    kept = folder / "study.toml"
-    if kept.is_file() and kept.read_text(encoding="utf-8") != definition:
+    kept = [path.read_text(encoding="utf-8") for path in folder.glob("study*.toml")]
+    if kept and definition not in kept:
         raise StudyError(
             f"{backup.name} is a backup of another study. Restore it into the folder of that study."
         )

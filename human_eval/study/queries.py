@@ -63,7 +63,8 @@ def read_votes(
     frame = votes.sort_values("vote_id").join(assignments, on="assignment_id")
     frame = frame.join(pairs, on="task_id").join(raters, on="rater_id")
     frame["simulated"] = simulated
-    frame["definition_hash"] = store.definition.hash  # a foreign key allows no other
+    hashes = [definition.hash for definition in store.definition.versions]
+    frame["definition_hash"] = frame["amendment"].map(dict(enumerate(hashes)))
     words = [name for name, kind in COLUMNS.items() if kind.startswith("text")]
     frame[words] = frame[words].astype("str")
     frame["answered_at"] = pd.to_datetime(frame["answered_at"], unit="ms", utc=True)
@@ -220,6 +221,7 @@ _VOTES = (
         Vote.answered_at,
         Vote.seconds,
         Vote.loops,
+        Vote.amendment,
     )
     .join(AssignmentRow, AssignmentRow.id == Vote.assignment_id)
     .where(

@@ -1,17 +1,19 @@
 """A study on disk: one folder and one database.
 
 study.toml  the definition as given; the copy in the database is the one that counts
+study-v1.toml  a former definition; `amend` writes it
 study.db    SQLite; a study created in PostgreSQL has study.url instead
 secret      signs tokens and derives pseudonyms; without it no rater can come back
 media/      the clips, under random names
 backups/    copies of the database
 """
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, insert, select
@@ -23,7 +25,7 @@ from human_eval.errors import StudyError
 from human_eval.storage.database import Database, create_file, now_ms, open_database
 from human_eval.storage.keys import Keys, create_secret, load_secret
 from human_eval.storage.migrate import upgrade_tables
-from human_eval.storage.tables import Study
+from human_eval.storage.tables import Event, Study
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def open_study(
         if row is not None:
             definition = parse_definition(row.definition, origin="the database")
             assert definition.hash == row.definition_hash
+            definition = _follow_amendments(connection, definition)
         elif when_empty is not None:
             definition = when_empty()
         else:  # the message leaves out the URL, which may hold a password
@@ -162,6 +165,16 @@ def open_study(
                 "`python -m human_eval restore`."
             )
     return StudyStore(folder, database, definition, keys)
+
+
+def _follow_amendments(connection: Connection, first: StudyDefinition) -> StudyDefinition:
+    """Return the definition after all amendments, with the earlier ones."""
+    amended = select(Event.payload).where(Event.kind == "amended").order_by(Event.id)
+    definition = first
+    for payload in connection.execute(amended).scalars():
+        following = parse_definition(json.loads(payload)["definition"], origin="the database")
+        definition = replace(following, earlier=definition.versions)
+    return definition
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -79,7 +79,7 @@ def to_version_1(row, table):
     for column in table.columns:
         if isinstance(column.type, Boolean):
             values[column.name] = bool(values[column.name])
-    return values
+    return {name: value for name, value in values.items() if name in table.columns}
 
 
 def describe(part):
