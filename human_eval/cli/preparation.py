@@ -49,9 +49,12 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--no-gold", action="store_true", help="make no gold pairs yet")
 
     parser = add_command(
-        commands, "import-votes", import_votes, "Import a crowd platform's results; MTurk format."
+        commands,
+        "import-votes",
+        import_votes,
+        "Import an export of the same study from another server, or MTurk's results.",
     )
-    parser.add_argument("file", type=Path, metavar="CSV")
+    parser.add_argument("file", type=Path, metavar="EXPORT", help="folder of an export; MTurk: CSV")
     parser.add_argument(
         "--answer",
         action="append",
@@ -158,14 +161,24 @@ def _print_ingest(store: StudyStore, made: dict[str, int], golds: int) -> None:
 def import_votes(options: Namespace) -> None:
     """Import votes from a file."""
     from human_eval.mturk.batches import read_results
+    from human_eval.mturk.export_in import read_submissions
     from human_eval.mturk.votes_in import import_submissions
 
     with opened(options) as store:
         with store.read() as connection:
             check_open(connection)
-        columns = split_settings(options.answer, "QUESTION=COLUMN")
-        done = import_submissions(store, read_results(options.file, store, columns=columns))
+        columns, left_out = split_settings(options.answer, "QUESTION=COLUMN"), 0
+        if options.file.is_dir():
+            if columns:
+                raise StudyError("--answer is for results of MTurk. An export needs no --answer.")
+            exported = read_submissions(options.file, store)
+            submissions, left_out = exported.submissions, exported.left_out
+        else:
+            submissions = read_results(options.file, store, columns=columns)
+        done = import_submissions(store, submissions)
         print(f"{done.added} submissions imported, {done.already_there} were there already.")
+    if left_out:
+        print(f"{left_out} answers to attention checks of the other server alone were left out.")
 
 
 def simulate(options: Namespace) -> None:

@@ -35,12 +35,31 @@ def enter(
     Raises:
         StudyError: a rater of the provider "simulated" is not simulated, or vice versa.
     """
+    return enter_pseudonym(
+        connection,
+        provider,
+        keys.pseudonym(provider, name),
+        now=now,
+        simulated=simulated,
+        consented=consented,
+    )
+
+
+def enter_pseudonym(
+    connection: Connection,
+    provider: str,
+    pseudonym: str,
+    *,
+    now: int,
+    simulated: bool = False,
+    consented: bool = True,
+) -> int:
+    """Do as `enter` for a rater whose name is hashed already."""
     if simulated != (provider == SIMULATED):
         raise StudyError(
             f"The provider {SIMULATED!r} is reserved for simulated raters. Choose another name for "
             f"the provider {provider!r}."
         )
-    pseudonym = keys.pseudonym(provider, name)
     known = {"provider": provider, "pseudonym": pseudonym}
     number = connection.execute(_BY_NAME, known).scalar()
     if number is not None:

@@ -1,12 +1,12 @@
 """Import votes collected elsewhere: all of a file, or nothing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from human_eval.collection.raters import enter
+from human_eval.collection.raters import enter, enter_pseudonym
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.storage import events
@@ -23,6 +23,7 @@ class ImportedSubmission:
 
     provider: str
     rater: str  # as the provider knows them; stored as a keyed hash alone
+    is_pseudonym: bool = False  # `rater` is a keyed hash already, as in an export of a study
     comparison: str
     prompt_index: int
     side_a: str  # left or right
@@ -30,6 +31,14 @@ class ImportedSubmission:
     answered_at: datetime
     seconds: float | None  # None: unknown, stored as the planned time
     source: str  # where it came from, such as "batch.csv, line 7"
+    question_seconds: Mapping[str, float] = field(default_factory=dict)  # where known one by one
+    kind: str = "real"  # of the pair
+    gold_answer: str | None = None  # of a gold pair
+    loops: int = 0
+    amendment: int | None = None  # how often the study had been amended; None: as often as now
+    exclusion_rules: tuple[
+        str, ...
+    ] = ()  # by which the answers were excluded where they were given
 
 
 @dataclass(frozen=True)
@@ -85,28 +94,33 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
     """Store one submission; return whether it is new."""
     definition = store.definition
     _check(definition, submission)
-    moment = int(submission.answered_at.timestamp() * 1000)
+    moment = round(submission.answered_at.timestamp() * 1000)
     pair = connection.execute(
         select(PairRow.id, PairRow.taken, PairRow.target).where(
             PairRow.comparison == submission.comparison,
             PairRow.prompt_index == submission.prompt_index,
-            PairRow.kind == "real",
+            PairRow.kind == submission.kind,
+            PairRow.gold_answer == submission.gold_answer
+            if submission.gold_answer
+            else PairRow.gold_answer.is_(None),
             ~PairRow.simulated,
         )
-    ).one_or_none()
+    ).first()
     if pair is None:
         raise _Problem(
-            f"no pair of {submission.comparison} for prompt {submission.prompt_index}; ingest its "
-            "clips"
+            f"no {submission.kind} pair of {submission.comparison} for prompt "
+            f"{submission.prompt_index}; ingest its clips"
         )
     try:
-        rater_id = enter(connection, store.keys, submission.provider, submission.rater, now=moment)
+        rater_id = _enter(connection, store, submission, moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
     if _is_there(connection, pair.id, rater_id, submission):
         return False
-    if pair.taken >= pair.target:
-        raise _Problem(f"the pair has its {pair.target} raters already")
+    if pair.target is not None and pair.taken >= pair.target:
+        raise _Problem(
+            f"the pair has its {pair.target} raters already; raise raters_per_pair with `amend`"
+        )
     connection.execute(update(PairRow).where(PairRow.id == pair.id).values(taken=PairRow.taken + 1))
     number = _add_assignment(connection, submission, pair.id, rater_id, moment)
     known = submission.seconds is not None
@@ -115,18 +129,42 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
         "revision": 0,
         "answered_at": moment,
         "seconds": submission.seconds if known else definition.pay.seconds_per_pair,
-        "loops": 0,
+        "loops": submission.loops,
         "definition_hash": definition.first_hash,
-        "amendment": len(definition.earlier),
+        "amendment": (
+            len(definition.earlier) if submission.amendment is None else submission.amendment
+        ),
     }
     connection.execute(
         insert(Vote),
         [
-            {**about, "question": question, "choice": choice}
+            {
+                **about,
+                "question": question,
+                "choice": choice,
+                "seconds": submission.question_seconds.get(question, about["seconds"]),
+            }
             for question, choice in submission.answers.items()
         ],
     )
+    for rule in submission.exclusion_rules:
+        events.record(
+            connection,
+            "exclude",
+            actor="import",
+            subject=f"assignment:{number}",
+            now=store.clock(),
+            payload={"rule": rule, "evidence": {"imported": True}},
+        )
     return True
+
+
+def _enter(
+    connection: Connection, store: StudyStore, submission: ImportedSubmission, moment: int
+) -> int:
+    if submission.is_pseudonym:
+        return enter_pseudonym(connection, submission.provider, submission.rater, now=moment)
+    return enter(connection, store.keys, submission.provider, submission.rater, now=moment)
 
 
 def _add_assignment(

@@ -64,8 +64,8 @@ def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
         f"{kept.groupby('comparison', observed=True)['prompt_index'].nunique().sum():,} pairs. "
         f"{len(real) - len(kept):,} answers were excluded{rules}; all win rates are also reported "
         f"with them. Answers to attention checks, which are not analysed: {checked}. "
-        f"{_analysed(definition)}{_amended(kept, definition)} Definition {definition.name}, version {definition.version}, "
-        f"SHA-256 {definition.hash}."
+        f"{_analysed(definition)}{_amended(kept, definition)} Definition {definition.name}, "
+        f"version {definition.version}, SHA-256 {definition.hash}."
     )
 
 
