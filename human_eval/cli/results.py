@@ -47,6 +47,7 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, help="default: export/ in the study")
     parser.add_argument("--simulated", action="store_true", help="of the simulation, marked")
+    parser.add_argument("--clips", action="store_true", help="include the files of the clips")
     parser.add_argument("--mturk", metavar="URL", help="instead, batches of pairs; legacy")
 
     parser = add_command(
@@ -147,7 +148,8 @@ def export(options: Namespace) -> None:
         folder = options.out or store.folder / name
         with store.read() as connection:
             clips = list_clips(connection)
-        written = write_export(votes, store.definition, folder, clips=clips)
+        media = store.media if options.clips else None
+        written = write_export(votes, store.definition, folder, clips=clips, media=media)
     print("\n".join(str(path) for path in written))
 
 

@@ -20,13 +20,16 @@ from human_eval.definition.platforms import Provider, complete
 from human_eval.errors import StudyError
 
 Language = Literal["en", "de", "fr", "es", "zh", "ja", "ar"]
-Dimension = Literal["", "visual_quality", "motion_quality", "text_alignment"]
+Dimension = Literal[
+    "", "visual_quality", "motion_quality", "text_alignment", "VQ", "MQ", "TA"
+]  # the last three are VideoAlign's words for the others
 QuestionKind = Literal["choice", "scale"]
 TiePolicy = Literal["forced", "tie", "tie_and_both_bad"]
 Policy = Literal["balanced", "fixed"]
 GoldRecipe = Literal["wrong_prompt", "shuffled", "degraded", "frozen", "identical"]
 Erasure = Literal["anonymise", "delete"]
 
+VIDEO_ALIGN = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
 PRESETS = Path(__file__).parent / "presets"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # in file names, columns and charts
 
@@ -89,6 +92,9 @@ class Question:
     primary: bool = False  # the one question that claims rest on
     dimension: Dimension = ""  # what it measures, for exports that reward models are trained on
     labels: tuple[str, ...] = ()  # of the choices in their order; by default those of the page
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dimension", VIDEO_ALIGN.get(self.dimension, self.dimension))
 
     @property
     def offered(self) -> tuple[Choice, ...]:

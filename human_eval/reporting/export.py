@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from io import BytesIO
@@ -15,6 +16,7 @@ from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.methods_text import data_card
 from human_eval.reporting.preferences import (
+    MEDIA,
     direct_preferences,
     tabulate_preferences,
     video_align,
@@ -26,6 +28,7 @@ RUNS_AS_FORMULA = re.compile(r"^'*[=+\-@\t\r]")
 DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
 EARLIER = "earlier-definitions.jsonl"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
+FILES = MEDIA.rstrip("/")  # folder of the clips in an export
 CARD, SUMS = "README.md", "SHA256SUMS"
 
 
@@ -35,21 +38,27 @@ def write_export(
     folder: Path,
     *,
     clips: Iterable[Clip] = (),
+    media: Path | None = None,
 ) -> list[Path]:
     """Write definition, votes, clips, preference data and a data card into a folder.
 
     The same votes give the same bytes. Votes of excluded raters are marked in the tables of votes
     and left out of the preference data.
 
+    Args:
+        media: folder with the files of the clips, to include them; None: the tables alone.
+
     Returns:
         The files written.
 
     Raises:
-        StudyError: the folder contains other files, or `check_votes` refuses the votes.
+        StudyError: the folder contains other files, a clip has no file, or `check_votes` refuses
+            the votes.
     """
     check_origin(check_votes(votes))
+    clips = list(clips)
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in folder.iterdir() if path.name not in _names()]
+    foreign = [path.name for path in folder.iterdir() if path.name not in _names() | {FILES}]
     if foreign:
         raise StudyError(
             f"{folder} contains {foreign[0]!r}, which is not of an export. Name another folder."
@@ -66,11 +75,29 @@ def write_export(
     # Not exported: the reason of a refusal, which names files on the machine of the study.
     write_csv(shown.drop(columns="reason"), folder / CLIPS)
     write_csv(video_align(pairs, shown, definition), folder / VIDEO_ALIGN)
-    write_jsonl(direct_preferences(pairs, shown), folder / DPO)
-    (folder / CARD).write_text(data_card(votes, definition), encoding="utf-8")
+    write_jsonl(direct_preferences(pairs, shown, definition), folder / DPO)
+    if media is not None:
+        _copy_clips(clips, media, folder / FILES)
+    included = sorted((folder / FILES).glob("*.mp4"))
+    card = data_card(votes, definition, with_clips=bool(included))
+    (folder / CARD).write_text(card, encoding="utf-8")
     written = [folder / name for name in sorted(_names() - {SUMS})]
-    (folder / SUMS).write_text("\n".join(map(_sum_line, written)) + "\n")
+    lines = [_sum_line(path) for path in written]
+    lines += [_sum_line(path, f"{FILES}/{path.name}") for path in included]
+    (folder / SUMS).write_text("\n".join(lines) + "\n")
     return [*written, folder / SUMS]
+
+
+def _copy_clips(clips: Iterable[Clip], media: Path, target: Path) -> None:
+    missing = [clip for clip in clips if not (media / clip.stored_name).is_file()]
+    if missing:
+        raise StudyError(
+            f"{len(missing)} clips have no file in {media}. `status` lists them; run `ingest` with "
+            "the original clips."
+        )
+    target.mkdir(exist_ok=True)
+    for clip in clips:
+        shutil.copyfile(media / clip.stored_name, target / clip.stored_name)
 
 
 def _names() -> set[str]:
@@ -131,8 +158,8 @@ def _check_sums(*paths: Path) -> None:
         )
 
 
-def _sum_line(path: Path) -> str:
-    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}"
+def _sum_line(path: Path, name: str = "") -> str:
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name or path.name}"
 
 
 def read_votes(path: Path) -> pd.DataFrame:

@@ -156,8 +156,17 @@ def _providers(votes: pd.DataFrame) -> str:
     return ", ".join(f"{count:,} from {provider}" for provider, count in raters.items())
 
 
-def data_card(votes: pd.DataFrame, definition: StudyDefinition) -> str:
-    """Describe the files of an export, in Markdown."""
+def data_card(votes: pd.DataFrame, definition: StudyDefinition, *, with_clips: bool = False) -> str:
+    """Describe the files of an export, in Markdown.
+
+    Args:
+        with_clips: the export has the files of the clips.
+    """
+    place = (
+        "are in this folder"
+        if with_clips
+        else "are in the study's folder, not in this export; `export --clips` includes them"
+    )
     columns = "\n".join(f"| `{name}` | {MEANINGS[name]} |" for name in COLUMNS)
     systems = "\n".join(f"| `{system.key}` | {system.title} |" for system in definition.systems)
     questions = video_align_questions(definition)
@@ -181,6 +190,8 @@ def data_card(votes: pd.DataFrame, definition: StudyDefinition) -> str:
 | `study.toml` | the definition; every vote stores its SHA-256 |
 | `earlier-definitions.jsonl` | those before each amendment, if the study was amended |
 | `SHA256SUMS` | check with `sha256sum -c SHA256SUMS` |
+
+Paths of clips begin with `media/`: the files {place}.
 
 In CSV files, text that a spreadsheet would run as a formula begins with an apostrophe (').
 JSONL and Parquet contain it verbatim. `python -m human_eval report` makes the report again from

@@ -2,10 +2,8 @@
 
 import pandas as pd
 
-from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.definition import VIDEO_ALIGN, StudyDefinition
 
-# VideoAlign's columns, and the dimension of the question that fills each.
-VIDEO_ALIGN_COLUMNS = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
 MEDIA = "media/"  # folder of a study's clips
 
 
@@ -14,9 +12,7 @@ def video_align_questions(definition: StudyDefinition) -> dict[str, str]:
     measured: dict[str, str] = {
         question.dimension: question.key for question in definition.questions
     }
-    return {
-        column: measured.get(dimension, "") for column, dimension in VIDEO_ALIGN_COLUMNS.items()
-    }
+    return {column: measured.get(dimension, "") for column, dimension in VIDEO_ALIGN.items()}
 
 
 def tabulate_preferences(votes: pd.DataFrame) -> pd.DataFrame:
@@ -87,13 +83,17 @@ def video_align(
     return wide[list(columns)].rename(columns=columns)
 
 
-def direct_preferences(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame:
+def direct_preferences(
+    pairs: pd.DataFrame, clips: pd.DataFrame, definition: StudyDefinition
+) -> pd.DataFrame:
     """Return one row for each pair and question with a winner, for preference optimisation.
 
     Returns:
-        Columns prompt; chosen, rejected (file names); question; `probability`, the share of
-        decisive votes for the chosen clip, smoothed as (n_chosen + 1) / (n + 2); votes.
+        Columns prompt; chosen, rejected (file names); question; `dimension`, what the question
+        measures, or empty; `probability`, the share of decisive votes for the chosen clip, smoothed
+        as (n_chosen + 1) / (n + 2); votes.
     """
+    dimensions = {question.key: question.dimension for question in definition.questions}
     both = _add_clips(pairs, clips)
     both = both[both["a"] != both["b"]]
     a_won = both["a"] > both["b"]
@@ -104,6 +104,7 @@ def direct_preferences(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame
             "chosen": both["path_a"].where(a_won, both["path_b"]),
             "rejected": both["path_b"].where(a_won, both["path_a"]),
             "question": both["question"],
+            "dimension": both["question"].map(dimensions),
             "probability": (both[["a", "b"]].max(axis=1) + 1) / (decisive + 2),
             "votes": decisive + both["tie"] + both["both_bad"],
         }

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from human_eval.clips.ingest import Clip
-from human_eval.definition.definition import load_definition, parse_definition
+from human_eval.definition.definition import VIDEO_ALIGN, load_definition, parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.export import read_export, read_votes, write_csv, write_export
 from human_eval.reporting.preferences import video_align_questions
@@ -153,6 +153,7 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
             "chosen": "media/ours0.mp4",
             "rejected": "media/theirs0.mp4",
             "question": "Q1",
+            "dimension": "visual_quality",
             "probability": pytest.approx(0.6),
             "votes": 3,
         }
@@ -171,6 +172,53 @@ def test_the_questions_of_the_paper_measure_quality_and_alignment():
 
     assert video_align_questions(load_definition("t2v-turbo")) == questions
     assert video_align_questions(load_definition("shapes-demo")) == questions
+
+
+@pytest.mark.parametrize("short, long", list(VIDEO_ALIGN.items()))
+def test_a_question_may_name_its_dimension_as_videoalign_does(short, long):
+    source = define_pair().source.replace("primary", f'dimension = "{short}", primary')
+    definition = parse_definition(source)
+
+    assert definition.questions[0].dimension == long
+    assert video_align_questions(definition)[short] == "Q1"
+    twice = source.replace(
+        "questions = [", f'questions = [{{key="Q0", wording="x", dimension="{long}"}}, '
+    )
+    with pytest.raises(StudyError, match="same dimension"):
+        parse_definition(twice)
+
+
+def test_a_preset_fills_every_column_of_videoalign():
+    questions = video_align_questions(load_definition("video-align"))
+
+    assert all(questions.values())
+
+
+def test_every_path_of_an_export_with_clips_leads_to_a_file(votes, definition, tmp_path):
+    clips = make_clips(definition, len(FORMULAS))
+    media = tmp_path / "study-media"
+    media.mkdir()
+    folder = tmp_path / "export"
+    with pytest.raises(StudyError, match="clips have no file"):
+        write_export(votes, definition, folder, clips=clips, media=media)
+    for clip in clips:
+        (media / clip.stored_name).write_bytes(clip.stored_name.encode())
+
+    write_export(votes, definition, folder, clips=clips, media=media)
+
+    align = pd.read_csv(folder / "preferences.videoalign.csv", keep_default_na=False)
+    pairs = map(json.loads, (folder / "preferences.dpo.jsonl").read_text().splitlines())
+    paths = [*align["path_A"], *align["path_B"], *(pair["chosen"] for pair in pairs)]
+    assert paths and all((folder / path).is_file() for path in paths)
+    assert "files are in this folder" in (folder / "README.md").read_text()
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    read_export(folder)
+
+
+def test_an_export_without_clips_says_where_they_are(folder):
+    assert "`export --clips` includes them" in (folder / "README.md").read_text()
 
 
 def test_checks_of_raters_are_no_preferences(votes, definition, tmp_path):
