@@ -15,7 +15,7 @@ from human_eval.errors import StudyError
 COMPUTED = {"source", "earlier"}
 GROWING = ("systems", "comparisons", "providers")  # lists that may get new entries
 MAY_CHANGE = re.compile(
-    r"version|title|prompts|raters_per_pair|anonymous|instructions|consent\.text"
+    r"version|title|prompts|max_prompt_length|frame_ancestors|raters_per_pair|anonymous|instructions|consent\.text"
     r"|assignment\.(lease|undo)_seconds|systems\..+\.(title|family|steps)"
     r"|questions\..+\.(wording|dimension|labels)|(quotas|codes|pay|providers)(\..+)?"
 )

@@ -80,6 +80,7 @@ def _read_submission(
         seconds=float(votes["seconds"].max()),
         question_seconds=dict(zip(votes["question"], map(float, votes["seconds"]), strict=True)),
         source=f"{source}, rater {first['rater']}",
+        strengths=dict(zip(votes["question"], map(int, votes["strength"]), strict=True)),
         kind=first["kind"],
         gold_answer=first["gold_answer"],
         loops=int(first["loops"]),

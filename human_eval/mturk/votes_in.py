@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, select, update
 
 from human_eval.collection.raters import enter, enter_pseudonym
-from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.definition import Choice, StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.storage import events
 from human_eval.storage.study_state import check_open
@@ -32,6 +32,7 @@ class ImportedSubmission:
     seconds: float | None  # None: unknown, stored as the planned time
     source: str  # where it came from, such as "batch.csv, line 7"
     question_seconds: Mapping[str, float] = field(default_factory=dict)  # where known one by one
+    strengths: Mapping[str, int] | None = None  # by question; None: the file has none
     kind: str = "real"  # of the pair
     gold_answer: str | None = None  # of a gold pair
     loops: int = 0
@@ -142,6 +143,7 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
                 **about,
                 "question": question,
                 "choice": choice,
+                "strength": (submission.strengths or {}).get(question, 0),
                 "seconds": submission.question_seconds.get(question, about["seconds"]),
             }
             for question, choice in submission.answers.items()
@@ -206,7 +208,7 @@ def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
     if submission.answered_at.tzinfo is None:
         raise _Problem(f"the time {submission.answered_at} has no time zone")
     scales = [question.key for question in definition.questions if question.kind == "scale"]
-    if scales:
+    if scales and submission.strengths is None:
         raise _Problem(f"{scales[0]} has a scale, but the file has no strengths of preferences")
     asked = {question.key: question.choices for question in definition.questions}
     if set(submission.answers) != set(asked):
@@ -216,6 +218,10 @@ def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
     for key, choice in submission.answers.items():
         if choice not in asked[key]:
             raise _Problem(f"{choice!r} is no answer to {key}; it takes {', '.join(asked[key])}")
+        strength = (submission.strengths or {}).get(key, 0)
+        side = {"a": "left", "b": "right"}.get(choice, choice)  # both sides have equal strengths
+        if Choice(side, strength) not in definition.question(key).offered:
+            raise _Problem(f"{choice!r} of strength {strength} is no answer to {key}")
     if submission.seconds is not None and not 0 <= submission.seconds < 10**9:
         raise _Problem(f"{submission.seconds} seconds are not possible")
 
@@ -232,14 +238,19 @@ def _is_there(
     if assignment is None:
         return False
     answers = (
-        select(Vote.question, Vote.choice)
+        select(Vote.question, Vote.choice, Vote.strength)
         .where(Vote.assignment_id == assignment.id)
         .order_by(Vote.revision)
     )
-    stored = {question: choice for question, choice in connection.execute(answers)}
+    stored = {row.question: (row.choice, row.strength) for row in connection.execute(answers)}
+    given = {
+        question: (choice, (submission.strengths or {}).get(question, 0))
+        for question, choice in submission.answers.items()
+    }
     if assignment.state == "submitted" and (stored, assignment.side_a) == (
-        dict(submission.answers),
+        given,
         submission.side_a,
     ):
         return True
-    raise _Problem(f"this rater's stored answers to the pair differ: {stored or assignment.state}")
+    shown = {question: choice for question, (choice, _) in stored.items()}
+    raise _Problem(f"this rater's stored answers to the pair differ: {shown or assignment.state}")

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import update
 
 from human_eval.cli.main import main
+from human_eval.collection.submission import Answer
 from human_eval.errors import StudyError
 from human_eval.mturk.export_in import read_submissions
 from human_eval.mturk.votes_in import import_submissions
@@ -95,6 +96,24 @@ def test_another_answer_of_the_same_rater_is_refused(make_store, tmp_path):
         join(here, export(there, tmp_path / "export"))
 
     assert read_votes(here).equals(before)
+
+
+@sqlite_only
+def test_strengths_of_a_scale_come_along(make_store, tmp_path):
+    scale = '[[questions]]\nkey = "Q3"\nwording = "How much?"\nkind = "scale"\n'
+    here, there = (make_store(k=2, extra=scale, seed=seed) for seed in (0, 1))
+    [rater] = enter(there, 1)
+    lease = claim_pair(there, rater)
+    given = answer(there, lease)
+    answers = {**given.answers, "Q3": Answer("left", 1.0, 2)}
+    submit_answers(there, replace(given, answers=answers))
+    folder = export(there, tmp_path / "export")
+
+    join(here, folder)
+
+    assert read_votes(here)["strength"].tolist() == read_votes(there)["strength"].tolist()
+    assert 2 in read_votes(here)["strength"].tolist()
+    assert join(here, folder).already_there == 1
 
 
 @sqlite_only
