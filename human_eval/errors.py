@@ -3,6 +3,7 @@
 StudyError
   NotYours        the token is forged, or belongs to another rater or assignment
   NotAcceptable   the study does not take this answer: its question, choice or number of loops
+  NotFound        what the address names does not exist
   TooLate         the assignment has expired, or was submitted before with other answers
   StudyClosed     the study takes no more answers
     StudyPaused   it assigns no new pairs for now; assigned ones can still be answered
@@ -33,6 +34,10 @@ class NotYours(StudyError):
 
 class NotAcceptable(StudyError):
     """The study does not take this answer."""
+
+
+class NotFound(StudyError):
+    """What the address names does not exist, or not yet."""
 
 
 class TooLate(StudyError):

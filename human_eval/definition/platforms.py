@@ -40,7 +40,9 @@ class Provider:
     pattern: str = ""  # regular expression of a rater's identity; empty accepts any
     placeholder: str = "NAME"  # what the platform replaces by the value of the parameter NAME
     bonus: str = "id,amount"  # first line of a file of bonuses; empty: none
-    finish: str = ""  # https address to return to, with {code} and {parameters}; empty: code only
+    # https address to return to, with {code} and {parameters}; without {code} it is for raters who
+    # are done; empty: raters copy the code.
+    finish: str = ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ KNOWN = {
             rater="participantId",
             session="assignmentId",
             keep=("projectId",),
+            finish="https://connect.cloudresearch.com/participant/project/{projectId}/complete",
         ),
     )
 }
@@ -146,19 +149,24 @@ def session_name(provider: Provider, kept: Mapping[str, str]) -> str:
     return "&".join(f"{name}={kept[name]}" for name in provider.keep if kept.get(name))
 
 
-def finish_address(provider: Provider, kept: Mapping[str, str], code: str) -> str:
+def finish_address(provider: Provider, kept: Mapping[str, str], code: str, outcome: str) -> str:
     """Return the address that the browser returns to; empty if the rater copies the code.
+
+    An address without {code} tells the platform that the rater has completed the study, so it is
+    for the outcome "done" alone. One that lacks a value leads nowhere.
 
     Args:
         kept: the values of the provider's parameters, by name.
         code: the completion code; empty if there is none.
+        outcome: how the rater's part ends, see `collection.progress.Outcome`.
     """
-    if not code:
-        return ""
     values = {**kept, "code": code}
-    return re.sub(
-        r"\{(\w+)\}", lambda match: quote(values.get(match[1], ""), safe=""), provider.finish
-    )
+    needed = re.findall(r"\{(\w+)\}", provider.finish)
+    if not all(values.get(name) for name in needed):
+        return ""
+    if "code" not in needed and outcome != "done":
+        return ""
+    return re.sub(r"\{(\w+)\}", lambda match: quote(values[match[1]], safe=""), provider.finish)
 
 
 def study_address(provider: Provider, page: str, link: str) -> str:

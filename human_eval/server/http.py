@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from human_eval.errors import (
     NotAcceptable,
+    NotFound,
     NotYours,
     StorageBusy,
     StorageDamaged,
@@ -21,10 +22,12 @@ from human_eval.errors import (
     StudyPaused,
     TooLate,
 )
+from human_eval.server.lead_page import LeadPage, is_for_browser
 
 STATUS: dict[type[StudyError], int] = {
     NotYours: 403,
     NotAcceptable: 422,
+    NotFound: 404,
     TooLate: 409,
     StudyClosed: 410,
     StudyPaused: 423,
@@ -91,31 +94,35 @@ class BodyRoute(APIRoute):
         return check_then_handle
 
 
-def in_english(message: str, **values: object) -> str:
-    """Fill in the placeholders of a message."""
-    return message.format(**values) if values else message
-
-
 def create_json_app(
     on_refusal: Callable[[str, Request], None],
     *,
-    translate: Callable[..., str] = in_english,
+    lead_page: LeadPage,
     **options: Any,
 ) -> FastAPI:
     """Create an application without API documentation that answers errors with {"error": ...}.
 
+    At its root and in place of errors, a browser gets a page that leads on.
+
     Args:
         on_refusal: called with the error's class name for every request that is refused, and not
             for failures of the storage.
-        translate: returns a message, given in English with the values of its placeholders.
+        lead_page: what a browser gets in place of JSON, in the language of all messages.
         options: of FastAPI.
     """
+
+    def answer(request: Request, message: str, status: int, **values: object) -> Response:
+        translated = lead_page.language.translate(message, **values)
+        if is_for_browser(request):
+            return lead_page.render(request, translated, status)
+        return reply({"error": translated}, status)
+
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **options)
 
     @app.exception_handler(StudyError)
     async def refuse(request: Request, error: StudyError) -> Response:
         status = STATUS.get(type(error), 400)
-        response = reply({"error": translate(error.message, **error.values)}, status)
+        response = answer(request, error.message, status, **error.values)
         if status >= 500:
             response.headers["retry-after"] = str(RETRY_SECONDS)
         else:
@@ -136,7 +143,11 @@ def create_json_app(
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         message = BY_STATUS.get(error.status_code, BY_STATUS[400])
-        return reply({"error": translate(message)}, error.status_code)
+        return answer(request, message, error.status_code)
+
+    @app.api_route("/", methods=READ)
+    async def root(request: Request) -> Response:
+        return lead_page.render(request)
 
     return app
 

@@ -44,9 +44,9 @@ class Language:
         translated = self.catalogue.get(sentence, sentence)
         return translated.format(**values) if values else translated
 
-    def render(self, template: str) -> str:
-        """Translate a page of ours, a Jinja template."""
-        return page_environment(self).from_string(template).render(language=self)
+    def render(self, template: str, **values: str) -> str:
+        """Translate a page of ours, a Jinja template, and fill in its values."""
+        return page_environment(self).from_string(template).render(language=self, **values)
 
     def script(self) -> str:
         """Return the catalogue as a module for the page's scripts."""

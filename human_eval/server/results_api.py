@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request, Response
 
 from human_eval.collection.quarantine import clip_name
-from human_eval.errors import NotYours, StudyError
+from human_eval.errors import NotFound, NotYours, StudyError
 from human_eval.reporting.live_results import LiveResults, Results, is_published, table_as_csv
 from human_eval.server.admin_session import read_researcher
-from human_eval.server.http import READ, create_json_app, reply, send_clip
+from human_eval.server.http import READ, create_json_app, send_clip
+from human_eval.server.language import Language
+from human_eval.server.lead_page import LeadPage
 from human_eval.storage.study_state import is_closed
 from human_eval.study.store import StudyStore
 
@@ -39,18 +41,19 @@ def find_access(store: StudyStore, cookies: Mapping[str, str]) -> Access:
 
 def create_results_app(store: StudyStore, results: LiveResults) -> FastAPI:
     """Create the application of the three downloads."""
-    app = create_json_app(on_refusal=lambda error, request: None)
+    lead_page = LeadPage(Language("en"), "Results", "Go to the Results tab", "../")
+    app = create_json_app(on_refusal=lambda error, request: None, lead_page=lead_page)
 
     @app.api_route("/chart.{kind}", methods=READ)
     async def chart(kind: str, request: Request, votes: str = "") -> Response:
         if kind not in MEDIA_TYPES:
-            return reply({"error": "The chart is available as svg, png and pdf."}, 404)
+            raise NotFound("The chart is available as svg, png and pdf.")
         named = _check_access(store, request)
         drawn = await asyncio.to_thread(
             results.draw, kind, named=named, simulated=votes == "simulated"
         )
         if drawn is None:
-            return reply({"error": "There are no votes yet. Try again later."}, 404)
+            raise NotFound("There are no votes yet. Try again later.")
         return _send_file(drawn, MEDIA_TYPES[kind], f"win_rates.{kind}")
 
     @app.api_route("/tables.zip", methods=READ)

@@ -168,10 +168,10 @@ def set_cookie(response: Response, keys: Keys, session: RaterSession, *, embedde
         response.headers["set-cookie"] += "; Partitioned"  # Python's cookies lack it before 3.14
 
 
-def finish_link(store: StudyStore, session: RaterSession, code: str) -> str:
-    """Return the platform's address for a rater who finishes; empty without a platform."""
+def finish_link(store: StudyStore, session: RaterSession, code: str, outcome: str) -> str:
+    """Return the platform's address for a rater whose part ends; empty without a platform."""
     platform = _find_platform(store, session)
-    return finish_address(platform, session.parameters, code) if platform else ""
+    return finish_address(platform, session.parameters, code, outcome) if platform else ""
 
 
 def _find_platform(store: StudyStore, session: RaterSession) -> Provider | None:

@@ -35,6 +35,7 @@ from human_eval.server.accounts import Authenticator
 from human_eval.server.clip_server import ClipServer
 from human_eval.server.http import READ, BodyRoute, create_json_app, reply
 from human_eval.server.language import Language, load_language
+from human_eval.server.lead_page import LeadPage
 from human_eval.server.rate_page import create_page_router
 from human_eval.server.sign_in import EntryBody, RaterSession, read_session
 from human_eval.server.vote_service import VoteService
@@ -256,7 +257,8 @@ def create_app(store: StudyStore, *, frames: Sequence[str] = ()) -> FastAPI:
         service.count_refusal(error, actor)
 
     language = load_language(store.definition.language)
-    app = create_json_app(count_refusal, translate=language.translate, lifespan=lifespan)
+    lead_page = LeadPage(language, "Which video is better?", "Go to the study", "rate")
+    app = create_json_app(count_refusal, lead_page=lead_page, lifespan=lifespan)
     app.state.service = service
     app.state.clips = ClipServer(store)
     app.state.authenticator = Authenticator(store.folder)
@@ -338,7 +340,7 @@ def _describe_end(
     return {
         "outcome": outcome,
         "code": code,
-        "finish": sign_in.finish_link(store, rater, code),
+        "finish": sign_in.finish_link(store, rater, code, outcome or ""),
         "progress": {"answered": progress.answered, "wanted": progress.wanted},
     }
 

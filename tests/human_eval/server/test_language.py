@@ -22,9 +22,10 @@ from tests.support.studies import DEFINITION
 
 LANGUAGES = get_args(definition.Language)
 TRANSLATED = [key for key in LANGUAGES if key != "en"]
-# Refusals that no rater reads: those of researchers, and those that the page answers by retrying.
+# What raters read of the server: the sentences of these calls, except in the files of researchers.
 NOT_FOR_RATERS = {"admin.py", "admin_session.py", "results_api.py"}
-REFUSALS = {"NotYours", "NotAcceptable", "TooLate", "StudyClosed", "StudyPaused"}
+REFUSALS = ("NotYours", "NotAcceptable", "TooLate", "StudyClosed", "StudyPaused")
+SENTENCES = {**dict.fromkeys(REFUSALS, slice(0, 1)), "LeadPage": slice(1, 3)}  # which arguments
 
 
 def _texts(node: ast.expr | None, constants: dict[str, ast.expr]) -> list[str]:
@@ -39,7 +40,7 @@ def _texts(node: ast.expr | None, constants: dict[str, ast.expr]) -> list[str]:
     raise AssertionError(f"line {node.lineno}: a refusal is a literal; give its values by name")
 
 
-def _refusals() -> set[str]:
+def _sentences_of_the_server() -> set[str]:
     sources = [
         ast.parse(path.read_text())
         for path in Path(human_eval.__file__).parent.rglob("*.py")
@@ -58,15 +59,16 @@ def _refusals() -> set[str]:
         for source in sources
         for node in ast.walk(source)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        if node.func.id in REFUSALS
-        for text in _texts(node.args[0], constants)
+        if node.func.id in SENTENCES
+        for argument in node.args[SENTENCES[node.func.id]]
+        for text in _texts(argument, constants)
     }
 
 
 def _english() -> set[str]:
     """Return every sentence of the page, its scripts and the server's refusals."""
     environment = page_environment(Language("en"))
-    found = _refusals() | set(LABELS.values()) | set(BY_STATUS.values())
+    found = _sentences_of_the_server() | set(LABELS.values()) | set(BY_STATUS.values())
     for path in PAGES.glob("*.html"):
         for _, _, message in environment.extract_translations(path.read_text()):
             found.add(str(message))

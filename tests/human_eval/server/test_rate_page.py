@@ -1,6 +1,7 @@
 """The Rate page over HTTP: fixed files, a strict policy, addresses that work under any prefix."""
 
 import re
+from html import unescape
 
 import pytest
 from fastapi import FastAPI
@@ -10,7 +11,9 @@ from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES
+from human_eval.reporting.live_results import LiveResults
 from human_eval.server.language import PAGES
+from human_eval.server.results_api import create_results_app
 from human_eval.server.vote_api import create_app
 from human_eval.study.store import create_study
 from tests.support.studies import DEFINITION
@@ -99,3 +102,55 @@ def test_the_definition_names_sites_that_may_show_the_page(tmp_path):
     )
     with pytest.raises(StudyError, match="not a site"):
         parse_definition('frame_ancestors = ["lab.example"]\n' + DEFINITION.format(k=1, loops=0))
+
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def links(reply) -> list[str]:
+    """Return the full addresses to which a page leads."""
+    assert reply.headers["content-type"].startswith("text/html"), reply.text
+    found = re.findall(r'<a [^>]*href="([^"]+)"', reply.text)
+    return [str(reply.url.join(unescape(address))) for address in found]
+
+
+@pytest.mark.parametrize(
+    "path, status",
+    [("/", 200), ("/rates", 404), ("/Rate", 404), ("/rate/rate.htm", 404), ("/admin/", 404)]
+    + [("/study/rate", 404), ("/media/forged", 403)],
+)
+@pytest.mark.parametrize("prefix", ["", "/deep/study"])
+def test_a_browser_at_another_address_is_led_on_to_the_page(make_store, prefix, path, status):
+    app = FastAPI()
+    app.mount(prefix, create_app(make_store()))
+    with TestClient(app) as client:
+        reply = client.get(f"{prefix}{path}?link=a%26b&x=%22", headers=BROWSER)
+
+        assert reply.status_code == status
+        assert links(reply) == [f"http://testserver{prefix}/rate?link=a%26b&x=%22"]
+
+
+def test_a_program_at_another_address_still_gets_json(client):
+    assert client.get("/rates").json()["error"]
+    assert client.get("/", headers=BROWSER).headers["content-security-policy"]
+
+
+def test_the_page_that_leads_on_is_in_the_language_of_the_study(make_store):
+    store = make_store()
+    object.__setattr__(store.definition, "language", "ar")
+    with TestClient(create_app(store)) as client:
+        page = client.get("/", headers=BROWSER).text
+
+    assert '<html lang="ar" dir="rtl">' in page
+    assert not re.search("[A-Za-z]{3}", re.sub(r"(?s)<style>.*</style>|<[^>]+>", "", page))
+
+
+@pytest.mark.parametrize("path", ["/", "/chart.gif", "/chart.svg", "/nothing/here"])
+def test_a_browser_at_the_results_is_led_on_to_the_main_page(make_store, path):
+    store = make_store()
+    app = FastAPI()
+    app.mount("/t2v/results", create_results_app(store, LiveResults(store)))
+    with TestClient(app) as client:
+        reply = client.get(f"/t2v/results{path}", headers=BROWSER)
+
+    assert links(reply) == ["http://testserver/t2v/"]

@@ -194,6 +194,52 @@ def test_the_configured_panel_gets_its_own_parameters_back(store, client):
     assert dict(parse_qsl(back.query)) == {"wave": "2 b", "who": "p&7", "c": "D0NE"}
 
 
+CONNECT = '[[providers]]\nkey = "connect"\n'
+VISIT = "participantId=P7&assignmentId=9"
+
+
+def test_a_connect_participant_returns_to_the_project_only_when_done(make_store):
+    store = make_store(k=2, num_prompts=3, loops=0, extra=CONNECT + CODES + QUOTA)
+    link = dict(parse_qsl(urlsplit(entry_links(store, PAGE)["connect"]).query))["link"]
+    ends = {}
+    with TestClient(create_app(store)) as client:
+        enter(client, f"{PAGE}?link={link}&{VISIT}&projectId=AB12")
+        ends["technical"] = client.post("/api/stop", json={"technical": True}).json()
+        ends["done"] = work(client)
+        client.cookies.clear()
+        enter(client, f"{PAGE}?link={link}&{VISIT}8")  # without the project
+        ends["unknown"] = work(client)
+
+    back = {name: (end["code"], end["finish"]) for name, end in ends.items()}
+    project = "https://connect.cloudresearch.com/participant/project/AB12/complete"
+    assert back == {"technical": ("T3CH", ""), "done": ("D0NE", project), "unknown": ("D0NE", "")}
+
+
+def test_an_address_that_carries_no_code_is_for_those_who_are_done():
+    panel = Provider(key="p", rater="id", finish="https://p.example/completed?who={id}")
+    coded = Provider(key="p", rater="id", finish="https://p.example/back?c={code}")
+
+    assert finish_address(panel, {"id": "7"}, "", "done") == "https://p.example/completed?who=7"
+    assert finish_address(panel, {"id": "7"}, "SCR33N", "screened_out") == ""
+    assert finish_address(panel, {}, "D0NE", "done") == ""
+    assert finish_address(coded, {}, "SCR33N", "screened_out") == "https://p.example/back?c=SCR33N"
+    assert finish_address(coded, {}, "", "done") == ""
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30, -1])
+def test_a_cut_link_is_refused_in_words(store, client, cut):
+    for name, token in (
+        ("link", dict(parse_qsl(urlsplit(entry_links(store, PAGE)["prolific"]).query))["link"]),
+        ("invitation", store.keys.sign("invitation", ["prolific", "5f1"])),
+    ):
+        refused = client.post("/api/enter", json={"consent": True, name: token[:cut]})
+
+        assert refused.status_code == 403
+        assert "link is incomplete" in refused.json()["error"]
+    long = client.post("/api/enter", json={"consent": True, "link": "x" * 5000})
+    assert "link is incomplete" in long.json()["error"]
+
+
 @pytest.mark.parametrize(
     "pid", ["{{%PROLIFIC_PID%}}", "", "a" * 23, "a" * 24 + "'--", "\u0661" * 24]
 )
@@ -400,7 +446,7 @@ def test_values_of_a_platform_cannot_change_where_the_browser_goes():
     panel = Provider(key="p", rater="id", finish="https://p.example/back?who={id}&c={code}")
     kept = read_parameters(complete(panel), {"id": "x&c=FREE#@evil.example/ {code}"})
 
-    address = finish_address(panel, kept, "D0NE")
+    address = finish_address(panel, kept, "D0NE", "done")
 
     assert urlsplit(address).hostname == "p.example"
     assert dict(parse_qsl(urlsplit(address).query))["c"] == "D0NE"
