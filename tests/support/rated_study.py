@@ -30,6 +30,7 @@ START_SECONDS = 180  # of patience with a machine that is busy
 SECRETS = ["sparrowhawk", "nightingale"]  # the systems; no rater may ever read these words
 DEFINITION = """
 name = "aviary"
+language = "{language}"
 title = "Sparrowhawk against nightingale"
 raters_per_pair = 3
 anonymous = {anonymous}
@@ -54,7 +55,7 @@ wording = "Which video is more visually appealing?"
 [[questions]]
 key = "Q2"
 wording = "Which video better fits the text description?"
-ties = "tie"
+ties = "{ties}"
 
 [[questions]]
 key = "Q3"
@@ -98,9 +99,12 @@ def make_study(
     frames: int = 16,
     width: int = 256,
     height: int = 160,
+    language: str = "en",
+    ties: str = "tie",
 ) -> StudyStore:
     """Create a study of so many pairs, with clips of one second for sixteen frames."""
-    text = DEFINITION.format(loops=loops, anonymous=str(anonymous).lower()) + extra
+    settings = {"loops": loops, "anonymous": str(anonymous).lower()}
+    text = DEFINITION.format(**settings, language=language, ties=ties) + extra
     prompts = [
         Prompt(index, f"a square number {index} that moves to the right") for index in range(pairs)
     ]

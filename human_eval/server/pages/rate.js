@@ -3,6 +3,7 @@
 import { Api, Refused } from "./api.js";
 import { connectDialogs } from "./dialogs.js";
 import { Rating, announce } from "./rating.js";
+import { offerReturn, stayHere } from "./return.js";
 import { Shortcuts } from "./shortcuts.js";
 import { text } from "./text.js";
 
@@ -138,7 +139,12 @@ function connectButtons() {
   $("stop-now").addEventListener("click", () => stop(false));
   $("stop-technical").addEventListener("click", () => stop(true));
   $("go-on").addEventListener("click", () => rate());
+  $("stay").addEventListener("click", () => {
+    stayHere();
+    $("end-title").focus(); // the button is gone
+  });
   $("undo-last").addEventListener("click", () => {
+    stayHere();
     show("rating");
     rating.undo();
   });
@@ -264,11 +270,10 @@ function end({ outcome, code, finish, progress }) {
     : explanation;
   $("code-box").hidden = !code;
   $("code").textContent = code;
-  $("finish").hidden = !finish;
-  if (finish) $("finish").href = finish;
   $("go-on").hidden = outcome !== "stopped" && outcome !== "paused";
   rating?.halt(outcome === "done");
   show("end");
+  offerReturn(finish);
   if (outcome === "paused") setTimeout(() => $("end").hidden || rate(), PAUSED_POLL);
 }
 

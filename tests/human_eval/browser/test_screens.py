@@ -72,7 +72,7 @@ def test_a_rater_finishes_by_mouse(study, open_rater):
                 prompt = wait_for_pair(page, after=prompt)
         page.locator("#end").wait_for()
 
-    assert page.get_by_text("3 pairs").is_visible()
+    assert "3" in page.locator("#end-text").inner_text()
     assert page.locator("#code").inner_text() == "DONE1234"
 
 
@@ -191,6 +191,27 @@ def test_a_participant_of_a_platform_returns_with_the_code(study, open_rater):
     assert "ab" * 12 not in address
     finish = page.locator("#finish").get_attribute("href")
     assert finish == "https://app.prolific.com/submissions/complete?cc=DONE1234"
+    assert page.locator("#code").inner_text() == "DONE1234"
+    page.locator("#stay").click()
+    assert page.locator("#return").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "end-title"
+
+    page.clock.install()
+    page.reload()
+    page.locator("#return").wait_for()
+    page.clock.fast_forward(10_000)
+    assert page.locator("#end").is_visible()
+    page.route("https://app.prolific.com/**", lambda route: route.fulfill(body="Thank you."))
+    page.clock.fast_forward(10_000)
+    page.wait_for_url(finish)
+
+    frame = '<iframe src="rate"></iframe>'
+    page.route("**/framed", lambda route: route.fulfill(body=frame, content_type="text/html"))
+    page.goto(f"{study.url}/framed")
+    link = page.frame_locator("iframe").locator("#finish")
+    link.wait_for()
+    assert link.get_attribute("target") == "_top"
+    assert page.frame_locator("iframe").locator("#return").is_hidden()
     assert set(study.votes().query("provider == 'prolific'")["task_id"].value_counts()) == {3}
 
 
