@@ -40,7 +40,7 @@ def test_an_arabic_page_runs_from_right_to_left_around_videos_that_stay(rate_stu
 
 
 def test_a_scale_is_answered_with_one_key_of_any_layout(rate_study, open_rater):
-    study = rate_study(pairs=2, language="de", frames=8, extra=SCALE)
+    study = rate_study(pairs=2, language="de", frames=8, extra="[quotas]\nper_study = 20\n" + SCALE)
     page = open_rater(study)
     assert page.locator("#when-equal").is_hidden()  # two questions take ties
     begin(page)
@@ -50,6 +50,9 @@ def test_a_scale_is_answered_with_one_key_of_any_layout(rate_study, open_rater):
     press_elsewhere(page, "(", "Digit5")  # French
     page.keyboard.press("Enter")
     until(page, "document.querySelector('#undo-bar').hidden === false")
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # long words
 
     votes = study.votes().set_index("question")
     side = {"left": "b", "right": "a"}[votes.loc["Q4", "side_a"]]
