@@ -30,6 +30,7 @@ GoldRecipe = Literal["wrong_prompt", "shuffled", "degraded", "frozen", "identica
 Erasure = Literal["anonymise", "delete"]
 
 VIDEO_ALIGN = {"VQ": "visual_quality", "MQ": "motion_quality", "TA": "text_alignment"}
+MAX_LABEL = 60  # characters on the button of a choice
 PRESETS = Path(__file__).parent / "presets"
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # in file names, columns and charts
 
@@ -457,6 +458,12 @@ def _check_labels(question: Question) -> None:
         raise StudyError(
             f"{question.key} has {len(labels)} labels for {len(question.offered)} choices. Give "
             f"each choice its label, in this order: {order}."
+        )
+    longest = max(labels, key=len)
+    if len(longest) > MAX_LABEL:
+        raise StudyError(
+            f"The label {longest!r} of {question.key} has {len(longest)} characters; a button has "
+            f"space for {MAX_LABEL}. Shorten it, and explain it in the wording."
         )
     if "" in labels or len(set(labels)) < len(labels):
         raise StudyError(f"Two labels of {question.key} are equal, or one is empty. Correct them.")

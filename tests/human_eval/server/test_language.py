@@ -188,6 +188,7 @@ def test_choices_have_the_labels_of_the_study_or_of_its_language(serve):
         ("primary = true", 'primary = true\nlabels = ["Left", " Left "]'),
         ("primary = true", 'primary = true\nlabels = ["Left", " "]'),
         ("primary = true", 'primary = true\nlabels = "Left"'),
+        ("primary = true", f'primary = true\nlabels = ["Left", "{"long " * 13}"]'),
     ],
 )
 def test_a_wrong_language_or_label_is_refused(old, new):
