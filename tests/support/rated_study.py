@@ -101,13 +101,12 @@ def make_study(
     height: int = 160,
     language: str = "en",
     ties: str = "tie",
+    prompt: str = "a square number {index} that moves to the right",
 ) -> StudyStore:
     """Create a study of so many pairs, with clips of one second for sixteen frames."""
     settings = {"loops": loops, "anonymous": str(anonymous).lower()}
     text = DEFINITION.format(**settings, language=language, ties=ties) + extra
-    prompts = [
-        Prompt(index, f"a square number {index} that moves to the right") for index in range(pairs)
-    ]
+    prompts = [Prompt(index, prompt.format(index=index)) for index in range(pairs)]
     store = create_study(folder, parse_definition(text), prompts)
     clips = []
     for number, system in enumerate(store.definition.systems):

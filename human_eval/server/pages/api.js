@@ -3,8 +3,7 @@
 
 import { text } from "./text.js";
 
-const TIMEOUT = 15_000; // milliseconds for one attempt
-const CLIP_TIMEOUT = 120_000;
+const TIMEOUT = 15_000; // milliseconds without a sign of life until another attempt
 const LONGEST_PAUSE = 4_000;
 
 /** The server understood the request and refused it. */
@@ -19,11 +18,12 @@ export class Refused extends Error {
  * Send a request until it is answered.
  * @param {string} path relative to the study's root
  * @param {object} [body] sent as JSON; without it the request is a GET
- * @param {(response: Response) => Promise<any>} read extracts the content of the response
+ * @param {(response: Response, alive: () => void) => Promise<any>} read extracts the content of
+ *   the response; it calls `alive` when a part has arrived
  * @param {(lost: boolean) => void} onConnection called when the connection is lost or back
- * @param {number} [timeout] milliseconds for one attempt
+ * @param {() => object} [headers] of each attempt
  */
-async function send(path, body, read, onConnection, timeout = TIMEOUT) {
+async function send(path, body, read, onConnection, headers = () => ({})) {
   const options = { cache: "no-store", credentials: "same-origin" };
   if (body !== undefined) {
     options.method = "POST";
@@ -31,10 +31,18 @@ async function send(path, body, read, onConnection, timeout = TIMEOUT) {
     options.body = JSON.stringify(body);
   }
   for (let attempt = 0; ; attempt += 1) {
+    const patience = new AbortController();
+    let timer;
+    const alive = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => patience.abort(), TIMEOUT);
+    };
+    alive();
     try {
-      const response = await fetch(path, { ...options, signal: AbortSignal.timeout(timeout) });
+      const all = { ...options.headers, ...headers() };
+      const response = await fetch(path, { ...options, headers: all, signal: patience.signal });
       if (response.ok) {
-        const content = await read(response);
+        const content = await read(response, alive);
         if (attempt > 0) onConnection(false);
         return content;
       }
@@ -45,6 +53,8 @@ async function send(path, body, read, onConnection, timeout = TIMEOUT) {
       }
     } catch (problem) {
       if (problem instanceof Refused) throw problem;
+    } finally {
+      clearTimeout(timer);
     }
     onConnection(true);
     await pause(Math.min(LONGEST_PAUSE, 250 * 2 ** attempt) * (0.75 + Math.random() / 2));
@@ -95,9 +105,31 @@ export class Api {
     return this.#ask("api/stop", { technical });
   }
 
-  /** Load a whole clip, so that it never stalls while it plays. */
-  clip(path) {
-    return send(path, undefined, (response) => response.blob(), this.onConnection, CLIP_TIMEOUT);
+  /**
+   * Load a whole clip, so that it never stalls while it plays. An attempt goes on where the last
+   * one ended.
+   * @param {string} path
+   * @param {(share: number) => void} onProgress called with the fraction that has arrived
+   */
+  clip(path, onProgress) {
+    let parts = [];
+    let received = 0;
+    const read = async (response, alive) => {
+      if (response.status !== 206) [parts, received] = [[], 0];
+      const size = received + Number(response.headers.get("content-length"));
+      const reader = response.body.getReader();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        alive();
+        parts.push(value);
+        received += value.length;
+        onProgress(Math.min(1, received / size));
+      }
+      return new Blob(parts, { type: response.headers.get("content-type") });
+    };
+    const headers = () => (received ? { range: `bytes=${received}-` } : {});
+    return send(path, undefined, read, this.onConnection, headers);
   }
 
   #ask(path, body) {

@@ -15,11 +15,18 @@ export class Assignment {
     this.prompt = claimed.prompt;
     this.progress = claimed.progress;
     this.expires = Date.now() + 1000 * claimed.seconds_left;
+    this.onProgress = () => {}; // called when a part of a clip has arrived
+    const shares = [0, 0]; // of the clips that have arrived
+    const load = (path, side) =>
+      api.clip(path, (share) => {
+        shares[side] = share;
+        this.loaded = (shares[0] + shares[1]) / 2;
+        this.onProgress();
+      });
+    this.loaded = 0; // fraction of both clips that has arrived
     const { width, height, fps, frames } = claimed;
-    this.clips = new Clips({ width, height, fps, frames }, [
-      api.clip(claimed.left),
-      api.clip(claimed.right),
-    ]);
+    const contents = [load(claimed.left, 0), load(claimed.right, 1)];
+    this.clips = new Clips({ width, height, fps, frames }, contents);
     this.revision = 0; // of the next submission
     this.stored = 0; // the revision that the server has
     this.loops = 0;

@@ -7,7 +7,9 @@ const NUDGE_FROM = 0.006; // seconds of drift at which the second video runs fas
 const NUDGE_UNTIL = 0.002; // seconds of drift at which it runs normally again
 const NUDGE = 0.08; // fraction of the speed
 const SPEEDS = [1, 0.5, 0.25];
-const SEEN = 0.6; // fraction of a video that must be visible
+const SEEN = 0.9; // fraction of a video that must be visible
+const LOOK = 100; // milliseconds between two looks whether something covers a video
+const POINTS = [0.05, 0.5, 0.95]; // of a video's width and height, looked at
 
 /** The two clips of a pair; `ready` resolves when both can play to the end. */
 export class Clips {
@@ -51,6 +53,19 @@ async function load(video, content) {
   });
 }
 
+/** Return whether nothing of the page, and no edge of what the rater sees of it, covers a box. */
+function uncovered(box) {
+  const { left, top, width, height } = box.getBoundingClientRect();
+  const view = visualViewport; // smaller than the window where the rater has zoomed in by gesture
+  const inside = (x, y) =>
+    x >= view.offsetLeft &&
+    y >= view.offsetTop &&
+    x <= view.offsetLeft + view.width &&
+    y <= view.offsetTop + view.height &&
+    box.contains(document.elementFromPoint(x, y));
+  return POINTS.every((x) => POINTS.every((y) => inside(left + x * width, top + y * height)));
+}
+
 function seeked(video, time) {
   return new Promise((done) => {
     video.addEventListener("seeked", done, { once: true });
@@ -61,7 +76,8 @@ function seeked(video, time) {
 export class Player {
   /**
    * @param {HTMLElement} stage contains the two `.screen` boxes and the buttons
-   * @param {(loops: number) => void} onLoop called after every loop that was seen in full
+   * @param {(loops: number, covered: boolean) => void} onLoop called after every loop with the
+   *   number of those that were seen in full, and whether a video was covered in this one
    */
   constructor(stage, onLoop) {
     this.stage = stage;
@@ -75,6 +91,8 @@ export class Player {
     this.speed = 1;
     this.loops = 0;
     this.seenInFull = false; // this loop has been visible since its start
+    this.covered = false; // a video was out of view since the start of this loop
+    this.looked = 0; // when it was last looked whether one is
     this.frame = 0; // while paused
     this.visible = new Set();
     this.observed = false;
@@ -96,9 +114,6 @@ export class Player {
       video.setAttribute("aria-label", side ? text("Video 2") : text("Video 1"));
       this.screens[side].replaceChildren(video);
     });
-    this.stage.style.setProperty("--shape", clips.shape.width / clips.shape.height);
-    this.stage.style.setProperty("--width", `${clips.shape.width}px`);
-    this.stage.classList.toggle("wide", clips.shape.width > 1.2 * clips.shape.height);
     await this.#rewind();
     if (this.clips === clips && !this.reducedMotion.matches && !document.hidden) this.play();
   }
@@ -195,13 +210,14 @@ export class Player {
     await Promise.all(this.clips.videos.map((video) => seeked(video, 0)));
     this.frame = 0;
     this.seenInFull = true;
+    this.covered = false;
     this.#count(0);
   }
 
   #tick() {
     if (!this.clips || !this.playing || this.rewinding) return;
     const [first, second] = this.clips.videos;
-    if (this.observed && this.visible.size < 2) this.seenInFull = false;
+    this.#look();
     if (first.ended && second.ended) {
       this.#restart();
       return;
@@ -209,6 +225,16 @@ export class Player {
     this.#count(this.#frameAt(first.currentTime));
     if (first.ended || second.ended || first.seeking || second.seeking) return;
     this.#align(first, second, 0.5 / this.clips.shape.fps);
+  }
+
+  /** Notice when a video is out of view: scrolled away, cut off by a frame, or covered. */
+  #look(now = performance.now()) {
+    if (now - this.looked < LOOK) return;
+    this.looked = now;
+    const cut = this.observed && this.visible.size < 2; // an outer page's frame counts too
+    if (!cut && this.screens.every(uncovered)) return;
+    this.seenInFull = false;
+    this.covered = true;
   }
 
   /** Correct the second video's drift: by its speed, or by a jump from half a frame on. */
@@ -232,13 +258,12 @@ export class Player {
     const clips = this.clips;
     this.rewinding = true;
     const seen = this.seenInFull && this.visible.size === 2 && !document.hidden;
+    const covered = this.covered;
     await this.#rewind();
     if (this.clips !== clips) return;
     this.rewinding = false;
-    if (seen) {
-      this.loops += 1;
-      this.onLoop(this.loops);
-    }
+    if (seen) this.loops += 1;
+    this.onLoop(this.loops, covered);
     // With reduced motion each loop is played on request.
     if (this.reducedMotion.matches) this.pause();
     else if (this.playing) this.#start();

@@ -9,7 +9,7 @@ import { text } from "./text.js";
 
 // Parameters of our own; others in the address come from a crowd platform.
 const OURS = ["theme", "__theme", "staff", "link", "invitation"];
-const PAUSED_POLL = 15_000; // milliseconds between two checks whether a paused study has resumed
+const POLLS = { paused: 15_000, waiting: 5_000 }; // milliseconds until the page asks again
 const ENDINGS = {
   done: [text("All done. Thank you!"), text("Your answers are saved.")],
   no_work_left: [
@@ -28,6 +28,14 @@ const ENDINGS = {
     text("You have stopped"),
     text("Your answers are saved. Open the same link to continue."),
   ],
+  waiting: [
+    text("Please wait"),
+    text("Other raters have the last pairs. This page continues when one becomes free."),
+  ],
+  later: [
+    text("This is all for today"),
+    text("Your answers are saved. Open the same link tomorrow to continue."),
+  ],
   paused: [
     text("The study is paused"),
     text("Your answers are saved. This page continues automatically."),
@@ -43,6 +51,8 @@ const query = new URLSearchParams(location.search);
 const api = new Api(showConnection);
 let study = null;
 let rating = null;
+let ended = null; // the outcome on screen
+let poll; // timer until the page asks again whether there is a pair
 let held = false; // the videos are paused because a dialog is open
 
 async function start() {
@@ -137,6 +147,7 @@ function connectButtons() {
     rating.skip(why);
   });
   $("stop-now").addEventListener("click", () => stop(false));
+  $("stop-waiting").addEventListener("click", () => stop(false));
   $("stop-technical").addEventListener("click", () => stop(true));
   $("go-on").addEventListener("click", () => rate());
   $("stay").addEventListener("click", () => {
@@ -195,9 +206,10 @@ function hideParameters() {
   history.replaceState(null, "", rest ? `?${rest}` : location.pathname);
 }
 
-async function rate() {
+/** Show the rater's pair; without `atOnce` the page stays as it is until there is one. */
+async function rate(atOnce = true) {
   rating ??= makeRating();
-  show("rating");
+  if (atOnce) show("rating");
   try {
     await rating.begin();
   } catch (problem) {
@@ -208,7 +220,7 @@ async function rate() {
 }
 
 function makeRating() {
-  const made = new Rating(api, study, end);
+  const made = new Rating(api, study, () => show("rating"), end);
   const shortcuts = {
     " ": ACTIONS.toggle,
     r: ACTIONS.replay,
@@ -248,6 +260,7 @@ const ACTIONS = {
 
 function enlarge() {
   const large = $("stage").classList.toggle("large");
+  rating.layout.fit();
   $("stage").querySelector("[data-do=enlarge]").setAttribute("aria-pressed", large);
 }
 
@@ -262,6 +275,9 @@ async function stop(technical) {
 }
 
 function end({ outcome, code, finish, progress }) {
+  if (outcome in POLLS) askAgain(outcome);
+  if (outcome === ended && !$("end").hidden) return;
+  ended = outcome;
   const [title, explanation] = ENDINGS[outcome];
   $("end-title").textContent = title;
   const { answered } = progress;
@@ -271,10 +287,20 @@ function end({ outcome, code, finish, progress }) {
   $("code-box").hidden = !code;
   $("code").textContent = code;
   $("go-on").hidden = outcome !== "stopped" && outcome !== "paused";
-  rating?.halt(outcome === "done");
+  $("stop-waiting").hidden = outcome !== "waiting";
+  rating?.halt(["done", "no_work_left", "waiting"].includes(outcome));
   show("end");
   offerReturn(finish);
-  if (outcome === "paused") setTimeout(() => $("end").hidden || rate(), PAUSED_POLL);
+}
+
+/** Ask for a pair after a while, but only while the rater sees the page: a pair can expire. */
+function askAgain(outcome) {
+  clearTimeout(poll);
+  poll = setTimeout(() => {
+    if ($("end").hidden) return;
+    if (document.hidden) askAgain(outcome);
+    else rate(false);
+  }, POLLS[outcome]);
 }
 
 async function copyCode() {

@@ -2,11 +2,13 @@
 
 import { Refused } from "./api.js";
 import { Assignment } from "./assignment.js";
+import { Layout } from "./layout.js";
 import { Player } from "./player.js";
 import { Questions } from "./questions.js";
 import { text } from "./text.js";
 
-const STALL = 8_000; // milliseconds without a picture until the page offers to report the pair
+const STALL = 10_000; // milliseconds without progress until the page offers to report the pair
+const SLOW = 500; // milliseconds until the page shows that the clips are loading
 const ENDED = Symbol("ended"); // in place of an assignment: there was none left
 const MARGIN = 500; // milliseconds that a correction may take to reach the server
 
@@ -16,11 +18,13 @@ export class Rating {
   /**
    * @param {Api} api
    * @param {object} study as the server describes it
+   * @param {() => void} onShow called before a pair is shown while another part of the page is
    * @param {(ending: object) => void} onEnd called when there are no more pairs
    */
-  constructor(api, study, onEnd) {
+  constructor(api, study, onShow, onEnd) {
     this.api = api;
     this.study = study;
+    this.onShow = onShow;
     this.onEnd = onEnd;
     this.assignment = null; // on screen
     this.next = null; // promise of the next assignment, or of the ending
@@ -28,7 +32,8 @@ export class Rating {
     this.sent = null; // {assignment, until}: the latest submission while it can be corrected
     this.answered = 0;
     this.busy = false;
-    this.player = new Player($("stage"), (loops) => this.#seen(loops));
+    this.layout = new Layout();
+    this.player = new Player($("stage"), (loops, covered) => this.#seen(loops, covered));
     this.questions = new Questions($("questions"), study.questions, () => this.#changed());
     $("answers").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -36,6 +41,7 @@ export class Rating {
     });
     $("previous").addEventListener("click", () => this.questions.back());
     $("undo").addEventListener("click", () => this.undo());
+    $("notice-close").addEventListener("click", () => this.notify(""));
     setInterval(() => this.#showUndo(), 250);
   }
 
@@ -81,9 +87,11 @@ export class Rating {
         await this.#resume(); // an answered pair cannot be returned
         return;
       }
-      await this.api.returnPair({ assignment: this.assignment.token, reason, detail });
+      const body = { assignment: this.assignment.token, reason, detail };
+      const returned = await this.api.returnPair(body);
       Assignment.forget();
-      await this.#advance();
+      this.notify("");
+      await this.#advance(returned.next);
     });
   }
 
@@ -129,12 +137,16 @@ export class Rating {
     return claimed.assignment === null ? claimed : new Assignment(claimed, this.api);
   }
 
-  /** Show the next pair: the prepared one, unless it has expired or `fresh` is set. */
-  async #advance(fresh = false) {
-    const prepared = fresh ? null : await this.next;
-    if (fresh) this.#discard(this.next);
+  /**
+   * Show the next pair.
+   * @param {string | null} current token of the pair that the server now counts as the rater's:
+   *   the prepared one, unless another rater was given it in the meantime
+   */
+  async #advance(current = null) {
+    const prepared = current && (await this.next);
+    const usable = prepared instanceof Assignment && prepared.token === current;
+    if (!usable) this.#discard(this.next);
     this.next = null;
-    const usable = prepared instanceof Assignment && !prepared.expired;
     const assignment = usable ? prepared : await this.#prepare(false);
     if (!(assignment instanceof Assignment)) {
       this.onEnd(assignment);
@@ -150,29 +162,18 @@ export class Rating {
     this.assignment = assignment;
     const needed = [null, this.waiting, this.sent?.assignment];
     if (!needed.includes(before)) before.clips.discard();
-    $("rating").hidden = false;
-    $("stall").hidden = true;
+    if ($("rating").hidden) this.onShow();
+    this.#showLoading(false);
     this.#complain("");
-    $("prompt").textContent = assignment.prompt;
     this.#showProgress();
     this.questions.reset(assignment.answers);
     this.#showWatchNote();
+    this.layout.show(assignment.prompt, assignment.clips.shape);
     this.#play(assignment);
   }
 
   async #play(assignment) {
-    const complain = () => ($("stall").hidden = this.assignment !== assignment);
-    const stall = setTimeout(complain, STALL);
-    try {
-      await assignment.clips.ready;
-    } catch {
-      complain();
-      return;
-    } finally {
-      clearTimeout(stall);
-    }
-    if (this.assignment !== assignment) return;
-    $("stall").hidden = true;
+    if (!(await this.#load(assignment)) || this.assignment !== assignment) return;
     await this.player.show(assignment.clips, assignment.loops);
     if (this.assignment !== assignment) return;
     performance.mark("pair-shown");
@@ -182,6 +183,49 @@ export class Rating {
     if (assignment.loops >= this.study.min_loops) this.#open();
     this.#watchClock(assignment);
     if (!this.waiting) this.#lookAhead();
+  }
+
+  /** Wait until a pair's clips can play, and show how far they are; return whether they can. */
+  async #load(assignment) {
+    let stall;
+    const show = (stalled) =>
+      this.assignment === assignment && this.#showLoading(assignment.loaded < 1, stalled);
+    assignment.onProgress = () => {
+      if (!$("loading").hidden || !$("stall").hidden) show(false);
+      clearTimeout(stall);
+      stall = setTimeout(() => show(true), STALL);
+    };
+    assignment.onProgress();
+    const slow = setTimeout(() => show(false), SLOW);
+    try {
+      await assignment.clips.ready;
+      if (this.assignment === assignment) this.#showLoading(false);
+      return true;
+    } catch {
+      show(true);
+      return false;
+    } finally {
+      assignment.onProgress = () => {};
+      clearTimeout(slow);
+      clearTimeout(stall);
+    }
+  }
+
+  #showLoading(loading, stalled = false) {
+    $("loading").hidden = !loading;
+    $("watch-note").hidden = loading;
+    $("loaded").value = this.assignment.loaded;
+    if ($("stall").hidden !== stalled) return;
+    $("stall").hidden = !stalled;
+    this.layout.fit();
+  }
+
+  /** Tell the rater something in a place that is seen, and to users of screen readers. */
+  notify(notice) {
+    if (notice) announce(notice);
+    $("notice-text").textContent = notice;
+    $("notice").hidden = !notice;
+    this.layout.fit();
   }
 
   #lookAhead() {
@@ -202,8 +246,9 @@ export class Rating {
     if (this.sent && this.sent.assignment !== assignment) this.sent.assignment.clips.discard();
     const until = Date.now() + 1000 * receipt.undo_seconds - MARGIN;
     this.sent = receipt.undo_seconds ? { assignment, until } : null;
+    this.notify("");
     // A duplicate: another window of this rater has sent it, and may have moved on.
-    await this.#advance(receipt.duplicate);
+    await this.#advance(receipt.duplicate ? null : receipt.next);
     if (!this.assignment) return;
     const progress = $("progress-text").textContent;
     announce(`${text("Answers saved.")} ${progress}. ${this.assignment.prompt}`);
@@ -213,7 +258,7 @@ export class Rating {
   async #resume() {
     const assignment = this.waiting;
     this.waiting = null;
-    if (assignment === ENDED || assignment.expired) await this.#advance(true);
+    if (assignment === ENDED || assignment.expired) await this.#advance();
     else this.#show(assignment);
   }
 
@@ -228,18 +273,25 @@ export class Rating {
       location.reload(); // the cookie has changed or is gone
       return;
     }
-    announce(
+    this.notify(
       this.waiting
         ? text("The time to change your answers is over. Your first answers count.")
         : text("This pair is no longer open: its time is over, or it was answered elsewhere."),
     );
     this.waiting = null;
     this.sent = null;
-    await this.#advance(true);
+    await this.#advance();
   }
 
-  #seen(loops) {
+  #seen(loops, covered) {
     if (!this.assignment) return; // the loop ended while the pair was being replaced
+    if (covered && !this.questions.open) {
+      $("watch-note").textContent = text(
+        "This time does not count: both videos must be in full view until they end.",
+      );
+      this.layout.fit();
+      return;
+    }
     this.assignment.loops = loops;
     this.assignment.save();
     if (loops >= this.study.min_loops && !this.questions.open) this.#open();
@@ -297,7 +349,7 @@ export class Rating {
   #showUndo() {
     const left = this.sent ? Math.ceil((this.sent.until - Date.now()) / 1000) : 0;
     if (left <= 0 && this.waiting && !this.busy) {
-      announce(text("The time to change your answers is over. Your first answers count."));
+      this.notify(text("The time to change your answers is over. Your first answers count."));
       this.#work(() => this.#resume());
     }
     $("undo-bar").hidden = left <= 0;
@@ -316,8 +368,9 @@ export class Rating {
     const left = Math.min(assignment.expires - Date.now(), 2 ** 31 - 1);
     this.clock = setTimeout(async () => {
       if (this.assignment !== assignment || this.busy) return;
-      announce(text("The time for this pair is over. Here is the next one."));
-      await this.#work(() => this.#advance(true));
+      Assignment.forget();
+      await this.#work(() => this.#advance());
+      if (this.assignment) this.notify(text("The time for the pair was over. This is another one."));
     }, left);
   }
 
