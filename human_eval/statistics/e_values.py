@@ -7,16 +7,18 @@ probability at most `level` (Ville's inequality).
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaln
-from scipy.stats import norm, t
+from scipy.special import betaln, ndtri, stdtrit
 
 from human_eval.definition.definition import StudyDefinition
+from human_eval.statistics.clusters import cluster_variance, combine_variances
 from human_eval.statistics.votes import split_cells
 
 LEVEL = 0.05  # of wrong decisions in the whole family of comparisons
 PRIOR = 10.0  # a of the bet Beta(a, a); 10 stakes most on win rates of about 40 % and 60 %
 MAX_LOG = 700.0  # of the natural logarithm of an e-value
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
+EVERY_VOTE = 300  # so many votes have a design effect of their own; later ones each 1 %
+CHUNK = 64  # stages computed at once
 
 Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e_value_path`
 
@@ -81,50 +83,86 @@ def _design_effects(
     """Return, after every vote, the design effect and the smaller number of clusters.
 
     The design effect is how many votes weigh as much as one independent vote. After n votes with
-    mean m it is the two-way clustered variance of m over the variance m (1 - m) / n of independent
-    votes, widened as Student's t is for G clusters, and at least 1:
+    mean m it is the variance V of m over the variance m (1 - m) / n of independent votes, widened
+    as Student's t is, and at least 1:
 
-        S_c = G_c / (G_c - 1) * sum_{g in c} (sum_{i in g} (y_i - m))^2,
-        deff = max(S_prompt + S_rater - S_both, S_prompt, S_rater) / (n m (1 - m))
-               * (t_{0.975, G - 1} / z_{0.975})^2,    G = min(G_prompt, G_rater).
+        deff = V / (m (1 - m) / n) * (t_{0.975, df} / z_{0.975})^2.
 
-    While all votes agree, m (1 - m) is 0; then deff is n / G: each rater, or each prompt if there
-    are fewer, counts as one vote.
+    V and df are those of `human_eval.statistics.clusters`. While all votes agree, m (1 - m) is 0;
+    then V / (m (1 - m) / n) is n / G and df is G - 1: each rater, or each prompt if there are
+    fewer, counts as one vote. Between the stages of `_stages` it is that of the stage before.
 
-    Source: as `human_eval.statistics.intervals.clustered_mean`; design effect: Kish (1965),
-    "Survey Sampling".
+    Source: design effect: Kish (1965), "Survey Sampling".
     """
-    count = np.arange(1, len(won) + 1)
-    mean = np.cumsum(won) / count
-    prompt = pd.factorize(prompts)[0]
-    rater = pd.factorize(raters)[0]
-    both = pd.factorize(prompt * (rater.max(initial=0) + 1) + rater)[0]
-    by_prompt, prompts_seen = _squares(won, prompt, mean)
-    by_rater, raters_seen = _squares(won, rater, mean)
-    by_both, _ = _squares(won, both, mean)
-    one_way = np.maximum(by_prompt, by_rater)
-    squares = np.maximum(by_prompt + by_rater - by_both, one_way)
-    independent = count * mean * (1 - mean)
+    if not len(won):
+        return np.ones(0), np.zeros(0)
+    stages = _stages(len(won))
+    prompt, rater = (pd.factorize(kind)[0] for kind in (prompts, raters))
+    by_prompt, prompts_seen = _variances(won, prompt, stages)
+    by_rater, raters_seen = _variances(won, rater, stages)
+    both = _variance_of_cells(won, prompt * (rater.max() + 1) + rater)[stages]
     clusters = np.minimum(prompts_seen, raters_seen)
+    variance, df = combine_variances(by_prompt, by_rater, both, clusters)
+    count = stages + 1
+    mean = np.cumsum(won)[stages] / count
+    varied = (mean > 0) & (mean < 1) & (clusters > 1)
+    ratio = np.divide(variance * count, mean * (1 - mean), out=count / clusters, where=varied)
+    df = np.where(varied, df, np.maximum(clusters - 1, 1))
     quantile = 1 - LEVEL / 2
-    widening = (t.ppf(quantile, np.maximum(clusters - 1, 1)) / norm.ppf(quantile)) ** 2
-    varied = (mean > 0) & (mean < 1)  # of the mean itself: `independent` may be 0 up to rounding
-    ratio = np.divide(squares, independent, out=count / clusters, where=varied)
-    return np.maximum(ratio * widening, 1.0), clusters
+    effect = np.maximum(ratio * (stdtrit(df, quantile) / ndtri(quantile)) ** 2, 1.0)
+    last = np.searchsorted(stages, np.arange(len(won)), side="right") - 1
+    return effect[last], clusters[last]
 
 
-def _squares(
-    won: np.ndarray, cluster: np.ndarray, mean: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return S_c of `_design_effects` after every vote, and the number of clusters seen.
+def _stages(votes: int) -> np.ndarray:
+    """Return after which votes, from 0, the design effect is estimated: in the end after each 1 %.
+
+    Every vote would take time in the square of their number.
+    """
+    growth = max(np.log(votes / EVERY_VOTE), 0.0)
+    later = np.geomspace(EVERY_VOTE, max(votes, EVERY_VOTE), 1 + int(100 * growth))
+    later = np.append(later.astype(int), votes)
+    return np.union1d(np.arange(min(votes, EVERY_VOTE)), later[later <= votes] - 1)
+
+
+def _variances(
+    won: np.ndarray, cluster: np.ndarray, stages: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Return `cluster_variance` at each stage, and the number of clusters seen."""
+    number = int(cluster.max()) + 1
+    size, total = np.zeros(number), np.zeros(number)
+    variances, freedoms, seen = [], [], []
+    begins = np.concatenate([[0], stages[:-1] + 1])
+    for chunk in range(0, len(stages), CHUNK):
+        part = slice(chunk, chunk + CHUNK)
+        shape = (len(stages[part]), number)
+        first, end = begins[part][0], stages[part][-1] + 1
+        row = np.searchsorted(stages[part], np.arange(first, end))
+        cell = row * number + cluster[first:end]
+        sizes, sums = (
+            start + np.cumsum(np.bincount(cell, weight, np.prod(shape)).reshape(shape), axis=0)
+            for start, weight in ((size, None), (total, won[first:end]))
+        )
+        size, total = sizes[-1], sums[-1]
+        variance, df = cluster_variance(sizes, sums, sums.sum(axis=1))
+        variances.append(variance)
+        freedoms.append(df)
+        seen.append(np.count_nonzero(sizes, axis=1))
+    return (np.concatenate(variances), np.concatenate(freedoms)), np.concatenate(seen)
+
+
+def _variance_of_cells(won: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Return the variance of the mean over many small clusters, after every vote.
 
     With w_g wins among the v_g votes of cluster g so far,
 
         sum_g (w_g - v_g m)^2 = sum_g w_g^2 - 2 m sum_g w_g v_g + m^2 sum_g v_g^2.
 
     A vote changes each of the three sums by a term of its own cluster, so that cumulative sums of
-    these terms give all stages in linear time.
+    these terms give all stages in linear time. Small clusters need no jackknife.
     """
+    count = np.arange(1, len(won) + 1)
+    mean = np.cumsum(won) / count
     grouped = pd.Series(won).groupby(cluster)
     votes_before = grouped.cumcount().to_numpy()
     wins_before = grouped.cumsum().to_numpy() - won
@@ -134,7 +172,7 @@ def _squares(
     squares = wins_squared - 2 * mean * wins_votes + mean**2 * votes_squared
     seen = np.cumsum(votes_before == 0)
     correction = np.divide(seen, seen - 1, out=np.ones(len(won)), where=seen > 1)
-    return np.maximum(squares, 0.0) * correction, seen
+    return np.maximum(squares, 0.0) * correction / count**2
 
 
 def trace_e_values(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
+from scipy.special import betaincinv, ndtri, stdtr, stdtrit
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
+
+from human_eval.statistics.clusters import cluster_variance, combine_variances, sum_by_cluster
 
 FEW_CLUSTERS = 30  # below it, Student's t is visibly wider than the normal distribution
 
@@ -35,6 +37,7 @@ class Mean:
     high: float
     p: float  # two-sided, of the null hypothesis; 1 where the clusters do not allow a test
     note: str = ""  # what a reader must know about the interval
+    df: float = np.nan  # degrees of freedom of the error; NaN where there is no error
 
 
 def wilson(wins: int, votes: int, *, confidence: float = 0.95) -> Interval:
@@ -89,16 +92,19 @@ def clustered_mean(
 ) -> Mean:
     """Return the mean of values that may depend on each other within clusters, with its interval.
 
-    With one kind of cluster (such as scenes), the variance of the mean of N values y with mean m
-    is, over G clusters g,
+    Its variance V and degrees of freedom are those of `human_eval.statistics.clusters`, for one
+    kind of cluster (such as scenes) or for two that cross (prompts and raters).
 
-        V = G / (G - 1) / N^2 * sum_g (sum_{i in g} (y_i - m))^2.
+    Between `bounds`, the interval is Wilson's for n effective votes and Student's t. For bounds of
+    0 and 1, values with mean m and variance s^2, and N values,
 
-    With two kinds (prompts and raters) it is V_prompt + V_rater - V_both, where V_both takes votes
-    of one rater on one prompt as a cluster. This difference can by chance be below V_prompt or
-    V_rater, even below zero; the largest of the three is taken, which errs on the safe side.
+        n = m (1 - m) / max(V, s^2 / N),
+        (m + t^2 / 2n +- t sqrt(m (1 - m) / n + t^2 / 4n^2)) / (1 + t^2 / n),
 
-    The interval is m +- t sqrt(V), cut to `bounds`, with G - 1 degrees of freedom of the smaller G.
+    and `p` is of the score test, so that it is below 1 - confidence where the interval does not
+    contain the null. The end next to 0 or 1, where Wilson's interval is too short, is Jeffreys' with
+    n (z / t)^2 votes if that is farther out. Without bounds, interval and test are Student's, m +- t sqrt(V).
+
     Values that are all equal show no variance; then the interval is exact for one independent
     value per cluster, see `_unanimous`. A kind with a single cluster cannot vary: the interval
     then says nothing about other prompts or raters, `p` is 1 and `note` says so.
@@ -112,42 +118,88 @@ def clustered_mean(
     Raises:
         ValueError: there are no values, or each kind has a single cluster.
 
-    Source: Cameron, Gelbach and Miller (2011), JBES 29(2), 238-249; the largest of the three:
-    MacKinnon, Nielsen and Webb (2024), arXiv:2406.08880.
+    Source: effective votes: Korn and Graubard (1998), Survey Methodology 24(2), 193-201; Wilson's
+    interval with them: Franco, Little, Louis and Slud (2019), J. Surv. Stat. Methodol. 7(3),
+    334-364; the end next to 0 or 1: Brown, Cai and DasGupta (2001), Stat. Sci. 16(2), 101-133.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
         raise ValueError("Expected at least one vote, got none. Check how the votes were filtered.")
-    codes = {kind: pd.factorize(pd.Series(key))[0] for kind, key in clusters.items()}
-    counts = {kind: int(code.max()) + 1 for kind, code in codes.items()}
+    counts = {kind: pd.Series(key).nunique() for kind, key in clusters.items()}
     fewest = min(counts, key=lambda kind: counts[kind])
     if np.ptp(values) == 0:
         return _unanimous(float(values[0]), counts[fewest], null, bounds, confidence)
-    several = {kind: code for kind, code in codes.items() if counts[kind] > 1}
+    several = [kind for kind in clusters if counts[kind] > 1]
     if not several:
         raise ValueError(
             f"Expected votes in at least two clusters, got a single {' and '.join(counts)}. "
             "Collect more votes."
         )
-    groupings = list(several.values())
-    if len(groupings) == 2:
-        groupings.append(np.column_stack(groupings))
-    plain = sm.OLS(values, np.ones(len(values))).fit()
-    fits = [
-        plain.get_robustcov_results("cluster", groups=groups, use_t=True) for groups in groupings
-    ]
-    fit = max(fits, key=lambda one: float(one.cov_params()[0, 0]))
-    # A one-way fit counts the clusters of its own kind, which may be the larger number.
-    fit.df_resid_inference = min(counts[kind] for kind in several) - 1
+    variance, df = crossed_variance(values, [clusters[kind] for kind in several])
+    mean, error = float(values.mean()), float(np.sqrt(variance))
+    start, width = bounds[0], bounds[1] - bounds[0]
+    if np.isfinite(width):
+        share = (mean - start) / width
+        unit = share * (1 - share)  # the largest variance of values with this mean
+        votes = unit / (max(float(variance), float(values.var()) / len(values)) / width**2)
+        ends = _effective_interval(share, votes, float(df), confidence)
+        low, high = start + width * ends.low, start + width * ends.high
+        expected = (null - start) / width
+        error_of_null = width * np.sqrt(max(expected * (1 - expected), 0.0) / votes)
+    else:
+        half = float(stdtrit(df, (1 + confidence) / 2)) * error
+        low, high = mean - half, mean + half
+        error_of_null = error
     p, note = 1.0, ""
-    if len(several) < len(codes):
+    if len(several) < len(clusters):
         note = f"one {fewest} only: says nothing about others"
     else:
-        p = float(fit.t_test(([[1.0]], [null])).pvalue)
-        if counts[fewest] < FEW_CLUSTERS:
-            note = f"few {fewest}s: t with {fit.df_resid_inference} degrees of freedom"
-    low, high = np.clip(fit.conf_int(alpha=1 - confidence)[0], *bounds)
-    return Mean(float(fit.params[0]), float(fit.bse[0]), float(low), float(high), p, note)
+        distance = abs(mean - null)
+        p = 2 * float(stdtr(df, -distance / error_of_null)) if error_of_null else float(not distance)
+        if df < FEW_CLUSTERS - 1:
+            cause = f"few {fewest}s" if counts[fewest] < FEW_CLUSTERS else "uneven shares of votes"
+            note = f"{cause}: t with {df:.3g} degrees of freedom"
+    return Mean(mean, error, low, high, p, note, float(df))
+
+
+def crossed_variance(
+    values: np.ndarray, kinds: Sequence[Sequence[object] | pd.Series | np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the variance of the mean and its degrees of freedom, for one or two kinds of cluster.
+
+    Args:
+        values: shape (..., votes).
+        kinds: the cluster of each vote, by kind.
+    """
+    squares = (values**2).sum(axis=-1)
+
+    def of(clusters: pd.Series | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sizes, sums = sum_by_cluster(values, clusters)
+        return cluster_variance(np.broadcast_to(sizes, sums.shape), sums, squares)
+
+    codes = [pd.factorize(pd.Series(kind))[0] for kind in kinds]
+    if len(codes) == 1:
+        return of(codes[0])
+    both, _ = of(codes[0] * (codes[1].max() + 1) + codes[1])
+    fewest = min(code.max() for code in codes) + 1
+    return combine_variances(of(codes[0]), of(codes[1]), both, fewest)
+
+
+def _effective_interval(share: float, votes: float, df: float, confidence: float) -> Interval:
+    """Return the interval of a share of so many effective votes, see `clustered_mean`."""
+    level = (1 + confidence) / 2
+    quantile = stdtrit(df, level)
+    weight = quantile**2 / votes
+    centre = share + weight / 2
+    half = quantile * np.sqrt(share * (1 - share) / votes + weight / votes / 4)
+    low, high = (centre - half) / (1 + weight), (centre + half) / (1 + weight)
+    fewer = votes * (ndtri(level) / quantile) ** 2
+    jeffreys = fewer * share + 0.5, fewer * (1 - share) + 0.5
+    if share <= 0.5:
+        low = min(low, betaincinv(*jeffreys, 1 - level))
+    if share >= 0.5:
+        high = max(high, betaincinv(*jeffreys, level))
+    return Interval(float(low), float(high))
 
 
 def _unanimous(

@@ -1,11 +1,18 @@
+from functools import cache
 from math import sqrt
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import norm, t, ttest_1samp
+from scipy.stats import binom, norm, t, ttest_1samp
 
-from human_eval.statistics.intervals import clopper_pearson, clustered_mean, sign_test, wilson
+from human_eval.statistics.intervals import (
+    clopper_pearson,
+    clustered_mean,
+    crossed_variance,
+    sign_test,
+    wilson,
+)
 
 # 24 votes: prompt, rater, whether system_a won.
 ROWS = (
@@ -103,33 +110,40 @@ def test_the_interval_clustered_by_prompt_alone_is_the_published_one():
     )
 
 
+def leave_one_out_error(values, groups) -> float:
+    """Return the jackknife's standard error of the mean, leaving out one group at a time."""
+    values, groups = np.asarray(values), np.asarray(groups)
+    means = [values[groups != group].mean() for group in np.unique(groups)]
+    count = len(means)
+    return sqrt((count - 1) / count * sum((mean - values.mean()) ** 2 for mean in means))
+
+
 def test_the_standard_error_allows_for_prompts_and_raters():
     found = clustered_mean(WINS, BOTH)
 
+    each = leave_one_out_error(WINS, range(24))  # no rater saw a prompt twice
+    by_prompt, by_rater = (leave_one_out_error(WINS, groups) for groups in BOTH.values())
     assert found.mean == pytest.approx(0.625)
-    assert found.error == pytest.approx(0.16239688309341896, abs=1e-9)
-    assert normal_interval(found) == pytest.approx(
-        [0.3067079579353372, 0.9432920420646628], abs=1e-9
-    )
+    assert found.error == pytest.approx(sqrt(by_prompt**2 + by_rater**2 - each**2))
 
 
-@pytest.mark.parametrize(
-    "single, error", [("rater", 0.11679414803778924), ("prompt", 0.15140043597654837)]
-)
-def test_a_single_rater_or_prompt_leaves_the_other_clusters(single, error):
+@pytest.mark.parametrize("single", ["rater", "prompt"])
+def test_a_single_rater_or_prompt_leaves_the_other_clusters(single):
+    [other] = {"rater", "prompt"} - {single}
+
     found = clustered_mean(WINS, BOTH | {single: ["one"] * len(WINS)})
 
-    assert found.error == pytest.approx(error, abs=1e-9)
+    assert found.error == pytest.approx(leave_one_out_error(WINS, BOTH[other]))
     assert found.p == 1 and f"one {single} only" in found.note
 
 
 def test_few_raters_widen_the_interval_and_say_so():
     found = clustered_mean(WINS, BOTH)
 
-    # 5 raters: the 97.5 % point of Student's t with 4 degrees of freedom, from its table.
-    assert (0.625 - found.low) / found.error == pytest.approx(2.776, abs=1e-3)
-    assert found.high == 1.0  # a share ends there
-    assert "few raters: t with 4 degrees" in found.note
+    assert 3 < found.df <= 4  # five raters, of four to six votes
+    assert "few raters" in found.note
+    votes = 0.625 * 0.375 / found.error**2
+    assert found.low < wilson(round(0.625 * votes), round(votes)).low
 
 
 def test_one_value_per_cluster_gives_students_t_test():
@@ -206,14 +220,11 @@ def test_the_error_is_never_below_that_of_one_way_alone():
     for _ in range(20):
         votes = rng.integers(0, 2, 60).astype(float)
         codes = [rng.integers(0, 8, 60), rng.integers(0, 8, 60)]
-        one_way, two_way = (
-            [
-                sm.OLS(votes, np.ones(60)).fit(cov_type="cluster", cov_kwds={"groups": groups})
-                for groups in kinds
-            ]
-            for kinds in (codes, [np.column_stack(codes)])
+        one, two, both = (
+            leave_one_out_error(votes, groups) ** 2
+            for groups in (*codes, codes[0] * 8 + codes[1])
         )
-        variances = [fit.cov_params()[0, 0] for fit in (*one_way, *two_way)]
+        variances = [one, two, one + two - both]
 
         mean = clustered_mean(votes, dict(zip(["prompt", "rater"], codes, strict=True)))
 
@@ -233,5 +244,87 @@ def test_degrees_of_freedom_are_those_of_the_smaller_number_whichever_variance_i
     by_prompt = sm.OLS(votes, np.ones(80)).fit(cov_type="cluster", cov_kwds={"groups": prompts})
     assert found.error == pytest.approx(by_prompt.bse[0])
     assert "few raters: t with 3 degrees" in found.note
-    assert (found.mean - found.low) / found.error == pytest.approx(t.ppf(0.975, 3))
-    assert found.p == pytest.approx(2 * t.sf(abs(found.mean - 0.5) / found.error, 3))
+    assert found.df == pytest.approx(3)
+
+
+def busy_rater() -> tuple[list[float], dict[str, list[int]]]:
+    """Return the votes of one rater on all 150 prompts, 105 wins, and of 40 others, at a half."""
+    prompts = [*range(150), *range(100)]
+    raters = [0] * 150 + [1 + 2 * vote // 5 for vote in range(100)]
+    return [1.0] * 105 + [0.0] * 45 + [1.0, 0.0] * 50, {"prompt": prompts, "rater": raters}
+
+
+def test_a_majority_that_one_busy_rater_makes_is_not_taken_for_a_fact():
+    found = clustered_mean(*busy_rater())
+
+    assert found.mean == pytest.approx(0.62)
+    assert found.low < 0.5 and found.p > 0.05
+    assert found.df < 3 and "uneven shares" in found.note
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_degrees_of_freedom_match_the_spread_of_simulated_variances(seed):
+    # Satterthwaite's df makes a chi-square of the same mean and variance: 2 mean^2 / variance.
+    rng = np.random.default_rng(seed)
+    sizes = rng.geometric(0.05, 12)
+    groups = np.repeat(np.arange(12), sizes)
+    values = rng.normal(size=(20_000, len(groups)))
+
+    variances, df = crossed_variance(values, [groups])
+
+    assert np.median(df) == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.05)
+    assert df.max() < 11
+
+
+def test_clusters_of_one_size_have_students_degrees_of_freedom():
+    votes = np.random.default_rng(0).integers(0, 2, 60)
+
+    assert clustered_mean(votes, {"scene": np.arange(60) // 5}).df == pytest.approx(11)
+
+
+@cache
+def independent_ends(votes: int) -> np.ndarray:
+    """Return the interval of 0, 1, ... wins of so many independent votes, shape (wins, 2)."""
+    prompts = {"prompt": np.arange(votes)}
+    found = [clustered_mean(np.arange(votes) < wins, prompts) for wins in range(votes + 1)]
+    return np.array([[mean.low, mean.high] for mean in found])
+
+
+@pytest.mark.parametrize("votes", [2, 3, 5, 8, 20, 50, 100])
+def test_one_more_win_never_lowers_a_bound(votes):
+    assert (np.diff(independent_ends(votes), axis=0) > 0).all()
+
+
+def test_an_interval_does_not_contain_what_was_seen_not_to_be():
+    for wins, votes in ((18, 20), (1, 19), (99, 100)):
+        low, high = independent_ends(votes)[wins]
+        assert 0 < low < high < 1
+
+
+@pytest.mark.parametrize("votes", [50, 100, 200, 500])
+@pytest.mark.parametrize("rate", [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99])
+def test_intervals_of_independent_votes_cover_lopsided_rates(votes, rate):
+    low, high = independent_ends(votes).T
+
+    covers = (low <= rate) & (rate <= high)
+    assert binom.pmf(np.arange(votes + 1), votes, rate) @ covers >= 0.93
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_test_agrees_with_the_interval(seed):
+    rng = np.random.default_rng(seed)
+    votes, groups = rng.random(90) < 0.62, rng.integers(0, 15, 90)
+
+    p = clustered_mean(votes, {"rater": groups}).p
+
+    edge = clustered_mean(votes, {"rater": groups}, confidence=1 - p)
+    assert min(abs(edge.low - 0.5), abs(edge.high - 0.5)) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_kind_that_shares_nothing_has_at_most_the_votes_that_were_given():
+    votes = [1.0, 0.0] * 20  # every rater once for either system: no variance between raters
+
+    found = clustered_mean(votes, {"rater": np.arange(40) // 2})
+
+    assert found.error == 0
+    assert found.high - found.low > 2 * 0.9 * t.ppf(0.975, 19) * sqrt(0.25 / 40)
