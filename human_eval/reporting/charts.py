@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.reporting.win_rate_rows import WinRateRow, answers_in_legend, win_rate_rows
+from human_eval.statistics.votes import BUSY
 
 FORMATS = ("svg", "png", "pdf")
 # Distinct in every kind of colour blindness, and by lightness when printed in grey.
@@ -81,7 +82,7 @@ def draw_win_rates(
         _draw_rates(rates, rows, positions)
         _draw_headings(bars, headings)
         _draw_title(figure, definition.title or definition.name, rows, height)
-        _draw_note(figure, table["raters"], height)
+        _draw_note(figure, table["raters"], height, busy=any(row.mark for row in rows))
         if simulated:
             _stamp(figure, height)
     return figure
@@ -163,19 +164,19 @@ def _draw_rates(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> No
     ticks = np.arange(round(10 * left), round(10 * right) + 1) / 10
     ticks = ticks if len(ticks) <= 6 else ticks[np.round(10 * ticks) % 5 == 0]
     axes.set_xticks(ticks, [f"{share:.0%}" for share in ticks])
-    axes.set_xlabel("decisive votes won by the left system", loc="left", fontsize=8)
+    axes.set_xlabel("decisive votes won by the first system", loc="left", fontsize=8)
     axes.vlines(
         ticks, 0, 1, color=GRID, linewidth=0.5, zorder=0, transform=axes.get_xaxis_transform()
     )
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
     for place, row in zip(positions, rows, strict=True):
-        numbers = f"{row.rate_label}   {row.votes_label}"
+        numbers = f"{row.rate_label}   {row.votes_label}{row.mark}"
         if not isnan(row.rate):
             winner = COLOURS["a" if row.rate > 0.5 else "b"] if row.claim else INK
             axes.plot([row.low, row.high], [place, place], color=winner, linewidth=1.6)
             axes.plot(row.rate, place, "o", color=winner, markersize=4.5)
             star = "*" if row.claim else " "
-            numbers = f"{row.rate_label}{star} {row.interval_label}   {row.votes_label}"
+            numbers = f"{row.rate_label}{star} {row.interval_label}   {row.votes_label}{row.mark}"
         weight = "bold" if row.question.primary else "normal"
         axes.text(end, place, numbers, ha="right", va="center", fontsize=7.5, weight=weight)
 
@@ -185,7 +186,7 @@ def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: floa
     line = 1 - 0.3 / height
     title = textwrap.shorten(title, 90, placeholder=" ...")
     figure.text(0.02, line, title, fontsize=12, weight="bold", va="center")
-    names = {"a": "prefer left", "tie": "tie", "both_bad": "both bad", "b": "prefer right"}
+    names = {"a": "prefer first", "tie": "tie", "both_bad": "both bad", "b": "prefer second"}
     shown = answers_in_legend(rows)
     figure.legend(
         [Patch(color=COLOURS[choice]) for choice in shown],
@@ -195,7 +196,7 @@ def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: floa
     )  # fmt: skip
 
 
-def _draw_note(figure: Figure, raters: pd.Series, height: float) -> None:
+def _draw_note(figure: Figure, raters: pd.Series, height: float, *, busy: bool) -> None:
     fewest, most = raters.min(), raters.max()
     number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     note = (
@@ -203,6 +204,9 @@ def _draw_note(figure: Figure, raters: pd.Series, height: float) -> None:
         "row).  * and colour: claimed, at most 5 % false claims in the whole chart.  "
         "Bold: primary question."
     )
+    if busy:
+        note += f"  † One rater gave more than {100 * BUSY:.0f} % of the decisive votes."
+    note = textwrap.fill(note, 190)
     figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
 
 

@@ -72,12 +72,13 @@ def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
 def _analysed(definition: StudyDefinition) -> str:
     comparisons = len(definition.comparisons)
     return (
-        "Win rates are shares of decisive votes. Intervals are 95 % intervals clustered by prompt "
-        "text and rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both "
-        "one-way variances), with Student's t and one degree of freedom less than the smaller "
-        "number of clusters; Wilson intervals, which take votes as independent, are reported for "
-        "comparison. A difference is claimed if the larger of the p-values of the exact sign test "
-        "and of the clustered test, adjusted over all "
+        "Win rates are shares of decisive votes. Intervals are 95 % Wilson intervals with "
+        "effective votes (Franco et al., 2019), from a variance clustered by prompt text and "
+        "rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both one-way jackknife "
+        "variances), and Student's t with the degrees of freedom of Bell and McCaffrey (2002), "
+        "which allow for unequal numbers of votes; Wilson intervals that take votes as independent "
+        "are reported for comparison. A difference is claimed if the larger of the p-values of the "
+        "exact sign test and of the clustered test, adjusted over all "
         f"{comparisons * len(definition.questions)} comparisons and questions, is at most {LEVEL}: "
         f"Holm over comparisons, the primary question ({definition.primary.key}) first within "
         "each. Votes of a single rater, or on a single prompt, support no claim. For looks at any "

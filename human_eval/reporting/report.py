@@ -6,9 +6,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from human_eval.definition.definition import StudyDefinition
@@ -25,7 +27,7 @@ from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.screening import consistency
 from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
 from human_eval.statistics.strengths import tabulate_strengths
-from human_eval.statistics.votes import COLUMNS, check_origin, check_votes, counted_votes
+from human_eval.statistics.votes import BUSY, COLUMNS, check_origin, check_votes, counted_votes
 from human_eval.statistics.win_rates import category_rates, win_rates
 
 REPORT, METHODS = "report.md", "methods.md"
@@ -52,6 +54,7 @@ class ReportTable:
     make: Callable[[ReportVotes], pd.DataFrame]
     text: str = ""  # Markdown above it: headings and explanations
     empty: str = "Nothing yet."  # shown instead of an empty table
+    shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
 
 
 def _count_exclusions(votes: ReportVotes) -> pd.DataFrame:
@@ -75,6 +78,7 @@ TABLES = [
         columns=RATES,
         make=lambda votes: win_rates(votes.with_excluded, votes.definition),
         text="The same with the votes of excluded raters:",
+        shown=lambda votes: len(votes.with_excluded) > len(votes.counted),
     ),
     ReportTable(
         name="strengths",
@@ -148,8 +152,8 @@ factual labels), and with themselves:""",
         make=lambda votes: tabulate_leave_one_out(votes.counted, votes.definition),
         text="""\
 How far each comparison depends on a single rater: the largest share of votes by one rater, the
-lowest and highest win rate with one rater left out, and the number of raters each of whom, if left
-out, would make the other system the winner:""",
+lowest and highest win rate with one rater left out, and the number of raters without each of whom
+the winner would not have won:""",
     ),
     ReportTable(
         name="majorities",
@@ -162,6 +166,7 @@ out, would make the other system the winner:""",
         columns=["comparison", "category", "votes", "rate", "low", "high", "p_discovery"],
         make=lambda votes: category_rates(votes.counted, votes.definition),
         text="## By prompt category",
+        shown=lambda votes: votes.counted["category"].nunique() > 1,
     ),
     ReportTable(
         name="ranking",
@@ -238,8 +243,13 @@ def write_report(
     written += save_chart(draw_e_values(shown, threshold, simulated=simulated), folder, E_VALUES)
     methods = methods_paragraph(votes, definition)
     sections = [
-        _write_head(rates, inputs, simulated=simulated),
-        *(part for entry in TABLES for part in (entry.text, _markdown(entry, tables[entry.name]))),
+        _write_head(rates, tables["decisions"], inputs, simulated=simulated),
+        *(
+            part
+            for entry in TABLES
+            if entry.shown(inputs)
+            for part in (entry.text, _markdown(entry, tables[entry.name]))
+        ),
         f"## Methods\n\n{methods}",
     ]
     (folder / METHODS).write_text(methods + "\n", encoding="utf-8")
@@ -273,7 +283,9 @@ def report_from_export(
     return write_report(votes, definition, folder, progress=progress)
 
 
-def _write_head(rates: pd.DataFrame, votes: ReportVotes, *, simulated: bool) -> str:
+def _write_head(
+    rates: pd.DataFrame, decisions: pd.DataFrame, votes: ReportVotes, *, simulated: bool
+) -> str:
     """Return the title, the chart and the sentences that name the winners."""
     definition = votes.definition
     parts = [
@@ -282,7 +294,10 @@ def _write_head(rates: pd.DataFrame, votes: ReportVotes, *, simulated: bool) -> 
         f"![Shares of votes by comparison and question]({CHART}.svg)",
         "## Who wins",
         _interim_warning(votes),
-        "\n".join(_sentence(row, definition) for row in rates[rates["primary"]].to_dict("records")),
+        "\n".join(
+            _sentence(row, definition) + _reconcile(row, decided)
+            for row, decided in _with_decisions(rates, decisions)
+        ),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -313,19 +328,67 @@ def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:
     if row["claim"]:
         claim = f"**{winner} is preferred to {loser}**"
     share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"- {row['comparison']}: {claim}; {first} won {share} of {decisive:,} decisive votes."
+    noun = "vote" if decisive == 1 else "votes"
+    return f"- {row['comparison']}: {claim}; {first} won {share} of {decisive:,} decisive {noun}."
+
+
+def _with_decisions(
+    rates: pd.DataFrame, decisions: pd.DataFrame
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return, for each comparison, the row of its primary question in both tables."""
+    primary = rates[rates["primary"]]
+    found = primary[["comparison", "question"]].merge(decisions, how="left")
+    return list(zip(primary.to_dict("records"), found.to_dict("records"), strict=True))
+
+
+def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
+    """Return why the numbers of a comparison seem to contradict each other, or ""."""
+    clear = not row["low"] <= 0.5 <= row["high"]
+    parts = []
+    if clear and not row["claim"]:
+        parts.append(
+            "The interval is for this row alone; adjusted for all comparisons and questions, "
+            f"p is {format_p(row['p_family'])}"
+        )
+    if row["note"] and (row["busiest"] > BUSY or (not row["claim"] and row["rate"] != 0.5)):
+        parts.append(f"Note: {row['note']}")
+    if decided["decided"] and decided["e"] < decided["threshold"]:
+        parts.append(
+            f"Its e-value decided it after {decided['decided_after']:,} decisive votes, and has "
+            f"fallen to {format_e(decided['e'])} since: a decision stands, but look at later votes"
+        )
+    return "".join(f" {part}." for part in parts)
+
+
+def format_p(p: float) -> str:
+    """Return a p-value to three digits, or "< 1e-4"."""
+    return "< 1e-4" if p < 1e-4 else f"{p:.3g}"
+
+
+def format_e(e: float) -> str:
+    """Return an e-value to three digits, or "> 1e6"."""
+    return "> 1e6" if e > 1e6 else f"{e:.3g}"
 
 
 def _markdown(entry: ReportTable, table: pd.DataFrame) -> str:
     """Return the shown columns as a Markdown table, numbers to three digits."""
     if table.empty:
         return entry.empty
-    shown = table[entry.columns].astype(object).map(_cell)
-    return str(shown.to_markdown(index=False, floatfmt=".3g"))
+    shown = table[entry.columns].astype(object)
+    shown = shown.apply(lambda column: column.map(partial(_cell, str(column.name))))
+    return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
-def _cell(value: object) -> object:
-    """Return a value that cannot end its cell; missing ones become empty."""
-    if isinstance(value, str):
-        return value.replace("|", "\\|")  # rules and categories are free text
-    return "" if value is None or value != value else value
+def _cell(name: str, value: object) -> str:
+    """Return a value as the text of a cell, which it cannot end; missing ones become empty."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        if name in {"p", "sign_p", "robust_p", "p_family", "p_discovery"}:
+            return format_p(value)
+        if name == "e":
+            return format_e(value)
+        if np.isinf(value):
+            return "no end in sight"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")  # rules and categories are free text

@@ -10,6 +10,7 @@ from math import isnan, nan
 import pandas as pd
 
 from human_eval.definition.definition import Question, StudyDefinition
+from human_eval.statistics.votes import BUSY
 
 COUNTS = {"a": "wins", "tie": "ties", "both_bad": "both_bad", "b": "losses"}  # from left to right
 MIN_LABEL = 0.06  # share of the bar that is wide enough for its number
@@ -43,6 +44,7 @@ class WinRateRow:
     low: float  # 95 % interval of `rate`
     high: float
     claim: str  # key of the system that may be called the winner, or ""
+    busiest: float  # largest share of the decisive votes by one rater
 
     @property
     def rate_label(self) -> str:
@@ -56,8 +58,14 @@ class WinRateRow:
 
     @property
     def votes_label(self) -> str:
-        """The number of votes, ties included."""
-        return f"n = {self.votes:,}"
+        """The number of decisive votes, on which the interval rests, and of all votes."""
+        decisive = sum(part.votes for part in self.segments if part.choice in {"a", "b"})
+        return f"n = {decisive:,}" + (f" of {self.votes:,}" if decisive < self.votes else "")
+
+    @property
+    def mark(self) -> str:
+        """A dagger where one rater gave more than 15 % of the decisive votes, otherwise ""."""
+        return "†" if self.busiest > BUSY else ""
 
 
 def win_rate_rows(rates: pd.DataFrame, definition: StudyDefinition) -> list[WinRateRow]:
@@ -81,6 +89,7 @@ def win_rate_rows(rates: pd.DataFrame, definition: StudyDefinition) -> list[WinR
             low=row["low"],
             high=row["high"],
             claim=row["claim"],
+            busiest=row["busiest"],
         )
         for row in rates.to_dict("records")
     ]

@@ -71,9 +71,7 @@ def cluster_variance(
     return np.where(several, variance, np.nan), np.where(several, np.fmax(df, 1.0), 1.0)
 
 
-def _correlation(
-    sizes: Stages, sums: Stages, squares: np.ndarray, count: np.ndarray
-) -> np.ndarray:
+def _correlation(sizes: Stages, sums: Stages, squares: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return the correlation of two values of one cluster, in [0, 1].
 
     Source: Donner (1986), Int. Stat. Rev. 54(1), 67-82, the analysis-of-variance estimator.
@@ -122,7 +120,7 @@ def combine_variances(
     V = V_1 + V_2 - V_both, where V_both takes votes of one rater on one prompt as a cluster. This
     difference can by chance be below V_1 or V_2, even below zero; the largest of the three is
     taken, which errs on the safe side. V is as uncertain as V_1 and V_2 together (Satterthwaite),
-    and never less so than the mean of the smaller number G of clusters, which could agree by chance:
+    and never less so than a mean of the smaller number G of clusters, which may agree by chance:
 
         df = min(V^2 / (V_1^2 / df_1 + V_2^2 / df_2), G - 1).
 

@@ -102,8 +102,9 @@ def clustered_mean(
         (m + t^2 / 2n +- t sqrt(m (1 - m) / n + t^2 / 4n^2)) / (1 + t^2 / n),
 
     and `p` is of the score test, so that it is below 1 - confidence where the interval does not
-    contain the null. The end next to 0 or 1, where Wilson's interval is too short, is Jeffreys' with
-    n (z / t)^2 votes if that is farther out. Without bounds, interval and test are Student's, m +- t sqrt(V).
+    contain the null. The end next to 0 or 1, where Wilson's interval is too short, is Jeffreys'
+    with n (z / t)^2 votes if that is farther out. Without bounds, interval and test are Student's,
+    m +- t sqrt(V).
 
     Values that are all equal show no variance; then the interval is exact for one independent
     value per cluster, see `_unanimous`. A kind with a single cluster cannot vary: the interval
@@ -155,7 +156,11 @@ def clustered_mean(
         note = f"one {fewest} only: says nothing about others"
     else:
         distance = abs(mean - null)
-        p = 2 * float(stdtr(df, -distance / error_of_null)) if error_of_null else float(not distance)
+        p = (
+            2 * float(stdtr(df, -distance / error_of_null))
+            if error_of_null
+            else float(not distance)
+        )
         if df < FEW_CLUSTERS - 1:
             cause = f"few {fewest}s" if counts[fewest] < FEW_CLUSTERS else "uneven shares of votes"
             note = f"{cause}: t with {df:.3g} degrees of freedom"

@@ -15,8 +15,8 @@ def tabulate_leave_one_out(votes: pd.DataFrame, definition: StudyDefinition) -> 
     Returns:
         Columns comparison, raters; `busiest`, the largest share of decisive votes by one rater;
         `rate`, the win rate of system_a, and its `lowest` and `highest` value with one rater left
-        out; `rater`, the one whose votes move it most; `turns`, the number of raters each of whom,
-        if left out, would make the other system the winner.
+        out; `rater`, the one whose votes move it most; `turns`, the number of raters without any
+        one of whom the winner would not have won: a draw, or a win of the other system.
     """
     rows = []
     for comparison, cell in split_primary(votes, definition):
@@ -41,5 +41,5 @@ def _leave_out(decisive: pd.DataFrame) -> dict[str, Any]:
         "lowest": without.min(),
         "highest": without.max(),
         "rater": str(names[np.abs(without - rate).argmax()]),
-        "turns": int((np.sign(without - 0.5) * np.sign(rate - 0.5) < 0).sum()),
+        "turns": int(((without - 0.5) * np.sign(rate - 0.5) <= 0).sum()) if rate != 0.5 else 0,
     }

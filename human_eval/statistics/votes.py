@@ -41,6 +41,7 @@ COLUMNS = {  # name -> kind of value; "?" marks columns whose values may be miss
     "exclusion_rule": "text?",
     "definition_hash": "text",
 }
+BUSY = 0.15  # share of a cell's decisive votes by one rater above which a reader must be told
 MTURK = "mturk"  # provider of votes that were imported from a file of Mechanical Turk
 WORDS: dict[str, tuple[object, ...]] = {
     "choice": get_args(Choice),

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.intervals import Mean, clustered_mean, sign_test, wilson
-from human_eval.statistics.votes import split_cells
+from human_eval.statistics.votes import BUSY, split_cells
 
 LEVEL = 0.05  # of false claims in the whole family
 
@@ -25,7 +25,8 @@ def win_rates(
         Columns comparison, question, primary, system_a, system_b and those of `count_votes`;
         `rate`, the share of decisive votes that system_a won, with its interval clustered by
         prompt and rater (`low`, `high`) and the one that takes votes as independent
-        (`wilson_low`, `wilson_high`); `note`, what limits the interval; `tie_share`;
+        (`wilson_low`, `wilson_high`); `note`, what limits the interval; `busiest`, the largest
+        share of decisive votes by one rater; `tie_share`;
         `half_tie_rate`, which counts ties and "both bad" as half a win, with its clustered
         interval, and `net`, twice that minus 1; `sign_p`, of the exact sign test, `robust_p`, of
         the clustered test, and `p`, the larger of both; `p_family`, adjusted by `adjust_family`;
@@ -78,25 +79,32 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
     if not wins + losses:
         unknown = {"rate": np.nan, "low": 0.0, "high": 1.0, "wilson_low": 0.0, "wilson_high": 1.0}
         tests = {"sign_p": 1.0, "robust_p": 1.0, "p": 1.0}
-        return {**unknown, "note": "ties only", **shares, **tests}
-    robust = half
+        return {**unknown, "note": "ties only", "busiest": 0.0, **shares, **tests}
+    robust, decisive = half, votes
     if undecided:
         decisive = votes[votes["choice"].isin(["a", "b"])]
         robust = mean_of(decisive, decisive["choice"].eq("a").to_numpy(float), confidence)
     independent = wilson(wins, wins + losses, confidence=confidence)
     sign_p = sign_test(wins, losses)
+    busiest = float(decisive["rater"].value_counts().max() / len(decisive))
     return {
         "rate": wins / (wins + losses),
         "low": robust.low,
         "high": robust.high,
         "wilson_low": independent.low,
         "wilson_high": independent.high,
-        "note": robust.note,
+        "note": "; ".join(filter(None, [robust.note, describe_busiest(busiest)])),
+        "busiest": busiest,
         **shares,
         "sign_p": sign_p,
         "robust_p": robust.p,
         "p": max(sign_p, robust.p),
     }
+
+
+def describe_busiest(share: float) -> str:
+    """Return the sentence on a rater who gave this share of a cell, or "" if it is small."""
+    return f"one rater gave {100 * share:.0f} % of the decisive votes" if share > BUSY else ""
 
 
 def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -> Mean:

@@ -84,7 +84,7 @@ def test_rows_of_ties_only_have_no_rate():
     pair = define_pair()
     [row] = win_rate_rows(win_rates(make_votes(pair).assign(choice="tie"), pair), pair)
 
-    assert (row.rate_label, row.interval_label, row.votes_label) == ("ties only", "", "n = 90")
+    assert (row.rate_label, row.interval_label, row.votes_label) == ("ties only", "", "n = 0 of 90")
     assert [segment.label for segment in row.segments] == ["", "100.0", "", ""]
 
 

@@ -5,7 +5,15 @@ from human_eval.definition.definition import parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.export import write_export
 from human_eval.reporting.methods_text import methods_paragraph
-from human_eval.reporting.report import TABLES, report_from_export, write_report
+from human_eval.reporting.report import (
+    TABLES,
+    format_e,
+    format_p,
+    report_from_export,
+    write_report,
+)
+from human_eval.reporting.win_rate_rows import win_rate_rows
+from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import define_pair, make_votes
 
 DEFINITION = """
@@ -148,6 +156,46 @@ def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
 
     text = (tmp_path / "report.md").read_text()
     assert "**Interim:** the" in text and "have 40 of their" in text
+
+
+def test_one_busy_rater_is_marked_in_row_sentence_and_chart(tmp_path):
+    votes = make_votes(define_pair(), prompts=40, raters=60)
+    votes["rater"] = votes["rater"].mask(votes["vote_id"] % 4 == 0, "busy")
+
+    write_report(votes, define_pair(), tmp_path)
+
+    assert pd.read_csv(tmp_path / "win_rates.csv")["busiest"].item() == pytest.approx(0.25)
+    head, rest = (tmp_path / "report.md").read_text().split("| comparison", 1)
+    assert "one rater gave 25 %" in head and "one rater gave 25 %" in rest
+    [row] = win_rate_rows(win_rates(votes, define_pair()), define_pair())
+    assert row.mark
+    spread = make_votes(define_pair(), prompts=40, raters=60)
+    assert not win_rate_rows(win_rates(spread, define_pair()), define_pair())[0].mark
+
+
+def test_a_clear_interval_without_a_claim_is_explained(tmp_path):
+    votes = make_votes(define_pair(), prompts=60, raters=60, rates={("C1", "Q1"): 0.9})
+
+    write_report(votes.assign(prompt="one"), define_pair(), tmp_path)
+
+    [line] = [x for x in (tmp_path / "report.md").read_text().split("\n") if x.startswith("- C1")]
+    assert "no difference can be claimed" in line and "one prompt only" in line
+
+
+def test_a_decision_that_fell_since_is_reconciled(tmp_path):
+    votes = make_votes(define_pair(), prompts=200, raters=200)
+    votes["choice"] = ["a"] * 100 + ["a", "b", "b"] * 166 + ["b"] * 2
+
+    write_report(votes, define_pair(), tmp_path)
+
+    table = pd.read_csv(tmp_path / "decisions.csv").iloc[0]
+    assert table["decided"] and table["e"] < table["threshold"]
+    assert f"after {table['decided_after']} decisive votes" in (tmp_path / "report.md").read_text()
+
+
+def test_numbers_beyond_reading_are_bounded():
+    assert (format_p(1e-34), format_e(2.3e26)) == ("< 1e-4", "> 1e6")
+    assert (format_p(0.0213), format_e(21.3)) == ("0.0213", "21.3")
 
 
 @pytest.mark.parametrize(

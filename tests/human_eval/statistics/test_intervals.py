@@ -221,8 +221,7 @@ def test_the_error_is_never_below_that_of_one_way_alone():
         votes = rng.integers(0, 2, 60).astype(float)
         codes = [rng.integers(0, 8, 60), rng.integers(0, 8, 60)]
         one, two, both = (
-            leave_one_out_error(votes, groups) ** 2
-            for groups in (*codes, codes[0] * 8 + codes[1])
+            leave_one_out_error(votes, groups) ** 2 for groups in (*codes, codes[0] * 8 + codes[1])
         )
         variances = [one, two, one + two - both]
 

@@ -40,3 +40,14 @@ def test_one_rater_alone_cannot_be_left_out():
     [row] = tabulate_leave_one_out(votes, define_pair()).to_dict("records")
 
     assert row["raters"] == 1 and np.isnan(row["rate"])
+
+
+def test_a_winner_who_without_one_rater_only_draws_turns_too():
+    votes = make_votes(define_pair("raters_per_pair = 1"), prompts=30, raters=30)
+    others = votes["vote_id"] > 10
+    votes["rater"] = votes["rater"].where(others, "busy")
+    votes["choice"] = np.where(others & (votes["vote_id"] % 2 == 0), "b", "a")
+
+    [row] = tabulate_leave_one_out(votes, define_pair()).to_dict("records")
+
+    assert row["lowest"] == 0.5 and row["turns"] >= 1
