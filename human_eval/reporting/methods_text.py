@@ -74,9 +74,9 @@ def _analysed(definition: StudyDefinition) -> str:
     return (
         "Win rates are shares of decisive votes. Intervals are 95 % Wilson intervals with "
         "effective votes (Franco et al., 2019), from a variance clustered by prompt text and "
-        "rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both one-way jackknife "
-        "variances), and Student's t with the degrees of freedom of Bell and McCaffrey (2002), "
-        "which allow for unequal numbers of votes; Wilson intervals that take votes as independent "
+        "rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both one-way "
+        "jackknife variances), and Student's t with the degrees of freedom of Bell and McCaffrey "
+        "(2002), which allow for unequal numbers of votes; Wilson intervals that take votes as independent "
         "are reported for comparison. A difference is claimed if the larger of the p-values of the "
         "exact sign test and of the clustered test, adjusted over all "
         f"{comparisons * len(definition.questions)} comparisons and questions, is at most {LEVEL}: "
@@ -84,7 +84,10 @@ def _analysed(definition: StudyDefinition) -> str:
         "each. Votes of a single rater, or on a single prompt, support no claim. For looks at any "
         "time we use a beta-binomial mixture e-value in which each vote weighs one over the design "
         f"effect; a comparison is decided once its e-value reaches {comparisons / LEVEL:,.0f}. The "
-        "majority of raters for each pair, and win rates adjusted for side bias (a generalised "
+        "strengths of all systems are fitted by the model of Bradley and Terry (of "
+        "Davidson, 1970, where there are ties; strengths are log-odds of decisive votes), with "
+        "intervals clustered by prompt text and rater. The majority of raters for each pair, and "
+        "win rates adjusted for side bias (a generalised "
         "estimating equation, exchangeable within prompts), are reported as secondary analyses."
     )
 

@@ -19,11 +19,11 @@ from human_eval.reporting.charts import draw_e_values, draw_win_rates, save_char
 from human_eval.reporting.export import read_export, write_csv
 from human_eval.reporting.methods_text import methods_paragraph
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
-from human_eval.statistics.bradley_terry import rank_systems
 from human_eval.statistics.contrasts import tabulate_contrasts
 from human_eval.statistics.e_values import LEVEL, Paths, tabulate_decisions, trace_e_values
 from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from human_eval.statistics.power import forecast_decisions
+from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.screening import consistency
 from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
 from human_eval.statistics.strengths import tabulate_strengths
@@ -55,6 +55,7 @@ class ReportTable:
     text: str = ""  # Markdown above it: headings and explanations
     empty: str = "Nothing yet."  # shown instead of an empty table
     shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
+    shown_rows: Callable[[pd.DataFrame], pd.Series] | None = None  # in report.md; None for all
 
 
 def _count_exclusions(votes: ReportVotes) -> pd.DataFrame:
@@ -170,19 +171,33 @@ the winner would not have won:""",
     ),
     ReportTable(
         name="ranking",
-        columns=["question", "group", "system", "strength", "low", "high", "model", "prior"],
+        columns=["question", "group", "system", "strength", "low", "high", "model", "prior"]
+        + ["note"],
         make=lambda votes: rank_systems(votes.counted),
         text="""\
 ## One scale
 
-Groups of systems that no comparison links have no common scale. Intervals resample prompts, not
-raters.""",
+A strength is the log-odds of decisive votes: a system wins 1 / (1 + exp(-d)) of them against one
+that is weaker by d. Arena scores, for which a tie is half a win, are nearer to each other: do not
+compare the two. Groups of systems that no comparison links have no common scale. Intervals are
+clustered by prompt and rater.""",
+    ),
+    ReportTable(
+        name="strength_differences",
+        columns=["question", "first", "second", "difference", "low", "high", "wins", "p_family"]
+        + ["separated"],
+        make=lambda votes: tabulate_differences(votes.counted),
+        shown_rows=lambda table: table["neighbours"],
+        text="""\
+Neighbours in the ranking. `wins` is the share of decisive votes that the first would win; they are
+`separated` where the p-value, adjusted over all pairs of systems, is at most 0.05:""",
     ),
     ReportTable(
         name="contrasts",
-        columns=["first", "second", "opponent", "prompts", "only_first", "only_second"]
-        + ["p_family", "note"],
+        columns=["first", "second", "opponent", "votes", "rate_first", "rate_second", "difference"]
+        + ["low", "high", "p_family", "note"],
         make=lambda votes: tabulate_contrasts(votes.counted, votes.definition),
+        text="Two comparisons with the same opponent: who won more decisive votes against it?",
         empty="No two comparisons have the same opponent.",
     ),
 ]
@@ -374,7 +389,8 @@ def _markdown(entry: ReportTable, table: pd.DataFrame) -> str:
     """Return the shown columns as a Markdown table, numbers to three digits."""
     if table.empty:
         return entry.empty
-    shown = table[entry.columns].astype(object)
+    rows = table if entry.shown_rows is None else table[entry.shown_rows(table)]
+    shown = rows[entry.columns].astype(object)
     shown = shown.apply(lambda column: column.map(partial(_cell, str(column.name))))
     return str(shown.to_markdown(index=False, disable_numparse=True))
 

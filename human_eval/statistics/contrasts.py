@@ -1,78 +1,128 @@
-"""Contrasts: two comparisons with the same opponent, paired by prompt.
+"""Contrasts: two comparisons with the same opponent.
 
-If four steps and eight steps both beat the teacher, which of them beats it more often? Clips of
-both were compared with the same clips of the teacher, so prompts can be paired.
+If four steps and eight steps both beat the teacher, which of them beats it more often? The same
+prompts and raters may stand on both sides, so the difference is clustered by both.
 """
 
-from itertools import combinations
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy.special import stdtr, stdtrit
 
-from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.definition import Comparison, StudyDefinition
+from human_eval.statistics.intervals import crossed_variance
+from human_eval.statistics.votes import split_primary
 from human_eval.statistics.win_rates import holm
 
-CAVEAT = "indirect: the two were not compared with each other"
+MAX_PAIRS = 500  # contrasts; beyond them, only neighbours by win rate
+COLUMNS = ["first", "second", "opponent", "system_first", "system_second", "votes", "rate_first"]
+COLUMNS += ["rate_second", "difference", "low", "high", "p", "note", "p_family"]
 
 
-def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def tabulate_contrasts(
+    votes: pd.DataFrame, definition: StudyDefinition, *, confidence: float = 0.95
+) -> pd.DataFrame:
     """Tabulate, on the primary question, every two comparisons with the same opponent.
 
-    A prompt is won if more raters preferred the system than its opponent. Prompts with as many
-    votes for either are left out. Prompts of the same text are one prompt, as in the intervals.
+    The opponent may be either system of a comparison. With more than 500 such contrasts, a
+    comparison is only contrasted with the next one by win rate against the same opponent.
 
     Returns:
-        Columns first, second (comparisons), opponent, prompts, both, only_first, only_second,
-        neither (numbers of prompts won), p (McNemar, exact), note, p_family (Holm).
+        Columns first, second (comparisons), opponent, system_first, system_second, votes (decisive
+        ones of both), rate_first, rate_second (of decisive votes against the opponent), their
+        `difference` with its interval (`low`, `high`), p, p_family (Holm); `note`, which
+        comparison has both systems, or that they never met.
     """
-    won = prompts_won(votes[votes["question"] == definition.primary.key])
-    direct = {
-        frozenset((entry.a, entry.b)): entry.key
-        for entry in definition.comparisons
-        if entry.key in won.columns
+    cells = {}
+    for comparison, cell in split_primary(votes, definition):
+        decisive = cell[cell["choice"].isin(["a", "b"])]
+        if len(decisive):
+            cells[comparison.key] = decisive[["prompt", "rater"]].assign(
+                won=decisive["choice"].eq("a").to_numpy(float)
+            )
+    compared = [entry for entry in definition.comparisons if entry.key in cells]
+    met = {frozenset((entry.a, entry.b)): entry.key for entry in compared}
+    rows = [
+        _contrast(cells, first, second, opponent, met, confidence)
+        for opponent, first, second in _pairs(compared, cells)
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS[:-1])
+    table["p_family"] = holm(table["p"].to_numpy(float))
+    return table
+
+
+def _pairs(
+    compared: list[Comparison], cells: dict[str, pd.DataFrame]
+) -> Iterator[tuple[str, Comparison, Comparison]]:
+    """Yield each opponent with two comparisons against it."""
+    against: dict[str, list[Comparison]] = {}
+    for entry in compared:
+        for opponent in (entry.b, entry.a):
+            against.setdefault(opponent, []).append(entry)
+    number = sum(len(entries) * (len(entries) - 1) // 2 for entries in against.values())
+    for opponent, entries in against.items():
+        if number <= MAX_PAIRS:
+            for first, second in combinations(entries, 2):
+                yield opponent, first, second
+        else:
+            ordered = sorted(entries, key=lambda entry: _won(cells, entry, opponent).mean())
+            for first, second in pairwise(ordered):
+                yield opponent, first, second
+
+
+def _won(cells: dict[str, pd.DataFrame], entry: Comparison, opponent: str) -> np.ndarray:
+    """Return 1 for each vote that the opponent lost, 0 for each that it won."""
+    won = cells[entry.key]["won"].to_numpy()
+    return won if entry.b == opponent else 1 - won
+
+
+def _contrast(
+    cells: dict[str, pd.DataFrame],
+    first: Comparison,
+    second: Comparison,
+    opponent: str,
+    met: dict[frozenset[str], str],
+    confidence: float,
+) -> dict[str, Any]:
+    """Return one row. A vote counts by its distance from the rate of its own comparison."""
+    won = [_won(cells, entry, opponent) for entry in (first, second)]
+    rates = [float(values.mean()) for values in won]
+    votes = sum(map(len, won))
+    influence = np.concatenate(
+        [
+            sign * (values - rate) * votes / len(values)
+            for sign, values, rate in zip((1, -1), won, rates, strict=True)
+        ]
+    )
+    both = pd.concat([cells[first.key], cells[second.key]])
+    systems = [entry.a if entry.b == opponent else entry.b for entry in (first, second)]
+    direct = met.get(frozenset(systems))
+    notes = [f"compared directly in {direct}" if direct else "indirect: the two never met"]
+    several = [kind for kind in ("prompt", "rater") if both[kind].nunique() > 1]
+    difference, half, p = rates[0] - rates[1], np.inf, 1.0
+    if several and influence.any():
+        variance, df = crossed_variance(influence, [both[kind] for kind in several])
+        error = float(np.sqrt(variance))
+        half = float(stdtrit(df, (1 + confidence) / 2)) * error
+        if len(several) == 2 and error:
+            p = 2 * float(stdtr(df, -abs(difference) / error))
+    if len(several) < 2:
+        notes.append("one prompt or rater only: says nothing about others")
+    return {
+        "first": first.key,
+        "second": second.key,
+        "opponent": opponent,
+        "system_first": systems[0],
+        "system_second": systems[1],
+        "votes": votes,
+        "rate_first": rates[0],
+        "rate_second": rates[1],
+        "difference": difference,
+        "low": max(difference - half, -1.0),
+        "high": min(difference + half, 1.0),
+        "p": p,
+        "note": "; ".join(notes),
     }
-    rows = []
-    for first, second in combinations(definition.comparisons, 2):
-        if first.b != second.b or not {first.key, second.key} <= set(won.columns):
-            continue
-        met = direct.get(frozenset((first.a, second.a)))
-        paired = won[[first.key, second.key]].dropna()
-        table = pd.crosstab(paired[first.key], paired[second.key])
-        table = table.reindex(index=[1.0, 0.0], columns=[1.0, 0.0], fill_value=0).to_numpy()
-        rows.append(
-            {
-                "first": first.key,
-                "second": second.key,
-                "opponent": first.b,
-                "prompts": len(paired),
-                "both": table[0, 0],
-                "only_first": table[0, 1],
-                "only_second": table[1, 0],
-                "neither": table[1, 1],
-                "p": paired_p(table),
-                "note": f"{met} compares the two directly" if met else CAVEAT,
-            }
-        )
-    contrasts = pd.DataFrame(rows)
-    if rows:
-        contrasts["p_family"] = holm(contrasts["p"].to_numpy())
-    return contrasts
-
-
-def prompts_won(votes: pd.DataFrame) -> pd.DataFrame:
-    """Return 1 (won), 0 (lost) or NaN (split), by prompt text (rows) and comparison (columns)."""
-    lead = votes["choice"].eq("a").astype(int) - votes["choice"].eq("b").astype(int)
-    sums = lead.groupby([votes["prompt"], votes["comparison"]], observed=True).sum()
-    return np.sign(sums).map({1: 1.0, -1: 0.0}).unstack()
-
-
-def paired_p(table: np.ndarray) -> float:
-    """Return the exact p-value of McNemar's test on a 2 x 2 table of paired outcomes.
-
-    Prompts are taken as independent. Of the n prompts that only one system won, either wins
-    Binomial(n, 1/2) under the null hypothesis.
-
-    Source: McNemar (1947), Psychometrika 12(2), 153-157.
-    """
-    return float(mcnemar(table, exact=True).pvalue)

@@ -4,14 +4,11 @@ import pytest
 from scipy.special import expit
 from statsmodels.miscmodels.ordinal_model import OrderedModel
 
-from human_eval.definition.definition import load_definition
 from human_eval.statistics.bradley_terry import (
     Tallies,
     fit_strengths,
     has_finite_strengths,
-    rank_systems,
 )
-from tests.support.crowd import define_pair, make_votes
 
 WINS = [
     *[("A", "B", "a", 30), ("A", "B", "b", 20), ("A", "C", "a", 35)],
@@ -125,37 +122,3 @@ def test_a_prior_keeps_an_unbeaten_system_finite_and_first():
     assert strengths.idxmax() == "A"
     assert 1 < strengths["A"] < 5
     assert strengths["B"] == pytest.approx(strengths["C"])
-
-
-def test_families_that_never_met_are_ranked_apart():
-    definition = load_definition("t2v-turbo")
-    votes = make_votes(definition, prompts=20, rates={("C3", "Q3"): 0.8, ("C6", "Q3"): 0.8})
-
-    table = rank_systems(votes[votes["question"] == "Q3"], resamples=20)
-
-    groups = table.groupby("group")["system"].agg(set)
-    assert all("vc2" in name for name in groups[2])
-    assert all("ms" in name for name in groups[1])
-    assert table.groupby("group")["strength"].sum().to_numpy() == pytest.approx([0, 0])
-    assert (table["low"] <= table["strength"]).all() and (table["strength"] <= table["high"]).all()
-    assert set(table["model"]) == {"Bradley-Terry"}
-
-
-def test_ranking_says_when_it_needed_a_prior():
-    definition = load_definition("t2v-turbo")
-    votes = make_votes(definition, prompts=10)
-    votes = votes[(votes["comparison"] == "C3") & (votes["question"] == "Q3")]
-
-    table = rank_systems(votes.assign(choice="a"), resamples=5)
-
-    assert set(table["prior"]) == {"0.5 wins each way"}
-    assert list(table["system"]) == ["turbo-vc2-4", "vcm-vc2-4"]
-
-
-def test_too_few_prompts_give_strengths_without_intervals():
-    votes = make_votes(define_pair("raters_per_pair = 9"), prompts=4, prompt_spread=0)
-
-    table = rank_systems(votes)
-
-    assert table["strength"].notna().all()
-    assert table[["low", "high"]].isna().all(axis=None)

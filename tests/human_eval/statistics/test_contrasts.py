@@ -1,16 +1,21 @@
 import numpy as np
-import pandas as pd
 import pytest
+import statsmodels.api as sm
 from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
 from human_eval.definition.definition import load_definition, parse_definition
-from human_eval.statistics.contrasts import CAVEAT, paired_p, prompts_won, tabulate_contrasts
-from tests.human_eval.statistics.test_intervals import PROMPTS, WINS
+from human_eval.statistics import contrasts
+from human_eval.statistics.contrasts import tabulate_contrasts
 from tests.support.crowd import make_votes
 
-
-def test_paired_test_is_the_published_one():
-    assert paired_p(np.array([[210, 55], [80, 155]])) == pytest.approx(0.038471500325522025)
+MET = """
+name = "three"
+systems = [{key = "x", title = "X"}, {key = "y", title = "Y"}, {key = "z", title = "Z"}]
+comparisons = [
+    {key = "C1", a = "x", b = "z"}, {key = "C2", a = "z", b = "y"}, {key = "C3", a = "x", b = "y"},
+]
+questions = [{key = "Q1", wording = "Which one?", primary = true}]
+"""
 
 
 def test_library_keeps_the_published_tests_of_two_shares():
@@ -21,64 +26,63 @@ def test_library_keeps_the_published_tests_of_two_shares():
     assert (z, p) == pytest.approx((1.8922374745, 0.0584593476), abs=1e-6)
 
 
-def choose(*choices: str) -> pd.DataFrame:
-    """Return votes of one comparison, three on each of three prompts."""
-    votes = make_votes(load_definition("t2v-turbo"), prompts=3)
-    votes = votes[(votes["comparison"] == "C1") & (votes["question"] == "Q3")]
-    return votes.sort_values("prompt_index").assign(choice=" ".join(choices).split())
+def test_an_opponent_is_found_on_either_side_and_its_meetings_are_named():
+    definition = parse_definition(MET)
+    votes = make_votes(definition, prompts=60, rates={("C1", "Q1"): 0.8})
+
+    table = tabulate_contrasts(votes, definition).set_index("opponent")
+
+    assert set(table.index) == {"x", "y", "z"}
+    assert table.loc["z", "note"] == "compared directly in C3"
+    assert (table.loc["z", "system_first"], table.loc["z", "system_second"]) == ("x", "y")
+    lost = votes.loc[votes["comparison"] == "C2", "choice"].eq("b").mean()
+    assert table.loc["z", "rate_second"] == pytest.approx(lost)
 
 
-def test_a_prompt_is_won_by_the_majority_and_a_split_by_nobody():
-    won = prompts_won(choose("a a b", "b b tie", "a b tie"))["C1"]
-
-    assert won[["prompt 0", "prompt 1"]].to_list() == [1, 0]
-    assert np.isnan(won["prompt 2"])
-
-
-def test_two_prompts_of_one_text_are_won_or_lost_together():
-    votes = choose("a a b", "b b tie", "a b a")
-
-    won = prompts_won(votes.assign(prompt=votes["prompt"].replace("prompt 1", "prompt 0")))["C1"]
-
-    assert won.to_dict() == {"prompt 0": 0, "prompt 2": 1}
-
-
-def test_majorities_of_24_votes_are_the_published_ones():
-    choices = np.where(WINS, "a", "b")
-    votes = pd.DataFrame({"prompt": PROMPTS, "comparison": "C1", "choice": choices})
-
-    assert prompts_won(votes)["C1"].sum() == 6
-
-
-def test_only_comparisons_with_a_common_opponent_are_contrasted():
+def test_only_systems_that_never_met_are_called_indirect():
     definition = load_definition("t2v-turbo")
-    votes = make_votes(definition, prompts=80, rates={("C2", "Q3"): 0.9, ("C1", "Q3"): 0.4})
+    pairs = {frozenset((entry.a, entry.b)) for entry in definition.comparisons}
+
+    table = tabulate_contrasts(make_votes(definition, prompts=20), definition)
+
+    for row in table.to_dict("records"):
+        together = frozenset((row["system_first"], row["system_second"])) in pairs
+        assert ("never met" in row["note"]) != together
+
+
+def test_the_difference_agrees_with_a_regression_clustered_by_prompt():
+    definition = parse_definition(MET)
+    votes = make_votes(definition, prompts=60, raters=600, rates={("C1", "Q1"): 0.7})
+    votes["rater"] = np.arange(len(votes)).astype(str)  # every vote by a rater of its own
+
+    row = tabulate_contrasts(votes, definition).set_index("opponent").loc["z"]
+
+    both = votes[votes["comparison"].isin(["C1", "C2"])]
+    first = both["comparison"].eq("C1").to_numpy(float)
+    won = both["choice"].eq("a").to_numpy(float)
+    won = np.where(first == 1, won, 1 - won)
+    fit = sm.OLS(won, np.column_stack([np.ones(len(won)), first])).fit(
+        cov_type="cluster", cov_kwds={"groups": both["prompt"].factorize()[0]}
+    )
+    assert row["difference"] == pytest.approx(fit.params[1])
+    assert row["high"] - row["low"] == pytest.approx(2 * 2.0 * fit.bse[1], rel=0.1)
+    assert fit.pvalues[1] < row["p"] < 1e-4  # Student's t instead of the normal distribution
+
+
+def test_many_comparisons_are_contrasted_with_their_neighbours_only(monkeypatch):
+    definition = load_definition("t2v-turbo")
+    votes = make_votes(definition, prompts=20)
+    monkeypatch.setattr(contrasts, "MAX_PAIRS", 1)
 
     table = tabulate_contrasts(votes, definition)
 
-    assert list(zip(table["first"], table["second"], strict=True)) == [("C1", "C2"), ("C4", "C5")]
-    row = table.iloc[0]
-    assert row["only_second"] > row["only_first"]
-    assert row["p_family"] == pytest.approx(2 * row["p"]) and row["p_family"] < 0.05
-    assert row[["both", "only_first", "only_second", "neither"]].sum() == row["prompts"]
+    assert 0 < len(table) <= 2 * len(definition.comparisons)
 
 
-ROUND = """
-name = "round"
-systems = [{key = "x", title = "X"}, {key = "y", title = "Y"}, {key = "z", title = "Z"}]
-comparisons = [
-    {key = "C1", a = "x", b = "z"}, {key = "C2", a = "y", b = "z"}, {key = "C3", a = "y", b = "x"},
-]
-questions = [{key = "Q1", wording = "Which one?", primary = true}]
-"""
+def test_a_comparison_without_votes_is_no_meeting():
+    definition = parse_definition(MET)
+    votes = make_votes(definition, prompts=20)
 
+    [row] = tabulate_contrasts(votes[votes["comparison"] != "C3"], definition).to_dict("records")
 
-def test_a_contrast_is_indirect_only_where_no_votes_compare_the_two():
-    definition = parse_definition(ROUND)
-    votes = make_votes(definition, prompts=10)
-
-    [met] = tabulate_contrasts(votes, definition)["note"]
-    [apart] = tabulate_contrasts(votes[votes["comparison"] != "C3"], definition)["note"]
-
-    assert "C3" in met and "indirect" not in met
-    assert apart == CAVEAT
+    assert "never met" in row["note"]
