@@ -25,7 +25,7 @@ from human_eval.study.store import StudyStore
 
 
 def add_commands(commands: Commands) -> None:
-    """Add status, report, export, forecast and screen."""
+    """Add status, report, audit, export, forecast and screen."""
     parser = add_command(
         commands, "status", status, "Show how far the study is, and check its database and clips."
     )
@@ -41,6 +41,11 @@ def add_commands(commands: Commands) -> None:
         "--simulated", action="store_true", help="on the simulation, marked as such"
     )
     parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
+
+    parser = add_command(
+        commands, "audit", audit, "Probe the votes of a study or an export for ten usual faults."
+    )
+    parser.add_argument("--simulated", action="store_true", help="of the simulation")
 
     parser = add_command(
         commands, "export", export, "Write votes, clips and preferences for others."
@@ -128,6 +133,23 @@ def report(options: Namespace) -> None:
                 folder = options.out or store.folder / name
                 written = write_report(votes, store.definition, folder, progress=advance)
     print("\n".join(str(path) for path in written))
+
+
+def audit(options: Namespace) -> None:
+    """Print what ten probes found in the votes of a study, or of an export."""
+    from human_eval.reporting.export import read_export
+    from human_eval.statistics.audit import audit_votes
+    from human_eval.statistics.votes import counted_votes
+
+    if any(options.study.glob("votes.*")):
+        votes, definition = read_export(options.study)
+    else:
+        with opened(options) as store:
+            votes, definition = _read_votes(store, options), store.definition
+    table = audit_votes(counted_votes(votes), definition)
+    for row in table.to_dict("records"):
+        print(f"{'FOUND' if row['fired'] else 'ok   '}  {row['probe']:24} {row['found']}".rstrip())
+    print(f"{table['fired'].sum()} of {len(table)} probes found something.")
 
 
 def export(options: Namespace) -> None:
