@@ -137,8 +137,8 @@ def report(options: Namespace) -> None:
 
 def audit(options: Namespace) -> None:
     """Print what ten probes found in the votes of a study, or of an export."""
+    from human_eval.reporting.audit import audit_votes
     from human_eval.reporting.export import read_export
-    from human_eval.statistics.audit import audit_votes
     from human_eval.statistics.votes import counted_votes
 
     if any(options.study.glob("votes.*")):

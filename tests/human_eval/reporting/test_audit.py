@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from human_eval.definition.definition import parse_definition
-from human_eval.statistics.audit import PROBES, audit_votes
+from human_eval.reporting.audit import PROBES, audit_votes
 from tests.support.crowd import make_votes
 
 TOML = """
@@ -59,11 +59,11 @@ def decided_by_ties() -> pd.DataFrame:
 
 def hanging_on_one_rater() -> pd.DataFrame:
     votes = make({("C1", "Q1"): 0.5, ("C2", "Q1"): 0.7, ("C3", "Q1"): 0.7})
-    mine = votes["vote_id"] % 3 == 0
+    mine = np.random.default_rng(0).random(len(votes)) < 0.35
     votes["rater"] = votes["rater"].mask(mine, "partisan")
     to_x = votes["comparison"].isin(["C1", "C3"])
     rest = (votes["comparison"] == "C1") & ~mine
-    choice = votes["choice"].mask(mine & to_x, "a").mask(rest & (votes["vote_id"] % 4 == 0), "b")
+    choice = votes["choice"].mask(mine & to_x, "a").mask(rest & (votes["prompt_index"] % 3 == 0), "b")
     return votes.assign(choice=choice)
 
 
