@@ -1,17 +1,21 @@
-"""The training loop that every network here is trained with."""
+"""The training loop that every network here is trained with, on accelerate's `Accelerator`."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-DrawLoss = Callable[[torch.Generator], Tensor]  # draw a batch, return its mean loss (a scalar)
+from training.checkpoints import find_newest, load_newest, save_checkpoint
+
+MASKS = 0x9E3779B9  # separates the seed of dropout masks from that of all other draws
+SPIKE_WINDOW = 50  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,10 @@ class FitConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0  # of the gradient
     ema: float = 0.999  # decay of the averaged weights; 0 keeps the last weights
+    slots: int | None = None  # micro-batches per step, over all processes; None is one per process
+    max_spike: float | None = None  # stop at a gradient of this many times its usual norm
     checkpoint_every: int = 500  # steps
+    keep: int = 1  # checkpoints
     seed: int = 0
 
     def learning_rate_at(self, step: int) -> float:
@@ -34,117 +41,240 @@ class FitConfig:
         left = (self.steps - step) / max(1, round(self.decay * self.steps))
         return self.learning_rate * min(1, (step + 1) / max(1, self.warmup), left)
 
+    def slots_per_process(self, processes: int) -> int:
+        """Return how many micro-batches each process computes per step.
+
+        Raises:
+            ValueError: they cannot be shared equally.
+        """
+        slots = self.slots or processes
+        if slots % processes:
+            raise ValueError(
+                f"Expected a number of processes that divides the {slots} micro-batches of a step, "
+                f"got {processes}. Start another number of processes, or change the batch."
+            )
+        return slots // processes
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One micro-batch of a step: its place, and the source of everything drawn for it.
+
+    Draws depend on the seed, the step and the slot alone. So they are the same however many
+    processes share the slots of a step, and after a killed run has resumed.
+    """
+
+    step: int
+    index: int  # within the step, from 0
+    count: int  # slots of a step, over all processes
+    is_first: bool  # of this process in this step
+    generator: torch.Generator
+
+
+DrawLoss = Callable[[Slot], Tensor]  # draw a micro-batch, return its mean loss (a scalar)
+
 
 @dataclass(frozen=True)
 class StepStats:
     """Measurements of one training step."""
 
     step: int  # steps done, this one included
-    loss: float  # of this process
+    loss: float  # mean over all micro-batches of all processes
     grad_norm: float
     learning_rate: float
     seconds: float
 
 
+class _Objective(nn.Module):
+    """The loss as a module's output, so that DDP and autocast see all of its computation."""
+
+    def __init__(self, model: nn.Module, draw_loss: DrawLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.draw_loss = draw_loss
+
+    def forward(self, slot: Slot) -> Tensor:
+        return self.draw_loss(slot)
+
+
 def fit(
-    model: nn.Module, draw_loss: DrawLoss, config: FitConfig, checkpoint: Path
+    model: nn.Module,
+    draw_loss: DrawLoss,
+    config: FitConfig,
+    folder: Path,
+    *,
+    accelerator: Accelerator | None = None,
+    rate_factor: Callable[[str], float] = lambda name: 1.0,
+    companions: Mapping[str, Tensor] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepStats]:
     """Train the parameters of `model` that require gradients; yield statistics after every step.
 
-    At the end `model` holds the averaged weights (`config.ema`). All randomness comes from a
-    generator seeded by (seed, step, process), so a killed run that resumes from `checkpoint` takes
-    the same steps as one that was not killed. A finished run only loads its result. Under torchrun,
-    gradients are averaged over the processes.
+    At the end `model` holds the averaged weights (`config.ema`). A killed run that resumes from
+    `folder` takes the same steps as one that was not killed. A finished run only loads its result.
+    Under `accelerate launch` or torchrun, gradients are averaged over the processes.
+
+    Args:
+        folder: of the checkpoints, which hold the trained parameters alone.
+        accelerator: with the mixed precision to use; by default there is none.
+        rate_factor: of a parameter's learning rate, by its name.
+        companions: tensors that `draw_loss` changes in place, saved and restored with the weights.
+        should_stop: asked after every step; once any process returns True, the run is saved.
 
     Raises:
-        FloatingPointError: the gradient is not finite.
+        FloatingPointError: the gradient is not finite, or far above its usual norm.
+        SystemExit: of status 143, after `should_stop`.
+        ValueError: `folder` holds a run of other settings.
     """
-    state = PartialState(cpu=not torch.cuda.is_available())
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-    average = AveragedModel(model, avg_fn=_ema_rule(config.ema))
-    first = _resume(checkpoint, model, average, optimizer)
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    rounds = config.slots_per_process(processes)
+    accelerator.gradient_accumulation_steps = rounds
+    objective = accelerator.prepare(_Objective(model, draw_loss))
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimizer = accelerator.prepare(_optimizer(trained, config, rate_factor))
+    average = {name: weight.detach().clone() for name, weight in trained.items()}
+    tensors = {"trained": trained, "average": average, "companions": dict(companions or {})}
+    first = _resume(folder, tensors, optimizer, config)
+    norms: list[float] = []
+
+    def save(done: int) -> None:
+        if accelerator.is_main_process:
+            content: dict[str, Any] = {kind: _detached(kept) for kind, kept in tensors.items()}
+            content |= {"optimizer": optimizer.state_dict(), "step": done}
+            save_checkpoint(folder, done, content | {"config": _identity(config)}, config.keep)
+        accelerator.wait_for_everyone()
+
     model.train()
     for step in range(first, config.steps):
-        started = time.perf_counter()
+        started, loss = time.perf_counter(), torch.zeros((), device=accelerator.device)
+        rate = config.learning_rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate_at(step)
-        generator = torch.Generator().manual_seed(
-            (config.seed * 1_000_003 + step) * state.num_processes + state.process_index
-        )
-        loss = draw_loss(generator)
-        loss.backward()
-        _average_gradients(trained, state)
-        grad_norm = nn.utils.clip_grad_norm_(trained, config.clip_norm)
-        if not math.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"Training stopped: the gradient is {grad_norm} at step {step}. "
-                f"Lower the learning rate. Checkpoints are saved to {checkpoint}."
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(model)
+            group["lr"] = rate * group["factor"]
+        for turn in range(rounds):
+            slot = _slot(config, step, turn * processes + rank, rounds * processes, turn == 0)
+            with accelerator.accumulate(objective):
+                torch.manual_seed(slot.generator.initial_seed() ^ MASKS)  # of dropout
+                part = objective(slot)
+                accelerator.backward(part)
+                loss += part.detach().float() / rounds
+                if accelerator.sync_gradients:
+                    found = accelerator.clip_grad_norm_(trained.values(), config.clip_norm)
+                    norms = [*norms[-SPIKE_WINDOW:], _check_norm(float(found), norms, config)]
+                optimizer.step()
+                optimizer.zero_grad()
+        _update_average(average, trained, config.ema, step)
+        mean_loss, stops = accelerator.reduce(
+            torch.stack([loss, loss.new_tensor(float(should_stop()))]), "sum"
+        ).tolist()
         done = step + 1
-        if state.is_main_process and (done % config.checkpoint_every == 0 or done == config.steps):
-            _save(checkpoint, model, average, optimizer, done)
+        if done % config.checkpoint_every == 0 or done == config.steps or stops:
+            save(done)
         seconds = time.perf_counter() - started
-        yield StepStats(done, loss.item(), float(grad_norm), config.learning_rate_at(step), seconds)
-    model.load_state_dict(average.module.state_dict())
+        yield StepStats(done, mean_loss / processes, norms[-1], rate, seconds)
+        if stops and done < config.steps:
+            raise SystemExit(143)
+    _copy(average, trained)
     model.eval()
 
 
-def _ema_rule(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return the update rule of an exponential moving average with a shorter memory at its start.
+def _slot(config: FitConfig, step: int, index: int, count: int, is_first: bool) -> Slot:
+    seed = (config.seed * 1_000_003 + step) * count + index
+    return Slot(step, index, count, is_first, torch.Generator().manual_seed(seed))
 
-    After `count` updates the decay is min(decay, (1 + count) / (10 + count)).
+
+def _optimizer(
+    trained: Mapping[str, nn.Parameter], config: FitConfig, rate_factor: Callable[[str], float]
+) -> torch.optim.Optimizer:
+    factors: dict[float, list[nn.Parameter]] = {}
+    for name, weight in trained.items():
+        factors.setdefault(rate_factor(name), []).append(weight)
+    groups = [{"params": weights, "factor": factor} for factor, weights in factors.items()]
+    return torch.optim.AdamW(
+        groups, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _check_norm(norm: float, recent: list[float], config: FitConfig) -> float:
+    """Return the norm of a gradient that may be used.
+
+    Raises:
+        FloatingPointError: it is not finite, or `config.max_spike` times the median of the last.
     """
-
-    def rule(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():
-            return current
-        weight = min(decay, (1 + float(count)) / (10 + float(count)))
-        return averaged.lerp(current, 1 - weight)
-
-    return rule
-
-
-def _average_gradients(trained: list[nn.Parameter], state: PartialState) -> None:
-    """Average the gradients over the processes, in one all-reduce of a flat tensor."""
-    if state.num_processes == 1:
-        return
-    gradients = [weight.grad for weight in trained if weight.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= state.num_processes
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    usual = median(recent) if len(recent) >= SPIKE_WINDOW else math.inf
+    if math.isfinite(norm) and norm <= (config.max_spike or math.inf) * usual:
+        return norm
+    usually = f", usually {usual:.3g}" if usual < math.inf else ""
+    raise FloatingPointError(
+        f"Training stopped before it used a gradient of norm {norm}{usually}. The weights are "
+        "unharmed, and checkpoints are kept. Run the same command again to continue from the last "
+        "one; if it stops at the same step, lower the learning rate or the weight of the rewards."
+    )
 
 
-def _save(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
+@torch.no_grad()
+def _update_average(
+    average: Mapping[str, Tensor], trained: Mapping[str, Tensor], decay: float, count: int
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    content = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
-    torch.save(content, partial)
-    partial.replace(path)  # atomic: if the run is killed here, the previous checkpoint remains
+    """Move the averaged weights, with a shorter memory at the start of a run.
+
+    After `count` updates the decay is min(decay, (1 + count) / (10 + count)); the first one copies.
+    """
+    kept = min(decay, (1 + count) / (10 + count)) if count else 0.0
+    for name, weight in trained.items():
+        average[name].lerp_(weight, 1 - kept)
+
+
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _identity(config: FitConfig) -> dict[str, Any]:
+    """Return the settings that a resumed run must share with the run it continues."""
+    free = {"checkpoint_every", "keep", "max_spike"}
+    settings = {name: value for name, value in asdict(config).items() if name not in free}
+    return settings | {"betas": list(config.betas)}
 
 
 def _resume(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    config: FitConfig,
 ) -> int:
-    if not path.exists():
+    """Load the newest checkpoint, if there is one, and return how many steps are done.
+
+    Raises:
+        ValueError: it is of another run.
+    """
+    content = load_newest(folder)
+    if content is None:
         return 0
-    content = torch.load(path, weights_only=True)
-    model.load_state_dict(content["model"])
-    average.load_state_dict(content["average"])
+    saved, wanted = content["config"], _identity(config)
+    changed = sorted(name for name in wanted if saved.get(name) != wanted[name])
+    others = [
+        name
+        for kind, kept in tensors.items()
+        for name in content[kind].keys() ^ kept.keys()
+        | {n for n in content[kind].keys() & kept.keys() if content[kind][n].shape != kept[n].shape}
+    ]
+    if changed or others:
+        difference = (
+            f"{changed[0]} was {saved.get(changed[0])!r} and is {wanted[changed[0]]!r}"
+            if changed
+            else f"{others[0]} is in only one of them, or of another size"
+        )
+        raise ValueError(
+            f"{find_newest(folder)} belongs to another run: {difference}. Restore the former "
+            "setting to continue that run, or choose another folder to start a new one."
+        )
+    for kind, kept in tensors.items():
+        _copy(content[kind], kept)
     optimizer.load_state_dict(content["optimizer"])
     return content["step"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.support.tiny_models import make_unet
+from training.checkpoints import load_newest
 from training.distil import DistillationConfig, EncodedBatch, distil
-from training.loop import FitConfig
+from training.loop import FitConfig, Slot
 from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
 from turbo.networks.lora import add_lora
 from turbo.rewards import WeightedReward
@@ -21,16 +22,16 @@ def start(tiny_vae, schedule, tmp_path: Path):
     """Return a function that starts a distillation of a tiny teacher without dropout."""
     teacher = make_unet(temporal_dropout=0.0)
 
-    def draw_encoded(generator: torch.Generator) -> EncodedBatch:
+    def draw_encoded(slot: Slot) -> EncodedBatch:
         return EncodedBatch(
-            latents=torch.randn(2, 4, 3, 4, 4, generator=generator),
-            prompts=["a cat", "a dog"],
-            prompt_embeds=torch.randn(2, 5, 16, generator=generator),
+            latents=torch.randn(2, 4, 3, 4, 4, generator=slot.generator),
+            reward_prompts=["a cat", "a dog"],
+            prompt_embeds=torch.randn(2, 5, 16, generator=slot.generator),
             uncond_embeds=torch.zeros(2, 5, 16),
         )
 
     def start(name: str, rewards: tuple[WeightedReward, ...] = (), target_ema: float = 0.9):
-        student = student_of(teacher).requires_grad_(False)
+        student = student_of(teacher, share=True).requires_grad_(False)
         student = add_lora(student, 2, generator=torch.Generator().manual_seed(0))
         config = DistillationConfig(
             fit=FIT,
@@ -39,9 +40,8 @@ def start(tiny_vae, schedule, tmp_path: Path):
             draw_guidance=draw_guidance,
             target_ema=target_ema,
         )
-        checkpoint = tmp_path / f"{name}.pt"
         return student, distil(
-            teacher, student, draw_encoded, checkpoint, config, rewards=rewards, vae=tiny_vae
+            teacher, student, draw_encoded, tmp_path / name, config, rewards=rewards, vae=tiny_vae
         )
 
     return start
@@ -57,12 +57,6 @@ def brightness(weight: float) -> tuple[WeightedReward, ...]:
             frames=2,
         ),
     )
-
-
-def load(path: Path, network: str) -> dict[str, torch.Tensor]:
-    """Return the state of the student or of the target in a checkpoint."""
-    state = torch.load(path, weights_only=True)["model"]
-    return {k: v for k, v in state.items() if k.startswith(f"{network}.")}
 
 
 @pytest.mark.slow
@@ -109,13 +103,24 @@ def test_rewards_change_what_the_student_learns(start):
 def test_the_target_follows_the_student_at_its_own_rate(start, tmp_path, target_ema, follows):
     _, steps = start("run", target_ema=target_ema)
     next(steps)
-    students = [load(tmp_path / "run.pt", "student")]
+    student = load_newest(tmp_path / "run")["trained"]
     next(steps)
 
-    target = load(tmp_path / "run.pt", "target")
+    target = load_newest(tmp_path / "run")["companions"]
 
-    same = [
-        torch.equal(weight, target[name.replace("student", "target", 1)])
-        for name, weight in students[0].items()
-    ]
-    assert all(same) == follows
+    assert target.keys() == student.keys()
+    assert all(torch.equal(weight, target[name]) for name, weight in student.items()) == follows
+
+
+def test_a_checkpoint_holds_what_is_trained_and_the_base_serves_teacher_and_student(
+    start, tmp_path: Path
+):
+    student, steps = start("run")
+    next(steps)
+
+    content = load_newest(tmp_path / "run")
+
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    for kind in ("trained", "average", "companions"):
+        assert content[kind].keys() == trained
+    assert len(content["optimizer"]["state"]) == len(trained)

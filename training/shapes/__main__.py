@@ -61,7 +61,7 @@ def train_vae(folders: Folders) -> None:
     """the VAE: pixels to latents and back"""
     torch.manual_seed(0)
     network = vae.build_vae()
-    run("vae", vae.train_vae(network, folders.runs / "vae.pt"), vae.CONFIG.steps, folders)
+    run("vae", vae.train_vae(network, folders.runs / "vae"), vae.CONFIG.steps, folders)
     export(network, folders.weights / "vae")
 
 
@@ -70,7 +70,7 @@ def train_text(folders: Folders) -> None:
     torch.manual_seed(0)
     tokenizer = text.build_tokenizer()
     network = text.build_text_model(tokenizer)
-    steps = text.train_text(network, tokenizer, folders.runs / "text.pt")
+    steps = text.train_text(network, tokenizer, folders.runs / "text")
     run("text", steps, text.CONFIG.steps, folders)
     export(network, folders.weights / "text_encoder")
     if process().is_main_process:
@@ -84,7 +84,7 @@ def train_teacher(folders: Folders) -> None:
     unet = teacher.build_teacher()
     clips, captions = training_clips(folders), caption_embeddings(folders)
     for name, config, train in teacher.CURRICULUM:
-        run(name, train(unet, clips, captions, folders.runs / f"{name}.pt"), config.steps, folders)
+        run(name, train(unet, clips, captions, folders.runs / name), config.steps, folders)
     export(unet, folders.weights / "teacher")
 
 
@@ -92,7 +92,7 @@ def polish_teacher(folders: Folders) -> None:
     """more whole clips for the teacher, from its exported weights"""
     unet, config = load_teacher(folders), teacher.POLISH_CONFIG
     clips, captions = training_clips(folders), caption_embeddings(folders)
-    steps = teacher.train_clips(unet, clips, captions, folders.runs / "polish.pt", config)
+    steps = teacher.train_clips(unet, clips, captions, folders.runs / "polish", config)
     run("polish", steps, config.steps, folders)
     export(unet, folders.weights / "teacher")
 
@@ -103,10 +103,10 @@ def train_rewards(folders: Folders) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folders.weights / "tokenizer")
     image, video = rewards.build_image_model(tokenizer), rewards.build_video_model(tokenizer)
     steps = rewards.train_image_reward(
-        image, tokenizer, student_estimates(folders), folders.runs / "image_reward.pt"
+        image, tokenizer, student_estimates(folders), folders.runs / "image_reward"
     )
     run("image_reward", steps, rewards.IMAGE_CONFIG.steps, folders)
-    steps = rewards.train_video_reward(video, tokenizer, folders.runs / "video_reward.pt")
+    steps = rewards.train_video_reward(video, tokenizer, folders.runs / "video_reward")
     run("video_reward", steps, rewards.VIDEO_CONFIG.steps, folders)
     export(image, folders.weights / "rewards" / "image")
     if process().is_main_process:
@@ -128,7 +128,7 @@ def train_judge(folders: Folders) -> None:
     pairs = folders.runs / f"judge{rank}.safetensors"
     bank = draw_bank(decoder, judge.JUDGE_SCENES, 300 + rank, pairs)
     network = judge.Judge()
-    steps = judge.train_judge(network, bank, folders.runs / "judge.pt")
+    steps = judge.train_judge(network, bank, folders.runs / "judge")
     run("judge", steps, judge.CONFIG.steps, folders)
     if process().is_main_process:
         source = judge.held_out_source(decoder)
@@ -227,7 +227,7 @@ def distil_student(
         guide,
         network,
         student.batch_source(training_clips(folders), caption_embeddings(folders), student.BATCH),
-        folders.runs / f"{name}.pt",
+        folders.runs / name,
         student.distillation_config(fit),
         rewards=mixture,
         vae=load_vae(folders).eval().requires_grad_(False),
@@ -239,7 +239,7 @@ def keep_snapshots(name: str, steps: Iterator[StepStats], folders: Folders) -> I
     guide = load_teacher(folders)
     for step in steps:
         if step.step % student.FIT.checkpoint_every == 0 and process().is_main_process:
-            averaged = student.load_averaged_student(guide, folders.runs / f"{name}.pt")
+            averaged = student.load_averaged_student(guide, folders.runs / name)
             path = folders.runs / "snapshots" / name / str(step.step) / LORA_FILE
             save_lora(averaged, path, torch.float16)
         yield step

@@ -145,7 +145,12 @@ def teacher_step(
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 13, the augmented PF-ODE.
     """
     guided = bind_guided_unet(
-        teacher, batch.prompt_embeds, batch.uncond_embeds, batch.guidance_scale + 1, batch.fps
+        teacher,
+        batch.prompt_embeds,
+        batch.uncond_embeds,
+        batch.guidance_scale + 1,
+        batch.fps,
+        one_call=True,
     )
     clean, noise = schedule.split(noisy, guided(noisy, batch.start), batch.start)
     return schedule.ddim_step(clean, noise, batch.end)
@@ -275,8 +280,15 @@ def student_of(
     return student.train(teacher.training)
 
 
+def frozen_shared_copy(student: VideoUNet) -> VideoUNet:
+    """Copy a student for use as its target: trained parameters are copied, frozen ones shared."""
+    frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
+    return copy.deepcopy(student, frozen).requires_grad_(False)
+
+
 @torch.no_grad()
 def update_ema(average: nn.Module, student: nn.Module, decay: float) -> None:
     """Set `average` to decay * average + (1 - decay) * student, in place."""
     for kept, new in zip(average.parameters(), student.parameters(), strict=True):
-        kept.lerp_(new.to(kept), 1 - decay)
+        if kept is not new:
+            kept.lerp_(new.to(kept), 1 - decay)

@@ -6,6 +6,7 @@ Two conventions differ by one. A teacher combines two predictions with the scale
 call. Hence s = w + 1.
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -43,6 +44,8 @@ def bind_guided_unet(
     uncond_embeds: PromptEmbeds,
     scale: PerVideo,
     fps: FrameRate | None = None,
+    *,
+    one_call: bool = False,
 ) -> Denoiser:
     """Bind a teacher to its prompts: (noisy, timesteps) -> raw output, in two network calls.
 
@@ -50,10 +53,16 @@ def bind_guided_unet(
         uncond_embeds: the encoding of the empty prompt, one per video.
         scale: s in the Imagen convention.
         fps: goes to both calls.
+        one_call: compute both predictions as one batch: faster on an accelerator, twice the memory.
     """
     conditioning = Conditioning(fps=fps)
 
     def denoiser(noisy: Latents, timesteps: Timesteps) -> Latents:
+        if one_call:
+            both = Conditioning(fps=None if fps is None else torch.cat([fps, fps]))
+            embeds = torch.cat([prompt_embeds, uncond_embeds])
+            output = network(torch.cat([noisy] * 2), torch.cat([timesteps] * 2), embeds, both)
+            return guide(*output.chunk(2), scale)
         cond = network(noisy, timesteps, prompt_embeds, conditioning)
         uncond = network(noisy, timesteps, uncond_embeds, conditioning)
         return guide(cond, uncond, scale)

@@ -72,6 +72,8 @@ def mix_rewards(
     vae: AutoencoderKL,
     rewards: Iterable[WeightedReward],
     generator: torch.Generator,
+    *,
+    recompute: bool = False,
 ) -> MixedReward:
     """Decode some frames of the estimates, with gradient, and score them by every reward.
 
@@ -79,12 +81,15 @@ def mix_rewards(
 
     Args:
         clean: `ConsistencyLoss.clean`, with gradient.
-        generator: selects the frames.
+        generator: selects the frames of each video.
+        recompute: as for `decode_latents`.
     """
     scores, loss = {}, clean.new_zeros(())
     for reward in rewards:
-        frames = reward.select(clean.shape[2], reward.frames, generator)
-        score = score_frames(clean, frames, prompts, vae, reward.model)
+        frames = torch.stack(
+            [reward.select(clean.shape[2], reward.frames, generator) for _ in prompts]
+        )
+        score = score_frames(clean, frames, prompts, vae, reward.model, recompute=recompute)
         scores[reward.name] = score
         loss = loss - reward.weight * score.mean()
     return MixedReward(scores, loss)
@@ -92,10 +97,17 @@ def mix_rewards(
 
 def score_frames(
     clean: Latents,
-    frames: Int[Tensor, " M"],
+    frames: Int[Tensor, "B M"],
     prompts: list[str],
     vae: AutoencoderKL,
     reward: Reward,
+    *,
+    recompute: bool = False,
 ) -> PerVideo:
-    """Decode the frames at these indices of every video, and score them."""
-    return reward(decode_latents(vae, clean[:, :, frames.to(clean.device)]), prompts)
+    """Decode the frames at these indices, video by video, and score them.
+
+    Args:
+        recompute: as for `decode_latents`.
+    """
+    chosen = torch.stack([video[:, own] for video, own in zip(clean, frames.to(clean.device), strict=True)])
+    return reward(decode_latents(vae, chosen, recompute=recompute), prompts)

@@ -111,7 +111,7 @@ def test_the_training_step_is_in_parity_with_the_published_one(step, golden, pub
 
     rows, frames = (recorded[f"{step}/reward_{name}_idx"] for name in ("batch", "frame"))
     prompts = [settings["prompts"][row] for row in rows]
-    image = score_frames(loss.clean[rows], frames, prompts, vae, image_reward)
+    image = score_frames(loss.clean[rows], frames.expand(len(rows), -1), prompts, vae, image_reward)
     total = total - settings["reward_scale"] * image.mean()
     assert_near(-settings["reward_scale"] * image.mean(), recorded[f"{step}/reward_loss"], 1e-6)
     if settings["video_reward_scale"]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, nll_loss, pixel_unshuffle, silu
 
-from training.loop import FitConfig, StepStats, fit
+from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.world.flaws import KINDS, WORDS, Bank, Pair, PairSource, draw_bank
 from training.shapes.world.scenes import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, Scene
 from turbo.types import Frames, PerVideo
@@ -154,7 +154,7 @@ def preference_loss(judge: Judge, pairs: Sequence[Pair]) -> Tensor:
     return -logsigmoid(better - worse).mean() + CLASSIFICATION_WEIGHT * classification
 
 
-def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepStats]:
+def train_judge(judge: Judge, bank: Bank, folder: Path) -> Iterator[StepStats]:
     """Train in place on pairs of the judge's half of the training scenes.
 
     Args:
@@ -162,12 +162,12 @@ def train_judge(judge: Judge, bank: Bank, checkpoint: Path) -> Iterator[StepStat
     """
     source = PairSource(JUDGE_SCENES, bank)
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        seed = int(torch.randint(2**62, (), generator=generator))
+    def draw_loss(slot: Slot) -> Tensor:
+        seed = int(torch.randint(2**62, (), generator=slot.generator))
         rng = np.random.default_rng(seed)
         return preference_loss(judge, [source.draw(rng) for _ in range(BATCH)])
 
-    yield from fit(judge, draw_loss, CONFIG, checkpoint)
+    yield from fit(judge, draw_loss, CONFIG, folder)
 
 
 def held_out_source(vae: AutoencoderKL) -> PairSource:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from training.loop import FitConfig, StepStats, fit
+from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.student_estimates import StudentEstimates
 from training.shapes.models.text import ATTRIBUTES, LENGTH
 from training.shapes.world.scenes import (
@@ -103,7 +103,7 @@ class AttributeHeads(nn.Module):
 
 
 def train_image_reward(
-    model: CLIPModel, tokenizer: CLIPTokenizer, estimates: StudentEstimates, checkpoint: Path
+    model: CLIPModel, tokenizer: CLIPTokenizer, estimates: StudentEstimates, folder: Path
 ) -> Iterator[StepStats]:
     """Train in place to match frames with captions and to prefer the better of two frames.
 
@@ -112,8 +112,8 @@ def train_image_reward(
     """
     network = AttributeHeads(model, SEEN_IN_A_FRAME)
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(generator.initial_seed())
+    def draw_loss(slot: Slot) -> Tensor:
+        rng = np.random.default_rng(slot.generator.initial_seed())
         drawn = draw_scenes(rng, IMAGE_BATCH // 2)
         rows = rng.integers(len(estimates), size=IMAGE_BATCH // 2)
         estimated = [SCENES[i] for i in estimates.scene[rows].tolist()]
@@ -136,17 +136,17 @@ def train_image_reward(
         preferred = preference_loss(better, worse, own[: len(pairs)])
         return aligned + preferred + network.loss(embedded[: len(scenes)], scenes, shown)
 
-    yield from fit(network, draw_loss, IMAGE_CONFIG, checkpoint)
+    yield from fit(network, draw_loss, IMAGE_CONFIG, folder)
 
 
 def train_video_reward(
-    model: ViCLIP, tokenizer: CLIPTokenizer, checkpoint: Path
+    model: ViCLIP, tokenizer: CLIPTokenizer, folder: Path
 ) -> Iterator[StepStats]:
     """Train in place to match clips with captions, and prefer clips to frozen or shuffled ones."""
     network = AttributeHeads(model, tuple(ATTRIBUTES))
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(generator.initial_seed())
+    def draw_loss(slot: Slot) -> Tensor:
+        rng = np.random.default_rng(slot.generator.initial_seed())
         scenes = draw_scenes(rng, VIDEO_BATCH)
         clips = np.stack([draw_half_rate_clip(scene, rng) for scene in scenes])
         embedded = embed_videos(model, to_videos(clips))
@@ -165,7 +165,7 @@ def train_video_reward(
         counted = torch.ones(len(scenes), dtype=torch.bool)
         return aligned + preferred + network.loss(embedded, scenes, counted)
 
-    yield from fit(network, draw_loss, VIDEO_CONFIG, checkpoint)
+    yield from fit(network, draw_loss, VIDEO_CONFIG, folder)
 
 
 def preference_loss(better: Tensor, worse: Tensor, own: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from training.distil import DistillationConfig, EncodedBatch
-from training.loop import FitConfig
+from training.checkpoints import load_newest
+from training.loop import FitConfig, Slot
 from training.shapes.models.teacher import SCHEDULE
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips
 from turbo.diffusion.distillation import SolverGrid, student_of
@@ -84,18 +85,18 @@ def distillation_config(fit: FitConfig) -> DistillationConfig:
 
 def batch_source(
     clips: EncodedClips, captions: Tensor, batch_size: int
-) -> Callable[[torch.Generator], EncodedBatch]:
+) -> Callable[[Slot], EncodedBatch]:
     """Return a function that draws batches of the training clips.
 
     Args:
         captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
     """
 
-    def draw_encoded(generator: torch.Generator) -> EncodedBatch:
-        rows = torch.randint(len(clips), (batch_size,), generator=generator)
+    def draw_encoded(slot: Slot) -> EncodedBatch:
+        rows = torch.randint(len(clips), (batch_size,), generator=slot.generator)
         return EncodedBatch(
             latents=clips.latents[rows].float(),
-            prompts=[CAPTIONS[index] for index in clips.caption[rows].tolist()],
+            reward_prompts=[CAPTIONS[index] for index in clips.caption[rows].tolist()],
             prompt_embeds=captions[clips.caption[rows] + 1],
             uncond_embeds=captions[:1].expand(batch_size, -1, -1),
         )
@@ -113,20 +114,23 @@ def draw_guidance(batch_size: int, generator: torch.Generator) -> PerVideo:
 
 
 def build_student(teacher: VideoUNet) -> VideoUNet:
-    """Copy the teacher, add the guidance projection and the adapters. Only these are trained."""
-    student = student_of(teacher).requires_grad_(False)
+    """Add the guidance projection and the adapters to the teacher's own weights.
+
+    Only these are trained.
+    """
+    student = student_of(teacher, share=True).requires_grad_(False)
     return add_lora(student, RANK, generator=torch.Generator().manual_seed(FIT.seed))
 
 
-def load_averaged_student(teacher: VideoUNet, checkpoint: Path) -> VideoUNet:
-    """Load the averaged student of a checkpoint, as training would return it at that step."""
-    content = torch.load(checkpoint, weights_only=True)
-    prefix = "module.student."  # "module" by AveragedModel, "student" by `distil`
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in content["average"].items()
-        if name.startswith(prefix)
-    }
+def load_averaged_student(teacher: VideoUNet, folder: Path) -> VideoUNet:
+    """Load the averaged student of the newest checkpoint, as training would return it there.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    content = load_newest(folder)
+    if content is None:
+        raise FileNotFoundError(f"There is no checkpoint in {folder}. Train the student first.")
     student = build_student(teacher)
-    student.load_state_dict(weights)
+    student.load_state_dict(content["average"], strict=False)
     return student

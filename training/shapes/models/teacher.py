@@ -9,7 +9,7 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from training.loop import FitConfig, StepStats, fit
+from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.text import WIDTH
 from training.shapes.models.vae import CHANNELS
 from training.shapes.world.encoded_clips import EncodedClips
@@ -71,7 +71,7 @@ def is_temporal(name: str) -> bool:
 
 
 def train_frames(
-    unet: VideoUNet, clips: EncodedClips, captions: Tensor, checkpoint: Path
+    unet: VideoUNet, clips: EncodedClips, captions: Tensor, folder: Path
 ) -> Iterator[StepStats]:
     """Train all layers but the temporal ones, on single frames.
 
@@ -81,37 +81,37 @@ def train_frames(
     for name, weight in unet.named_parameters():
         weight.requires_grad_(not is_temporal(name))
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(clips), (FRAMES_BATCH,), generator=generator)
-        frames = torch.randint(clips.latents.shape[2], (FRAMES_BATCH,), generator=generator)
+    def draw_loss(slot: Slot) -> Tensor:
+        rows = torch.randint(len(clips), (FRAMES_BATCH,), generator=slot.generator)
+        frames = torch.randint(clips.latents.shape[2], (FRAMES_BATCH,), generator=slot.generator)
         clean = rearrange(clips.latents[rows, :, frames].float(), "B C h w -> B C 1 h w")
         sprite = rearrange(clips.sprite[rows, frames], "B h w -> B 1 h w")
         prompts = captions[clips.caption[rows] + 1]
-        return denoising_loss(unet, clean, sprite, prompts, generator, captions[0])
+        return denoising_loss(unet, clean, sprite, prompts, slot.generator, captions[0])
 
-    yield from fit(unet, draw_loss, FRAMES_CONFIG, checkpoint)
+    yield from fit(unet, draw_loss, FRAMES_CONFIG, folder)
 
 
 def train_clips(
     unet: VideoUNet,
     clips: EncodedClips,
     captions: Tensor,
-    checkpoint: Path,
+    folder: Path,
     config: FitConfig = CLIPS_CONFIG,
     stride: int = 1,
 ) -> Iterator[StepStats]:
     """Train all layers on every `stride`-th frame; other arguments as in `train_frames`."""
     unet.requires_grad_(True)
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(clips), (CLIPS_BATCH,), generator=generator)
+    def draw_loss(slot: Slot) -> Tensor:
+        rows = torch.randint(len(clips), (CLIPS_BATCH,), generator=slot.generator)
         prompts = captions[clips.caption[rows] + 1]
-        phase = int(torch.randint(stride, (1,), generator=generator))
+        phase = int(torch.randint(stride, (1,), generator=slot.generator))
         clean = clips.latents[rows, :, phase::stride].float()
         sprite = clips.sprite[rows, phase::stride]
-        return denoising_loss(unet, clean, sprite, prompts, generator, captions[0])
+        return denoising_loss(unet, clean, sprite, prompts, slot.generator, captions[0])
 
-    yield from fit(unet, draw_loss, config, checkpoint)
+    yield from fit(unet, draw_loss, config, folder)
 
 
 def denoising_loss(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from training.loop import FitConfig, StepStats, fit
+from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.world.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -95,13 +95,13 @@ class AttributeClassifier(nn.Module):
 
 
 def train_text(
-    text_model: CLIPTextModel, tokenizer: CLIPTokenizer, checkpoint: Path
+    text_model: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path
 ) -> Iterator[StepStats]:
     """Train in place on captions of the training scenes; yield statistics after every step."""
     classifier = AttributeClassifier(text_model)
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        rng = np.random.default_rng(generator.initial_seed())
+    def draw_loss(slot: Slot) -> Tensor:
+        rng = np.random.default_rng(slot.generator.initial_seed())
         scenes = [TRAIN_SCENES[i] for i in rng.integers(len(TRAIN_SCENES), size=BATCH)]
         captions = [scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))]) for scene in scenes]
         logits = classifier(tokenize(tokenizer, captions))
@@ -113,4 +113,4 @@ def train_text(
         ]
         return torch.stack(losses).sum()
 
-    yield from fit(classifier, draw_loss, CONFIG, checkpoint)
+    yield from fit(classifier, draw_loss, CONFIG, folder)

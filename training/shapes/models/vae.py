@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
-from training.loop import FitConfig, StepStats, fit
+from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.world.scenes import draw_example
 
 CHANNELS = 8
@@ -45,20 +45,20 @@ def draw_pixels(rng: np.random.Generator, count: int) -> Tensor:
     return rearrange(torch.from_numpy(np.stack(frames)), "B H W C -> B C H W") / 127.5 - 1
 
 
-def train_vae(vae: AutoencoderKL, checkpoint: Path) -> Iterator[StepStats]:
+def train_vae(vae: AutoencoderKL, folder: Path) -> Iterator[StepStats]:
     """Train in place; yield statistics after every step.
 
     The loss is L1 + 2 L2 of the reconstruction + KL_WEIGHT KL per pixel channel.
     """
 
-    def draw_loss(generator: torch.Generator) -> Tensor:
-        pixels = draw_pixels(np.random.default_rng(generator.initial_seed()), BATCH)
+    def draw_loss(slot: Slot) -> Tensor:
+        pixels = draw_pixels(np.random.default_rng(slot.generator.initial_seed()), BATCH)
         posterior = vae.encode(pixels).latent_dist
         kl = posterior.kl().mean() / pixels[0].numel()
-        decoded = vae.decode(posterior.sample(generator)).sample
+        decoded = vae.decode(posterior.sample(slot.generator)).sample
         return l1_loss(decoded, pixels) + 2 * mse_loss(decoded, pixels) + KL_WEIGHT * kl
 
-    yield from fit(vae, draw_loss, CONFIG, checkpoint)
+    yield from fit(vae, draw_loss, CONFIG, folder)
     _normalise_latents(vae)
 
 

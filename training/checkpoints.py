@@ -1,0 +1,53 @@
+"""Checkpoints of a run: one file per saved step, complete or absent, the newest ones kept."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SUFFIX = ".pt"
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint of a step, then delete all but the `keep` newest.
+
+    A file that has its name is complete, whenever the process or the machine stops.
+
+    Raises:
+        OSError: it could not be written; the earlier ones are still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step:08d}{SUFFIX}"
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as failure:  # torch's writer raises a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"The checkpoint of step {step} could not be written to {folder}: {failure}. Free some "
+            f"space and run the same command again: it continues from {find_newest(folder)}."
+        ) from failure
+    for old in saved_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def find_newest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint; None if there is none."""
+    return next(reversed(saved_checkpoints(folder)), None)
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """Return the content of the newest checkpoint; None if there is none. Tensors only, no code."""
+    newest = find_newest(folder)
+    return None if newest is None else torch.load(newest, map_location="cpu", weights_only=True)
