@@ -1,74 +1,50 @@
 """Consistency distillation with reward feedback, of any teacher that `turbo` can load.
 
-The losses are in `turbo.diffusion.distillation`, the rewards in `turbo.rewards`. This module is the
-training step around them; `training.__main__` runs it by a configuration file.
+    python -m training.distil training/configs/vc2.toml data.folder=videos
+    accelerate launch -m training.distil training/configs/vc2.toml data.folder=videos
+
+The same command again continues a run that was stopped. `--dry-run` says what a run would do and
+need. The losses are in `turbo.diffusion.distillation`, the rewards in `turbo.rewards`.
 
 Source: T2V-Turbo, arXiv:2405.18750, Algorithm 1; T2V-Turbo-v2, arXiv:2410.05677, Algorithm 2.
 """
 
+import argparse
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
-from training.loop import FitConfig, Slot, StepStats, fit
+from training.build import build_parts
+from training.config import Config, load_config
+from training.export import export_student
+from training.forecast import describe_run
+from training.log import Log
+from training.loop import Slot, StepStats, fit
+from training.settings import DistillationConfig, EncodedBatch
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
-    SolverGrid,
     consistency_loss,
     draw_batch,
     frozen_shared_copy,
     solver_step_loss,
     update_ema,
 )
-from turbo.diffusion.motion import MOTION_LAYERS, PERCENTAGE, STRENGTH, motion_strength
-from turbo.diffusion.schedule import NoiseSchedule
+from turbo.diffusion.motion import motion_strength
 from turbo.diffusion.teacher_cache import record_teacher, step_from_record
 from turbo.networks.unet import VideoUNet
+from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
-from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """A batch of encoded training videos with their prompts."""
-
-    latents: Latents
-    reward_prompts: list[str | None]  # what rewards score a video against; None is not scored
-    prompt_embeds: PromptEmbeds
-    uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
-    fps: FrameRate | None = None  # for networks that take it
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionGuidance:
-    """T2V-Turbo-v2's: the teacher's step follows the motion of the training video."""
-
-    strength: float = STRENGTH
-    percentage: float = PERCENTAGE  # the noisiest share of the timesteps
-    layers: tuple[str, ...] = MOTION_LAYERS
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig:
-    """Settings of one distillation."""
-
-    fit: FitConfig
-    schedule: NoiseSchedule  # the teacher's
-    grid: SolverGrid
-    draw_guidance: Callable[[int, torch.Generator], PerVideo]  # (batch size, generator) -> w
-    target_ema: float  # decay of the target's weights; 0: those of the student, as last updated
-    target_dropout: bool = True  # as in the published code, whose target is the student itself
-    kappa: float = 1e-3  # of the pseudo-Huber distance
-    motion: MotionGuidance | None = None
-    recompute: bool = False  # activations of student and VAE in the backward pass: less memory
-    rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate
 
 
 def distil(
@@ -166,3 +142,97 @@ def compare(
     )
     step = step_from_record(record, batch.guidance_scale, config.schedule, strength)
     return solver_step_loss(student, target, step, config.schedule, kappa=config.kappa)
+
+
+def run(config: Config) -> Path:
+    """Train what a configuration describes, from its last checkpoint, and export the student.
+
+    Returns:
+        the folder of the exported model.
+    """
+    out = Path(config.run.out)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=config.run.precision,
+        log_with=config.run.trackers or None,
+        project_dir=out,
+    )
+    if config.run.trackers:
+        accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
+    parts = build_parts(config, accelerator)
+    with stop_on_sigterm() as should_stop, fixed_threads(parts.card, accelerator.device):
+        steps = distil(
+            parts.teacher,
+            parts.student,
+            parts.draw_encoded,
+            out / "checkpoints",
+            parts.settings,
+            rewards=parts.rewards,
+            vae=parts.vae,
+            accelerator=accelerator,
+            should_stop=should_stop,
+        )
+        follow(steps, config, accelerator)
+    folder = out / "models" / config.name
+    if accelerator.is_main_process:
+        export_student(parts, config, folder)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return folder
+
+
+def follow(steps: Iterator[StepStats], config: Config, accelerator: Accelerator) -> None:
+    """Run the steps; show progress, and log every step to log.csv and the trackers."""
+    log, main = Log(Path(config.run.out) / "log.csv"), accelerator.is_main_process
+    with tqdm(total=config.run.steps, desc=config.name, disable=not main) as bar:
+        for stats in steps:
+            bar.update(stats.step - bar.n)
+            bar.set_postfix(loss=f"{stats.loss:.4f}")
+            if main:
+                log.add(stats)
+            accelerator.log({"loss": stats.loss, "grad_norm": stats.grad_norm}, stats.step)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGTERM came: schedulers send it before they kill."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.distil",
+        description="Distil a teacher into a few-step student, with rewards.",
+    )
+    parser.add_argument("config", type=Path, help="such as training/configs/vc2.toml")
+    parser.add_argument(
+        "changes", nargs="*", metavar="table.key=value", help="such as data.folder=videos"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print settings, data, memory and time, and stop"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        transformers.utils.logging.disable_progress_bar()  # of loading weights
+        config = load_config(options.config, options.changes)
+        if options.dry_run:
+            print(describe_run(config))
+        else:
+            folder = run(config)
+            print(
+                f"The student is in {folder}. Make a video with it:\n"
+                f"T2V_MODELS_DIR={folder.parent} python -m turbo.generate 'a prompt' "
+                f"--model {config.name}"
+            )
+    except (ValueError, OSError, FloatingPointError) as refusal:
+        parser.error(str(refusal))
+
+
+if __name__ == "__main__":
+    main()

@@ -134,7 +134,11 @@ def fit(
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = accelerator.prepare(_optimizer(trained, config, rate_factor))
     average = {name: weight.detach().clone() for name, weight in trained.items()}
-    tensors = {"trained": trained, "average": average, "companions": dict(companions or {})}
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "trained": trained,
+        "average": average,
+        "companions": companions or {},
+    }
     first = _resume(folder, tensors, optimizer, config)
     norms: list[float] = []
 

@@ -8,8 +8,9 @@ import torch
 
 from tests.support.tiny_models import make_unet
 from training.checkpoints import load_newest
-from training.distil import DistillationConfig, EncodedBatch, distil
+from training.distil import distil
 from training.loop import FitConfig, Slot
+from training.settings import DistillationConfig, EncodedBatch
 from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
 from turbo.networks.lora import add_lora
 from turbo.rewards import WeightedReward

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
-from training.checkpoints import load_newest, saved_checkpoints
+from training.checkpoints import find_newest, load_newest, save_checkpoint, saved_checkpoints
 from training.loop import FitConfig, Slot, fit
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +89,167 @@ def test_the_learning_rate_rises_stays_and_falls_to_zero():
     assert rates[6:] == sorted(rates[6:], reverse=True)
 
 
+def steps_of(config: FitConfig, folder: Path, **options) -> tuple[nn.Module, list[float]]:
+    """Train a new network; return it with the loss of every step."""
+    network = build_network()
+    losses = [r.loss for r in fit(network, loss_of(network), config, folder, **options)]
+    return network, losses
+
+
+def test_a_step_of_several_slots_uses_their_mean_gradient(tmp_path: Path):
+    config = replace(CONFIG, steps=1, slots=3, clip_norm=1e9)
+    steps_of(config, tmp_path)
+    network, gradients = build_network(), []
+    for index in range(3):
+        generator = torch.Generator().manual_seed((config.seed * 1_000_003) * 3 + index)
+        network.zero_grad()
+        loss_of(network)(Slot(0, index, 3, index == 0, generator)).backward()
+        gradients.append(network.weight.grad.clone())
+
+    first = load_newest(tmp_path)["optimizer"]["state"][0]["exp_avg"] / (1 - config.betas[0])
+
+    assert_close(first, torch.stack(gradients).mean(dim=0))
+
+
+def test_the_gradient_is_clipped(tmp_path: Path):
+    config = replace(CONFIG, steps=1, clip_norm=1e-3)
+    steps_of(config, tmp_path)
+
+    state = load_newest(tmp_path)["optimizer"]["state"]
+
+    used = torch.cat([s["exp_avg"].flatten() for s in state.values()]) / (1 - config.betas[0])
+    assert used.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_weight_decay_shrinks_the_weights(tmp_path: Path):
+    plain, _ = steps_of(replace(CONFIG, weight_decay=0.0), tmp_path / "plain")
+    decayed, _ = steps_of(replace(CONFIG, weight_decay=5.0), tmp_path / "decayed")
+
+    assert decayed.weight.norm() < 0.9 * plain.weight.norm()
+
+
+def test_the_average_has_a_shorter_memory_at_the_start_of_a_run(tmp_path: Path):
+    config = replace(CONFIG, steps=3, checkpoint_every=1, keep=3, ema=0.99)
+    steps_of(config, tmp_path)
+    one, two, three = (torch.load(p, weights_only=True) for p in saved_checkpoints(tmp_path))
+
+    expected = one["trained"]["weight"]
+    for count, content in ((1, two), (2, three)):
+        kept = (1 + count) / (10 + count)
+        expected = kept * expected + (1 - kept) * content["trained"]["weight"]
+
+    assert_close(three["average"]["weight"], expected)
+
+
+def test_parameters_have_their_own_rate(tmp_path: Path):
+    network, _ = steps_of(CONFIG, tmp_path, rate_factor=lambda name: float(name != "bias"))
+
+    assert torch.equal(network.bias, build_network().bias)
+    assert not torch.equal(network.weight, build_network().weight)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path):
+    steps_of(replace(CONFIG, checkpoint_every=2, keep=3), tmp_path)
+
+    assert [path.stem for path in saved_checkpoints(tmp_path)] == [
+        "00000008",
+        "00000010",
+        "00000012",
+    ]
+
+
+def test_a_stop_request_saves_and_exits_with_143_and_the_run_continues(tmp_path: Path):
+    _, expected = steps_of(CONFIG, tmp_path / "whole")
+    network, losses = build_network(), []
+
+    with pytest.raises(SystemExit) as stopped:
+        steps = fit(
+            network,
+            loss_of(network),
+            CONFIG,
+            tmp_path / "stopped",
+            should_stop=lambda: len(losses) == 4,  # asked during the fifth step
+        )
+        for stats in steps:
+            losses.append(stats.loss)
+    _, after = steps_of(CONFIG, tmp_path / "stopped")
+
+    assert stopped.value.code == 143
+    assert losses + after == expected
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"learning_rate": 0.1}, {"slots": 2}, {"steps": 20}]
+)
+def test_a_run_is_not_continued_with_other_settings(tmp_path: Path, change):
+    steps_of(replace(CONFIG, steps=4), tmp_path)
+
+    with pytest.raises(ValueError, match=f"another run: {[*change][0]} was"):
+        steps_of(replace(CONFIG, **{"steps": 4, **change}), tmp_path)
+
+
+def test_a_run_is_not_continued_with_another_network(tmp_path: Path):
+    steps_of(CONFIG, tmp_path)
+    other = nn.Linear(4, 1)
+
+    with pytest.raises(ValueError, match="another run: weight"):
+        next(fit(other, loss_of(other), CONFIG, tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, monkeypatch):
+    steps_of(replace(CONFIG, steps=4), tmp_path)
+    before = find_newest(tmp_path).read_bytes()
+
+    def fill_disk(content, file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 4, {}, keep=1)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["00000004.pt"]
+    assert find_newest(tmp_path).read_bytes() == before
+
+
+def test_a_gradient_far_above_the_usual_one_stops_the_run(tmp_path: Path):
+    config = replace(CONFIG, steps=80, checkpoint_every=10, max_spike=100.0, learning_rate=1e-4)
+    network = build_network()
+    calm = loss_of(network)
+
+    def draw_loss(slot: Slot) -> torch.Tensor:
+        return calm(slot) * (1e6 if slot.step == 60 else 1)
+
+    with pytest.raises(FloatingPointError, match="usually"):
+        list(fit(network, draw_loss, config, tmp_path))
+
+    assert find_newest(tmp_path).stem == "00000060"
+
+
+def test_slots_that_cannot_be_shared_equally_are_refused():
+    assert FitConfig(steps=1, learning_rate=1.0, slots=8).slots_per_process(4) == 2
+    with pytest.raises(ValueError, match="divides the 8 micro-batches"):
+        FitConfig(steps=1, learning_rate=1.0, slots=8).slots_per_process(3)
+
+
+def test_parameters_with_dropout_resume_with_the_same_masks(tmp_path: Path):
+    def train(folder: Path, steps: int | None = None) -> list[float]:
+        network = build_network()
+        drop = nn.Dropout(0.5)
+
+        def draw_loss(slot: Slot) -> torch.Tensor:
+            features = torch.randn(8, 3, generator=slot.generator)
+            return (network(drop(features)) - 1).square().mean()
+
+        return [r.loss for r in islice(fit(network, draw_loss, CONFIG, folder), steps)]
+
+    expected = train(tmp_path / "whole")
+    before = train(tmp_path / "killed", 4)
+    torch.manual_seed(123)  # a new process begins elsewhere
+
+    assert before + train(tmp_path / "killed") == expected
+
+
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
@@ -98,27 +262,27 @@ network = nn.Linear(3, 1)
 def draw_loss(slot):
     features = torch.randn(8, 3, generator=slot.generator)
     return (network(features) - features.sum(dim=1, keepdim=True)).square().mean()
-config = FitConfig(steps=5, learning_rate=0.05, warmup=1, ema=0.5)
-folder = Path(sys.argv[1])
-losses = [r.loss for r in fit(network, draw_loss, config, folder / "run")]
-rank = torch.distributed.get_rank()
-torch.save([network.weight.detach(), torch.tensor(losses)], folder / f"rank{rank}.pt")
+config = FitConfig(steps=3, learning_rate=0.05, warmup=1, ema=0.5, slots=4, clip_norm=1e9)
+list(fit(network, draw_loss, config, Path(sys.argv[1])))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_see_other_data_and_keep_the_same_weights(tmp_path: Path):
+def test_two_processes_take_the_step_of_one(tmp_path: Path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    contents = []
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        command = [sys.executable, *launch, str(script), str(tmp_path / str(processes))]
+        subprocess.run(command, env=environment, check=True, timeout=300)
+        contents.append(load_newest(tmp_path / str(processes)))
 
-    subprocess.run(
-        [sys.executable, *command, str(tmp_path)], env=environment, check=True, timeout=300
-    )
-
-    (weight, losses), (other_weight, other_losses) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)
-    )
-    assert torch.equal(weight, other_weight)
-    assert not torch.equal(losses, other_losses)
+    one, two = contents
+    for name in one["trained"]:
+        assert_close(one["trained"][name], two["trained"][name], rtol=0, atol=1e-5)
+    for index, state in one["optimizer"]["state"].items():
+        assert_close(
+            state["exp_avg"], two["optimizer"]["state"][index]["exp_avg"], atol=1e-5, rtol=0
+        )

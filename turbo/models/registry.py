@@ -7,6 +7,7 @@ from typing import Any
 
 from turbo.card import HubFile, ModelCard
 from turbo.disk_space import nearest_existing
+from turbo.models.local import find_local
 
 WEIGHTS = Path(__file__).parents[1] / "weights"  # of the embedded models
 
@@ -313,7 +314,11 @@ _PAPER_CARDS = [
     ),
 ]
 
-CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS]
+# T2V_MODELS_DIR is a folder of models that were trained here: `training.distil` writes one.
+_LOCAL = os.environ.get("T2V_MODELS_DIR")
+_LOCAL_CARDS = find_local(Path(_LOCAL).expanduser()) if _LOCAL else []
+
+CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_LOCAL_CARDS]
 
 MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
 DEFAULT_MODEL = "shapes-turbo"

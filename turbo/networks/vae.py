@@ -56,8 +56,8 @@ def decode_latents(
     Args:
         clamp: cut values off at 0 and 1, where a saturated pixel then passes no gradient. False
             returns what the decoder computed, which may leave that range.
-        recompute: decode frame by frame, and again in the backward pass, where it needs the memory
-            of one frame's activations instead of all (1.7 GiB each at 320 x 512, in half precision).
+        recompute: decode frame by frame, and again in the backward pass, which then needs the
+            activations of one frame instead of all (1.7 GiB each at 320 x 512, in bfloat16).
     """
     shift, scale = _scaling(vae)
     images = rearrange(latents / scale + shift, "B C F h w -> (B F) C h w").to(vae.dtype)

@@ -109,5 +109,7 @@ def score_frames(
     Args:
         recompute: as for `decode_latents`.
     """
-    chosen = torch.stack([video[:, own] for video, own in zip(clean, frames.to(clean.device), strict=True)])
+    chosen = torch.stack(
+        [video[:, own] for video, own in zip(clean, frames.to(clean.device), strict=True)]
+    )
     return reward(decode_latents(vae, chosen, recompute=recompute), prompts)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.distil import DistillationConfig, EncodedBatch
 from training.checkpoints import load_newest
 from training.loop import FitConfig, Slot
+from training.settings import DistillationConfig, EncodedBatch
 from training.shapes.models.teacher import SCHEDULE
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips
 from turbo.diffusion.distillation import SolverGrid, student_of

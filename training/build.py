@@ -1,0 +1,235 @@
+"""From a configuration to its parts: teacher, student, data and rewards, on their device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch import nn
+
+from training.config import Config, RewardTable
+from training.loop import FitConfig, Slot
+from training.settings import DistillationConfig, EncodedBatch, MotionGuidance
+from training.tiny import TINY, write_tiny
+from training.video_folder import (
+    Clip,
+    ClipShape,
+    ClipSource,
+    VideoFolder,
+    read_captions,
+    stack_frames,
+)
+from turbo.card import ModelCard
+from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
+from turbo.diffusion.motion import MOTION_LAYERS
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.models.local import read_card
+from turbo.models.registry import find_card
+from turbo.networks.lora import add_lora
+from turbo.networks.unet import VideoUNet
+from turbo.networks.vae import encode_frames
+from turbo.pipeline import load_card
+from turbo.rewards import WeightedReward, stride_frames
+from turbo.rewards.feedback import draw_frames
+from turbo.rewards.published import load_reward
+from turbo.types import Frames, PerVideo, Reward, TextEncoder
+
+SELECT = {"random": draw_frames, "stride": stride_frames}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run needs."""
+
+    card: ModelCard  # the teacher's
+    teacher: VideoUNet
+    student: VideoUNet
+    vae: AutoencoderKL
+    draw_encoded: Callable[[Slot], EncodedBatch]
+    rewards: tuple[WeightedReward, ...]
+    settings: DistillationConfig
+
+
+def teacher_card(config: Config) -> ModelCard:
+    """Return the card of the teacher: a registered model, a folder, or a tiny random one.
+
+    Raises:
+        ValueError: there is no such model, or it is a student.
+    """
+    name = config.teacher.model
+    if name in TINY:
+        folder = Path(config.run.out) / "models" / name
+        return read_card(folder) if (folder / "card.json").exists() else write_tiny(name, folder)
+    card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
+    if card.role != "teacher":
+        raise ValueError(f"Expected a teacher in teacher.model, got the student {name}.")
+    return card
+
+
+def build_parts(config: Config, accelerator: Accelerator) -> Parts:
+    """Load and build everything, on the device of this process.
+
+    Raises:
+        ValueError: a file is missing or of another kind, or the settings do not fit each other.
+    """
+    captions = read_captions(Path(config.data.folder), config.data.captions)
+    with accelerator.main_process_first():  # it writes tiny models
+        card = teacher_card(config)
+    half = config.run.precision == "bf16"
+    pipeline = load_card(
+        card,
+        str(accelerator.device),
+        dtype="bfloat16" if half else "float32",
+        memory="full",
+    )
+    teacher = nn.Module.to(pipeline.unet, accelerator.device)
+    student = build_student(teacher, config)
+    videos = VideoFolder(captions, clip_shape(config, card), config.run.seed)
+    source = ClipSource(
+        videos,
+        config.run.micro_batch,
+        workers=config.data.workers,
+        max_broken=config.data.max_broken,
+    )
+    device = accelerator.device
+    assert isinstance(pipeline.vae, AutoencoderKL)
+
+    def draw_encoded(slot: Slot) -> EncodedBatch:
+        clips = source(slot, accelerator.num_processes)
+        return encode(clips, slot, config, pipeline.vae, pipeline.text_encoder, student, device)
+
+    return Parts(
+        card,
+        teacher,
+        student,
+        pipeline.vae,
+        draw_encoded,
+        tuple(build_reward(table, device, half=half) for table in config.rewards),
+        build_settings(config, pipeline.schedule),
+    )
+
+
+def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
+    """Return the student: adapters on the teacher's own weights, or a copy that is trained whole.
+
+    What is trained is in float32.
+    """
+    motion, rank = config.motion is not None, config.student.lora_rank
+    student = student_of(teacher, share=rank > 0, motion=motion)
+    if config.student.temporal_dropout is not None:
+        set_dropout(student, config.student.temporal_dropout)
+    if rank:
+        generator = torch.Generator().manual_seed(config.run.seed)
+        student = add_lora(student.requires_grad_(False), rank, generator=generator)
+    else:
+        student.requires_grad_(True)
+    for weight in student.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return student
+
+
+def set_dropout(student: VideoUNet, share: float) -> None:
+    """Set the dropout of the temporal convolutions."""
+    for name, module in student.named_modules():
+        if isinstance(module, nn.Dropout) and ".temp_convs." in name:
+            module.p = share
+
+
+def clip_shape(config: Config, card: ModelCard) -> ClipShape:
+    """Return the shape of training clips: the teacher's, at the rate of the configuration."""
+    data = config.data
+    return ClipShape(card.num_frames, card.height, card.width, data.fps, data.stride, data.resize)
+
+
+def encode(
+    clips: list[Clip],
+    slot: Slot,
+    config: Config,
+    vae: AutoencoderKL,
+    text_encoder: TextEncoder,
+    student: VideoUNet,
+    device: torch.device,
+) -> EncodedBatch:
+    """Encode clips and captions; the posterior of the VAE is sampled, as in the published code."""
+    data = config.data
+    with torch.no_grad():
+        latents = encode_frames(vae, stack_frames(clips).to(device), slot.generator)
+        embeds = text_encoder.encode([clip.text for clip in clips]).float()
+        empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
+    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
+    scored: list[str | None] = [
+        (clip.short_text or None) if data.rewards_on == "short" else clip.text for clip in clips
+    ]
+    rates = torch.tensor([round(rate) for rate in told], device=device)
+    return EncodedBatch(latents, scored, embeds, empty, rates if student.takes_fps else None)
+
+
+def brightness(frames: Frames, prompts: list[str]) -> PerVideo:
+    """Return the mean of all pixels: a reward that needs no weights, for trials of a set-up."""
+    return frames.mean(dim=(1, 2, 3, 4))
+
+
+def build_reward(table: RewardTable, device: torch.device, *, half: bool) -> WeightedReward:
+    """Load one term of the mixture."""
+    model: Reward = brightness
+    if table.name != "brightness":
+        loaded = load_reward(table.name, Path(table.folder or f"rewards/{table.name}"))
+        model = loaded.to(device, torch.bfloat16 if half else torch.float32)
+    return WeightedReward(
+        name=table.name,
+        model=model,
+        weight=table.weight,
+        frames=table.frames,
+        select=SELECT[table.select],
+    )
+
+
+def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfig:
+    """Return the settings of the training step."""
+    run, student, motion = config.run, config.student, config.motion
+    low, high = config.teacher.guidance
+    fit = FitConfig(
+        steps=run.steps,
+        learning_rate=run.learning_rate,
+        warmup=run.warmup,
+        decay=run.decay,
+        weight_decay=run.weight_decay,
+        betas=run.betas,
+        clip_norm=run.clip_norm,
+        ema=run.weight_ema,
+        slots=run.batch // run.micro_batch,
+        max_spike=run.max_spike,
+        checkpoint_every=run.checkpoint_every,
+        keep=run.keep,
+        seed=run.seed,
+    )
+    return DistillationConfig(
+        fit=fit,
+        schedule=schedule,
+        grid=SolverGrid(config.teacher.grid_steps),
+        draw_guidance=partial(draw_guidance, low=low, high=high),
+        target_ema=student.target_ema,
+        target_dropout=student.target_dropout,
+        kappa=student.kappa,
+        motion=None
+        if motion is None
+        else MotionGuidance(
+            strength=motion.strength,
+            percentage=motion.percentage,
+            layers=tuple(motion.layers or MOTION_LAYERS),
+        ),
+        recompute=run.recompute,
+        rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
+    )
+
+
+def is_temporal(name: str) -> bool:
+    """Return whether a parameter is of a temporal transformer: what v2 can train at its own rate.
+
+    Temporal convolutions are not, as in the published code.
+    """
+    return name.startswith("transformer_in.") or ".temp_attentions." in name

@@ -1,0 +1,179 @@
+"""The configuration of a distillation: a TOML file, and changes from the command line.
+
+Unknown keys, wrong types and values out of range are refused before anything is loaded.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TeacherTable(_Table):
+    """The model to distil."""
+
+    model: str  # name in `python -m turbo.models list`, or a folder with a card.json
+    grid_steps: int = Field(ge=1)  # of its solver: 50 in T2V-Turbo, 200 in v2
+    guidance: tuple[float, float]  # range of w, drawn uniformly
+
+    @field_validator("guidance", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return tuple(float(v) for v in value) if isinstance(value, list) else value
+
+
+class MotionTable(_Table):
+    """Motion guidance of T2V-Turbo-v2."""
+
+    strength: float = Field(gt=0)  # m
+    percentage: float = Field(gt=0, le=1)  # the noisiest share of timesteps
+    layers: list[str] | None = None  # temporal attentions; default: the published nine
+
+
+class StudentTable(_Table):
+    """What is trained."""
+
+    lora_rank: int = Field(ge=0)  # 0 trains all weights
+    temporal_rate: float = Field(1.0, ge=0)  # factor of the learning rate of temporal transformers
+    temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
+    target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
+    target_dropout: bool = True
+    kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
+
+
+class RewardTable(_Table):
+    """One term of the reward mixture."""
+
+    name: str  # in `turbo.rewards.published.REWARDS`, or "brightness", which needs no weights
+    folder: str | None = None  # of its published files
+    weight: float  # beta
+    frames: int = Field(ge=1)  # decoded per video
+    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones
+
+
+class DataTable(_Table):
+    """Training videos: a folder with a table of captions."""
+
+    folder: str = ""  # set it on the command line: data.folder=PATH
+    captions: str = "captions.csv"  # or .jsonl: columns path, text and, optionally, short_text
+    fps: float = Field(gt=0)
+    stride: Literal["exact", "whole"]  # whole: every n-th frame, at the rate that results
+    told_fps: Literal["true", "nominal"]  # what the network is told
+    resize: Literal["crop", "squash"]
+    rewards_on: Literal["all", "short"] = "all"  # short: videos that have a short_text, on it
+    workers: int = Field(2, ge=0)  # decoding processes, per training process
+    max_broken: float = Field(0.01, ge=0, le=1)  # share of the videos that may be unusable
+
+
+class RunTable(_Table):
+    """Optimisation, and where the run is kept."""
+
+    out: str  # folder of checkpoints, logs and the exported model
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)  # videos per step, over all processes
+    micro_batch: int = Field(1, ge=1)  # videos per forward pass
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    decay: float = Field(0.0, ge=0, le=1)  # last share of the steps, to a rate of zero
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    weight_ema: float = Field(0.0, ge=0, lt=1)  # of the exported weights; 0: the last ones
+    precision: Literal["no", "bf16"] = "no"  # of computation, and of weights that are not trained
+    recompute: bool = False  # activations in the backward pass
+    max_spike: float | None = Field(None, gt=1)
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(ge=1)
+    keep: int = Field(2, ge=1)
+    trackers: list[str] = []  # of accelerate: "tensorboard", "wandb", ...
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _whole_slots(self) -> "RunTable":
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch")
+        return self
+
+
+class Config(_Table):
+    """A whole distillation."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # of the exported model
+    title: str
+    licence: str
+    teacher: TeacherTable
+    student: StudentTable
+    data: DataTable
+    run: RunTable
+    motion: MotionTable | None = None
+    rewards: list[RewardTable] = []
+
+
+def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
+    """Read a configuration, with changes such as `run.steps=10`.
+
+    Args:
+        changes: `table.key=value`, with a value in TOML; what is not TOML is taken as a string.
+
+    Raises:
+        ValueError: the file or a change is wrong; the message names the key.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as failure:
+        raise ValueError(f"{path} cannot be read: {failure.strerror}.") from failure
+    except tomllib.TOMLDecodeError as failure:
+        raise ValueError(f"{path} is not TOML: {failure}.") from failure
+    for change in changes:
+        _apply(tables, change)
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as failure:
+        wrong = failure.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        known = (
+            f" Its keys are {', '.join(_keys(wrong['loc']))}." if "extra" in wrong["type"] else ""
+        )
+        raise ValueError(
+            f"{path}: {key or 'the configuration'}: {wrong['msg']}, got {wrong['input']!r}.{known}"
+        ) from failure
+
+
+def _apply(tables: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not last:
+        raise ValueError(f"Expected a change as table.key=value, got {change!r}.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"{change!r} changes {parent}, which is not a table.")
+    table[last] = value
+
+
+def _keys(place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the table that holds an unknown one."""
+    tables: dict[str, type[BaseModel]] = {
+        "teacher": TeacherTable,
+        "student": StudentTable,
+        "data": DataTable,
+        "run": RunTable,
+        "motion": MotionTable,
+        "rewards": RewardTable,
+    }
+    return list(tables.get(str(place[0]) if len(place) > 1 else "", Config).model_fields)

@@ -1,0 +1,97 @@
+"""Export of a student: named safetensors, a card that `turbo` loads, and a model card to read."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from training.build import Parts
+from training.config import Config
+from turbo.card import ModelCard
+from turbo.models.local import write_card
+from turbo.networks.lora import LORA_FILE, save_lora
+
+GUIDANCE = 7.5  # w at which the papers evaluate
+STEPS = {50: 4, 200: 16}  # at which the papers evaluate, by size of the solver's grid
+
+
+def export_student(parts: Parts, config: Config, folder: Path) -> ModelCard:
+    """Write the adapters or the whole network, with its cards; replaces an earlier export."""
+    shutil.rmtree(folder, ignore_errors=True)
+    card = student_card(parts.card, config, folder)
+    if card.lora:
+        save_lora(parts.student, Path(card.lora) / LORA_FILE)
+    else:
+        parts.student.save_pretrained(Path(card.unet))
+    write_card(card, folder)
+    (folder / "README.md").write_text(describe_student(card, parts.card, config), encoding="utf-8")
+    return card
+
+
+def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
+    """Return the card of the student in `folder`."""
+    low, high = config.teacher.guidance
+    grid, here = config.teacher.grid_steps, folder.resolve()
+    adapted = config.student.lora_rank > 0
+    return replace(
+        teacher,
+        name=config.name,
+        title=config.title,
+        licence=config.licence,
+        role="student",
+        sampler="consistency",
+        unet=teacher.unet if adapted else str(here / "unet"),
+        lora=str(here / "adapters") if adapted else None,
+        sources=(),
+        fps=round(config.data.fps),
+        conditioning_fps=None,
+        eta=0.0,
+        clean_rescale=False,  # the student learned from clean latents
+        origin_steps=grid,
+        motion_layers="always" if config.motion else "never",
+        motion_strength=config.motion.strength if config.motion else None,
+        motion_share=config.motion.percentage if config.motion else 0.5,
+        default_steps=min(STEPS.get(grid, 4), grid),
+        max_steps=grid,
+        default_guidance=min(max(GUIDANCE, low), high),
+        min_guidance=low,
+        max_guidance=high,
+        guidance_kind="Embedded guidance w: an input of the network, one call per step.",
+    )
+
+
+def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str:
+    """Return the model card, in Markdown."""
+    rewards = [
+        f"| {r.name} | {r.weight:g} | {r.frames} ({r.select}) |" for r in config.rewards
+    ] or ["| none | | |"]
+    settings = json.dumps(config.model_dump(exclude={"data": {"folder"}}), indent=2)
+    return "\n".join(
+        [
+            f"# {card.title}",
+            "",
+            f"A few-step student of {teacher.title}, distilled in {config.run.steps} steps of "
+            f"{config.run.batch} videos. Licence: {card.licence}.",
+            "",
+            "```text",
+            f"T2V_MODELS_DIR={{the folder that holds this one}} python -m turbo.generate "
+            f'"a prompt" --model {card.name}',
+            "```",
+            "",
+            "| reward | weight | frames |",
+            "|---|---|---|",
+            *rewards,
+            "",
+            f"Data: {config.data.captions}, {config.data.fps:g} frames per second, "
+            f"{card.num_frames} frames of {card.width} x {card.height}, {config.data.resize}.",
+            "",
+            "Evaluation: none yet. Compare it with its teacher by `python -m human_eval`.",
+            "",
+            "## Configuration",
+            "",
+            "```json",
+            settings,
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,141 @@
+"""What a run will do and need, before anything is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.build import build_student, clip_shape, teacher_card
+from training.config import Config
+from training.video_folder import read_captions
+from turbo.card import ModelCard
+from turbo.networks.unet import VideoUNet
+from turbo.types import Conditioning
+
+UNET_FAMILIES = {  # networks that need not be on this disk
+    "videocrafter2": {"fps_conditioning": True},
+    "modelscope": {"skip_temporal_for_one_frame": True},
+}
+UTILISATION = 125e12  # floating-point operations per second: 40 % of an A100 in half precision
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Memory in bytes of one process, and work in floating-point operations."""
+
+    trained: int  # parameters
+    weights: int  # of teacher and student together, with what is trained
+    optimiser: int  # gradients, AdamW, target and averaged weights
+    activations: int  # of the student, kept for the backward pass
+    step_flops: int  # of the UNet, for one video: student, teacher and target
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.optimiser + self.activations
+
+
+def forecast(config: Config, card: ModelCard) -> Forecast:
+    """Compute a forecast on the meta device: nothing is loaded, nothing is computed.
+
+    VAE, text encoder and rewards are not included.
+    """
+    dtype = torch.bfloat16 if config.run.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        teacher = nn.Module.to(_network(card), dtype).requires_grad_(False).eval()
+        student = build_student(teacher, config).train()
+        if config.run.recompute:
+            student.enable_gradient_checkpointing()
+        inputs = _inputs(config, card, teacher)
+    kept, storages = 0, {weight.untyped_storage()._cdata for weight in student.parameters()}
+    held: list[Tensor] = []  # so that no storage's address is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        held.append(tensor)
+        if storage._cdata not in storages:
+            storages.add(storage._cdata)
+            kept += storage.nbytes()
+        return tensor
+
+    guidance = torch.empty(config.run.micro_batch, 256, device="meta")
+    conditioning = Conditioning(guidance=guidance, fps=inputs[3])
+    with (
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        FlopCounterMode(display=False) as forward,
+    ):
+        student(*inputs[:3], conditioning)
+    own = [weight for weight in student.parameters() if weight.requires_grad]
+    trained = sum(weight.numel() for weight in own)
+    shared = sum(w.numel() * w.element_size() for w in teacher.parameters())
+    flops = forward.get_total_flops() // config.run.micro_batch
+    return Forecast(
+        trained=trained,
+        weights=shared + 4 * trained,
+        optimiser=4 * trained * 5,  # gradient, two moments, target, average
+        activations=kept,
+        step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
+    )
+
+
+def _network(card: ModelCard) -> VideoUNet:
+    folder = card.folder / card.unet
+    if (folder / "config.json").is_file():
+        return VideoUNet.from_config(VideoUNet.load_config(folder))
+    if card.family in UNET_FAMILIES:
+        return VideoUNet(**UNET_FAMILIES[card.family])
+    raise ValueError(f"The configuration of {card.name} is missing in {folder}.")
+
+
+def _inputs(
+    config: Config, card: ModelCard, teacher: VideoUNet
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    videos, unet = config.run.micro_batch, teacher.config
+    scale = _pixels_per_latent(card.folder / "vae")
+    noisy = torch.empty(
+        videos, unet.in_channels, card.num_frames, card.height // scale, card.width // scale
+    )
+    steps = torch.zeros(videos, dtype=torch.long)
+    embeds = torch.empty(videos, 77, unet.cross_attention_dim)
+    return noisy, steps, embeds, steps if unet.fps_conditioning else None
+
+
+def _pixels_per_latent(vae: Path) -> int:
+    """Return the side of a latent in pixels; that of the published VAE, if it is not here."""
+    if not (vae / "config.json").is_file():
+        return 8
+    return 2 ** (len(AutoencoderKL.load_config(vae)["block_out_channels"]) - 1)
+
+
+def describe_run(config: Config) -> str:
+    """Return settings, data, memory and time of a run, for `--dry-run`."""
+    card = teacher_card(config)
+    found, run, shape = forecast(config, card), config.run, clip_shape(config, card)
+    flops = found.step_flops * run.batch * run.steps
+    if config.data.folder:
+        captions = read_captions(Path(config.data.folder), config.data.captions)
+        missing = sum(not caption.path.is_file() for caption in captions)
+        epochs = run.steps * run.batch / len(captions)
+        data = f"{len(captions)} videos, {missing} of them missing; {epochs:.2f} epochs"
+    else:
+        data = "set data.folder=PATH"
+    rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
+    return "\n".join(
+        [
+            config.model_dump_json(indent=2),
+            f"data: {data}; {shape.frames} frames of {shape.width} x {shape.height}",
+            f"teacher: {card.title}, {'ready' if card.is_ready() else 'not on this disk'}",
+            f"rewards: {rewards}",
+            f"trained: {found.trained:,} parameters",
+            f"memory per process, UNet alone: {found.memory / 2**30:.2f} GiB = "
+            f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
+            f"averages + {found.activations / 2**30:.2f} activations",
+            f"time on one A100 at 40 % of its peak, UNet alone: {flops / UTILISATION / 3600:.1f} h "
+            f"for {run.steps} steps of {run.batch} videos",
+        ]
+    )

@@ -1,0 +1,34 @@
+"""The log of a run: one CSV row per step, each step once, also after a run has resumed."""
+
+import csv
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from training.loop import StepStats
+
+
+class Log:
+    """Rows of `StepStats`. The first one added removes those of the same or later steps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started = False
+
+    def add(self, stats: StepStats) -> None:
+        """Append a row."""
+        if not self.started:
+            self._cut(stats.step)
+            self.started = True
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow(asdict(stats).values())
+
+    def _cut(self, step: int) -> None:
+        """Keep the rows before a step. A killed run may have logged steps that are taken again."""
+        names = [field.name for field in fields(StepStats)]
+        rows = list(csv.reader(self.path.read_text().splitlines())) if self.path.exists() else []
+        kept = [row for row in rows[1:] if len(row) == len(names) and int(row[0]) < step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([names, *kept])
+        partial.replace(self.path)

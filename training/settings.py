@@ -1,0 +1,48 @@
+"""What a distillation works on: a batch of encoded videos, and its settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from training.loop import FitConfig
+from turbo.diffusion.distillation import SolverGrid
+from turbo.diffusion.motion import MOTION_LAYERS, PERCENTAGE, STRENGTH
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch of encoded training videos with their prompts."""
+
+    latents: Latents
+    reward_prompts: list[str | None]  # what rewards score a video against; None is not scored
+    prompt_embeds: PromptEmbeds
+    uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
+    fps: FrameRate | None = None  # for networks that take it
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionGuidance:
+    """T2V-Turbo-v2's: the teacher's step follows the motion of the training video."""
+
+    strength: float = STRENGTH
+    percentage: float = PERCENTAGE  # the noisiest share of the timesteps
+    layers: tuple[str, ...] = MOTION_LAYERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Settings of one distillation."""
+
+    fit: FitConfig
+    schedule: NoiseSchedule  # the teacher's
+    grid: SolverGrid
+    draw_guidance: Callable[[int, torch.Generator], PerVideo]  # (batch size, generator) -> w
+    target_ema: float  # decay of the target's weights; 0: those of the student, as last updated
+    target_dropout: bool = True  # as in the published code, whose target is the student itself
+    kappa: float = 1e-3  # of the pseudo-Huber distance
+    motion: MotionGuidance | None = None
+    recompute: bool = False  # activations of student and VAE in the backward pass: less memory
+    rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate

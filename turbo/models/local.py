@@ -1,0 +1,52 @@
+"""Models outside the registry: a folder with a card.json, as `training.distil` exports them."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from turbo.card import ModelCard
+
+CARD = "card.json"
+PLACES = ("folder", "unet", "lora")  # "./" in them is the folder of the card
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read the card of the model in a folder.
+
+    Raises:
+        ValueError: it cannot be read, or it is not the card of a model.
+    """
+    file = folder / CARD
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        for place in PLACES:
+            if (values.get(place) or "").startswith("./"):
+                values[place] = str((folder / values[place]).resolve())
+        return ModelCard(**{**values, "folder": Path(values["folder"])})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as failure:
+        raise ValueError(f"{file} is not the card of a model: {failure}.") from failure
+
+
+def write_card(card: ModelCard, folder: Path) -> Path:
+    """Write a card; what lies in `folder` moves with it."""
+    here = folder.resolve()
+    values: dict[str, Any] = {f.name: getattr(card, f.name) for f in fields(card)}
+    values["folder"] = str(card.folder.resolve())
+    del values["sources"]  # of published models
+    for place in PLACES:
+        value = Path(values[place] or "")
+        if value.is_absolute() and value.is_relative_to(here):
+            values[place] = f"./{value.relative_to(here)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CARD).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return folder / CARD
+
+
+def find_local(folder: Path) -> list[ModelCard]:
+    """Return the cards of the models in the folders of a folder, by name.
+
+    Raises:
+        ValueError: as for `read_card`.
+    """
+    return [read_card(file.parent) for file in sorted(folder.glob(f"*/{CARD}"))]
