@@ -117,8 +117,8 @@ def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
 
     What is trained is in float32.
     """
-    motion, rank = config.motion is not None, config.student.lora_rank
-    student = student_of(teacher, share=rank > 0, motion=motion)
+    rank = config.student.lora_rank
+    student = student_of(teacher, share=rank > 0, motion=config.takes_motion)
     if config.student.temporal_dropout is not None:
         set_dropout(student, config.student.temporal_dropout)
     if rank:
@@ -216,7 +216,7 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
         target_dropout=student.target_dropout,
         kappa=student.kappa,
         motion=None
-        if motion is None
+        if motion is None or not config.takes_motion
         else MotionGuidance(
             strength=motion.strength,
             percentage=motion.percentage,

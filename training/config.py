@@ -31,7 +31,7 @@ class TeacherTable(_Table):
 class MotionTable(_Table):
     """Motion guidance of T2V-Turbo-v2."""
 
-    strength: float = Field(gt=0)  # m
+    strength: float = Field(ge=0)  # m; 0 trains a network that does not take it
     percentage: float = Field(gt=0, le=1)  # the noisiest share of timesteps
     layers: list[str] | None = None  # temporal attentions; default: the published nine
 
@@ -108,6 +108,17 @@ class RunTable(_Table):
 class Config(_Table):
     """A whole distillation."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.takes_motion and self.student.lora_rank:
+            raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        return self
+
+    @property
+    def takes_motion(self) -> bool:
+        """Return whether the student takes the motion strength."""
+        return self.motion is not None and self.motion.strength > 0
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")  # of the exported model
     title: str
     licence: str
@@ -122,18 +133,16 @@ class Config(_Table):
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration, with changes such as `run.steps=10`.
 
+    A file may name another one in `extends`, beside it: its tables are changed key by key, and a
+    list (`rewards`) is replaced.
+
     Args:
         changes: `table.key=value`, with a value in TOML; what is not TOML is taken as a string.
 
     Raises:
         ValueError: the file or a change is wrong; the message names the key.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as failure:
-        raise ValueError(f"{path} cannot be read: {failure.strerror}.") from failure
-    except tomllib.TOMLDecodeError as failure:
-        raise ValueError(f"{path} is not TOML: {failure}.") from failure
+    tables = _read(path)
     for change in changes:
         _apply(tables, change)
     try:
@@ -147,6 +156,23 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
         raise ValueError(
             f"{path}: {key or 'the configuration'}: {wrong['msg']}, got {wrong['input']!r}.{known}"
         ) from failure
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as failure:
+        raise ValueError(f"{path} cannot be read: {failure.strerror}.") from failure
+    except tomllib.TOMLDecodeError as failure:
+        raise ValueError(f"{path} is not TOML: {failure}.") from failure
+    base = tables.pop("extends", None)
+    return tables if base is None else _merged(_read(path.parent / base), tables)
+
+
+def _merged(base: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    both = {key: base[key] for key in base.keys() & changed.keys()}
+    tables = {key: _merged(old, changed[key]) for key, old in both.items() if isinstance(old, dict)}
+    return base | changed | tables
 
 
 def _apply(tables: dict[str, Any], change: str) -> None:

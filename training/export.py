@@ -48,8 +48,8 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
         eta=0.0,
         clean_rescale=False,  # the student learned from clean latents
         origin_steps=grid,
-        motion_layers="always" if config.motion else "never",
-        motion_strength=config.motion.strength if config.motion else None,
+        motion_layers="always" if config.takes_motion else "never",
+        motion_strength=config.motion.strength if config.motion and config.takes_motion else None,
         motion_share=config.motion.percentage if config.motion else 0.5,
         default_steps=min(STEPS.get(grid, 4), grid),
         max_steps=grid,
@@ -65,7 +65,7 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
     rewards = [
         f"| {r.name} | {r.weight:g} | {r.frames} ({r.select}) |" for r in config.rewards
     ] or ["| none | | |"]
-    settings = json.dumps(config.model_dump(exclude={"data": {"folder"}}), indent=2)
+    settings = json.dumps(config.model_dump(exclude={"data": {"folder"}, "run": {"out"}}), indent=2)
     return "\n".join(
         [
             f"# {card.title}",

@@ -238,7 +238,8 @@ class ClipSource:
         if len(self.unusable) > self.limit:
             raise ValueError(
                 f"{len(self.unusable)} of {len(self.videos.captions)} videos are unusable, more "
-                f"than data.max_broken allows. The last: {reason}. Repair or remove them."
+                f"than data.max_broken allows. The last: {[*self.unusable.values()][-1]}. "
+                "Repair or remove them."
             )
         return clips
 
@@ -248,6 +249,7 @@ class ClipSource:
             batch_sampler=positions,
             num_workers=self.workers,
             collate_fn=_as_list,
+            generator=torch.Generator(),  # else it draws from the generator of dropout masks
         )
 
 

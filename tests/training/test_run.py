@@ -1,0 +1,236 @@
+"""Whole distillations of tiny random teachers: from videos on disk to a model that makes clips."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.testing import assert_close
+
+from training import distil as command
+from training.build import teacher_card
+from training.checkpoints import load_newest, saved_checkpoints
+from training.config import load_config
+from training.forecast import describe_run, forecast
+from turbo.models.local import read_card
+from turbo.pipeline import load_card
+from turbo.video import Video, load_video
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "training" / "configs"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Let every test choose its own precision, which accelerate keeps for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
+    rows = ["path,text,short_text"]
+    for index in range(6):
+        image = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Video(np.stack([np.roll(image, n, axis=1) for n in range(12)]), 16).save(
+            folder / f"{index}.mp4"
+        )
+        rows.append(f"{index}.mp4,the video number {index},{'video' * (index % 2)}")
+    (folder / "captions.csv").write_text("\n".join(rows))
+    return folder
+
+
+def changes(videos: Path, out: Path, *more: str) -> list[str]:
+    return [f"data.folder={videos}", f"run.out={out}", *more]
+
+
+def losses(out: Path) -> list[str]:
+    """Return step and loss of every row of the log, with all digits."""
+    return [",".join(row.split(",")[:2]) for row in (out / "log.csv").read_text().split()[1:]]
+
+
+@pytest.mark.parametrize("name", ["tiny_vc2", "tiny_ms", "tiny_v2"])
+def test_a_configuration_runs_from_videos_to_a_model_that_makes_clips(name, videos, tmp_path):
+    config = load_config(CONFIGS / f"{name}.toml", changes(videos, tmp_path, "run.steps=2"))
+
+    folder = command.run(config)
+
+    card = read_card(folder)
+    video = load_card(card)("a cat", seed=1)
+    assert video.frames.shape == (4, 16, 16, 3)
+    assert (card.role, card.origin_steps) == ("student", config.teacher.grid_steps)
+    assert len(losses(tmp_path)) == 2
+    assert str(videos) not in (folder / "README.md").read_text()
+
+
+def test_the_trained_student_is_what_the_exported_model_computes(videos, tmp_path):
+    config = load_config(
+        CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, "run.steps=2", "run.learning_rate=0.1")
+    )
+    folder = command.run(config)
+
+    exported = load_card(read_card(folder)).unet
+
+    trained = load_newest(tmp_path / "checkpoints")["average"]
+    name = "time_embedding.cond_proj.weight"
+    assert trained[name].abs().sum() > 0
+    assert_close(exported.state_dict()[name], trained[name])
+    up, down = (trained[f"conv_in.lora_{side}.default.weight"].flatten(1) for side in ("B", "A"))
+    base = load_card(read_card(tmp_path / "models" / "tiny-vc2")).unet.conv_in.weight
+    assert_close(exported.conv_in.weight - base, (up @ down).view_as(base), atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatch):
+    tiny = CONFIGS / "tiny_vc2.toml"
+    command.run(load_config(tiny, changes(videos, tmp_path / "whole")))
+    add = command.Log.add
+
+    def add_and_stop(log, stats) -> None:
+        add(log, stats)
+        if stats.step == 1:  # so that it is noticed in the second step, which is not saved yet
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(command.Log, "add", add_and_stop)
+    with pytest.raises(SystemExit) as stopped:
+        command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+    monkeypatch.undo()
+
+    assert stopped.value.code == 143
+    assert [path.stem for path in saved_checkpoints(tmp_path / "stopped/checkpoints")] == [
+        "00000002"
+    ]
+    command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    whole, again = (load_newest(tmp_path / n / "checkpoints") for n in ("whole", "stopped"))
+    for kind in ("trained", "companions"):
+        for name, tensor in whole[kind].items():
+            assert torch.equal(tensor, again[kind][name]), name
+
+
+def test_half_precision_keeps_what_is_trained_in_float32(videos, tmp_path):
+    more = ("run.steps=1", "run.precision=bf16", "run.recompute=true")
+    command.run(load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, *more)))
+
+    trained = load_newest(tmp_path / "checkpoints")["trained"]
+
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    assert any(tensor.abs().sum() > 0 for name, tensor in trained.items() if "lora_B" in name)
+
+
+def test_a_dry_run_says_what_a_run_would_need_and_trains_nothing(videos, tmp_path, capsys):
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), *changes(videos, tmp_path), "--dry-run"]
+
+    command.main(arguments)
+
+    shown = capsys.readouterr().out
+    assert "6 videos, 0 of them missing" in shown
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["vc2", "modelscope", "v2"])
+def test_a_published_configuration_is_forecast_without_its_weights(name):
+    config = load_config(CONFIGS / f"{name}.toml")
+
+    found = forecast(config, teacher_card(config))
+
+    assert {"vc2": 117_293_728}.get(name, found.trained) == found.trained
+    assert "set data.folder=PATH" in describe_run(config)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("data.folder=nowhere", "captions"),
+        ("teacher.model=shapes-turbo", "Expected a teacher"),
+        ("teacher.model=none", "There is no model 'none'"),
+        ("rewards=[{name='viclip', weight=1.0, frames=8, select='stride'}]", "ViCLIP"),
+    ],
+)
+def test_a_run_that_cannot_start_is_refused_in_one_sentence(
+    videos, tmp_path, change, message, capsys
+):
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), *changes(videos, tmp_path), change]
+
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def launch(processes: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    several = ["--multi_cpu", f"--num_processes={processes}"] if processes > 1 else []
+    port = ["--main_process_port=0"]
+    return subprocess.Popen(
+        [*accelerate, *several, *port, "-m", "training.distil", *arguments],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(videos, tmp_path):
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), "run.steps=1", "run.clip_norm=1e9"]
+    contents = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        run = launch(processes, [*arguments, *changes(videos, out)])
+        assert run.wait(300) == 0, run.stderr.read().decode()
+        contents.append(load_newest(out / "checkpoints"))
+
+    one, two = contents
+    gradients = [
+        {i: s["exp_avg"] / 0.1 for i, s in c["optimizer"]["state"].items()} for c in (one, two)
+    ]
+    for index, gradient in gradients[0].items():
+        assert_close(gradients[1][index], gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path):
+    more = ("run.steps=12", "run.batch=2", "run.checkpoint_every=1")
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
+    whole = launch(2, [*arguments, *changes(videos, tmp_path / "whole")])
+    assert whole.wait(600) == 0, whole.stderr.read().decode()
+    rng, out = np.random.default_rng(), tmp_path / "killed"
+
+    for _ in range(20):
+        run = launch(2, [*arguments, *changes(videos, out)])
+        try:
+            run.wait(rng.uniform(10, 25))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        else:
+            break
+    else:
+        run = launch(2, [*arguments, *changes(videos, out)])
+        assert run.wait(600) == 0, run.stderr.read().decode()
+
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_exported_model_is_one_of_the_commands_models(videos, tmp_path):
+    config = load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, "run.steps=1"))
+    folder = command.run(config)
+
+    subprocess.run(
+        [sys.executable, "-m", "turbo.generate", "a cat", "--model", config.name]
+        + ["--out", str(tmp_path / "cat.mp4")],
+        env=ENVIRONMENT | {"T2V_MODELS_DIR": str(folder.parent)},
+        check=True,
+    )
+
+    assert load_video(tmp_path / "cat.mp4").recipe["model"] == config.name

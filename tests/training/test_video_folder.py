@@ -1,0 +1,223 @@
+"""Training videos: which frames, at which rate, in which order, and what is unusable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.loop import Slot
+from training.video_folder import (
+    Caption,
+    ClipShape,
+    ClipSource,
+    VideoFolder,
+    read_captions,
+    read_clip,
+    stack_frames,
+)
+from turbo.video import Video
+
+SHAPE = ClipShape(frames=4, height=16, width=16, fps=8, stride="exact", resize="crop")
+
+
+def write_ramp(path: Path, frames: int = 40, fps: float = 16, height: int = 16, width: int = 16):
+    """A video whose frame n is grey of level 4 n."""
+    levels = 4 * np.arange(frames, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    pixels = np.broadcast_to(levels, (frames, height, width, 3)).copy()
+    Video(pixels, fps).save(path)
+    return path
+
+
+def frame_numbers(pixels: np.ndarray) -> list[int]:
+    return [round(float(frame.mean()) / 4) for frame in pixels]
+
+
+def slots(processes: int, count: int, steps: int, rank: int = 0) -> list[Slot]:
+    generator = torch.Generator()
+    return [
+        Slot(step, index, count, index == rank, generator)
+        for step in range(steps)
+        for index in range(rank, count, processes)
+    ]
+
+
+@pytest.mark.parametrize(
+    "native, fps, stride, rate, step",
+    [
+        (16, 8, "exact", 8, 2),
+        (24, 16, "whole", 12, 2),  # round(1.5) = 2, as in the published code
+        (30, 16, "whole", 15, 2),
+        (24, 8, "exact", 8, 3),
+        (16, 16, "whole", 16, 1),
+    ],
+)
+def test_frames_are_taken_at_the_rate_that_is_reported(tmp_path, native, fps, stride, rate, step):
+    video = write_ramp(tmp_path / "a.mp4", fps=native)
+    shape = ClipShape(4, 16, 16, fps, stride, "crop")
+
+    pixels, found = read_clip(video, shape, np.random.default_rng(0))
+
+    numbers = frame_numbers(pixels)
+    assert found == pytest.approx(rate)
+    assert np.diff(numbers).tolist() == [step] * 3
+    assert 0 <= numbers[0] and numbers[-1] < 40
+
+
+def test_windows_start_anywhere_in_the_video(tmp_path: Path):
+    video = write_ramp(tmp_path / "a.mp4")
+
+    starts = {
+        frame_numbers(read_clip(video, SHAPE, np.random.default_rng(seed))[0])[0]
+        for seed in range(60)
+    }
+
+    assert min(starts) <= 3 and max(starts) >= 30
+
+
+@pytest.mark.parametrize("resize, kept", [("crop", False), ("squash", True)])
+def test_a_wide_frame_is_cropped_or_squashed(tmp_path: Path, resize, kept):
+    pixels = np.zeros((20, 16, 64, 3), dtype=np.uint8)
+    pixels[:, :, :20] = pixels[:, :, 44:] = 255  # white edges, which a crop to a square loses
+    Video(pixels, 8).save(tmp_path / "wide.mp4")
+    shape = ClipShape(4, 16, 16, 8, "exact", resize)
+
+    clip, _ = read_clip(tmp_path / "wide.mp4", shape, np.random.default_rng(0))
+
+    assert clip.shape == (4, 16, 16, 3)
+    assert bool(clip[:, :, :3].mean() > 128) == kept
+
+
+def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
+    write_ramp(tmp_path / "short.mp4", frames=4)
+    write_ramp(tmp_path / "slow.mp4", fps=4)
+    (tmp_path / "text.mp4").write_text("no video")
+    whole = write_ramp(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+
+    for name, reason in {
+        "short": "too short",
+        "slow": "frames per second",
+        "text": "cannot be decoded",
+        "cut": "early|cannot be decoded",
+        "none": "cannot be decoded",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            read_clip(tmp_path / f"{name}.mp4", SHAPE, np.random.default_rng(3))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> list[Caption]:
+    return [Caption(write_ramp(tmp_path / f"{i}.mp4", frames=10), f"video {i}") for i in range(5)]
+
+
+def texts(source: ClipSource, wanted: list[Slot], processes: int) -> list[list[str]]:
+    return [[clip.text for clip in source(slot, processes)] for slot in wanted]
+
+
+def source_of(captions: list[Caption], micro_batch: int = 1, **options) -> ClipSource:
+    folder = VideoFolder(captions, SHAPE, seed=3)
+    return ClipSource(folder, micro_batch, **{"workers": 0, "max_broken": 0.0} | options)
+
+
+def test_every_video_is_seen_once_per_epoch_in_another_order(videos):
+    seen = [text for (text,) in texts(source_of(videos), slots(1, 5, 4), 1)]
+
+    epochs = [seen[i : i + 5] for i in range(0, 20, 5)]
+    assert all(len(set(epoch)) == 5 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_any_number_of_processes_shares_the_clips_of_one(videos):
+    alone = texts(source_of(videos, 2), slots(1, 2, 3), 1)
+
+    ranks = [texts(source_of(videos, 2), slots(2, 2, 3, rank), 2) for rank in range(2)]
+
+    assert [ranks[i % 2][i // 2] for i in range(6)] == alone
+
+
+def test_a_resumed_run_continues_with_the_clips_it_would_have_seen(videos):
+    whole = source_of(videos, 2)
+    clips = [whole(slot, 1) for slot in slots(1, 2, 3)]
+
+    resumed = source_of(videos, 2)(slots(1, 2, 3)[3], 1)
+
+    for clip, again in zip(clips[3], resumed, strict=True):
+        assert clip.text == again.text
+        assert np.array_equal(clip.frames, again.frames)
+
+
+def test_workers_decode_the_same_clips(videos):
+    wanted = slots(1, 2, 2)
+    assert texts(source_of(videos, workers=1), wanted, 1) == texts(source_of(videos), wanted, 1)
+
+
+def test_broken_videos_are_replaced_and_counted_up_to_the_limit(videos):
+    videos[1].path.write_text("broken")
+    source = source_of(videos, max_broken=0.2)
+
+    seen = [text for (text,) in texts(source, slots(1, 5, 3), 1)]
+
+    assert len(seen) == 15 and "video 1" not in seen
+    assert list(source.unusable) == [str(videos[1].path)]
+
+
+def test_more_broken_videos_than_allowed_stop_the_run(videos):
+    for video in videos[:2]:
+        video.path.write_text("broken")
+
+    with pytest.raises(ValueError, match="2 of 5 videos are unusable"):
+        texts(source_of(videos, max_broken=0.2), slots(1, 5, 3), 1)
+
+
+def test_a_folder_without_a_usable_video_stops_the_run(videos):
+    for video in videos:
+        video.path.unlink()
+
+    with pytest.raises(ValueError, match="None of 100 videos is usable"):
+        texts(source_of(videos, max_broken=1.0), slots(1, 1, 1), 1)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("captions.csv", "path,text,short_text\na.mp4,a long cat,cat\nb.mp4,a dog,\n"),
+        (
+            "captions.jsonl",
+            '{"path": "a.mp4", "text": "a long cat", "short_text": "cat"}\n'
+            '{"path": "b.mp4", "text": "a dog"}\n',
+        ),
+    ],
+)
+def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
+    (tmp_path / name).write_text(content)
+
+    assert read_captions(tmp_path, name) == [
+        Caption(tmp_path / "a.mp4", "a long cat", "cat"),
+        Caption(tmp_path / "b.mp4", "a dog"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("captions.csv", "path,text\na.mp4,\n", "row 1: expected a path and a text"),
+        ("captions.csv", "file,caption\na.mp4,cat\n", "row 1: expected a path and a text"),
+        ("captions.csv", "path,text\n", "lists no videos"),
+        ("captions.jsonl", '{"path": "a.mp4"\n', "line 1"),
+        ("captions.jsonl", "[1]\n", "line 1: expected an object"),
+        ("other.csv", "", "cannot be read"),
+    ],
+)
+def test_captions_that_are_none_are_refused(tmp_path: Path, name, content, message):
+    (tmp_path / name.replace("other", "another")).write_text(content)
+
+    with pytest.raises(ValueError, match=message):
+        read_captions(tmp_path, name)
+
+
+def test_frames_become_numbers_from_zero_to_one(videos):
+    frames = stack_frames(source_of(videos, 2)(slots(1, 1, 1)[0], 1))
+
+    assert frames.shape == (2, 4, 3, 16, 16)
+    assert 0 <= frames.min() and frames.max() < 0.2
