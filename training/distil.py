@@ -73,13 +73,15 @@ def distil(
         accelerator, should_stop: as for `fit`.
     """
     teacher.eval().requires_grad_(False)
-    target = frozen_shared_copy(student).train(config.target_dropout)
+    target = student  # its weights at the start of the step: those that it has in all of the step
+    if config.target_ema > 0 or not config.target_dropout:
+        target = frozen_shared_copy(student).train(config.target_dropout)
     if config.recompute:
         student.enable_gradient_checkpointing()
         teacher.enable_gradient_checkpointing()  # for the gradient of the motion energy
 
     def draw_loss(slot: Slot) -> Float[Tensor, ""]:
-        if slot.is_first:
+        if slot.is_first and target is not student:
             update_ema(target, student, config.target_ema)
         encoded = draw_encoded(slot)
         batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
@@ -104,6 +106,7 @@ def distil(
         return consistency.value + len(scored) / len(batch.clean) * reward.loss
 
     trained = {name for name, weight in student.named_parameters() if weight.requires_grad}
+    companions = {name: weight for name, weight in target.named_parameters() if name in trained}
     yield from fit(
         student,
         draw_loss,
@@ -111,7 +114,7 @@ def distil(
         folder,
         accelerator=accelerator,
         rate_factor=config.rate_factor,
-        companions={name: w for name, w in target.named_parameters() if name in trained},
+        companions={} if target is student else companions,
         should_stop=should_stop,
     )
 

@@ -72,12 +72,13 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         student(*inputs[:3], conditioning)
     own = [weight for weight in student.parameters() if weight.requires_grad]
     trained = sum(weight.numel() for weight in own)
+    copies = (config.student.target_ema > 0) + (config.run.weight_ema > 0)  # target, average
     shared = sum(w.numel() * w.element_size() for w in teacher.parameters())
     flops = forward.get_total_flops() // config.run.micro_batch
     return Forecast(
         trained=trained,
         weights=shared + 4 * trained,
-        optimiser=4 * trained * 5,  # gradient, two moments, target, average
+        optimiser=4 * trained * (3 + copies),  # gradient, two moments
         activations=kept,
         step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
     )

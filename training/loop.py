@@ -133,7 +133,9 @@ def fit(
     objective = accelerator.prepare(_Objective(model, draw_loss))
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = accelerator.prepare(_optimizer(trained, config, rate_factor))
-    average = {name: weight.detach().clone() for name, weight in trained.items()}
+    average: Mapping[str, Tensor] = trained
+    if config.ema:
+        average = {name: weight.detach().clone() for name, weight in trained.items()}
     tensors: dict[str, Mapping[str, Tensor]] = {
         "trained": trained,
         "average": average,
@@ -167,7 +169,8 @@ def fit(
                     norms = [*norms[-SPIKE_WINDOW:], _check_norm(float(found), norms, config)]
                 optimizer.step()
                 optimizer.zero_grad()
-        _update_average(average, trained, config.ema, step)
+        if config.ema:
+            _update_average(average, trained, config.ema, step)
         mean_loss, stops = accelerator.reduce(
             torch.stack([loss, loss.new_tensor(float(should_stop()))]), "sum"
         ).tolist()
@@ -236,7 +239,8 @@ def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in target.items():
-        tensor.copy_(source[name])
+        if tensor is not source[name]:
+            tensor.copy_(source[name])
 
 
 def _identity(config: FitConfig) -> dict[str, Any]:

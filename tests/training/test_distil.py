@@ -100,7 +100,17 @@ def test_rewards_change_what_the_student_learns(start):
     )
 
 
-@pytest.mark.parametrize("target_ema, follows", [(1.0, False), (0.0, True)])
+def test_a_target_that_is_the_student_is_no_copy_and_takes_the_same_steps(start, tmp_path: Path):
+    _, steps = start("itself", target_ema=0.0)
+    itself = [step.loss for step in steps]
+    _, steps = start("copied", target_ema=1e-30)  # a copy, which follows at every step
+    copied = [step.loss for step in steps]
+
+    assert itself == pytest.approx(copied, rel=1e-5)
+    assert load_newest(tmp_path / "itself")["companions"] == {}
+
+
+@pytest.mark.parametrize("target_ema, follows", [(1.0, False), (1e-30, True)])
 def test_the_target_follows_the_student_at_its_own_rate(start, tmp_path, target_ema, follows):
     _, steps = start("run", target_ema=target_ema)
     next(steps)

@@ -168,56 +168,52 @@ def test_a_run_that_cannot_start_is_refused_in_one_sentence(
 
 
 def launch(processes: int, arguments: list[str]) -> subprocess.Popen[bytes]:
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    several = ["--multi_cpu", f"--num_processes={processes}"] if processes > 1 else []
-    port = ["--main_process_port=0"]
+    """Start a run; `accelerate launch` starts several processes on accelerators alone."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [*accelerate, *several, *port, "-m", "training.distil", *arguments],
+        [sys.executable, *torchrun, "-m", "training.distil", *arguments],
         env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(videos, tmp_path):
+def test_two_processes_take_the_step_of_one(videos, tmp_path):
     arguments = [str(CONFIGS / "tiny_vc2.toml"), "run.steps=1", "run.clip_norm=1e9"]
-    contents = []
+    gradients = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        run = launch(processes, [*arguments, *changes(videos, out)])
-        assert run.wait(300) == 0, run.stderr.read().decode()
-        contents.append(load_newest(out / "checkpoints"))
+        assert launch(processes, [*arguments, *changes(videos, out)]).wait(300) == 0
+        state = load_newest(out / "checkpoints")["optimizer"]["state"]
+        gradients.append({index: s["exp_avg"] / 0.1 for index, s in state.items()})
 
-    one, two = contents
-    gradients = [
-        {i: s["exp_avg"] / 0.1 for i, s in c["optimizer"]["state"].items()} for c in (one, two)
-    ]
-    for index, gradient in gradients[0].items():
-        assert_close(gradients[1][index], gradient, rtol=0, atol=1e-5)
+    one, two = gradients
+    assert sum(gradient.norm() for gradient in one.values()) > 0.1
+    for index, gradient in one.items():
+        assert_close(two[index], gradient, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path):
-    more = ("run.steps=12", "run.batch=2", "run.checkpoint_every=1")
+    more = ("run.steps=40", "run.batch=2", "run.checkpoint_every=3")
     arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
-    whole = launch(2, [*arguments, *changes(videos, tmp_path / "whole")])
-    assert whole.wait(600) == 0, whole.stderr.read().decode()
-    rng, out = np.random.default_rng(), tmp_path / "killed"
+    assert launch(2, [*arguments, *changes(videos, tmp_path / "whole")]).wait(600) == 0
+    rng, out, kills = np.random.default_rng(), tmp_path / "killed", 0
 
     for _ in range(20):
         run = launch(2, [*arguments, *changes(videos, out)])
         try:
-            run.wait(rng.uniform(10, 25))
+            run.wait(rng.uniform(12, 22))
+            break
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-        else:
-            break
+            kills += 1
     else:
-        run = launch(2, [*arguments, *changes(videos, out)])
-        assert run.wait(600) == 0, run.stderr.read().decode()
+        assert launch(2, [*arguments, *changes(videos, out)]).wait(600) == 0
 
+    assert kills > 0
     assert losses(out) == losses(tmp_path / "whole")
 
 
