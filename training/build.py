@@ -78,14 +78,14 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     captions = read_captions(Path(config.data.folder), config.data.captions)
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
-    half = config.run.precision == "bf16"
+    half, device = config.run.precision == "bf16", accelerator.device
     pipeline = load_card(
         card,
-        str(accelerator.device),
+        "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
         dtype="bfloat16" if half else "float32",
         memory="full",
     )
-    teacher = nn.Module.to(pipeline.unet, accelerator.device)
+    teacher = pipeline.unet
     student = build_student(teacher, config)
     videos = VideoFolder(captions, clip_shape(config, card), config.run.seed)
     source = ClipSource(
@@ -94,7 +94,6 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_broken=config.data.max_broken,
     )
-    device = accelerator.device
     assert isinstance(pipeline.vae, AutoencoderKL)
 
     def draw_encoded(slot: Slot) -> EncodedBatch:

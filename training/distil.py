@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
@@ -228,11 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(describe_run(config))
         else:
             folder = run(config)
-            print(
-                f"The student is in {folder}. Make a video with it:\n"
-                f"T2V_MODELS_DIR={folder.parent} python -m turbo.generate 'a prompt' "
-                f"--model {config.name}"
-            )
+            if PartialState().is_main_process:
+                print(
+                    f"The student is in {folder}. Make a video with it:\n"
+                    f"T2V_MODELS_DIR={folder.parent} python -m turbo.generate 'a prompt' "
+                    f"--model {config.name}"
+                )
     except (ValueError, OSError, FloatingPointError) as refusal:
         parser.error(str(refusal))
 
