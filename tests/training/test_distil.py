@@ -23,15 +23,20 @@ def start(tiny_vae, schedule, tmp_path: Path):
     """Return a function that starts a distillation of a tiny teacher without dropout."""
     teacher = make_unet(temporal_dropout=0.0)
 
-    def draw_encoded(slot: Slot) -> EncodedBatch:
-        return EncodedBatch(
-            latents=torch.randn(2, 4, 3, 4, 4, generator=slot.generator),
-            reward_prompts=["a cat", "a dog"],
-            prompt_embeds=torch.randn(2, 5, 16, generator=slot.generator),
-            uncond_embeds=torch.zeros(2, 5, 16),
-        )
+    def start(
+        name: str,
+        rewards: tuple[WeightedReward, ...] = (),
+        target_ema: float = 0.9,
+        reward_prompts: tuple[str | None, ...] = ("a cat", "a dog"),
+    ):
+        def draw_encoded(slot: Slot) -> EncodedBatch:
+            return EncodedBatch(
+                latents=torch.randn(2, 4, 3, 4, 4, generator=slot.generator),
+                reward_prompts=[*reward_prompts],
+                prompt_embeds=torch.randn(2, 5, 16, generator=slot.generator),
+                uncond_embeds=torch.zeros(2, 5, 16),
+            )
 
-    def start(name: str, rewards: tuple[WeightedReward, ...] = (), target_ema: float = 0.9):
         student = student_of(teacher, share=True).requires_grad_(False)
         student = add_lora(student, 2, generator=torch.Generator().manual_seed(0))
         config = DistillationConfig(
@@ -135,3 +140,20 @@ def test_a_checkpoint_holds_what_is_trained_and_the_base_serves_teacher_and_stud
     for kind in ("trained", "average", "companions"):
         assert content[kind].keys() == trained
     assert len(content["optimizer"]["state"]) == len(trained)
+
+
+def test_videos_without_a_prompt_for_rewards_are_not_scored(start):
+    seen = []
+
+    def score(frames: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        seen.append((len(frames), prompts))
+        return torch.full((len(frames),), 100.0)
+
+    reward = (WeightedReward(name="", model=score, weight=1.0, frames=2),)
+    _, steps = start("plain", reward, reward_prompts=(None, None))
+    plain = next(steps).loss
+    _, steps = start("half", reward, reward_prompts=(None, "a dog"))
+    half = next(steps).loss
+
+    assert seen == [(1, ["a dog"])]
+    assert half == pytest.approx(plain - 50, abs=1e-3)  # half of the videos have the score

@@ -300,3 +300,7 @@ def test_bound_functions_of_a_batch_and_of_its_videos_agree(tiny_unet, batch, sc
     )(batch.clean[1:], batch.start[1:])
 
     assert_close(whole[1:], second, rtol=1e-4, atol=1e-4)
+
+
+def test_every_video_of_a_batch_has_its_own_noise(batch):
+    assert not torch.allclose(batch.noise[0], batch.noise[1])

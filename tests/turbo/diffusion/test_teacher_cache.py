@@ -232,3 +232,25 @@ def test_both_jumps_are_told_the_strength_of_the_start(tiny_unet, told_student, 
     assert len(heard) == 2
     for embedding in heard:
         assert torch.equal(embedding, embed_guidance_scale(strength))
+
+
+def test_every_call_of_the_teacher_is_told_the_frame_rate(schedule):
+    teacher, told = make_unet(fps_conditioning=True), []
+    teacher.register_forward_pre_hook(lambda module, args: told.append(args[3].fps.tolist()))
+    latents, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 6, 16)
+    batch = DistillationBatch(
+        clean=latents,
+        noise=torch.randn_like(latents),
+        start=torch.tensor([199]),
+        end=torch.tensor([149]),
+        guidance_scale=torch.tensor([7.5]),
+        prompt_embeds=text,
+        uncond_embeds=torch.randn_like(text),
+        fps=torch.tensor([12]),
+    )
+
+    layers = temporal_attention_layers(teacher)
+    record_teacher(teacher, schedule, batch, SolverGrid(20), motion=True, layers=layers)
+
+    assert len(told) == 7  # uncond, four of the inversion, two of the score
+    assert all(fps == [12] for fps in told)
