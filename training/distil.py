@@ -20,6 +20,7 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL
+from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -152,6 +153,9 @@ def run(config: Config) -> Path:
 
     Returns:
         the folder of the exported model.
+
+    Raises:
+        ValueError: another process trains in this folder.
     """
     out = Path(config.run.out)
     accelerator = Accelerator(
@@ -160,6 +164,15 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
+    lock = FileLock(out / ".lock")  # released when the process ends, however it ends
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as failure:
+            raise ValueError(
+                f"Another process trains in {out}. Wait for it, or choose another run.out."
+            ) from failure
     if config.run.trackers:
         accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
     parts = build_parts(config, accelerator)
@@ -181,6 +194,7 @@ def run(config: Config) -> Path:
         export_student(parts, config, folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    lock.release()
     return folder
 
 

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 from torch.testing import assert_close
 
 from training import distil as command
@@ -58,7 +61,12 @@ def losses(out: Path) -> list[str]:
     return [",".join(row.split(",")[:2]) for row in (out / "log.csv").read_text().split()[1:]]
 
 
-@pytest.mark.parametrize("name", ["tiny_vc2", "tiny_ms", "tiny_v2"])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny_vc2", pytest.param("tiny_ms", marks=slow), pytest.param("tiny_v2", marks=slow)]
+)
 def test_a_configuration_runs_from_videos_to_a_model_that_makes_clips(name, videos, tmp_path):
     config = load_config(CONFIGS / f"{name}.toml", changes(videos, tmp_path, "run.steps=2"))
 
@@ -72,6 +80,7 @@ def test_a_configuration_runs_from_videos_to_a_model_that_makes_clips(name, vide
     assert str(videos) not in (folder / "README.md").read_text()
 
 
+@slow
 def test_the_trained_student_is_what_the_exported_model_computes(videos, tmp_path):
     config = load_config(
         CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, "run.steps=2", "run.learning_rate=0.1")
@@ -89,6 +98,7 @@ def test_the_trained_student_is_what_the_exported_model_computes(videos, tmp_pat
     assert_close(exported.conv_in.weight - base, (up @ down).view_as(base), atol=1e-6, rtol=1e-4)
 
 
+@slow
 def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatch):
     tiny = CONFIGS / "tiny_vc2.toml"
     command.run(load_config(tiny, changes(videos, tmp_path / "whole")))
@@ -116,6 +126,7 @@ def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatc
             assert torch.equal(tensor, again[kind][name]), name
 
 
+@slow
 def test_half_precision_keeps_what_is_trained_in_float32(videos, tmp_path):
     more = ("run.steps=1", "run.precision=bf16", "run.recompute=true")
     command.run(load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, *more)))
@@ -136,6 +147,7 @@ def test_a_dry_run_says_what_a_run_would_need_and_trains_nothing(videos, tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
+@slow
 @pytest.mark.parametrize("name", ["vc2", "modelscope", "v2"])
 def test_a_published_configuration_is_forecast_without_its_weights(name):
     config = load_config(CONFIGS / f"{name}.toml")
@@ -178,7 +190,24 @@ def launch(processes: int, arguments: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.slow
+def kill_tree(run: subprocess.Popen[bytes]) -> None:
+    """Kill a run and its processes, which torchrun starts in sessions of their own."""
+    tree = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
+    for process in tree:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(tree)
+    run.wait()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
+    config = load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path))
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="Another process trains"):
+        command.run(config)
+
+
+@slow
 def test_two_processes_take_the_step_of_one(videos, tmp_path):
     arguments = [str(CONFIGS / "tiny_vc2.toml"), "run.steps=1", "run.clip_norm=1e9"]
     gradients = []
@@ -194,7 +223,7 @@ def test_two_processes_take_the_step_of_one(videos, tmp_path):
         assert_close(two[index], gradient, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
+@slow
 def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path):
     more = ("run.steps=40", "run.batch=2", "run.checkpoint_every=3")
     arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
@@ -207,8 +236,7 @@ def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path
             run.wait(rng.uniform(12, 22))
             break
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
+            kill_tree(run)
             kills += 1
     else:
         assert launch(2, [*arguments, *changes(videos, out)]).wait(600) == 0
@@ -217,7 +245,7 @@ def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path
     assert losses(out) == losses(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@slow
 def test_the_exported_model_is_one_of_the_commands_models(videos, tmp_path):
     config = load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, "run.steps=1"))
     folder = command.run(config)
