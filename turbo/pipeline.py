@@ -147,6 +147,7 @@ class VideoPipeline:
             explained_damage(card),
             explained_shortage(placement),
             fixed_threads(card, placement.device),
+            torch.device("cpu"),  # in place of the caller's default device
         ):
             pipeline = cls._read(card, placement)
         return pipeline.compile() if compiled else pipeline
@@ -299,8 +300,9 @@ class VideoPipeline:
 
     @contextmanager
     def _working(self, clock: "_Clock", stage: Stage) -> Iterator[None]:
-        """Measure a computation, on the card's number of threads."""
-        with clock.measure(stage), fixed_threads(self.card, self.placement.device):
+        """Measure a computation, on the card's number of threads and free of ambient state."""
+        device = self.placement.device
+        with clock.measure(stage), fixed_threads(self.card, device), _own_precision(device):
             yield
 
     @contextmanager
@@ -323,11 +325,13 @@ class VideoPipeline:
         """
         device, card, requests = self.placement.device, self.card, batch.requests
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        like = torch.empty((len(requests), *self.latent_shape), device=device)
+        like = torch.empty((len(requests), *self.latent_shape), device=device, dtype=torch.float32)
         noise = draw_noise(like, generators)  # drawn also if given: later draws stay the same
         if batch.noise is not None:
             noise = batch.noise.to(like)
-        scale = torch.tensor([request.guidance for request in requests], device=device)
+        scale = torch.tensor(
+            [request.guidance for request in requests], device=device, dtype=torch.float32
+        )
         fps = None
         if self.conditioning_fps is not None:
             fps = torch.tensor([self.conditioning_fps] * len(requests), device=device)
@@ -440,6 +444,21 @@ def fixed_threads(card: ModelCard, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _own_precision(device: torch.device) -> Iterator[None]:
+    """Keep the caller's autocast, default device and matrix precision out of a computation.
+
+    The default dtype belongs to all threads, so the code names its dtypes instead.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.device(device), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check_folders(card: ModelCard) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,6 +26,55 @@ def test_same_recipe_makes_identical_frames(tiny_pipeline):
 
     assert np.array_equal(first.frames, again.frames)
     assert first.recipe == again.recipe
+
+
+@contextmanager
+def _default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _matrix_precision(precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        assert torch.get_float32_matmul_precision() == precision
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("kind", ["tiny_pipeline", "tiny_teacher"])
+@pytest.mark.parametrize(
+    "ambient",
+    [
+        lambda: _default_dtype(torch.float64),
+        lambda: _default_dtype(torch.bfloat16),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: _matrix_precision("medium"),
+        torch.enable_grad,
+    ],
+    ids=["float64", "bfloat16", "autocast", "meta", "matrix precision", "grad"],
+)
+def test_the_state_of_the_caller_changes_no_video(ambient, kind, request):
+    pipeline = request.getfixturevalue(kind)
+    wanted = pipeline("a cat", seed=3).frames
+
+    with ambient():
+        found = pipeline("a cat", seed=3).frames
+
+    assert (found == wanted).all()
+
+
+def test_between_two_updates_the_state_is_that_of_the_caller(tiny_pipeline):
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
+        for _ in tiny_pipeline.stream(["a cat"], [0], steps=2):
+            assert torch.is_autocast_enabled("cpu")
+            assert torch.empty(1).is_meta
 
 
 def test_batch_and_order_change_no_video(tiny_pipeline):

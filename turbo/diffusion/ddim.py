@@ -48,8 +48,10 @@ def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
 
     Source: the released VideoCrafter2 sampler (`use_scale`).
     """
-    falling = torch.linspace(1.0, 0.7, 400)
-    return torch.cat([falling, torch.full((num_timesteps,), 0.7)])[:num_timesteps]
+    falling = torch.linspace(1.0, 0.7, 400, dtype=torch.float32)
+    return torch.cat([falling, torch.full((num_timesteps,), 0.7, dtype=torch.float32)])[
+        :num_timesteps
+    ]
 
 
 @torch.inference_mode()

@@ -41,7 +41,8 @@ class NoiseSchedule:
 
         Source: Latent Diffusion, arXiv:2112.10752; defaults of VideoCrafter2 and ModelScopeT2V.
         """
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float32)
+        betas = roots**2
         return cls(torch.cumprod(1 - betas, dim=0), prediction_type)
 
     def __len__(self) -> int:
@@ -109,7 +110,10 @@ def draw_noise(like: Latents, generators: Sequence[torch.Generator]) -> Latents:
         raise ValueError(
             f"Expected {len(like)} generators, got {len(generators)}. Give each video its own."
         )
-    draws = [torch.randn(like.shape[1:], generator=g, device=g.device) for g in generators]
+    draws = [
+        torch.randn(like.shape[1:], generator=g, device=g.device, dtype=torch.float32)
+        for g in generators
+    ]
     return torch.stack([draw.to(like) for draw in draws])
 
 
