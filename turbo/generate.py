@@ -6,9 +6,12 @@ python -m turbo.generate --prompts prompts.txt --out clips/
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import re
+import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +24,18 @@ from turbo.card import Dtype, Memory
 from turbo.manifest import Manifest, ManifestRow, sha256_of
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
-from turbo.request import Request, check_request
+from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file
-from turbo.video import Video
+from turbo.video import SUFFIX, Video, remove_unfinished
+
+VIDEO_SUFFIXES = {SUFFIX, ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".png"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
+    for stream in (sys.stdout, sys.stderr):  # a name may have characters that they cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
@@ -53,8 +61,8 @@ def _run(options: argparse.Namespace) -> None:
     """Check everything before loading the model; then make the clips."""
     requests = _read_requests(options)
     batch = options.prompts is not None
-    out = options.out or Path("clips" if batch else "clip.mp4")
-    check_out(out, batch=batch)
+    default = "clips" if batch else "clip.mp4"
+    out = check_out(default if options.out is None else options.out, batch=batch)
     pipeline = load_pipeline(
         options.model,
         options.device,
@@ -73,15 +81,17 @@ def _run(options: argparse.Namespace) -> None:
         make_one(pipeline, requests[0], out)
 
 
-def check_out(out: Path, *, batch: bool) -> None:
-    """Create the folder of the clips, before minutes of computing.
+def check_out(name: str, *, batch: bool) -> Path:
+    """Return the path of --out, with its folder created, before minutes of computing.
 
     Raises:
-        ValueError: a clip would replace a folder or a device, or the folder cannot be written to.
+        ValueError: it is no place for a clip, or for a folder of clips.
     """
-    if not batch and out.exists() and not out.is_file():
-        kind = "a folder" if out.is_dir() else "not a regular file"
-        raise ValueError(f"--out {out} is {kind}. Name a file, such as clip.mp4.")
+    out = Path(name)
+    if batch and out.suffix.lower() in VIDEO_SUFFIXES and not out.is_dir():
+        raise ValueError(f"--out {name} names a video. Name a folder: --prompts makes many clips.")
+    if not batch:
+        _check_clip_path(out, name)
     folder = out if batch else out.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,12 +99,35 @@ def check_out(out: Path, *, batch: bool) -> None:
         raise ValueError(
             f"The folder {folder} of --out cannot be created: {failure.strerror}. Choose another."
         ) from failure
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"The folder {folder} of --out is not writable. Choose another.")
+    if batch:
+        Manifest(folder)  # refuses one that is not ours
+    elif len(os.fsencode(out.name)) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise ValueError(f"The name of --out {name} is too long. Shorten it.")
+    remove_unfinished(folder)
+    return out
+
+
+def _check_clip_path(out: Path, name: str) -> None:
+    try:
+        kind = out.stat().st_mode
+    except OSError:  # does not exist yet; `check_out` finds what prevents it
+        kind = stat.S_IFREG
+    if stat.S_ISDIR(kind) or name.endswith(("/", os.sep)):
+        raise ValueError(f"--out {name} is a folder. Name a file, such as {out / 'clip.mp4'}.")
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"--out {name} is not a regular file. Name a file, such as clip.mp4.")
+    if out.suffix.lower() != SUFFIX:
+        raise ValueError(
+            f"--out {name} does not end in {SUFFIX}, the only format that is written. Name a file "
+            f"such as {out.with_suffix(SUFFIX).name}; convert it with ffmpeg if you need another."
+        )
 
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
     """Make one clip, with a progress bar over its steps."""
+    _warn_of_unread(pipeline, request)
     steps = tqdm(total=request.steps, unit="step", desc=pipeline.card.name)
     with steps:
         for update in _stream(pipeline, request):
@@ -116,10 +149,20 @@ def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -
     print(f"{len(paths) - len(missing)} of {len(paths)} clips exist already.")
     for path in tqdm(missing, unit="clip", desc=pipeline.card.name):
         request = paths[path]
+        _warn_of_unread(pipeline, request)
         *_, result = _stream(pipeline, request)
         assert isinstance(result, Result)
         result.videos[0].save(folder / path, enlarge=pipeline.card.enlarge)
         manifest.add(_row(pipeline, request, result.videos[0], folder, path))
+
+
+def _warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
+    if unread := pipeline.unread(request.prompt):
+        tqdm.write(
+            f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
+            f"{unread}",
+            file=sys.stderr,
+        )
 
 
 def clip_path(pipeline: VideoPipeline, request: Request) -> str:
@@ -162,16 +205,27 @@ def _read_requests(options: argparse.Namespace) -> list[Request]:
     entries = read_prompt_file(options.prompts)
     if not any(entry.text.strip() for entry in entries):
         raise ValueError(f"{options.prompts} contains no prompts. Write one per line.")
+    first = check_seed(options.seed)
     requests = []
     for entry in entries:
         if not entry.text.strip():
             continue
         try:
-            seed = options.seed + entry.number
-            requests.append(check_request(card, entry.text.strip(), seed=seed, **settings))
+            seed = first + entry.number
+            requests.append(check_request(card, entry.text, seed=seed, **settings))
         except ValueError as refusal:
             raise ValueError(f"{options.prompts}, {entry.place}: {refusal}") from refusal
     return requests
+
+
+def _number(text: str) -> int | float | str:
+    """Return a number as the page and the API send it; other text for `check_request` to refuse."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:  # also an int of more than 4,300 digits
+            continue
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,10 +248,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"one of {', '.join(MODELS)}; default: {DEFAULT_MODEL}",
     )
-    parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
-    parser.add_argument("--guidance", type=float, help="guidance scale; default: the model's")
+    parser.add_argument("--steps", type=_number, help="denoising steps; default: the model's")
+    parser.add_argument("--guidance", type=_number, help="guidance scale; default: the model's")
     parser.add_argument(
-        "--seed", type=int, default=0, help="default: 0; prompt n of FILE, from 0, gets SEED + n"
+        "--seed",
+        type=_number,
+        default=0,
+        help="default: 0; prompt n of FILE, from 0, gets SEED + n",
     )
     parser.add_argument(
         "--device",
@@ -218,8 +275,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        help="default: clip.mp4, or the folder clips; clips that exist are not made again",
+        help="an mp4, default clip.mp4; with --prompts a folder, default clips: those that exist "
+        "there are not made again",
     )
     return parser
 

@@ -374,6 +374,10 @@ class VideoPipeline:
             encoded.insert(0, batch.prompt_embeds.to(self.placement.device, self.unet.dtype))
         return torch.cat(encoded) if len(encoded) > 1 else encoded[0]
 
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that the text encoder does not read."""
+        return self.text_encoder.unread(prompt)
+
     def _motion_at(self) -> Callable[[Timesteps], PerVideo] | None:
         if self.card.motion_strength is None:
             return None
@@ -404,6 +408,7 @@ class VideoPipeline:
             for name in ("prompt_embeds", "noise", "step_noise")
             if getattr(batch, name) is not None
         ]
+        unread = "" if batch.prompt_embeds is not None else self.unread(request.prompt)
         return {
             "model": self.card.name,
             "weights_sha256": self.weights_sha256,
@@ -414,6 +419,7 @@ class VideoPipeline:
             "compiled": self.compiled,
             "versions": versions,
             **({"batch_size": len(batch.requests)} if len(batch.requests) > 1 else {}),
+            **({"unread": unread} if unread else {}),
             **({"given": given} if given else {}),  # not made again by prompt and seed alone
         }
 

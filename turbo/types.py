@@ -119,6 +119,10 @@ class TextEncoder(Protocol):
         """Embed every token; the empty prompt gives the unconditional embedding. No gradient."""
         ...
 
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that `encode` does not read; "" if none."""
+        ...
+
     def to(self, device: torch.device | str) -> Any:
         """Move the weights to a device, in place."""
         ...

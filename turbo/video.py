@@ -1,7 +1,10 @@
 """A video that knows how it was made, and its mp4 file, which says so too."""
 
+import hashlib
 import json
 import os
+import platform
+import secrets
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
 from jaxtyping import UInt8
@@ -19,6 +23,7 @@ from turbo.types import Frames
 # (bf=0), so that a loop and a synchronised player start at time 0; one thread, so that the bytes do
 # not depend on the number of cores.
 X264_OPTIONS = {"crf": "10", "preset": "veryfast", "bf": "0", "threads": "1"}
+SUFFIX = ".mp4"
 BT709 = 1  # the colour standard browsers assume of H.264; the same number in all three fields
 
 
@@ -50,6 +55,8 @@ class Video:
                 when enlarged, since the format stores colour at half resolution.
         """
         path = Path(path)
+        if path.suffix.lower() != SUFFIX:
+            raise ValueError(f"Expected a path that ends in {SUFFIX}, got {path}. Rename it.")
         frames = repeat(self.frames, "F H W rgb -> F (H y) (W x) rgb", y=enlarge, x=enlarge)
         _, height, width, _ = frames.shape
         if height % 2 or width % 2:
@@ -57,7 +64,7 @@ class Video:
                 f"Expected an even height and width, got {height}x{width}. Enlarge by 2."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.mp4")
+        unfinished = path.with_name(f"{_own_prefix()}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         try:
             _encode(frames, self.fps, json.dumps(self.recipe, ensure_ascii=False), unfinished)
             unfinished.replace(path)
@@ -66,8 +73,29 @@ class Video:
         return path
 
 
+def _own_prefix() -> str:
+    """Return how the names of unfinished files of this machine begin; short, and hidden."""
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".unfinished-{machine}-"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the files that killed processes of this machine left while encoding.
+
+    Call it before this process saves a video: in a container, the killed one may have had its id.
+    """
+    prefix = _own_prefix()
+    for file in folder.glob(f"{prefix}*{SUFFIX}"):
+        process = int(file.name.removeprefix(prefix).partition("-")[0])
+        if process == os.getpid() or not psutil.pid_exists(process):
+            file.unlink(missing_ok=True)
+
+
 def _encode(frames: UInt8[np.ndarray, "F H W 3"], fps: float, comment: str, path: Path) -> None:
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    # An absolute path: FFmpeg takes the part of a relative one before a colon for a protocol.
+    with av.open(
+        path.absolute(), "w", format="mp4", options={"movflags": "faststart"}
+    ) as container:
         container.metadata["comment"] = comment
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=X264_OPTIONS)
@@ -86,7 +114,7 @@ def _encode(frames: UInt8[np.ndarray, "F H W 3"], fps: float, comment: str, path
 
 def load_video(path: Path | str) -> Video:
     """Read an mp4; its recipe is empty where the file does not carry one of ours."""
-    with av.open(path) as container:
+    with av.open(Path(path).absolute()) as container:
         stream = container.streams.video[0]
         frames = [
             frame.to_ndarray(format="rgb24", src_colorspace=Colorspace.ITU709)

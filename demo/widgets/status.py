@@ -84,8 +84,10 @@ def show_done(clip: GeneratedClip, prefix: str = "Done") -> str:
     )
     calls = f"{clip.unet_calls} network call{'' if clip.unet_calls == 1 else 's'}"
     total = _duration(clip.seconds["total"])
+    unread = clip.recipe.get("unread")
+    note = f"<span>The model did not read these words: {escape(unread)}</span>" if unread else ""
     return _line(
-        f"<b>{escape(prefix)} in {total}</b><span>{parts} · total {total} · {calls}</span>",
+        f"<b>{escape(prefix)} in {total}</b><span>{parts} · total {total} · {calls}</span>{note}",
         kind="done",
         share=1.0,
     )

@@ -1,11 +1,13 @@
 """The command line: one clip, a folder of clips, and a folder finished after a kill."""
 
 import csv
+import io
 import os
+import sys
 
 import pytest
 
-from turbo import generate
+from turbo import generate, video
 from turbo.manifest import COLUMNS, Manifest
 from turbo.models import cli
 from turbo.pipeline import VideoPipeline
@@ -132,7 +134,7 @@ def test_batch_killed_halfway_is_finished_by_running_again(
     rows = _rows(folder)
     assert len(rows) == len({row["path"] for row in rows}) == 3
     assert not Manifest(folder).missing([row["path"] for row in rows])
-    assert not [name for name in os.listdir(folder) if name.startswith(".")]
+    assert not list(folder.glob(".*.mp4"))
 
 
 def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path):
@@ -156,6 +158,16 @@ def test_folder_holds_runs_with_different_settings(tiny_model, prompts, tmp_path
         (["--prompts", "/"], "/ cannot be read: Is a directory"),
         (["a cat", "--device", "bogus"], "leave --device out"),
         (["a cat", "--out", "."], "--out . is a folder. Name a file"),
+        (["a cat", "--out", "no-such-folder/"], "--out no-such-folder/ is a folder"),
+        *[
+            (["a cat", "--out", name], f"--out {name} does not end in .mp4")
+            for name in ("a.gif", "a.webm", "a.png", "notes.txt", "a")
+        ],
+        (["a cat", "--out", "n" * 252 + ".mp4"], "is too long"),
+        (["a cat", "--seed", "1.5"], "The seed must be a whole number from 0 to"),
+        (["a cat", "--seed", "9" * 5000], "The seed must be a whole number from 0 to"),
+        (["a cat", "--steps", "2.5"], "The number of steps must be a whole number"),
+        (["a cat", "--guidance", "much"], "The guidance must be a number"),
         (["a cat", "--out", "/dev/null/x.mp4"], "/dev/null of --out cannot be created"),
     ],
 )
@@ -165,6 +177,59 @@ def test_command_refuses_in_one_line(arguments, message, capsys):
 
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_manifest_of_others_is_refused_before_loading(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "manifest.csv").write_bytes(b"file,label\na.mp4,1")
+
+    with pytest.raises(SystemExit) as end:
+        generate.main(["--prompts", str(prompts), "--out", str(tmp_path)])
+
+    assert end.value.code == 2
+    assert (tmp_path / "manifest.csv").read_bytes() == b"file,label\na.mp4,1"
+
+
+def test_a_relative_name_with_a_colon_and_one_of_full_length_are_written(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024-05-01T12:30:00.mp4", "n" * 251 + ".mp4"):
+        _run(tiny_model, "a cat", "--out", name)
+
+        assert load_video(name).recipe["prompt"] == "a cat"
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_kept(
+    tiny_model, tmp_path, monkeypatch
+):
+    killed, running = 2**22 + 1, os.getppid()
+    prefix = video._own_prefix()
+    names = [f"{prefix}{killed}-0a.mp4", f"{prefix}{running}-0b.mp4", ".unfinished-other-1-0c.mp4"]
+    for name in names:
+        (tmp_path / name).touch()
+
+    _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert {path.name for path in tmp_path.glob(".*.mp4")} == set(names[1:])
+
+
+def test_words_beyond_the_text_encoder_are_told(tiny_model, tmp_path, capsys):
+    end = " ".join(f"word{number}" for number in range(90))
+    _run(tiny_model, f"a cat {end}", "--out", tmp_path / "clip.mp4")
+
+    unread = load_video(tmp_path / "clip.mp4").recipe["unread"]
+    assert unread
+    assert end.endswith(unread)
+    assert unread in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_failure(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    _run(tiny_model, "a cat", "--out", tmp_path / "été.mp4")
+
+    assert (tmp_path / "été.mp4").exists()
 
 
 def test_refusal_names_the_line_of_the_file(tiny_model, tmp_path, capsys):

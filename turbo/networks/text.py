@@ -100,6 +100,21 @@ class CLIPTextEncoder:
         """Return the token ids of `tokenize`."""
         return tokenize(self.tokenizer, prompts)
 
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that are beyond the tokens the model reads.
+
+        A word that is read in part counts as unread. The text is that of `clean_prompt`.
+        """
+        text = clean_prompt(prompt)
+        read = self.tokenizer.model_max_length - 2  # without the start and the end token
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
+        if len(offsets) <= read:
+            return ""
+        begin, _ = offsets[read]
+        return text[text.rfind(" ", 0, begin + 1) + 1 :].strip()
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """Embed every token of every prompt; the empty prompt is the unconditional one."""

@@ -61,3 +61,15 @@ def test_tokens_of_the_published_tokenizer_parity(golden):
     tokens = tokenize(clip_tokenizer(), recorded.metadata("prompts"))
 
     assert torch.equal(tokens, recorded["token_ids"])
+
+
+def test_words_that_are_not_read_change_no_token(tiny_text_encoder):
+    limit = tiny_text_encoder.tokenizer.model_max_length
+    prompt = " ".join(["cat"] * limit * 2)
+
+    unread = tiny_text_encoder.unread(prompt)
+
+    read = prompt.removesuffix(unread)
+    assert read != prompt
+    assert tiny_text_encoder.unread(read) == ""
+    assert torch.equal(*(tiny_text_encoder.tokenize([text]) for text in (prompt, read)))
