@@ -3,7 +3,6 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+from human_eval.clips import timing
 from human_eval.errors import StudyError
 
 # H.264, which every browser plays. Constant quality, with losses that no rater can see. No
@@ -23,6 +23,10 @@ X264_OPTIONS = {"crf": "12", "preset": "veryfast", "bf": "0", "threads": "1"}
 MUXER_OPTIONS = {"movflags": "faststart", "fflags": "+bitexact"}
 WITHOUT_COMMENTS = "filter_units=remove_types=6"
 BT709 = 1  # the colour standard that browsers assume for H.264; the same in all three fields
+
+BT2020 = 9  # primaries, in the numbers of ITU-T H.273, as the transfer functions below
+HDR = {16: "PQ, SMPTE ST 2084", 18: "HLG, ARIB STD-B67"}
+MAX_ASPECT = 4  # width to height of a pixel
 
 PADDING = 8  # bytes of an empty MP4 box
 MAX_BYTES = 256 * 2**20
@@ -90,9 +94,10 @@ def read_footage(path: Path) -> Footage:
             f"The video has {size:,} bytes; between 1 and {MAX_BYTES:,} are allowed. Make it again."
         )
     try:
+        path = path.absolute()  # FFmpeg takes what precedes a colon for a protocol
         with av.open(str(path), options={"err_detect": "explode"}) as container:
             _check_whole(path, container.format.name)
-            return _decode(container)
+            return _decode(container, path)
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(f"The video cannot be decoded: {reason}. Make it again.") from error
@@ -141,40 +146,106 @@ def _read_number(content: bytes, at: int) -> tuple[int | None, int]:
     return None if number == largest else number, at + length
 
 
-def _decode(container: av.container.InputContainer) -> Footage:
+def _decode(container: av.container.InputContainer, path: Path) -> Footage:
     if not container.streams.video:
         raise StudyError("The file has no video. Make it again.")
     stream = container.streams.video[0]
     stream.codec_context.options = {"err_detect": "explode"}
     if not stream.average_rate:
         raise StudyError("The video has no frame rate. Make it again.")
-    frames = list(_pictures(container, stream))
-    if stream.frames and len(frames) != stream.frames:
-        raise StudyError(
-            f"The file is cut short: it has {len(frames)} of the {stream.frames} frames that it "
-            "states. Copy or make it again."
-        )
+    frames, times, shown = [], [], 0
+    for packet in container.demux(stream):
+        shown += bool(packet.size) and not packet.is_discard
+        for frame in packet.decode():
+            picture = _picture(frame, stream)
+            frames.append(picture)
+            _check_pixels(picture.shape[1], picture.shape[0], len(frames))
+            times.append(None if frame.pts is None else frame.pts * stream.time_base)
+    _check_count(stream, path, len(frames), shown)
     if len(frames) < 2:
         raise StudyError(f"The video has {len(frames)} frames; it needs 2 or more. Make it again.")
-    return Footage(np.stack(frames), stream.average_rate)
+    clock = timing.find_clock(times, stream)
+    height, width, _ = frames[0].shape
+    _check_pixels(width, height, len(clock.numbers))
+    return Footage(np.stack([frames[number] for number in clock.numbers]), clock.fps)
 
 
-def _pictures(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[np.ndarray]:
-    pixels = 0
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise StudyError("The video has a damaged frame. Copy or make it again.")
-        pixels += frame.width * frame.height
-        if pixels > MAX_PIXELS:
-            raise StudyError(
-                f"The video has more than {MAX_PIXELS:,} pixels in all frames. Shorten it."
-            )
-        # The encoders of research code use BT.601 and do not say so in the file.
-        tagged = frame.colorspace == Colorspace.ITU709
-        matrix = Colorspace.ITU709 if tagged else Colorspace.ITU601
-        yield frame.to_ndarray(format="rgb24", src_colorspace=matrix)
+def _check_count(stream: av.VideoStream, path: Path, decoded: int, shown: int) -> None:
+    """Refuse a file without all frames that it states; an edit list may hide some of them."""
+    if not stream.frames or decoded == stream.frames:
+        return
+    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+        stored = sum(bool(packet.size) for packet in container.demux(video=0))
+    if decoded != shown or stored != stream.frames:
+        raise StudyError(
+            f"The file is cut short: it has {decoded} of the {stream.frames} frames that it "
+            "states. Copy or make it again."
+        )
+
+
+def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
+    """Return a frame as a player shows it: its colours, the form of its pixels, its rotation."""
+    if frame.is_corrupt:
+        raise StudyError("The video has a damaged frame. Copy or make it again.")
+    if name := HDR.get(frame.color_trc):
+        raise StudyError(
+            f"The video is HDR ({name}), which raters' screens show differently. Convert it to "
+            "standard range: BT.709, 8 bits."
+        )
+    if frame.color_primaries == BT2020:
+        raise StudyError(
+            "The video has the wide colours of BT.2020, which raters' screens show differently. "
+            "Convert it to BT.709."
+        )
+    # The encoders of research code use BT.601 and do not say so in the file.
+    tagged = frame.colorspace == Colorspace.ITU709
+    matrix = Colorspace.ITU709 if tagged else Colorspace.ITU601
+    width, height = _square_pixels(frame, stream.sample_aspect_ratio)
+    if (width, height) != (frame.width, frame.height):
+        _check_pixels(width, height)
+        frame = frame.reformat(
+            width, height, "rgb24", src_colorspace=matrix, interpolation=Interpolation.LANCZOS
+        )
+    return _turn(frame.to_ndarray(format="rgb24", src_colorspace=matrix), frame)
+
+
+def _check_pixels(width: int, height: int, frames: int = 1) -> None:
+    if width * height * frames > MAX_PIXELS:
+        raise StudyError(
+            f"The video has more than {MAX_PIXELS:,} pixels in all frames. Shorten it."
+        )
+
+
+def _square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
+    """Return the width and height with square pixels, which loses no row or column."""
+    if not aspect or aspect == 1:
+        return frame.width, frame.height
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        raise StudyError(
+            f"The pixels of the video are {aspect.numerator}:{aspect.denominator} wide. Make it "
+            "again with square pixels."
+        )
+    if aspect > 1:
+        return 2 * round(frame.width * aspect / 2), frame.height
+    return frame.width, 2 * round(frame.height / aspect / 2)
+
+
+def _turn(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Rotate and mirror a picture by the display matrix of its file.
+
+    Source: FFmpeg, libavutil/display.h: x' = a x + c y, y' = b x + d y, in units of 2^-16.
+    """
+    entry = frame.side_data.get("DISPLAYMATRIX")
+    if entry is None:
+        return pixels
+    a, b, _, c, d, *_ = np.frombuffer(entry, np.int32)[:9] / 2**16
+    if np.allclose(np.abs([a, b, c, d]), [0, 1, 1, 0], atol=1e-3):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    elif not np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=1e-3):
+        raise StudyError(
+            "The video is rotated by an angle that is no multiple of 90 degrees. Make it again."
+        )
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def store_footage(footage: Footage, folder: Path) -> tuple[str, str, int]:
