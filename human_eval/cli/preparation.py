@@ -6,7 +6,7 @@ from pathlib import Path
 from human_eval.cli.command import Commands, add_command, opened, progress_bar, split_settings
 from human_eval.clips.ingest import ingest as ingest_clips
 from human_eval.clips.ingest import tabulate_clips
-from human_eval.clips.sources import find_sources, find_systems
+from human_eval.clips.sources import Selection, find_sources, find_systems
 from human_eval.collection.pairs import add_clip, list_clips, list_prompts, make_pairs
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
@@ -46,6 +46,17 @@ def add_commands(commands: Commands) -> None:
         help="one per system, or one folder that holds a folder for each",
     )
     parser.add_argument("--partial", action="store_true", help="pair the clips there are so far")
+    parser.add_argument(
+        "--first-number",
+        type=int,
+        choices=(0, 1),
+        help="of numbered files: the number of the clip of the first prompt",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of several clips of a prompt, take those of this seed, or PROMPT-SEED.mp4",
+    )
     parser.add_argument("--no-gold", action="store_true", help="make no gold pairs yet")
 
     parser = add_command(
@@ -107,7 +118,8 @@ def ingest(options: Namespace) -> None:
         else:
             named = split_settings(options.clips, "SYSTEM=FOLDER").items()
             folders = {store.definition.system(key).key: Path(folder) for key, folder in named}
-        sources = find_sources(folders, prompts)
+        selection = Selection(options.first_number, options.seed)
+        sources = find_sources(folders, prompts, selection)
         refused: list[str] = []
         with progress_bar("ingest", "clip") as advance:
             for clip in ingest_clips(

@@ -1,7 +1,7 @@
 """Find the video files of the systems: one folder per system, with numbered files or a manifest."""
 
-import csv
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,18 @@ from pathlib import Path
 
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
+from text_files.decoding import FileRefused
+from text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 MANIFEST = "manifest.csv"
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"}
+COLUMNS = {
+    "path": PATH_NAMES,
+    "prompt": PROMPT_NAMES,
+    "seed": ("seed",),
+    "sha256": ("sha256",),
+    "model": ("model",),
+}
 MAX_PROBLEMS = 20  # how many a message lists
 
 
@@ -26,13 +35,36 @@ class Source:
     sha256: str = ""  # from the manifest, to detect damage
 
 
-def find_sources(folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> list[Source]:
+@dataclass(frozen=True)
+class Selection:
+    """Which clips of a folder are meant, where its names alone do not say."""
+
+    first_number: int | None = None  # of numbered files: the number of the first prompt
+    seed: int | None = None  # of several clips of a prompt; VBench's number of the sample
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A clip whose prompt is known by its text."""
+
+    path: Path
+    seed: int | None
+    sample: int | None  # its seed, or the number in its name
+    sha256: str = ""
+
+
+def find_sources(
+    folders: Mapping[str, Path],
+    prompts: Sequence[Prompt],
+    selection: Selection = Selection(),  # immutable
+) -> list[Source]:
     """Find the clips of several systems.
 
     Args:
         folders: by system. A folder holds a `manifest.csv` with the columns path and prompt and,
             optionally, seed, sha256 and model; or files named like EvalCrafter's, 0000.mp4,
-            0001.mp4, ..., numbered as the prompts.
+            0001.mp4, ..., numbered as the prompts; or like VBench's, PROMPT-0.mp4.
+        selection: which clips are meant, where this leaves a choice.
 
     Raises:
         StudyError: a folder is missing or empty, or has files that belong to no prompt.
@@ -44,9 +76,9 @@ def find_sources(folders: Mapping[str, Path], prompts: Sequence[Prompt]) -> list
                 f"The folder {folder} of the clips of {system} does not exist. Check the path."
             )
         if (folder / MANIFEST).is_file():
-            found += _from_manifest(system, folder / MANIFEST, prompts)
+            found += _from_manifest(system, folder / MANIFEST, prompts, selection)
         else:
-            found += _from_numbers(system, folder, prompts)
+            found += _from_names(system, folder, prompts, selection)
     return found
 
 
@@ -66,7 +98,9 @@ def find_systems(root: Path, systems: Iterable[str]) -> dict[str, Path]:
     return folders
 
 
-def _from_numbers(system: str, folder: Path, prompts: Sequence[Prompt]) -> list[Source]:
+def _from_names(
+    system: str, folder: Path, prompts: Sequence[Prompt], selection: Selection
+) -> list[Source]:
     files = [
         path
         for path in sorted(folder.iterdir())
@@ -77,68 +111,102 @@ def _from_numbers(system: str, folder: Path, prompts: Sequence[Prompt]) -> list[
             f"{folder} has neither clips named 0000.mp4, 0001.mp4, ... nor a {MANIFEST}. "
             "Check the path."
         )
+    if not any(re.fullmatch(r"\d+", path.stem, re.ASCII) for path in files):
+        clips = [_from_prompt_name(path) for path in files]
+        if {text for text, _ in clips} <= {_key(prompt.text) for prompt in prompts}:
+            return _match_prompts(system, folder, clips, prompts, selection)
     known = {prompt.index for prompt in prompts}
     named = [path for path in files if not re.fullmatch(r"\d+", path.stem, re.ASCII)]
-    surplus = [path for path in files if path not in named and int(path.stem) not in known]
-    if named or surplus:
+    numbered = [(int(path.stem), path) for path in files if path not in named]
+    first = selection.first_number
+    if first is None and 0 in known and min((n for n, _ in numbered), default=0) == 1:
+        raise StudyError(
+            f"The clips in {folder} count from 1, but prompts count from 0. If 1 is the clip of "
+            "the first prompt, pass --first-number 1. If the first clip is missing, pass "
+            "--first-number 0."
+        )
+    numbered = [(number - (first or 0), path) for number, path in numbered]
+    surplus = named or [path for index, path in numbered if index not in known]
+    if surplus:
         raise StudyError(
             f"{folder} has files that belong to no prompt: "
-            f"{list_names([path.name for path in named or surplus])}. Clips are named 0000.mp4 and "
-            f"so on, one for each of the {len(known)} prompts. Rename or remove these files, or "
-            "check the prompts."
+            f"{list_names([path.name for path in surplus])}. Clips are named 0000.mp4 and so on, "
+            f"one for each of the {len(known)} prompts, or PROMPT-0.mp4. Rename or remove these "
+            "files, or check the prompts."
         )
-    sources = [Source(system, int(path.stem), path) for path in files]
+    sources = [Source(system, index, path) for index, path in numbered]
     _check_unique(sources)
     return sources
 
 
-def _from_manifest(system: str, manifest: Path, prompts: Sequence[Prompt]) -> list[Source]:
+def _from_prompt_name(path: Path) -> tuple[str, _Listed]:
+    """Read a name such as "a cat-0.mp4", the layout of VBench: the prompt and a sample's number."""
+    text, number = re.fullmatch(r"(.*?)(?:-(\d+))?", path.stem, re.DOTALL).groups()  # type: ignore[union-attr]
+    return _key(text), _Listed(path, None, int(number) if number else None)
+
+
+def _from_manifest(
+    system: str, manifest: Path, prompts: Sequence[Prompt], selection: Selection
+) -> list[Source]:
     rows = _read_rows(manifest, system)
-    by_text: dict[str, list[dict[str, str]]] = defaultdict(list)
     # A later row replaces an earlier one of the same file.
-    for row in {row["path"]: row for row in rows}.values():
-        by_text[row["prompt"].strip()].append(row)
-    indices: dict[str, list[int]] = defaultdict(list)
-    for prompt in prompts:
-        indices[prompt.text.strip()].append(prompt.index)
-    unknown = sorted(set(by_text) - set(indices))
+    latest = {row["path"]: row for row in rows}.values()
+    clips = [(_key(row["prompt"]), _list_row(row, manifest)) for row in latest]
+    unknown = sorted({text for text, _ in clips} - {_key(prompt.text) for prompt in prompts})
     if unknown:
         raise StudyError(
             f"{manifest} has clips of prompts that the study does not have: "
             f"{list_names([repr(text) for text in unknown])}. Check which prompts were used."
         )
+    return _match_prompts(system, manifest, clips, prompts, selection)
+
+
+def _key(text: str) -> str:
+    """Return a prompt in the form in which prompts are compared: composed, with single blanks."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _match_prompts(
+    system: str,
+    place: Path,
+    clips: Sequence[tuple[str, _Listed]],
+    prompts: Sequence[Prompt],
+    selection: Selection,
+) -> list[Source]:
+    """Give each clip to the prompt of its text; prompts with equal text may share a clip."""
+    by_text: dict[str, list[_Listed]] = defaultdict(list)
+    for text, clip in clips:
+        if selection.seed is None or clip.sample in (None, selection.seed):
+            by_text[text].append(clip)
+    indices: dict[str, list[int]] = defaultdict(list)
+    for prompt in prompts:
+        indices[_key(prompt.text)].append(prompt.index)
     sources = []
-    for text, clips in by_text.items():
-        if len(clips) > len(indices[text]):
-            raise StudyError(
-                f"{manifest} has {len(clips)} clips of the prompt {text!r}. Keep one of them."
+    for text, found in by_text.items():
+        if len(found) > len(indices[text]):
+            samples = sorted({clip.sample for clip in found if clip.sample is not None})
+            choice = (
+                f"Choose one seed for all, such as --seed {samples[0]}."
+                if len(samples) > 1
+                else "Keep one of them."
             )
-        for place, index in enumerate(indices[text]):
-            # Prompts with equal text may share a clip.
-            sources.append(_from_row(system, index, clips[min(place, len(clips) - 1)], manifest))
+            raise StudyError(f"{place} has {len(found)} clips of the prompt {text!r}. {choice}")
+        for number, index in enumerate(indices[text]):
+            clip = found[min(number, len(found) - 1)]
+            sources.append(Source(system, index, clip.path, clip.seed, clip.sha256))
+    if not sources:
+        raise StudyError(f"{place} has no clips of seed {selection.seed}. Choose another.")
     return sources
 
 
 def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
     try:
-        with manifest.open(newline="", encoding="utf-8-sig") as file:
-            names, *lines = list(csv.reader(file, strict=True)) or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise StudyError(f"{manifest} is not a valid CSV file: {error}. Correct it.") from error
-    if not {"path", "prompt"} <= set(names):
-        raise StudyError(
-            f"{manifest} needs the columns path and prompt; it has {', '.join(names)}. Add them."
-        )
-    rows = []
-    for number, cells in enumerate(lines, 2):
-        if cells and len(cells) != len(names):
-            raise StudyError(
-                f"Row {number} of {manifest} has {len(cells)} cells instead of {len(names)}. "
-                "Complete the row or remove it; put text with commas in quotes."
-            )
-        if cells:  # else an empty line
-            rows.append(dict(zip(names, cells, strict=True)))
-    models = sorted({row["model"] for row in rows}) if "model" in names else []
+        table = read_table(manifest, COLUMNS)
+        require_columns(table, manifest, {"path": PATH_NAMES, "prompt": PROMPT_NAMES})
+    except FileRefused as refusal:
+        raise StudyError(str(refusal)) from refusal
+    rows = list(table.rows.values())
+    models = sorted({row["model"] for row in rows}) if "model" in table.names else []
     if len(models) > 1:
         if system not in models:
             raise StudyError(
@@ -151,21 +219,25 @@ def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
     return rows
 
 
-def _from_row(system: str, index: int, row: dict[str, str], manifest: Path) -> Source:
+def _list_row(row: dict[str, str], manifest: Path) -> _Listed:
     folder = manifest.parent.resolve()
-    path = (folder / row["path"]).resolve()
+    path = (folder / row["path"].strip()).resolve()
+    if not path.exists():
+        path = (folder / row["path"].strip().replace("\\", "/")).resolve()  # of Windows
     if not path.is_relative_to(folder):
         raise StudyError(
             f"{manifest} lists {row['path']!r}, which is outside its folder. Copy the clips into "
             "the folder of their manifest."
         )
-    seed = row.get("seed") or ""
-    if seed and not re.fullmatch(r"-?\d+", seed, re.ASCII):
+    text = row.get("seed", "").strip()
+    whole = re.fullmatch(r"(-?\d+)(?:\.0*)?", text, re.ASCII)  # pandas writes 7 as 7.0
+    if text and not whole:
         raise StudyError(
-            f"The seed {seed!r} of {row['path']} in {manifest} is not a whole number. Correct it, "
+            f"The seed {text!r} of {row['path']} in {manifest} is not a whole number. Correct it, "
             "or leave it empty."
         )
-    return Source(system, index, path, int(seed) if seed else None, row.get("sha256") or "")
+    seed = int(whole[1]) if whole else None
+    return _Listed(path, seed, seed, row.get("sha256", "").strip().lower())
 
 
 def _check_unique(sources: Sequence[Source]) -> None:

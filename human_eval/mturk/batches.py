@@ -4,7 +4,6 @@ The service is reported closed since September 2026. Its file formats are still 
 has one row per pair for any platform that fills a template, and old results can be imported.
 """
 
-import csv
 import random
 import re
 from collections.abc import Mapping
@@ -24,6 +23,8 @@ from human_eval.statistics.votes import MTURK
 from human_eval.storage.keys import Keys
 from human_eval.study.queries import read_pairs
 from human_eval.study.store import StudyStore
+from text_files.decoding import FileRefused
+from text_files.tables import read_table
 
 RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
     *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],
@@ -148,27 +149,18 @@ def read_results(
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = list(reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise StudyError(
-            f"{path} cannot be read as a CSV of results: {error}. Download it again."
-        ) from error
-    missing = [name for name in [*NEEDED, f"Input.{HIT}"] if name not in names]
+        table = read_table(path)
+    except FileRefused as refusal:
+        raise StudyError(f"{refusal} If it was damaged, download it again.") from refusal
+    missing = [name for name in [*NEEDED, f"Input.{HIT}"] if name not in table.names]
     if missing:
         raise StudyError(
             f"{path} lacks the columns {', '.join(missing)}. Download the results of a batch made "
             "by `export --mturk`."
         )
-    uneven = [str(line) for line, row in rows if None in row or None in row.values()]
-    if uneven or not rows:
-        raise StudyError(
-            f"{path} has no rows, or rows without {len(names)} cells (lines: "
-            f"{list_names(uneven) or 'none'}). Download the file again."
-        )
-    return rows
+    if not table.rows:
+        raise StudyError(f"{path} has no rows. Download the file again.")
+    return list(table.rows.items())
 
 
 def _find_columns(

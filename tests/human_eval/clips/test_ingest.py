@@ -9,7 +9,7 @@ import pytest
 
 from human_eval.clips.ingest import ingest, missing_clips, tabulate_clips
 from human_eval.clips.media import MAX_BYTES, Footage, Shape, read_footage, write_footage
-from human_eval.clips.sources import Source, find_sources, find_systems
+from human_eval.clips.sources import Selection, Source, find_sources, find_systems
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from tests.support.crowd import define_pair
@@ -329,7 +329,7 @@ def test_a_seed_that_differs_from_one_that_came_in_earlier_is_refused(folders, t
 def test_nothing_joins_clips_that_came_in_unequal(folders, tmp_path):
     film(tmp_path / "third" / "0001.mp4")
     unequal = [make_clip("ours", 1), make_clip("theirs", 1, width=48)]
-    sources = find_sources({"third": tmp_path / "third"}, PROMPTS)
+    sources = find_sources({"third": tmp_path / "third"}, PROMPTS, Selection(first_number=0))
     known = {(clip.system, clip.prompt_index): clip for clip in unequal}
 
     [refused] = ingest(sources, PROMPTS, define(), tmp_path / "media", known=known, partial=True)
@@ -401,20 +401,20 @@ def test_a_clip_that_is_not_the_one_of_the_manifest_is_refused(folders, tmp_path
         (["x.mp4,m,something else,1"], "path,model,prompt,seed", "something else"),
         (["x.mp4,m,prompt 0,one"], "path,model,prompt,seed", "not a whole number"),
         (["../x.mp4,m,prompt 0,1"], "path,model,prompt,seed", "outside its folder"),
-        (["x.mp4,prompt 0"], "file,prompt", "the columns path and prompt"),
+        (["x.mp4,prompt 0"], "name,prompt", "needs a column named .path."),
         ([], "path,prompt", "lists no clips"),
         (["x.mp4,prompt 0", "y.mp4,prompt 0"], "path,prompt", "2 clips of the prompt"),
         (["x.mp4,a,prompt 0", "y.mp4,b,prompt 1"], "path,model,prompt", "several models"),
-        (["x.mp4,prompt 0", "", "y.mp4"], "path,prompt", "Row 4 of .* 1 cells instead of 2"),
+        (["x.mp4,prompt 0", "", "y.mp4"], "path,prompt", "Line 4 of .* 1 cells instead of 2"),
         (
             ["x.mp4,prompt 0", "y.mp4,prompt 1, red"],
             "path,prompt",
-            "Row 3 of .* 3 cells instead of 2",
+            "Line 3 of .* 3 cells instead of 2",
         ),
         (
             ["x.mp4,prompt 0,a", "y.mp4,prompt 1"],
             "path,prompt,model",
-            "Row 3 of .* 2 cells instead of 3",
+            "Line 3 of .* 2 cells instead of 3",
         ),
     ],
 )

@@ -1,0 +1,85 @@
+"""Which file is the clip of which prompt: numbers, names of prompts, manifests."""
+
+import unicodedata
+
+import pytest
+
+from human_eval.clips.sources import Selection, find_sources
+from human_eval.definition.prompts import Prompt
+from human_eval.errors import StudyError
+
+PROMPTS = [Prompt(0, "a café"), Prompt(1, "a dog, running")]
+
+
+def _find(folder, selection=None):
+    sources = find_sources({"ours": folder}, PROMPTS, selection or Selection())
+    return {source.prompt_index: source.path.name for source in sources}
+
+
+def _touch(folder, *names):
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize("names", [["1.mp4", "2.mp4"], ["0001.mp4"]])
+def test_numbers_from_1_are_refused_until_the_first_one_is_named(tmp_path, names):
+    _touch(tmp_path, *names)
+
+    with pytest.raises(StudyError, match="count from 1"):
+        _find(tmp_path)
+
+    assert _find(tmp_path, Selection(first_number=1)) == dict(enumerate(names))
+
+
+def test_a_folder_without_its_first_clip_is_taken_when_said_so(tmp_path):
+    _touch(tmp_path, "0001.mp4")
+
+    assert _find(tmp_path, Selection(first_number=0)) == {1: "0001.mp4"}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_files_may_be_named_after_their_prompts(tmp_path, form):
+    name = unicodedata.normalize(form, "a café-0.mp4")
+    _touch(tmp_path, name, "a dog, running-0.mp4")
+
+    assert _find(tmp_path) == {0: name, 1: "a dog, running-0.mp4"}
+
+
+def test_one_of_several_samples_is_chosen_by_its_number(tmp_path):
+    _touch(tmp_path, *(f"{prompt.text}-{n}.mp4" for prompt in PROMPTS for n in range(3)))
+
+    with pytest.raises(StudyError, match="--seed 0"):
+        _find(tmp_path)
+
+    assert _find(tmp_path, Selection(seed=2)) == {0: "a café-2.mp4", 1: "a dog, running-2.mp4"}
+    with pytest.raises(StudyError, match="no clips of seed 7"):
+        _find(tmp_path, Selection(seed=7))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,prompt\na.mp4,a café\nb.mp4,"a dog, running"\n',
+        'filename,caption\na.mp4,a café\nb.mp4,"a dog, running"\n',
+        "Path;Prompt;Seed\na.mp4;a café;0.0\nb.mp4;a dog, running;0.0\n",
+        "path\ttext\na.mp4\ta cafe\u0301\nb.mp4\t a  dog, running \n",
+        'video_path,prompt_en\n.\\a.mp4,a café\nb.mp4,"a dog, running"\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_manifests_of_other_tools_are_taken(tmp_path, text, encoding):
+    _touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "manifest.csv").write_bytes(text.encode(encoding))
+
+    assert _find(tmp_path) == {0: "a.mp4", 1: "b.mp4"}
+
+
+def test_several_seeds_of_a_manifest_are_chosen_from(tmp_path):
+    rows = [f'{p.index}-{s}.mp4,"{p.text}",{s}.0' for p in PROMPTS for s in (3, 4)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,prompt,seed", *rows]))
+
+    with pytest.raises(StudyError, match="--seed 3"):
+        _find(tmp_path)
+
+    assert _find(tmp_path, Selection(seed=4)) == {0: "0-4.mp4", 1: "1-4.mp4"}
