@@ -37,7 +37,11 @@ ORDER = {
 }
 # The seams between the three products, module by module.
 SEAMS = {
-    ("human_eval", "turbo"): {"human_eval.definition.prompts", "human_eval.clips.sources"},
+    ("human_eval", "turbo"): {
+        "human_eval.definition.prompts",
+        "human_eval.clips.sources",
+        "human_eval.mturk.batches",
+    },
     ("demo", "turbo"): {"demo.models"},
     ("training", "human_eval"): {"training.shapes.evaluation.intervals"},
 }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
-from text_files.decoding import FileRefused
-from text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 MANIFEST = "manifest.csv"
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"}

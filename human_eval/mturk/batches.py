@@ -23,8 +23,8 @@ from human_eval.statistics.votes import MTURK
 from human_eval.storage.keys import Keys
 from human_eval.study.queries import read_pairs
 from human_eval.study.store import StudyStore
-from text_files.decoding import FileRefused
-from text_files.tables import read_table
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.tables import read_table
 
 RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
     *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],

@@ -63,7 +63,9 @@ def hanging_on_one_rater() -> pd.DataFrame:
     votes["rater"] = votes["rater"].mask(mine, "partisan")
     to_x = votes["comparison"].isin(["C1", "C3"])
     rest = (votes["comparison"] == "C1") & ~mine
-    choice = votes["choice"].mask(mine & to_x, "a").mask(rest & (votes["prompt_index"] % 3 == 0), "b")
+    choice = (
+        votes["choice"].mask(mine & to_x, "a").mask(rest & (votes["prompt_index"] % 3 == 0), "b")
+    )
     return votes.assign(choice=choice)
 
 
