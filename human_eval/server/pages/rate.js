@@ -41,10 +41,9 @@ const ENDINGS = {
     text("Your answers are saved. This page continues automatically."),
   ],
 };
-const NO_COOKIE =
-  "Your browser does not keep cookies of this site, so your answers cannot be stored. " +
-  "Allow cookies for this site in the settings of your browser, then reload this page. " +
-  "Inside another website, opening this page in its own window may be enough.";
+const NO_COOKIE = text(
+  "Your browser blocks the cookies of this page, so your answers cannot be stored. Allow cookies for this site and reload the page, or open the page in a window of its own.",
+);
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);

@@ -42,6 +42,6 @@ def test_a_rater_whose_browser_blocks_cookies_is_told_so(study, chromium, chromi
 
     enter(page)
 
-    page.locator("#entry-problem").filter(has_text="does not keep cookies").wait_for()
+    page.locator("#entry-problem").filter(has_text="blocks the cookies").wait_for()
     assert page.locator("#begin").is_enabled() and page.locator("#welcome").is_visible()
     browser.close()
