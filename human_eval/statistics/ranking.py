@@ -146,8 +146,8 @@ def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.nd
     information = np.einsum("c,ck,ckp,ckq->pq", total, chance, residual, residual)
     change = residual @ np.linalg.pinv(information, hermitian=True)  # strengths sum to zero
     pair = votes.groupby(["system_a", "system_b"], sort=True, observed=True).ngroup().to_numpy()
-    answer = np.select([votes["choice"].eq("a"), votes["choice"].eq("b")], [0, 1], default=2)
-    return names, strengths, nu, prior, len(votes) * change[pair, answer, : len(names)].T
+    chosen = np.select([votes["choice"].eq("a"), votes["choice"].eq("b")], [0, 1], default=2)
+    return names, strengths, nu, prior, len(votes) * change[pair, chosen, : len(names)].T
 
 
 def _errors(influence: np.ndarray, votes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, str]:

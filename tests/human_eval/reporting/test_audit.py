@@ -59,7 +59,7 @@ def decided_by_ties() -> pd.DataFrame:
 
 def hanging_on_one_rater() -> pd.DataFrame:
     votes = make({("C1", "Q1"): 0.5, ("C2", "Q1"): 0.7, ("C3", "Q1"): 0.7})
-    mine = np.random.default_rng(0).random(len(votes)) < 0.35
+    mine = np.random.default_rng(0).random(len(votes)) < 0.5
     votes["rater"] = votes["rater"].mask(mine, "partisan")
     to_x = votes["comparison"].isin(["C1", "C3"])
     rest = (votes["comparison"] == "C1") & ~mine
