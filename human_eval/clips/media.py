@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -153,14 +154,17 @@ def _decode(container: av.container.InputContainer, path: Path) -> Footage:
     stream.codec_context.options = {"err_detect": "explode"}
     if not stream.average_rate:
         raise StudyError("The video has no frame rate. Make it again.")
-    frames, times, shown = [], [], 0
+    frames: list[np.ndarray] = []
+    times: list[Fraction | None] = []
+    shown = 0
     for packet in container.demux(stream):
         shown += bool(packet.size) and not packet.is_discard
         for frame in packet.decode():
             picture = _picture(frame, stream)
             frames.append(picture)
             _check_pixels(picture.shape[1], picture.shape[0], len(frames))
-            times.append(None if frame.pts is None else frame.pts * stream.time_base)
+            pts, unit = frame.pts, frame.time_base
+            times.append(None if pts is None or unit is None else pts * Fraction(unit))
     _check_count(stream, path, len(frames), shown)
     if len(frames) < 2:
         raise StudyError(f"The video has {len(frames)} frames; it needs 2 or more. Make it again.")
@@ -238,7 +242,7 @@ def _turn(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     entry = frame.side_data.get("DISPLAYMATRIX")
     if entry is None:
         return pixels
-    a, b, _, c, d, *_ = np.frombuffer(entry, np.int32)[:9] / 2**16
+    a, b, _, c, d, *_ = np.frombuffer(bytes(cast(Any, entry)), np.int32)[:9] / 2**16
     if np.allclose(np.abs([a, b, c, d]), [0, 1, 1, 0], atol=1e-3):
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     elif not np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=1e-3):

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+LFS_POINTER = b"version https://git-lfs"
 FETCH_AGAIN = "Download it again."
 WEIGHTS_ONLY = "Use a file of weights only, from its publisher."
 NESTS = ("state_dict", "module", "model")  # keys under which trainers store the weights
@@ -96,6 +97,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     with path.open("rb") as file:
         head = file.read(512)
+    if head.startswith(LFS_POINTER):
+        raise ValueError(
+            f"{path} is the pointer that git-lfs leaves in place of a large file. Run `git lfs "
+            "pull` in its repository, or download the file itself."
+        )
     named = path.suffix == ".safetensors"
     has_table = head[8:9] == b"{" and (
         named or _table_fits(path, head)
@@ -122,8 +128,6 @@ def _table_fits(path: Path, head: bytes) -> bool:
 
 
 def _likely(head: bytes) -> str:
-    if head.startswith(b"version https://git-lfs"):
-        return ": the pointer that git-lfs leaves in place of a large file."
     if head.lstrip()[:1] == b"<":
         return ": a web page, perhaps one that asks you to log in."
     return "."

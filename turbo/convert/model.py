@@ -125,8 +125,9 @@ def files_at(path: Path) -> list[Path]:
         weights = [
             file
             for file in sorted((path / part).glob("*"))
-            if file.suffix in (".safetensors", ".bin") and ".fp16." not in file.name
+            if file.suffix in (".safetensors", ".bin")
         ]
+        weights = [file for file in weights if ".fp16." not in file.name] or weights
         safe = [file for file in weights if file.suffix == ".safetensors"]
         if not weights:
             raise FileNotFoundError(

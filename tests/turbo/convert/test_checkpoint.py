@@ -428,3 +428,11 @@ def test_an_archive_of_other_things_is_refused_with_what_is_in_it(tmp_path):
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         open_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_a_git_lfs_pointer_is_named_whatever_its_ending(tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+    with pytest.raises(ValueError, match="git-lfs"):
+        open_checkpoint(file)

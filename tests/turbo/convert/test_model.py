@@ -23,7 +23,7 @@ from torch.testing import assert_close
 
 from tests.support import published
 from tests.support.golden import variant_of
-from turbo.convert.model import convert_model
+from turbo.convert.model import convert_model, files_at
 from turbo.convert.stream import Slot, Written, write_tensors
 from turbo.convert.unet import modelscope_part, videocrafter_part
 from turbo.diffusion.distillation import student_of
@@ -569,3 +569,16 @@ def test_conversion_takes_little_more_memory_than_the_file(name, write, tmp_path
     read = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.suffix in SUFFIXES)
     assert read > 200e6
     assert 0.5 * read < int(measured.stdout) < 1.3 * read
+
+
+def test_half_precision_files_are_taken_where_there_are_no_others(tmp_path):
+    for part in ("unet", "vae", "text_encoder"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.fp16.safetensors").touch()
+    (tmp_path / "vae" / "model.safetensors").touch()
+
+    assert {str(file.relative_to(tmp_path)) for file in files_at(tmp_path)} == {
+        "unet/model.fp16.safetensors",
+        "vae/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    }
