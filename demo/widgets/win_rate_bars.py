@@ -105,6 +105,9 @@ def _numbers(row: WinRateRow, decided: bool | None, alpha: float | None) -> str:
         marks += '<em class="verdict decided" title="No further votes are needed">decided</em>'
     if row.claim:
         marks += '<em class="verdict" title="At most 5 % false claims in the figure">claimed</em>'
+    if row.mark:
+        share = f"One rater gave {100 * row.busiest:.0f} % of the decisive votes"
+        marks += f'<em class="busy-rater" title="{share}">{row.mark} {share}</em>'
     shown_alpha = "–" if alpha is None or pd.isna(alpha) else f"α {alpha:.2f}"
     return (
         f"<b>{row.rate_label} %</b> <span>{row.interval_label}</span> {marks}"

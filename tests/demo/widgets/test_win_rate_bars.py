@@ -27,6 +27,7 @@ RATE = {
     "low": 0.6,
     "high": 0.8,
     "claim": "",
+    "busiest": 0.05,
 }
 
 
@@ -86,7 +87,7 @@ def test_the_interval_is_on_the_scale_of_the_bar():
     assert 'class="range" style="left:60.00%;width:20.00%"' in shown
     assert 'class="dot" style="left:70.59%"' in shown
     assert "<b>70.6 %</b> <span>[60.0, 80.0]</span>" in shown
-    assert "n = 100, agreement α 0.31" in shown
+    assert "n = 85 of 100, agreement α 0.31" in shown
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,13 @@ def test_decided_and_claimed_rows_are_marked(decided, claim, marks):
     shown = show_win_rates(results([{**RATE, "claim": claim}], decided=decided))
 
     assert re.findall(r'<em class="verdict[^>]*>(\w+)</em>', shown) == marks
+
+
+@pytest.mark.parametrize("busiest, marked", [(0.15, False), (0.4, True)])
+def test_a_row_that_one_rater_carries_is_marked(busiest, marked):
+    shown = show_win_rates(results([{**RATE, "busiest": busiest}]))
+
+    assert ("busy-rater" in shown) == marked
 
 
 def test_a_cell_with_ties_alone_has_no_rate():
