@@ -50,7 +50,7 @@ def made(tmp_path_factory):
             write_footage(Footage(pixels, Fraction(8)), clip)
     lines = [f"a red star number {index}" for index in range(PROMPTS)]
     (folder / "prompts.txt").write_text("\n".join(lines) + "\n")
-    (folder / "table.csv").write_text("text\na red star\n")
+    (folder / "table.csv").write_text("sentence\na red star\n")
     (folder / "results.csv").write_text("HITId,WorkerId\nH1,W1\n")
     (folder / "export").mkdir()
     (folder / "export" / "votes.csv").write_text("vote_id,choice\n1,a\n")

@@ -479,7 +479,7 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
     "changes, message",
     [
         ({"comparison": "C9"}, "no comparison 'C9', only C1"),
-        ({"prompt_index": 99}, "no pair of C1 for prompt 99"),
+        ({"prompt_index": 99}, "no real pair of C1 for prompt 99"),
         ({"side_a": "up"}, "left or right"),
         ({"answers": {"Q1": "a"}}, r"answers \['Q1'\] instead of"),
         ({"answers": {"Q1": "a", "Q2": "tie"}}, "'tie' is no answer to Q2; it takes a, b"),

@@ -34,8 +34,8 @@ class _Predicts:
         self.schedule, self.noise = schedule, noise
 
     def __call__(self, noisy, timesteps, prompt_embeds, conditioning):
-        value = prompt_embeds.mean() if self.noise is None else self.noise
-        noise = torch.full_like(noisy, float(value))
+        value = prompt_embeds.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+        noise = (value if self.noise is None else torch.tensor(self.noise)).expand_as(noisy)
         if self.schedule.prediction_type == "epsilon":
             return noise
         clean = self.schedule.remove_noise(noisy, noise, timesteps)

@@ -116,7 +116,8 @@ def test_the_training_step_is_in_parity_with_the_published_one(step, golden, pub
     assert_near(-settings["reward_scale"] * image.mean(), recorded[f"{step}/reward_loss"], 1e-6)
     if settings["video_reward_scale"]:
         frames = recorded[f"{step}/video_frame_idx"]
-        video = score_frames(loss.clean, frames, settings["prompts"], vae, video_reward)
+        every = frames.expand(len(loss.clean), -1)
+        video = score_frames(loss.clean, every, settings["prompts"], vae, video_reward)
         video_loss = -settings["video_reward_scale"] * video.mean()
         assert_near(video_loss, recorded[f"{step}/video_rm_loss"], 1e-6)
         total = total + video_loss
@@ -163,7 +164,7 @@ def test_every_intermediate_is_in_parity_with_the_published_step(step, golden, p
     noisy = published_schedule.add_noise(batch.clean, batch.noise, batch.start)
     landed = teacher_step(teacher, published_schedule, noisy, batch)
 
-    cond, uncond = outputs
+    cond, uncond = outputs[0].chunk(2)
     guided = cond + batch.guidance_scale.view(-1, 1, 1, 1, 1) * (cond - uncond)
     clean, noise = published_schedule.split(noisy, guided, batch.start)
     assert_near(noisy, recorded[f"{step}/noisy_model_input"], 2e-6)

@@ -106,7 +106,7 @@ def test_the_training_step_is_in_parity_with_the_published_one(golden, published
     loss = solver_step_loss(student, student, hop, published_schedule, kappa=settings["huber_c"])
     clean = loss.clean[recorded["step/reward_batch_idx"]]
     score = RecordedReward(recorded["step/reward_decoded"])
-    reward = score_frames(clean, recorded["step/reward_frame_idx"], [""], vae, score)
+    reward = score_frames(clean, recorded["step/reward_frame_idx"][None], [""], vae, score)
     reward_loss = -settings["reward_scale"] * reward.mean()
     (loss.value + reward_loss).backward()
 
@@ -166,9 +166,11 @@ def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
     hop = step_from_record(record, batch.guidance_scale, schedule)
     read = solver_step_loss(student, student, hop, schedule)
 
-    assert_close(hop.stepped, teacher_step(tiny_unet, schedule, record.noisy, batch))
-    assert_close(read.value, asked.value)
-    assert_close(read.clean, asked.clean)
+    # The record asks the teacher twice, the step once for both prompts: they differ by rounding.
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    assert_close(hop.stepped, teacher_step(tiny_unet, schedule, record.noisy, batch), **close)
+    assert_close(read.value, asked.value, **close)
+    assert_close(read.clean, asked.clean, **close)
     wide = solver_step_loss(student, student, hop, schedule, kappa=0.1)
     assert_close(wide.value, pseudo_huber(wide.clean - wide.target, 0.1).mean())
 
