@@ -67,6 +67,7 @@ def test_make_knows_its_targets(target):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_programs_for_a_served_page_get_their_clip(shapes_server, tmp_path):
     programs = [

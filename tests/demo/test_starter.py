@@ -9,6 +9,7 @@ from human_eval.study.queries import read_study_progress
 from tests.support.studies import claim_pair, enter_rater, find_defects, stored_clips
 
 
+@pytest.mark.slow
 def test_an_interrupted_start_is_repeated_and_later_starts_open_the_study(tmp_path, monkeypatch):
     folder = tmp_path / "studies" / "shapes-demo"
 

@@ -105,6 +105,7 @@ def test_rewards_change_what_the_student_learns(start):
     )
 
 
+@pytest.mark.slow
 def test_a_target_that_is_the_student_is_no_copy_and_takes_the_same_steps(start, tmp_path: Path):
     _, steps = start("itself", target_ema=0.0)
     itself = [step.loss for step in steps]
@@ -115,6 +116,7 @@ def test_a_target_that_is_the_student_is_no_copy_and_takes_the_same_steps(start,
     assert load_newest(tmp_path / "itself")["companions"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_ema, follows", [(1.0, False), (1e-30, True)])
 def test_the_target_follows_the_student_at_its_own_rate(start, tmp_path, target_ema, follows):
     _, steps = start("run", target_ema=target_ema)
@@ -142,6 +144,7 @@ def test_a_checkpoint_holds_what_is_trained_and_the_base_serves_teacher_and_stud
     assert len(content["optimizer"]["state"]) == len(trained)
 
 
+@pytest.mark.slow
 def test_videos_without_a_prompt_for_rewards_are_not_scored(start):
     seen = []
 

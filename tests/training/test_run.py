@@ -64,6 +64,7 @@ def losses(out: Path) -> list[str]:
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["tiny_vc2", pytest.param("tiny_ms", marks=slow), pytest.param("tiny_v2", marks=slow)]
 )

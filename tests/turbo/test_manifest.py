@@ -115,6 +115,7 @@ def _add(folder, name):
     Manifest(folder).add(_row(name))
 
 
+@pytest.mark.slow
 def test_batches_that_begin_at_once_write_one_header(tmp_path):
     names = [f"{number}.mp4" for number in range(8)]
     context = get_context("fork")

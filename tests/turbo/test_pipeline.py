@@ -47,6 +47,7 @@ def _matrix_precision(precision):
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tiny_pipeline", "tiny_teacher"])
 @pytest.mark.parametrize(
     "ambient",

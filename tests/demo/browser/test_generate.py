@@ -154,6 +154,7 @@ def space_server(serve):
     return serve("-m", "tests.support.serve_fake_engine", SPACE_ID="ada/t2v")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "proxy",
     [
@@ -280,6 +281,7 @@ def test_the_guidelines_are_shown_until_they_are_accepted(fake_server, open_page
     assert not accept.is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):

@@ -122,6 +122,7 @@ def test_a_loop_counts_only_while_nothing_covers_a_video(study, open_rater):
     assert covered == 0
 
 
+@pytest.mark.slow
 def test_small_clips_are_enlarged_by_whole_factors(rate_study, open_rater):
     own = rate_study(pairs=2, width=64, height=64)
     for dpr in (1, 1.5):

@@ -62,6 +62,7 @@ def test_a_pair_that_was_answered_elsewhere_is_announced_in_sight(study, open_ra
     assert other.locator("#notice").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_pair_that_expires_is_announced_in_sight(rate_study, open_rater):
     own = rate_study(pairs=4, frames=8, extra="\n[assignment]\nlease_seconds = 10\n")
     page = open_rater(own)
@@ -72,6 +73,7 @@ def test_a_pair_that_expires_is_announced_in_sight(rate_study, open_rater):
     assert page.locator("#rating").is_visible()
 
 
+@pytest.mark.slow
 def test_a_rater_waits_for_a_pair_that_others_hold(rate_study, open_rater):
     own = rate_study(pairs=1, frames=8)
     others = [enter_rater(own.store, "lab", f"other {number}") for number in range(3)]

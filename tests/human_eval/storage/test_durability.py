@@ -152,6 +152,7 @@ def check_kills(forker, kills):
     store.close()
 
 
+@pytest.mark.slow
 def test_kills_of_the_server_lose_no_receipt(forker):
     check_kills(forker, kills=5)
 

@@ -72,6 +72,7 @@ def convert(*arguments) -> None:
     main(["convert", *map(str, arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [
@@ -198,6 +199,7 @@ def size_of(weights: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, file", [
     ("videocrafter2", "model.ckpt"), ("t2v-turbo-vc2", "t2v_turbo_vc2.pt")
 ])  # fmt: skip
@@ -233,6 +235,7 @@ def test_every_key_of_a_full_unet_comes_to_its_place(inventories, cards, tmp_pat
     assert size_of(found) == size_of(weights)
 
 
+@pytest.mark.slow
 def test_every_pair_of_a_full_list_for_videocrafter_comes_to_its_layer(
     inventories, cards, tmp_path
 ):
@@ -256,6 +259,7 @@ def test_every_pair_of_a_full_list_for_videocrafter_comes_to_its_layer(
     assert_close(found, expected_unet(student, inventories), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_key_of_full_files_for_modelscope_comes_to_its_place(inventories, cards, tmp_path):
     """VAE and text encoder have diffusers' and transformers' names."""
     expected = expected_folders(
@@ -413,6 +417,7 @@ def test_adapters_of_ones_own_are_taken_as_they_are(files, cards):
     assert_close(saved(cards["vcm-vc2"].folder / "vcm"), own, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_merged_adapters_are_those_of_the_adapted_network(files, cards):
     """The same list, merged into a network and as named adapters, gives the same weights."""
     convert("videocrafter2", files / "model.ckpt")

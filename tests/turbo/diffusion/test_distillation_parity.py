@@ -79,6 +79,7 @@ def score_video(frames: torch.Tensor) -> torch.Tensor:
     return frames.diff(dim=1).square().mean((1, 2, 3, 4)) + frames.mean((1, 2, 3, 4)) / 2
 
 
+@pytest.mark.slow
 @both_steps
 def test_the_training_step_is_in_parity_with_the_published_one(step, golden, published_schedule):
     """From encoded videos to the gradient of every adapter, ours in double precision.

@@ -85,6 +85,7 @@ def test_network_has_parity_with_videocrafter(recorded, weights, variant):
         assert_close(output, recorded[f"{case}/out"], rtol=0, atol=SINGLE, msg=case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["vc2_unet_tiny", "vc2_unet_recipe"])
 @pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
 def test_network_has_parity_with_videocrafter_in_double_precision(recorded, weights, variant):
@@ -114,6 +115,7 @@ def test_network_has_parity_with_videocrafter_at_other_lengths(recorded, weights
     assert_close(output, recorded[f"v1_T{frames}/out"], rtol=0, atol=SINGLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file, tolerance", [("vc2_unet_tiny", 5e-5), ("vc2_unet_recipe", 1e-5)])
 def test_gradients_have_parity_with_videocrafter(recorded, weights, tolerance):
     weights = variant_of(weights, "v2")
@@ -146,6 +148,7 @@ def test_network_has_parity_with_modelscope(recorded, weights, variant, case):
     assert_close(output, recorded[f"{case}/out"], rtol=0, atol=SINGLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
 @pytest.mark.parametrize("variant, case", [("teacher", "teacher"), ("v1", "student")])
 def test_network_has_parity_with_modelscope_in_double_precision(recorded, weights, variant, case):

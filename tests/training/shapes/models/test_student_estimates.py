@@ -23,6 +23,7 @@ def estimates(tmp_path_factory: pytest.TempPathFactory) -> StudentEstimates:
     return _draw(tmp_path_factory.mktemp("estimates") / "estimates.safetensors")
 
 
+@pytest.mark.slow
 def test_estimates_from_low_noise_show_their_scene_more_often(estimates: StudentEstimates):
     scenes = [SCENES[index] for index in estimates.scene.tolist()]
     right = {
@@ -37,6 +38,7 @@ def test_estimates_from_low_noise_show_their_scene_more_often(estimates: Student
     assert right["high_noise"] < right["low_noise"]
 
 
+@pytest.mark.slow
 def test_estimates_are_drawn_once_and_then_read(estimates: StudentEstimates, tmp_path: Path):
     first = _draw(tmp_path / "estimates.safetensors")
     before = (tmp_path / "estimates.safetensors").stat().st_mtime_ns
