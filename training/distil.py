@@ -13,7 +13,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -164,15 +164,29 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
-    lock = FileLock(out / ".lock")  # released when the process ends, however it ends
-    if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as failure:
-            raise ValueError(
-                f"Another process trains in {out}. Wait for it, or choose another run.out."
-            ) from failure
+    with _only_run_in(out) if accelerator.is_main_process else nullcontext():
+        return _train_and_export(config, accelerator)
+
+
+@contextmanager
+def _only_run_in(folder: Path) -> Iterator[None]:
+    """Refuse a second run in a folder. The system lets go of the lock of a killed process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as failure:
+        raise ValueError(
+            f"Another process trains in {folder}. Wait for it, or choose another run.out."
+        ) from failure
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
+    out = Path(config.run.out)
     if config.run.trackers:
         accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
     parts = build_parts(config, accelerator)
@@ -194,7 +208,6 @@ def run(config: Config) -> Path:
         export_student(parts, config, folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    lock.release()
     return folder
 
 

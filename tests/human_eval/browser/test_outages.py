@@ -84,7 +84,7 @@ def test_an_expired_pair_is_replaced(rate_study, open_rater):
     begin(page)
     page.keyboard.press("1")
 
-    until(page, "document.querySelector('#announce').textContent.includes('time for this pair')")
+    page.locator("#notice").wait_for()
     until(page, "!document.querySelector('#questions :checked')")
     for _ in range(5):  # a busy machine may miss the next one too
         page.locator("#watch-note.open").wait_for()
