@@ -115,6 +115,7 @@ def connect_stop(
     computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
 ) -> None:
     """Let the Stop button end the computation, then show that it has ended."""
+    stop.click(None, js="() => { window.stoppedAt = Date.now(); }", **NO_QUEUE)
     # In one event, the "Stopped" could be overwritten by the last update of the computation.
     stopping = stop.click(None, cancels=[*computing], **NO_QUEUE)
     stopping.then(
@@ -137,8 +138,12 @@ def _line(content: str, *, kind: str, share: float = 0.0) -> str:
     )
 
 
-# The argument and the result are the HTML of the status line.
-_SHOW_REFUSAL = "(shown) => shown.includes('status-line refused') ? shown : {}".format(
+# The argument and the result are the HTML of the status line. For Gradio, a computation that was
+# stopped has failed.
+_SHOW_REFUSAL = (
+    "(shown) => shown.includes('status-line refused')"
+    " || Date.now() - (window.stoppedAt ?? 0) < 5000 ? shown : {}"
+).format(
     json.dumps(
         show_refusal("The server did not accept the request. Wait a moment, then try again.")
     )
