@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +16,8 @@ from human_eval.errors import StudyError
 from human_eval.storage.events import record
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.tables import read_table
 
 CENT = Decimal("0.01")
 CODE_COLUMNS = {"completion code", "completioncode", "code", "entered code"}  # in lower case
@@ -44,7 +45,7 @@ def read_platform_export(
     Raises:
         StudyError: the file is no CSV, or no column has the ID of a rater.
     """
-    rows = _read_csv(path)
+    rows = _read_export(path)
     if id_column is not None and id_column not in rows:
         raise StudyError(
             f"{path} has no column {id_column!r}. Its columns are {', '.join(rows.columns)}."
@@ -94,20 +95,14 @@ def _compare_codes(rows: pd.DataFrame, joined: pd.DataFrame) -> list[str]:
     return sorted(set(joined.loc[(given != "") & (given != joined["code"]), "rater"]))
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_export(path: Path) -> pd.DataFrame:
     try:
-        content = path.read_bytes()
-        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = content.decode("utf-16" if marked else "utf-8-sig")
-        first = text.partition("\n")[0]
-        separator = max(",;\t", key=first.count)
-        rows = pd.read_csv(
-            StringIO(text), dtype=str, keep_default_na=False, sep=separator, index_col=False
-        )
-    except ValueError as error:  # of the encoding, or of the table
-        raise StudyError(
-            f"{path} cannot be read as a CSV file: {error}. Export it from the platform again."
-        ) from error
+        table = read_table(path)
+    except FileRefused as refusal:
+        raise StudyError(f"The platform's export cannot be read: {refusal}") from refusal
+    if not table.names:
+        raise StudyError(f"The platform's export cannot be read: {path} is empty.")
+    rows = pd.DataFrame([*table.rows.values()], columns=table.names, dtype=str)
     rows = rows.rename(columns={"rater_number": "rater_number (platform)"})  # ours is another
     return rows.apply(lambda column: column.str.strip())
 
