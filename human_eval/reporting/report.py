@@ -55,6 +55,7 @@ class ReportTable:
     text: str = ""  # Markdown above it: headings and explanations
     empty: str = "Nothing yet."  # shown instead of an empty table
     shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
+    same_as: str = ""  # an earlier table that this one equals where it is not shown
     shown_rows: Callable[[pd.DataFrame], pd.Series] | None = None  # in report.md; None for all
 
 
@@ -78,6 +79,7 @@ TABLES = [
         name="win_rates_with_excluded",
         columns=RATES,
         make=lambda votes: win_rates(votes.with_excluded, votes.definition),
+        same_as="win_rates",
         text="The same with the votes of excluded raters:",
         shown=lambda votes: len(votes.with_excluded) > len(votes.counted),
     ),
@@ -247,7 +249,8 @@ def write_report(
     written = []
     for entry in TABLES:
         progress(entry.name.replace("_", " "))
-        tables[entry.name] = entry.make(inputs)
+        known = entry.same_as and not entry.shown(inputs)
+        tables[entry.name] = tables[entry.same_as] if known else entry.make(inputs)
         written.append(folder / f"{entry.name}.csv")
         write_csv(tables[entry.name], written[-1])
     progress("charts")
