@@ -221,7 +221,7 @@ def test_each_stage_has_one_bar_which_an_error_closes(monkeypatch):
     monkeypatch.setattr("tqdm.tqdm", Bar)
 
     with pytest.raises(ValueError, match="Damaged"):
-        cli._show_progress(steps())
+        cli.show_progress(steps())
 
     assert [bar.arguments for bar in bars] == [["check", 3], ["check", 9], ["convert", 9]]
     assert [bar.n for bar in bars] == [3, 9, 4]
