@@ -190,6 +190,7 @@ def modules_after(statement: str, **variables: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_proxy_and_leaves_the_variables_to_downloads():
     unusable = {
         "ALL_PROXY": "socks://127.0.0.1:9",

@@ -319,6 +319,7 @@ def test_every_control_has_a_name(fake_server, open_page):
     assert nameless == []
 
 
+@pytest.mark.slow
 def test_the_page_works_while_the_model_still_loads(serve, open_page, tmp_path):
     loaded = tmp_path / "loaded"
     server = serve("-m", "tests.support.serve_fake_engine", "--load-when", str(loaded))

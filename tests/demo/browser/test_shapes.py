@@ -7,6 +7,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_the_model_draws_in_colour(shapes_server, open_page):
     page = open_page(shapes_server)
     page.get_by_label("Prompt", exact=True).fill("a red star moving left on a black background")

@@ -78,6 +78,7 @@ def test_each_pair_is_answered_by_exactly_k_raters(make_store):
     assert find_defects(store) == []
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12,
     deadline=None,

@@ -80,13 +80,12 @@ def test_results_stand_with_and_without_the_excluded(folder, votes):
     assert kept["votes"].sum() == (~votes["excluded"]).sum()
 
 
-def test_a_report_counts_the_answers_to_each_kind_of_check(votes, definition, tmp_path):
+def test_a_report_counts_the_answers_to_each_kind_of_check(folder, votes, definition, tmp_path):
     mixed = votes.assign(kind=votes["kind"].where(votes.index >= 7, "gold"))
     mixed.loc[7:9, "kind"] = "mirror"
-    write_report(votes, definition, tmp_path / "none")
-    write_report(mixed, definition, tmp_path / "some")
+    write_report(mixed, definition, tmp_path)
 
-    none, some = ((tmp_path / name / "report.md").read_text() for name in ("none", "some"))
+    none, some = ((path / "report.md").read_text() for path in (folder, tmp_path))
     assert "not analysed: none." in none
     assert "not analysed: 7 gold, 3 mirror." in some
 

@@ -23,6 +23,7 @@ async def share(ports):
     return load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_services_on_one_postgresql_lose_and_double_nothing(make_store):
     store = make_store(k=3, num_prompts=10, loops=0)

@@ -131,6 +131,7 @@ def test_simulated_raters_use_the_whole_scale(store, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_report_and_export_keep_the_strength(store, tmp_path):
     simulate(store, Crowd(raters=5, win_rate=0.7, tie_share=0.2, seed=1))
     votes = queries.read_votes(store, simulated=True)

@@ -278,6 +278,7 @@ def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: P
     }
 
 
+@pytest.mark.slow
 def test_reward_hacking_is_measured_for_every_snapshot(monkeypatch, tmp_path: Path):
     for run, steps in {"small": (50, 100), "large": (50,)}.items():
         for step in steps:
@@ -313,6 +314,7 @@ def test_a_run_without_snapshots_is_refused(tmp_path: Path):
 COMMITTED = json.loads((SHAPES / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("sample" not in COMMITTED, reason="the committed report keeps no sample")
 @pytest.mark.parametrize("label", ["VCM-4", "Turbo-4"])
 def test_the_committed_weights_still_make_the_committed_numbers(label, tmp_path: Path):
