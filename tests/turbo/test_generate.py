@@ -194,7 +194,7 @@ def test_a_relative_name_with_a_colon_and_one_of_full_length_are_written(
     tiny_model, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    for name in ("2024-05-01T12:30:00.mp4", "n" * 251 + ".mp4"):
+    for name in ("2024-05-01T12:30:00.mp4", "12:30/a.mp4", "n" * 251 + ".mp4"):
         _run(tiny_model, "a cat", "--out", name)
 
         assert load_video(name).recipe["prompt"] == "a cat"

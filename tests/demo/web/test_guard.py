@@ -256,6 +256,20 @@ def test_every_answer_has_the_headers_that_keep_it_safe(client):
         assert "camera=()" in headers["permissions-policy"]
 
 
+def test_only_the_named_sites_may_show_the_page_in_a_frame(page, folder):
+    guarded = Guard(
+        PlainTextResponse(""),
+        calls=CallChecker(page),
+        video_folders=[folder],
+        limits=Limits(),
+        frames=["https://lab.example"],
+    )
+
+    policy = TestClient(guarded, base_url="http://page").get("/").headers["content-security-policy"]
+
+    assert "frame-ancestors 'self' https://lab.example;" in policy
+
+
 def test_no_header_of_the_request_comes_back(client):
     reply = client.get("/config", headers={"cookie": "secret=1"})
 
