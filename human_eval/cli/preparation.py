@@ -8,6 +8,7 @@ from human_eval.clips.ingest import ingest as ingest_clips
 from human_eval.clips.ingest import tabulate_clips
 from human_eval.clips.sources import Selection, find_sources, find_systems
 from human_eval.collection.pairs import add_clip, list_clips, list_prompts, make_pairs
+from human_eval.collection.quotas import session_quota
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
 from human_eval.errors import StudyError
@@ -102,6 +103,12 @@ def create(options: Namespace) -> None:
     texts = len({prompt.text for prompt in prompts})
     print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} different.")
     print(f"Definition {definition.hash[:16]}, fixed. The folder holds a secret: keep it safe.")
+    pairs, session = len(prompts) * len(definition.comparisons), session_quota(definition)
+    if definition.providers and session and session > pairs:
+        print(
+            f"Warning: a session has {session} pairs, but there are {pairs}. Without as many "
+            "checks, no rater can finish a session and be paid. Lower per_study, or add prompts."
+        )
     print(f"Next: python -m human_eval ingest {options.study} {systems}")
 
 

@@ -86,6 +86,18 @@ def test_every_command_has_help(capsys):
         assert "STUDY" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("pairs, warned", [(2 * PROMPTS, True), (PROMPTS, False)])
+def test_a_session_longer_than_the_study_is_warned_of(place, tmp_path, capsys, pairs, warned):
+    text = (place / "study" / "study.toml").read_text()
+    paid = f'\n[quotas]\nper_study = {pairs}\n\n[[providers]]\nkey = "prolific"\n'
+    (tmp_path / "paid.toml").write_text(text + paid)
+
+    prompts = ("--prompts", place / "prompts.txt")
+    run("create", tmp_path / "paid", "--definition", tmp_path / "paid.toml", *prompts)
+
+    assert ("Warning" in capsys.readouterr().out) == warned
+
+
 def test_ingest_tells_what_every_system_weighs(study, clips, capsys):
     run("ingest", study, clips)
 
