@@ -54,17 +54,16 @@ class Trace:
 
 def button_to_clip(trace: Trace, folder: Path) -> None:
     """Press Generate: call the handler of the button, on the real model."""
-    from argparse import Namespace
+    from unittest import mock
 
-    from app import create_context
+    from app import open_clip_store, read_flags
+    from demo.composition import create_context
     from demo.models import models_to_preload
     from demo.page import build_page
 
-    flags = Namespace(
-        model="shapes-turbo", data_dir=folder, study=None, allow_download=False,
-        device="auto", dtype="auto", memory=None,
-    )  # fmt: skip
-    context = create_context(flags)
+    with mock.patch("sys.argv", ["app.py", "--data-dir", str(folder)]):
+        flags = read_flags()
+    context = create_context(flags, open_clip_store(flags.data_dir))
     page = build_page(context)
     context.engine.start()
     while not all(context.engine.is_loaded(name) for name in models_to_preload("shapes-turbo")):
