@@ -43,9 +43,9 @@ def scale_short_side(images: Images, size: int) -> Float[Tensor, "N 3 h w"]:
 
 
 def center_crop(images: Images) -> Squares:
-    """Crop the largest centred square."""
+    """Crop the largest centred square; half a pixel is rounded to even, as by torchvision."""
     size = min(images.shape[-2:])
-    top, left = ((side - size) // 2 for side in images.shape[-2:])
+    top, left = (round((side - size) / 2) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 

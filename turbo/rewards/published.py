@@ -9,6 +9,7 @@ from torch import nn
 
 from turbo.rewards.checkpoints import RewardCard
 from turbo.rewards.image_text import CLIP_H, HPS, PICKSCORE
+from turbo.rewards.imagereward import IMAGEREWARD
 from turbo.rewards.internvideo2 import INTERNVIDEO2_F4, INTERNVIDEO2_F8
 from turbo.rewards.viclip import VICLIP
 
@@ -16,6 +17,7 @@ REWARDS: dict[str, RewardCard] = {
     "hpsv2.1": HPS,
     "clip-h": CLIP_H,
     "pickscore": PICKSCORE,
+    "imagereward": IMAGEREWARD,
     "viclip": VICLIP,
     "internvideo2-f8": INTERNVIDEO2_F8,  # T2V-Turbo
     "internvideo2-f4": INTERNVIDEO2_F4,  # T2V-Turbo-v2
