@@ -4,9 +4,8 @@ Which clip stands at which position of a run depends on the seed alone, so a res
 with the clips that it would have seen.
 """
 
-import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,10 @@ from jaxtyping import UInt8
 from torch.utils.data import DataLoader, Dataset
 
 from training.loop import Slot
+from turbo.text_files.decoding import read_text
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
+_COLUMNS = {"path": PATH_NAMES, "text": ("text", *PROMPT_NAMES)}  # and, optionally, short_text
 ATTEMPTS = 100  # videos to try for one position
 
 
@@ -60,26 +62,24 @@ class Clip:
 def read_captions(folder: Path, file: str) -> list[Caption]:
     """Read the table of captions, CSV or JSONL, with `path` (inside `folder`) and `text`.
 
+    The columns of a CSV file may have the other usual names, such as `video` and `caption`.
+
     Raises:
-        ValueError: it cannot be read, or a row lacks a path or a text.
+        ValueError: it cannot be read, or a column, a path or a text is missing.
     """
     path = folder / file
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise ValueError(
-            f"The captions {path} cannot be read: {failure}. Set data.folder to a folder of videos "
-            "with a table of captions: a CSV or JSONL file with the columns path and text."
-        ) from failure
-    rows: list[dict[str, Any]]
+    rows: Mapping[int, Mapping[str, Any]]
     if path.suffix == ".jsonl":
-        rows = [_parse_line(path, n, line) for n, line in enumerate(text.splitlines(), 1) if line]
+        lines = enumerate(read_text(path).splitlines(), 1)
+        rows = {number: _parse_line(path, number, line) for number, line in lines if line.strip()}
     else:
-        rows = list(csv.DictReader(text.splitlines()))
+        table = read_table(path, _COLUMNS)
+        require_columns(table, path, _COLUMNS)
+        rows = table.rows
     captions = []
-    for number, row in enumerate(rows, 1):
+    for number, row in rows.items():
         if not row.get("path") or not (row.get("text") or "").strip():
-            raise ValueError(f"{path}, row {number}: expected a path and a text, got {row}.")
+            raise ValueError(f"{path}, line {number}: expected a path and a text, got {row}.")
         captions.append(
             Caption(folder / row["path"], row["text"], (row.get("short_text") or "").strip())
         )

@@ -182,6 +182,7 @@ def test_a_folder_without_a_usable_video_stops_the_run(videos):
     "name, content",
     [
         ("captions.csv", "path,text,short_text\na.mp4,a long cat,cat\nb.mp4,a dog,\n"),
+        ("captions.csv", "Video;Caption;short_text\na.mp4;a long cat;cat\nb.mp4;a dog;\n"),
         (
             "captions.jsonl",
             '{"path": "a.mp4", "text": "a long cat", "short_text": "cat"}\n'
@@ -201,8 +202,9 @@ def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("captions.csv", "path,text\na.mp4,\n", "row 1: expected a path and a text"),
-        ("captions.csv", "file,caption\na.mp4,cat\n", "row 1: expected a path and a text"),
+        ("captions.csv", "path,text\na.mp4,\n", "line 2: expected a path and a text"),
+        ("captions.csv", "path,title\na.mp4,cat\n", "needs a column named 'text'"),
+        ("captions.csv", "path,text\na.mp4,a cat, and a dog\n", "3 cells instead of 2"),
         ("captions.csv", "path,text\n", "lists no videos"),
         ("captions.jsonl", '{"path": "a.mp4"\n', "line 1"),
         ("captions.jsonl", "[1]\n", "line 1: expected an object"),
