@@ -159,8 +159,9 @@ def describe_remedy(card: ModelCard) -> str:
     command = "python -m turbo.models"
     if card.sources and card.unpublished:
         return (
-            f"Distil it from {card.family} with this repository's losses and save it with "
-            f"`turbo.networks.lora.save_lora`. Then convert it: {command} fetch {card.family}, "
+            f"Distil it from {card.family}: {command} fetch {card.family}, python -m "
+            f"training.distil training/configs/{card.name.replace('-', '_')}.toml "
+            "data.folder=VIDEOS. To convert adapters from elsewhere: "
             f"{command} convert {card.name} lora.safetensors."
         )
     if needs_choice(card):
