@@ -25,7 +25,7 @@ class HubFile:
     repository: str
     path: str  # inside the repository
     size: int  # bytes; to three digits where the Hub shows no more
-    gives: tuple[str, ...]  # parts of a model, as in `ModelCard.parts`
+    gives: tuple[str, ...] = ()  # parts of a model, as in `ModelCard.parts`
     sha256: str | None = None  # as the Hub lists it; None if it was not accessible
 
     @property

@@ -85,7 +85,7 @@ def _fetch(options: argparse.Namespace) -> None:
         if input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ").lower() != "y":
             raise ValueError("Nothing was downloaded.")
     steps = fetch_model(card, projection=options.projection)
-    _show_progress((step.stage, step.done, step.total) for step in steps)
+    show_progress((step.stage, step.done, step.total) for step in steps)
     print(f"{card.name} is ready in {card.folder}")
 
 
@@ -97,7 +97,7 @@ def _convert(options: argparse.Namespace) -> None:
     written = convert_model(
         card, options.files, projection=options.projection, replace=options.replace
     )
-    _show_progress(("convert", done, total) for done, total in written)
+    show_progress(("convert", done, total) for done, total in written)
     if card.missing:
         print(f"Converted. Still missing in {card.folder}: {', '.join(card.missing)}")
     else:
@@ -120,7 +120,7 @@ def _verify(options: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
+def show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
     """Draw one progress bar per stage from (stage, done, total) in bytes."""
     from tqdm import tqdm
 

@@ -228,7 +228,7 @@ def _look_up(file: HubFile) -> _Download:
         raise ConnectionError(
             f"The Hub did not report the size and hash of {file.address}. Try again later."
         )
-    if file.sha256 and metadata.etag != file.sha256:
+    if file.sha256 and len(metadata.etag) == SHA256_DIGITS and metadata.etag != file.sha256:
         raise ValueError(
             f"{file.path} in {file.repository} has changed since its model card was written: its "
             f"SHA-256 is {metadata.etag}, not {file.sha256}. Look at {file.address}; if you trust "
@@ -260,13 +260,14 @@ def _download(download: _Download) -> Iterator[int]:
 
 def _check(download: _Download) -> Iterator[FetchProgress]:
     """Compare a download with its hash, and move it to its place in the Hugging Face cache."""
-    if len(download.etag) == SHA256_DIGITS:
+    wanted = download.file.sha256 or download.etag  # small files have no SHA-256 on the Hub
+    if len(wanted) == SHA256_DIGITS:
         found = yield from _digest(download.partial)
-        if found != download.etag:
+        if found != wanted:
             download.partial.unlink()
             raise ValueError(
                 f"The download of {download.file.path} from {download.file.repository} was damaged "
-                f"and has been removed: its SHA-256 is {found}, not {download.etag}. "
+                f"and has been removed: its SHA-256 is {found}, not {wanted}. "
                 "Fetch it again."
             )
     os.replace(download.partial, download.blob)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from turbo.card import HubFile
 from turbo.convert.checkpoint import Checkpoint
 from turbo.convert.difference import refuse_differences
 from turbo.convert.part import Part
@@ -20,7 +21,7 @@ class RewardCard:
     """A published reward: what to download, and how to load it."""
 
     title: str
-    files: tuple[tuple[str, str], ...]  # (repository on the Hugging Face Hub, path in it)
+    files: tuple[HubFile, ...]
     load: Callable[[Path], nn.Module]  # from the folder of these files to a `types.Reward`
 
 

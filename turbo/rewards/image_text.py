@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Origin, Part
 from turbo.convert.text import END_TOKEN, open_clip_name
@@ -153,20 +154,30 @@ def _load_pickscore(folder: Path) -> ImageTextReward:
 _HPS_FILE, _CLIP_H_FILE = "HPS_v2.1_compressed.pt", "open_clip_pytorch_model.bin"
 HPS = RewardCard(
     title="HPSv2.1",
-    files=(("xswu/HPSv2", _HPS_FILE),),
+    files=(HubFile(repository="xswu/HPSv2", path=_HPS_FILE, size=1_970_000_000),),
     load=lambda folder: ImageTextReward(
         read_open_clip(folder / _HPS_FILE), clip_tokenizer(), make_square=letterbox
     ),
 )
 CLIP_H = RewardCard(
     title="CLIP ViT-H/14",
-    files=(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", _CLIP_H_FILE),),
+    files=(
+        HubFile(
+            repository="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+            path=_CLIP_H_FILE,
+            size=3_940_000_000,
+            sha256="9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
+        ),
+    ),
     load=lambda folder: ImageTextReward(read_open_clip(folder / _CLIP_H_FILE), clip_tokenizer()),
 )
 PICKSCORE = RewardCard(
     title="PickScore",
-    files=tuple(
-        ("yuvalkirstain/PickScore_v1", path) for path in ("config.json", "model.safetensors")
+    files=(
+        HubFile(
+            repository="yuvalkirstain/PickScore_v1", path="model.safetensors", size=3_940_000_000
+        ),
+        HubFile(repository="yuvalkirstain/PickScore_v1", path="config.json", size=4_700),
     ),
     load=_load_pickscore,
 )

@@ -20,6 +20,7 @@ from transformers import (
     BlipVisionModel,
 )
 
+from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
@@ -186,6 +187,14 @@ def _load_published(folder: Path) -> ImageReward:
 _FILE = "ImageReward.pt"
 IMAGEREWARD = RewardCard(
     title="ImageReward-v1.0",
-    files=(("THUDM/ImageReward", _FILE), ("google-bert/bert-base-uncased", "vocab.txt")),
+    files=(
+        HubFile(repository="THUDM/ImageReward", path=_FILE, size=1_786_880_927),
+        HubFile(
+            repository="google-bert/bert-base-uncased",
+            path="vocab.txt",
+            size=231_508,
+            sha256="07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        ),
+    ),
     load=_load_published,
 )

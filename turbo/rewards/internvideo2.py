@@ -24,6 +24,7 @@ from torch.nn.functional import (
 )
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
@@ -305,8 +306,8 @@ def _load_published(folder: Path, num_frames: int) -> InternVideo2Reward:
 
 _FILE = "InternVideo2-stage2_1b-224p-f4.pt"
 _FILES = (
-    ("OpenGVLab/InternVideo2-Stage2_1B-224p-f4", _FILE),
-    ("google-bert/bert-large-uncased", "vocab.txt"),
+    HubFile(repository="OpenGVLab/InternVideo2-Stage2_1B-224p-f4", path=_FILE, size=2_820_000_000),
+    HubFile(repository="google-bert/bert-large-uncased", path="vocab.txt", size=231_508),
 )
 INTERNVIDEO2_F8, INTERNVIDEO2_F4 = (
     RewardCard(

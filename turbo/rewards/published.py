@@ -24,6 +24,17 @@ REWARDS: dict[str, RewardCard] = {
 }
 
 
+def find_reward(name: str) -> RewardCard:
+    """Return a reward's card.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
+    if name not in REWARDS:
+        raise ValueError(f"There is no reward {name!r}. Choose one of {', '.join(REWARDS)}.")
+    return REWARDS[name]
+
+
 def load_reward(name: str, folder: Path) -> nn.Module:
     """Load a published reward, in float32 on the CPU.
 
@@ -34,13 +45,11 @@ def load_reward(name: str, folder: Path) -> nn.Module:
         ValueError: there is no such reward, or a file is damaged or another one.
         FileNotFoundError: a file is missing; the message has the command to download it.
     """
-    if name not in REWARDS:
-        raise ValueError(f"There is no reward {name!r}. Choose one of {', '.join(REWARDS)}.")
-    card = REWARDS[name]
-    for repository, path in card.files:
-        if not (folder / path).is_file():
+    card = find_reward(name)
+    for file in card.files:
+        if not (folder / file.path).is_file():
             raise FileNotFoundError(
-                f"{path} of {card.title} is missing in {folder}. "
-                f"Run: hf download {repository} {path} --local-dir {folder}"
+                f"{file.path} of {card.title} is missing in {folder}. "
+                f"Run: python -m turbo.rewards fetch {name} --folder {folder}"
             )
     return card.load(folder)

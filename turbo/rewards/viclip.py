@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPTokenizer
 
+from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
 from turbo.networks.text import clip_tokenizer, tokenize
@@ -212,4 +213,8 @@ def _load_published(folder: Path) -> VideoTextReward:
 
 
 _FILE = "ViClip-InternVid-10M-FLT.pth"
-VICLIP = RewardCard(title="ViCLIP-L/14", files=(("OpenGVLab/ViCLIP", _FILE),), load=_load_published)
+VICLIP = RewardCard(
+    title="ViCLIP-L/14",
+    files=(HubFile(repository="OpenGVLab/ViCLIP", path=_FILE, size=1_710_000_000),),
+    load=_load_published,
+)

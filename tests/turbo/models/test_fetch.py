@@ -22,6 +22,9 @@ from turbo.models import cli, fetch
 from turbo.models.cli import main
 from turbo.models.fetch import FetchProgress, download_files, fetch_model
 from turbo.models.registry import CARDS
+from turbo.rewards.__main__ import main as fetch_reward
+from turbo.rewards.checkpoints import RewardCard
+from turbo.rewards.published import REWARDS
 
 REPOSITORY = "someone/something"
 
@@ -379,3 +382,20 @@ def test_what_a_download_cannot_make_whole_is_refused_first(name, reason, hub, t
         next(fetch_model(card))
 
     assert not hub.asked
+
+
+def test_a_reward_is_fetched_with_its_hash_and_refused_without(hub, tmp_path, monkeypatch, capsys):
+    file = hub.offer("reward.pt", b"weights", size=2_000_000)
+    card = RewardCard(title="Trial", files=(file,), load=lambda folder: torch.nn.Identity())
+    monkeypatch.setitem(REWARDS, "trial", card)
+    command = ["fetch", "trial", "--folder", str(tmp_path / "trial")]
+
+    with pytest.raises(SystemExit, match="reward.pt is not known here"):
+        fetch_reward(command)
+    assert not hub.asked
+    with pytest.raises(SystemExit, match="has changed"):
+        fetch_reward([*command, "--sha256", "0" * 64])
+    fetch_reward([*command, "--sha256", hashlib.sha256(b"weights").hexdigest()])
+
+    assert (tmp_path / "trial" / "reward.pt").read_bytes() == b"weights"
+    assert "Trial is ready" in capsys.readouterr().out

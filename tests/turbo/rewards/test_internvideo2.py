@@ -199,18 +199,6 @@ def test_the_gradient_reaches_the_frames_alone(reward):
     assert all(parameter.grad is None for parameter in reward.parameters())
 
 
-def test_half_precision_scores_float32_frames(reward):
-    frames = random_frames(2, 2).requires_grad_(True)
-    expected = reward(frames, PROMPTS)
-
-    score = reward.to(torch.bfloat16)(frames, PROMPTS)
-    score.sum().backward()
-
-    assert score.dtype == torch.float32
-    assert_close(score, expected, rtol=0, atol=0.05)
-    assert frames.grad.abs().sum() > 0
-
-
 def test_another_number_of_frames_or_prompts_is_refused(reward):
     with pytest.raises(ValueError, match="2 frames a video, got 2 and 3"):
         reward(random_frames(2, 3), PROMPTS)

@@ -8,13 +8,14 @@ import open_clip
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import CLIPConfig
+from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig
 
 from tests.support.golden import Golden, shapes_of
 from tests.support.tiny_models import randomise
 from tests.turbo.rewards.test_internvideo2 import random_frames
-from turbo.rewards import image_text, internvideo2, viclip
+from turbo.rewards import check_reward, image_text, imagereward, internvideo2, viclip
 from turbo.rewards.image_text import embed_images, open_clip_part, read_open_clip
+from turbo.rewards.imagereward import ImageRewardNetwork, imagereward_part
 from turbo.rewards.internvideo2 import (
     InternVideo2,
     InternVideo2Config,
@@ -58,6 +59,15 @@ TINY_INTERNVIDEO2 = InternVideo2Config(
     pooled=8, vocabulary=10, positions=64, text_width=16, text_layers=2, text_heads=2,
     text_hidden=24, embed=8,
 )  # fmt: skip
+TINY_BLIP_VISION = {
+    "image_size": 32, "patch_size": 16, "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+TINY_BLIP_TEXT = {
+    "vocab_size": 12, "hidden_size": 16, "encoder_hidden_size": 32, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40,
+    "layer_norm_eps": 1e-12, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +85,8 @@ def theirs() -> open_clip.CLIP:
 def tiny_sizes(monkeypatch) -> None:
     """Let the loaders expect tiny networks in the published files."""
     monkeypatch.setattr(image_text, "VIT_H_CONFIG", TINY_CLIP.to_dict())
+    monkeypatch.setattr(imagereward, "VISION_CONFIG", TINY_BLIP_VISION)
+    monkeypatch.setattr(imagereward, "TEXT_CONFIG", TINY_BLIP_TEXT)
     monkeypatch.setattr(viclip, "ViCLIPConfig", lambda: TINY_VICLIP)
     monkeypatch.setattr(internvideo2, "InternVideo2Config", lambda: TINY_INTERNVIDEO2)
 
@@ -186,30 +198,55 @@ def test_internvideo2_is_read_for_another_number_of_frames(tmp_path):
     assert_close(texts, model.embed_tokens(ids, torch.ones_like(ids)))
 
 
-@pytest.mark.parametrize("name", ["hpsv2.1", "clip-h", "viclip", "internvideo2-f8"])
-def test_a_reward_loads_from_its_published_files(name, theirs, tiny_sizes, tmp_path):
-    """From the downloaded folder to scores that depend on frames and prompts."""
-    path = tmp_path / REWARDS[name].files[0][1]
+@pytest.fixture(params=REWARDS)
+def published(request, theirs, tiny_sizes, tmp_path) -> tuple[str, Path]:
+    """Save every reward in miniature, as it was published."""
+    name = request.param
+    path = tmp_path / REWARDS[name].files[0].path
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "red", "boat"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
     if name in ("hpsv2.1", "clip-h"):
         torch.save(theirs.state_dict(), path)
+    elif name == "pickscore":
+        torch.save(theirs.state_dict(), tmp_path / "open_clip.pt")
+        read_open_clip(tmp_path / "open_clip.pt", TINY_CLIP).save_pretrained(tmp_path)
+    elif name == "imagereward":
+        part = imagereward_part(
+            BlipVisionConfig(**TINY_BLIP_VISION),
+            BlipTextConfig(**TINY_BLIP_TEXT, is_decoder=True),
+            (),
+        )
+        network = ImageRewardNetwork(part.network.vision.config, part.network.text.config)
+        weights = randomise(network, seed=2).state_dict()
+        torch.save({part.origins[ours].name: weights[ours] for ours in part.origins}, path)
     elif name == "viclip":
         torch.save({"model": randomise(ViCLIP(TINY_VICLIP), seed=8).state_dict()}, path)
     else:
         save_internvideo2(path, randomise(InternVideo2(TINY_INTERNVIDEO2), seed=9))
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog"]
-        (tmp_path / "vocab.txt").write_text("\n".join(words))
+    return name, tmp_path
 
-    reward = load_reward(name, tmp_path)
 
-    frames = random_frames(2, getattr(reward, "num_frames", 3), 40, 64).requires_grad_(True)
+def test_a_reward_loads_from_its_published_files(published):
+    """From the downloaded folder to scores that depend on frames and prompts, in any precision."""
+    name, folder = published
+
+    reward = load_reward(name, folder)
+
+    count = getattr(reward, "num_frames", 3)
+    check_reward(reward, count, 40, 64, low=-3 if name == "imagereward" else -1, high=1)
+    frames = random_frames(2, count, 40, 64).requires_grad_(True)
     scores = reward(frames, ["a cat", "a dog"])
-    scores.sum().backward()
-    assert scores.shape == (2,) and (scores.abs() <= 1).all()
     assert not torch.allclose(scores, reward(frames, ["a dog", "a cat"]), atol=1e-4)
-    assert frames.grad.any() and not any(p.requires_grad for p in reward.parameters())
     assert getattr(reward, "make_square", None) in (
         (letterbox,) if name == "hpsv2.1" else (stretch, None)
     )
+
+    half = reward.to(torch.bfloat16)(frames, ["a cat", "a dog"])
+    half.sum().backward()
+
+    assert half.dtype == torch.float32
+    assert_close(half, scores, rtol=0, atol=0.05)
+    assert frames.grad.isfinite().all() and frames.grad.any()
 
 
 def test_pickscore_loads_from_a_transformers_folder(theirs, tmp_path):
@@ -224,7 +261,7 @@ def test_pickscore_loads_from_a_transformers_folder(theirs, tmp_path):
 
 
 def test_viclips_prompts_are_cut_to_its_own_length(tiny_sizes, tmp_path):
-    path = tmp_path / REWARDS["viclip"].files[0][1]
+    path = tmp_path / REWARDS["viclip"].files[0].path
     torch.save({"model": randomise(ViCLIP(TINY_VICLIP), seed=8).state_dict()}, path)
 
     reward = load_reward("viclip", tmp_path)
@@ -233,7 +270,7 @@ def test_viclips_prompts_are_cut_to_its_own_length(tiny_sizes, tmp_path):
 
 
 def test_a_missing_file_is_named_with_the_command_that_gets_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"hf download xswu/HPSv2 HPS_v2.1_compressed.pt"):
+    with pytest.raises(FileNotFoundError, match=r"python -m turbo.rewards fetch hpsv2.1"):
         load_reward("hpsv2.1", tmp_path)
 
 

@@ -263,19 +263,6 @@ def test_a_saved_viclip_is_the_same_when_loaded(tiny_viclip, tmp_path):
     )
 
 
-@pytest.mark.parametrize("kind", ["image_reward", "video_reward"])
-def test_a_reward_in_half_precision_scores_float32_frames(kind, request):
-    reward, frames = request.getfixturevalue(kind), random_frames(2, 2).requires_grad_(True)
-    expected = reward(frames, PROMPTS)
-
-    score = reward.to(torch.bfloat16)(frames, PROMPTS)
-    score.sum().backward()
-
-    assert score.dtype == torch.float32
-    assert_close(score, expected, rtol=0, atol=0.05)
-    assert frames.grad.abs().sum() > 0
-
-
 def test_frames_for_the_image_reward_are_distinct():
     for seed in range(20):
         frames = draw_frames(16, 6, torch.Generator().manual_seed(seed))
