@@ -125,7 +125,7 @@ class ImageReward(nn.Module):
         pixels = prepare_images(
             rearrange(frames, "B F C H W -> (B F) C H W"), self.model.vision.config.image_size
         )
-        raw = self.model(pixels.to(self.model.head[0].weight.dtype), ids, mask).to(frames.dtype)
+        raw = self.model(pixels.to(next(self.model.parameters()).dtype), ids, mask).to(frames.dtype)
         scores = -relu(BEST - (raw - MEAN) / STD)
         return reduce(scores, "(B F) -> B", "mean", B=len(frames))
 
