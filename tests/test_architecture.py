@@ -22,7 +22,7 @@ FORBIDDEN = {
 ORDER = {
     "turbo.text_files": ["decoding", "tables", "prompts"],
     "turbo": ["types", "text_files", "manifest", "video", "disk_space", "card", "request"]
-    + ["networks", "diffusion", "convert", "rewards", "models", "pipeline", "generate"],
+    + ["networks", "diffusion", "convert", "models", "pipeline", "rewards", "generate"],
     "human_eval": [
         "errors",
         "definition",
@@ -41,6 +41,7 @@ SEAMS = {
         "human_eval.definition.prompts",
         "human_eval.clips.sources",
         "human_eval.mturk.batches",
+        "human_eval.reporting.judge_scores",
         "human_eval.study.pay",
     },
     ("demo", "turbo"): {"demo.models"},

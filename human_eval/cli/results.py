@@ -40,6 +40,9 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument(
         "--simulated", action="store_true", help="on the simulation, marked as such"
     )
+    parser.add_argument(
+        "--judge", type=Path, metavar="TABLE", help="scores of all pairs; see human_eval/README.md"
+    )
     parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
 
     parser = add_command(
@@ -124,14 +127,20 @@ def report(options: Namespace) -> None:
                 )
             folder = options.out or Path("report")
             written = report_from_export(
-                options.study, folder, simulated=options.simulated, progress=advance
+                options.study,
+                folder,
+                simulated=options.simulated,
+                judge=options.judge,
+                progress=advance,
             )
         else:
             with opened(options) as store:
                 votes = _read_votes(store, options)
                 name = "report-simulated" if options.simulated else "report"
                 folder = options.out or store.folder / name
-                written = write_report(votes, store.definition, folder, progress=advance)
+                written = write_report(
+                    votes, store.definition, folder, judge=options.judge, progress=advance
+                )
     print("\n".join(str(path) for path in written))
 
 

@@ -41,7 +41,7 @@ class Choice:
 
     Every analysis counts `shown`: left and right are one win for the system on that side, however
     strong the preference; tie and both_bad are ties. `strength` is stored and exported beside it,
-    and only `statistics.strengths` reads it.
+    and only `statistics.win_rates` reads it.
     """
 
     shown: str  # left, right, tie or both_bad

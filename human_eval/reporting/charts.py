@@ -46,6 +46,8 @@ NO_DATES: dict[str, dict[str, Any]] = {
 }
 DPI = 200
 ROW = 0.34  # inches, of a bar
+MAX_COMPARISONS = 60  # in a chart; with three questions it is already 80 inches high
+MAX_LEGEND = 30  # names of comparisons
 
 
 def draw_win_rates(
@@ -59,9 +61,15 @@ def draw_win_rates(
 
     Raises:
         StudyError: the table is empty.
+
+    Of more than 60 comparisons, those with the most votes are drawn, and a note says so.
     """
     if table.empty:
         raise StudyError("There are no votes to draw yet.")
+    given = table.groupby("comparison", sort=False)["votes"].sum()
+    drawn = given.sort_values(ascending=False, kind="stable").index[:MAX_COMPARISONS]
+    left_out = len(given) - len(drawn)
+    table = table[table["comparison"].isin(drawn)]
     rows = win_rate_rows(table, definition)
     with matplotlib.rc_context(STYLE):
         positions, headings = _place_rows(rows)
@@ -82,7 +90,8 @@ def draw_win_rates(
         _draw_rates(rates, rows, positions)
         _draw_headings(bars, headings)
         _draw_title(figure, definition.title or definition.name, rows, height)
-        _draw_note(figure, table["raters"], height, busy=any(row.mark for row in rows))
+        _draw_note(figure, table["raters"], height, busy=any(row.mark for row in rows),
+                   left_out=left_out)  # fmt: skip
         if simulated:
             _stamp(figure, height)
     return figure
@@ -196,7 +205,9 @@ def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: floa
     )  # fmt: skip
 
 
-def _draw_note(figure: Figure, raters: pd.Series, height: float, *, busy: bool) -> None:
+def _draw_note(
+    figure: Figure, raters: pd.Series, height: float, *, busy: bool, left_out: int
+) -> None:
     fewest, most = raters.min(), raters.max()
     number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
     note = (
@@ -206,6 +217,8 @@ def _draw_note(figure: Figure, raters: pd.Series, height: float, *, busy: bool) 
     )
     if busy:
         note += f"  † One rater gave more than {100 * BUSY:.0f} % of the decisive votes."
+    if left_out:
+        note += f"  {left_out:,} comparisons with fewer votes are only in win_rates.csv."
     note = textwrap.fill(note, 190)
     figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
 
@@ -243,7 +256,8 @@ def draw_e_values(
         axes.set_xlabel("decisive votes on the primary question")
         axes.set_ylabel("evidence against an even match, log10 e")
         axes.set_title("SIMULATED VOTES" if simulated else "E-values after each vote")
-        axes.legend(frameon=False, ncols=3)
+        if len(paths) <= MAX_LEGEND:
+            axes.legend(frameon=False, ncols=3)
     return figure
 
 

@@ -17,19 +17,21 @@ from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
 from human_eval.reporting.charts import draw_e_values, draw_win_rates, save_chart
 from human_eval.reporting.export import read_export, write_csv
+from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.methods_text import methods_paragraph
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
 from human_eval.statistics.contrasts import tabulate_contrasts
 from human_eval.statistics.e_values import LEVEL, Paths, tabulate_decisions, trace_e_values
 from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from human_eval.statistics.power import forecast_decisions
+from human_eval.statistics.prediction_powered import prediction_powered_rates
 from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.screening import consistency
 from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
-from human_eval.statistics.strengths import tabulate_strengths
 from human_eval.statistics.votes import BUSY, COLUMNS, check_origin, check_votes, counted_votes
-from human_eval.statistics.win_rates import category_rates, win_rates
+from human_eval.statistics.win_rates import category_rates, tabulate_strengths, win_rates
 
+WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
 REPORT, METHODS = "report.md", "methods.md"
 CHART, E_VALUES = "win_rates", "evidence"  # names of the chart files
 
@@ -43,6 +45,7 @@ class ReportVotes:
     counted: pd.DataFrame  # on real pairs, by raters who are not excluded
     with_excluded: pd.DataFrame  # on real pairs
     paths: Paths  # e-values of the counted votes
+    scores: pd.DataFrame  # of a judge, as `read_scores` returns them; empty without one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class ReportTable:
     text: str = ""  # Markdown above it: headings and explanations
     empty: str = "Nothing yet."  # shown instead of an empty table
     shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
+    same_as: str = ""  # an earlier table that this one equals where it is not shown
     shown_rows: Callable[[pd.DataFrame], pd.Series] | None = None  # in report.md; None for all
 
 
@@ -78,8 +82,20 @@ TABLES = [
         name="win_rates_with_excluded",
         columns=RATES,
         make=lambda votes: win_rates(votes.with_excluded, votes.definition),
+        same_as="win_rates",
         text="The same with the votes of excluded raters:",
         shown=lambda votes: len(votes.with_excluded) > len(votes.counted),
+    ),
+    ReportTable(
+        name=WITH_JUDGE,
+        columns=["comparison", "votes", "judged", "people", "weight", "rate", "low", "high"]
+        + ["saved", "note"],
+        make=lambda votes: prediction_powered_rates(votes.counted, votes.scores, votes.definition),
+        text="""\
+Shares of votes on the primary question, a tie as half a win, from people (`people`) and with the
+scores of a judge for pairs without a vote (`rate`). They are valid only if chance chose the pairs
+that people saw, for one look, and without adjustment for several comparisons; a bad judge gets a
+`weight` near 0. `saved` is the share of votes that the judge saves:""",
     ),
     ReportTable(
         name="strengths",
@@ -208,12 +224,14 @@ def write_report(
     definition: StudyDefinition,
     folder: Path,
     *,
+    judge: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write charts, tables and text. The same votes give the same bytes.
 
     Args:
         votes: all votes of people, or all simulated ones; checks and excluded raters included.
+        judge: a table of scores, see `read_scores`; None makes no table of them.
         progress: called with the name of each step before it begins.
 
     Returns:
@@ -233,6 +251,7 @@ def write_report(
             f"None of the {len(votes):,} votes counts: they are on attention checks, or by "
             "excluded raters. See `python -m human_eval status`."
         )
+    scores = read_scores(judge, counted, definition) if judge else pd.DataFrame()
     folder.mkdir(parents=True, exist_ok=True)
     progress("e-values")
     paths = trace_e_values(counted, definition)
@@ -242,12 +261,15 @@ def write_report(
         counted=counted,
         with_excluded=counted_votes(votes, with_excluded=True),
         paths=paths,
+        scores=scores,
     )
+    entries = TABLES if judge else [entry for entry in TABLES if entry.name != WITH_JUDGE]
     tables: dict[str, pd.DataFrame] = {}
     written = []
-    for entry in TABLES:
+    for entry in entries:
         progress(entry.name.replace("_", " "))
-        tables[entry.name] = entry.make(inputs)
+        known = entry.same_as and not entry.shown(inputs)
+        tables[entry.name] = tables[entry.same_as] if known else entry.make(inputs)
         written.append(folder / f"{entry.name}.csv")
         write_csv(tables[entry.name], written[-1])
     progress("charts")
@@ -261,7 +283,7 @@ def write_report(
         _write_head(rates, tables["decisions"], inputs, simulated=simulated),
         *(
             part
-            for entry in TABLES
+            for entry in entries
             if entry.shown(inputs)
             for part in (entry.text, _markdown(entry, tables[entry.name]))
         ),
@@ -278,12 +300,14 @@ def report_from_export(
     folder: Path,
     *,
     simulated: bool = False,
+    judge: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write the report of an export. It needs no other file than those of the export.
 
     Args:
         simulated: refuse votes of people.
+        judge: as of `write_report`.
 
     Raises:
         StudyError: `simulated` is set and the votes are people's, or as `read_export` and
@@ -295,7 +319,7 @@ def report_from_export(
             f"{export} contains votes of people. Leave out --simulated, or export the simulated "
             "votes with it."
         )
-    return write_report(votes, definition, folder, progress=progress)
+    return write_report(votes, definition, folder, judge=judge, progress=progress)
 
 
 def _write_head(

@@ -60,10 +60,11 @@ def tabulate_majorities(votes: pd.DataFrame, definition: StudyDefinition) -> pd.
     """
     rows = []
     for comparison, cell in split_primary(votes, definition):
-        counts = cell.groupby(["prompt_index", cell["choice"].astype(str)]).size().unstack()
-        unique = counts.eq(counts.max(axis=1), axis=0).sum(axis=1) == 1
-        majority = counts.idxmax(axis=1).where(unique, "")
-        a, b = int(majority.eq("a").sum()), int(majority.eq("b").sum())
+        counts = answer_counts(cell)
+        answers = np.array(sorted(cell["choice"].unique()))
+        unique = (counts == counts.max(axis=1, keepdims=True)).sum(axis=1) == 1
+        majority = answers[counts.argmax(axis=1)][unique]
+        a, b = int((majority == "a").sum()), int((majority == "b").sum())
         rows.append((comparison.key, len(counts), a, b, len(counts) - a - b))
     columns = ["comparison", "pairs", "majority_a", "majority_b", "majority_none"]
     return pd.DataFrame(rows, columns=columns)

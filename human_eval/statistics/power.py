@@ -15,6 +15,7 @@ POWER = 0.8
 RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates in the table of power
 CORRELATION = 0.2  # assumed between two raters' answers to one pair, before there are votes
 DRAWS = 200  # simulated futures
+NEAR = 64  # votes after the first that may cross the threshold; most futures cross it there
 HORIZON = 20_000  # effective votes that a future may take
 
 
@@ -153,17 +154,29 @@ def votes_to_decide(
         Shape (futures,); `inf` where more than HORIZON votes are not enough.
     """
     needed = np.full(len(rates), np.inf)
-    ahead, behind = np.full(len(rates), float(wins)), np.full(len(rates), float(losses))
+    # log e is at most n KL(m || 1/2) <= n (2 m - 1)^2 log 2, m the share of wins: only votes with
+    # a lead of at least sqrt(n log(threshold) / log 2) can cross the threshold.
+    least = (1 - 1e-9) * np.log(threshold) / np.log(2)
     step, start = 500, 0
+    turns = np.arange(1, step + 1, dtype=np.int32)
+    lead = np.zeros(len(rates), dtype=np.int32)  # more wins than losses among the simulated votes
     waiting = np.arange(len(rates))
     while len(waiting) and start < HORIZON:
         won = rng.random((len(waiting), step)) < rates[waiting, None]
-        all_wins = ahead[waiting, None] + np.cumsum(won, axis=1)
-        all_losses = behind[waiting, None] + np.cumsum(~won, axis=1)
-        crossed = e_value(all_wins, all_losses) >= threshold
+        leads = lead[waiting, None] + 2 * np.cumsum(won, axis=1, dtype=np.int32) - turns
+        enough = np.sqrt(least * (wins + losses + start + turns))
+        possible = (leads >= enough - (wins - losses)) | (leads <= -enough - (wins - losses))
+        near = possible & (turns - 1 < possible.argmax(axis=1)[:, None] + NEAR)
+        crossed = np.zeros_like(possible)
+        for tried in (near, possible):  # most futures cross near the first vote that may
+            tried = tried & ~crossed.any(axis=1)[:, None]
+            row, turn = np.nonzero(tried)
+            more = (start + turns[turn] + leads[row, turn]) / 2
+            fewer = start + turns[turn] - more
+            crossed[row, turn] = e_value(wins + more, losses + fewer) >= threshold
         hit = crossed.any(axis=1)
         needed[waiting[hit]] = start + 1 + crossed[hit].argmax(axis=1)
-        ahead[waiting], behind[waiting] = all_wins[:, -1], all_losses[:, -1]
+        lead[waiting] = leads[:, -1]
         waiting, start = waiting[~hit], start + step
     return needed
 
@@ -221,13 +234,15 @@ def forecast_decisions(
     primary = definition.primary.key
     if paths is None:
         paths = trace_e_values(votes[votes["question"] == primary], definition)
+    given = votes.loc[votes["question"] == primary, "comparison"].value_counts()
+    nothing = e_value_path(votes[:0])
     rows = []
     for comparison in definition.comparisons:
-        here = (votes["comparison"] == comparison.key) & (votes["question"] == primary)
-        path = paths.get((comparison.key, primary), e_value_path(votes[:0]))
+        here = int(given.get(comparison.key, 0))
+        path = paths.get((comparison.key, primary), nothing)
         wins, losses, effect, e = _last_stage(path)
         decided = bool((path["e"] >= threshold).any())
-        decisive = (wins + losses) / here.sum() if wins + losses else 1.0
+        decisive = (wins + losses) / here if wins + losses else 1.0
         rates = rng.beta(1 + wins / effect, 1 + losses / effect, DRAWS)
         more = np.zeros(1)
         if not decided:
@@ -240,7 +255,7 @@ def forecast_decisions(
         rows.append(
             {
                 "comparison": comparison.key,
-                "votes": int(here.sum()),
+                "votes": here,
                 "rate": wins / (wins + losses) if wins + losses else np.nan,
                 "design_effect": effect,
                 "e": e,

@@ -1,4 +1,7 @@
-"""Win rates of every comparison and question, and which differences may be claimed."""
+"""Win rates of every comparison and question, and which differences may be claimed.
+
+Also the mean strength of preferences, where a question has a scale.
+"""
 
 from typing import Any
 
@@ -11,6 +14,8 @@ from human_eval.statistics.intervals import Mean, clustered_mean, sign_test, wil
 from human_eval.statistics.votes import BUSY, split_cells
 
 LEVEL = 0.05  # of false claims in the whole family
+STRENGTHS = ["comparison", "question", "votes", "a_much", "a_slightly", "tie", "b_slightly"]
+STRENGTHS += ["b_much"]
 
 
 def win_rates(
@@ -210,3 +215,32 @@ def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataF
     columns = ["comparison", "category", "question", "system_a", "system_b"]
     rest = ["votes", "wins", "losses", "ties", "both_bad", "prompts", "raters", "rate", "low"]
     return table[[*columns, *rest, "high", "tie_share", "p", "p_discovery", "note"]]
+
+
+def tabulate_strengths(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Tabulate the answers to questions with a scale.
+
+    Returns:
+        Columns comparison, question, votes; a_much, a_slightly, tie, b_slightly, b_much, the number
+        of answers; `mean` on the scale from -2 (system_b is much better) to 2 (system_a is), with
+        its 95 % interval clustered by prompt and rater (`low`, `high`); note.
+    """
+    rows = []
+    for comparison, question, cell in split_cells(votes, definition):
+        if question.kind != "scale":
+            continue
+        sign = cell["choice"].eq("a").astype(int) - cell["choice"].eq("b").astype(int)
+        score = (sign * cell["strength"]).to_numpy(float)
+        counts = [int(np.sum(score == value)) for value in (2, 1, 0, -1, -2)]
+        mean = clustered_mean(
+            score,
+            {"prompt": cell["prompt"], "rater": cell["rater"]},
+            null=0.0,
+            bounds=(-2.0, 2.0),
+        )
+        row: dict[str, Any] = {"comparison": comparison.key, "question": question.key}
+        row |= dict(zip(STRENGTHS[2:], [len(cell), *counts], strict=True))
+        rows.append(
+            {**row, "mean": mean.mean, "low": mean.low, "high": mean.high, "note": mean.note}
+        )
+    return pd.DataFrame(rows, columns=[*STRENGTHS, "mean", "low", "high", "note"])

@@ -1,7 +1,8 @@
 """Whether the statistics of a study keep their promises, on simulated studies.
 
-    python -m tests.benchmarks.study_coverage            # 1,000 studies of each kind, half an hour
+    python -m tests.benchmarks.study_coverage            # 1,000 studies a row, 40 minutes
     python -m tests.benchmarks.study_coverage --studies 20
+    python -m tests.benchmarks.study_coverage --rows rows.jsonl   # goes on where it was stopped
 
 Every share is printed with its Monte Carlo standard error: of 1,000 studies, 0.7 points at 95 %.
 
@@ -14,13 +15,17 @@ more than 5 of 100. What one would get by taking votes as independent stands bes
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 
 from human_eval.definition.definition import load_definition
 from human_eval.statistics.e_values import LEVEL, e_value_path
@@ -59,6 +64,7 @@ class Coverage:
     covered: float  # by the interval that claims rest on
     covered_independent: float  # by Wilson's
     width: float  # mean width of the interval
+    wider: float  # its mean width over that of the simple interval, minus 1
     claimed: float | None  # falsely; only where there is no difference
     misled: float | None  # by peeking at the e-value
     misled_independent: float | None  # by peeking at that of independent votes
@@ -103,7 +109,7 @@ def _intercept(truth: float, spread: float) -> float:
 def measure_coverage(loads: str, rater_spread: float, truth: float, studies: int) -> Coverage:
     """Simulate studies of one comparison and count where intervals and e-values hold."""
     even = truth == 0.5
-    counts = np.zeros(6)
+    counts = np.zeros(7)
     for seed in range(studies):
         votes = vote(np.random.default_rng(seed), loads, rater_spread, truth)
         won = votes["choice"].eq("a").to_numpy(float)
@@ -115,39 +121,60 @@ def measure_coverage(loads: str, rater_spread: float, truth: float, studies: int
             found.low <= truth <= found.high,
             independent.low <= truth <= independent.high,
             found.high - found.low,
+            _simple_width(votes, won),
             p <= LEVEL,
             (path["e"] >= 1 / LEVEL).any(),
             (path["e_independent"] >= 1 / LEVEL).any(),
         ]
-    covered, naive, width, *false = counts / studies
+    covered, naive, width, simple, *false = counts / studies
     return Coverage(
-        loads, rater_spread, truth, studies, covered, naive, width,
+        loads, rater_spread, truth, studies, covered, naive, width, width / simple - 1,
         *(false if even else [None] * 3),
     )  # fmt: skip
 
 
-def measure_false_claims(
-    studies: int, *, prompts: int = 50, raters: int = 40
-) -> tuple[float, float]:
-    """Return the shares of studies with a false claim: no difference anywhere, or some real.
+def _simple_width(votes: pd.DataFrame, won: np.ndarray) -> float:
+    """Return the width of the interval that even loads and middling rates would allow.
 
-    In the second kind two comparisons differ in truth, on all questions, and only claims about the
-    four others, or of the wrong winner, are false.
+    Its variance is the largest of the sandwiches of prompts, raters and both ways; it is Student's
+    with G - 1 degrees of freedom of the smaller number of clusters, cut at 0 and 1.
+    """
+    residuals = pd.Series(won - won.mean())
+    kinds = [votes["prompt"], votes["rater"]]
+    variances, numbers = [], []
+    for keys in ([kinds[0]], [kinds[1]], kinds):
+        sums = residuals.groupby([key.to_numpy() for key in keys]).sum()
+        variances.append(len(sums) / (len(sums) - 1) * (sums**2).sum() / len(won) ** 2)
+        numbers.append(len(sums))
+    by_prompt, by_rater, both = variances
+    variance = max(by_prompt, by_rater, by_prompt + by_rater - both)
+    half = stdtrit(min(numbers) - 1, 0.975) * np.sqrt(variance)
+    return float(min(won.mean() + half, 1.0) - max(won.mean() - half, 0.0))
+
+
+def measure_false_claims(
+    differ: bool, studies: int, *, prompts: int = 50, raters: int = 40
+) -> float:
+    """Return the share of studies with a false claim: no difference anywhere, or some real.
+
+    Where some are, two of six comparisons differ in truth, on all questions, and only claims about
+    the four others, or of the wrong winner, are false.
     """
     definition = load_definition("t2v-turbo")
     real = {(key, q): 0.75 for key in ("C1", "C4") for q in ("Q1", "Q2", "Q3")}
-    shares = []
-    for rates in ({}, real):
-        wrong = 0
-        for seed in range(studies):
-            votes = make_votes(
-                definition, prompts=prompts, raters=raters, rates=rates, seed=10_000 + seed
-            )
-            table = win_rates(votes, definition)
-            true = table["comparison"].isin(["C1", "C4"]) if rates else False
-            wrong += bool(((table["claim"] != "") & ~(true & (table["rate"] > 0.5))).any())
-        shares.append(wrong / studies)
-    return shares[0], shares[1]
+    wrong = 0
+    for seed in range(studies):
+        votes = make_votes(
+            definition,
+            prompts=prompts,
+            raters=raters,
+            rates=real if differ else {},
+            seed=10_000 + seed,
+        )
+        table = win_rates(votes, definition)
+        true = table["comparison"].isin(["C1", "C4"]) if differ else False
+        wrong += bool(((table["claim"] != "") & ~(true & (table["rate"] > 0.5))).any())
+    return wrong / studies
 
 
 def measure_ranking(systems: int, raters: int, spread: float, studies: int) -> tuple[float, float]:
@@ -192,37 +219,57 @@ def format_share(share: float | None, studies: int) -> str:
     return f"{100 * share:.1f} ± {100 * np.sqrt(share * (1 - share) / studies):.1f}"
 
 
+def list_rows(studies: int) -> dict[str, Callable[[], Any]]:
+    """Return what to measure, by the name of its row; most wanted first."""
+    rows: dict[str, Callable[[], Any]] = {
+        f"{loads:20} {spread:4} {truth:5}": partial(measure_coverage, loads, spread, truth, studies)
+        for loads, spread, truth in SETTINGS
+    }
+    for systems, raters, spread in product((3, 8), (12, 20), (0.5, 1.0)):
+        name = f"{systems} systems, {raters} raters {spread:7}"
+        rows[name] = partial(measure_ranking, systems, raters, spread, studies)
+    for differ in (False, True):
+        name = f"{'two of six' if differ else 'no comparisons'} differ"
+        rows[name] = partial(measure_false_claims, differ, studies)
+    return rows
+
+
+def format_row(found: Any, studies: int) -> str:
+    """Return what was measured, as one line of a table."""
+    if isinstance(found, float):
+        return f"false claims {format_share(found, studies)}"
+    if isinstance(found, list):
+        return "".join(f" {format_share(share, studies):>11}" for share in found)
+    shares = ("covered", "covered_independent", "claimed", "misled", "misled_independent")
+    cells = "".join(f" {format_share(found[name], studies):>11}" for name in shares)
+    return f"{100 * found['width']:6.1f} {100 * found['wider']:+6.1f}{cells}"
+
+
 def main() -> None:
     """Print the tables, and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=1000, help="of each kind")
-    studies = parser.parse_args().studies
-    heads = ["covered", "Wilson", "claimed", "misled", "naively"]
-    print(f"{'loads':20} {'sd':>4} {'truth':>5} {'width':>6}", *(f"{head:>11}" for head in heads))
-    rows = []
-    for setting in SETTINGS:
-        row = measure_coverage(*setting, studies)
-        shares = (
-            row.covered, row.covered_independent, row.claimed, row.misled, row.misled_independent,
-        )  # fmt: skip
-        cells = [f"{format_share(share, studies):>11}" for share in shares]
-        print(
-            f"{row.loads:20} {row.rater_spread:4} {row.truth:5} {100 * row.width:6.1f}", *cells,
-            flush=True,
-        )  # fmt: skip
-        rows.append(asdict(row))
-    print(f"{'ranking':20} {'sd':>4} {'covered':>11} {'separated':>11}")
-    ranking = []
-    for systems, raters, spread in product((3, 8), (12, 20), (0.5, 1.0)):
-        found = measure_ranking(systems, raters, spread, studies)
-        cells = [f"{format_share(share, studies):>11}" for share in found]
-        print(f"{systems} systems, {raters} raters {spread:7}", *cells, flush=True)
-        ranking.append([systems, raters, spread, *found])
-    nowhere, elsewhere = measure_false_claims(studies)
-    print(f"studies with a false claim: {format_share(nowhere, studies)} % without any difference,")
-    print(f"{format_share(elsewhere, studies)} % where two of six differ (18 tests each)")
-    false = {"false_claims_no_difference": nowhere, "false_claims_some": elsewhere}
-    print(json.dumps({"studies": studies, "coverage": rows, "ranking": ranking, **false}))
+    parser.add_argument("--studies", type=int, default=1000, help="of each row")
+    parser.add_argument("--rows", type=Path, help="JSON lines; rows that it has are not repeated")
+    options = parser.parse_args()
+    done: dict[str, Any] = {}
+    if options.rows and options.rows.exists():
+        for line in options.rows.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if entry["studies"] == options.studies:
+                done[entry["row"]] = entry["found"]
+    heads = "".join(f" {head:>11}" for head in ("covered", "Wilson", "claimed", "misled", "naive"))
+    print(f"{'loads':20} {'sd':>4} {'truth':>5} {'width':>6} {'wider':>6}{heads}")
+    for name, measure in list_rows(options.studies).items():
+        if name not in done:
+            found = measure()
+            done[name] = asdict(found) if isinstance(found, Coverage) else found
+            done[name] = list(found) if isinstance(found, tuple) else done[name]
+            if options.rows:
+                entry = {"row": name, "studies": options.studies, "found": done[name]}
+                with options.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+        print(f"{name:31} {format_row(done[name], options.studies)}", flush=True)
+    print(json.dumps({"studies": options.studies, "rows": done}))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,5 @@ def test_intervals_that_know_no_raters_would_not():
 
 
 def test_a_study_without_differences_claims_none():
-    nowhere, elsewhere = measure_false_claims(15, prompts=20)
-
-    assert nowhere <= 3 / 15 and elsewhere <= 3 / 15
+    for differ in (False, True):
+        assert measure_false_claims(differ, 15, prompts=20) <= 3 / 15

@@ -12,8 +12,7 @@ from human_eval.errors import NotAcceptable, StudyError, TooLate
 from human_eval.mturk.batches import write_batches
 from human_eval.reporting.export import read_export, read_votes, write_export
 from human_eval.reporting.report import report_from_export, write_report
-from human_eval.statistics.strengths import tabulate_strengths
-from human_eval.statistics.win_rates import win_rates
+from human_eval.statistics.win_rates import tabulate_strengths, win_rates
 from human_eval.study import queries
 from human_eval.study.simulation import Crowd, simulate
 from tests.human_eval.collection.test_assignment import enter

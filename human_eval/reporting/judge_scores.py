@@ -1,0 +1,48 @@
+"""The scores of an automatic judge, for win rates that need fewer votes of people."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from human_eval.definition.definition import StudyDefinition
+from human_eval.errors import StudyError
+from turbo.text_files.decoding import FileRefused
+from turbo.text_files.tables import read_table, require_columns
+
+SCORES = ["comparison", "prompt_index", "score"]  # columns of the table
+
+
+def read_scores(path: Path, votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Read a judge's scores: a table with columns comparison, prompt_index and score in [0, 1].
+
+    Raises:
+        StudyError: the table or a row is wrong, or a pair that people voted on has no score.
+    """
+    try:
+        table = read_table(path)
+        require_columns(table, path, {name: (name,) for name in SCORES})
+    except FileRefused as error:
+        raise StudyError(str(error)) from error
+    known = {entry.key for entry in definition.comparisons}
+    rows: dict[tuple[str, int], float] = {}
+    for line, cells in table.rows.items():
+        comparison, number, score = (cells[name].strip() for name in SCORES)
+        try:
+            key, value = (comparison, int(number)), float(score)
+        except ValueError:
+            key, value = (comparison, -1), float("nan")
+        if comparison not in known or key[1] < 0 or not 0 <= value <= 1 or key in rows:
+            raise StudyError(
+                f"Line {line} of {path} must name a comparison of the study, the number of a "
+                "prompt from 0, and a score from 0 to 1, once for each pair; it has "
+                f"{comparison!r}, {number!r} and {score!r}. Correct it."
+            )
+        rows[key] = value
+    asked = votes[votes["question"] == definition.primary.key]
+    for key in zip(asked["comparison"], asked["prompt_index"], strict=True):
+        if key not in rows:
+            raise StudyError(
+                f"{path} has no score for {key[0]}, prompt_index {key[1]}, on which people voted. "
+                "Score every pair of the study."
+            )
+    return pd.DataFrame([(*key, value) for key, value in rows.items()], columns=SCORES)

@@ -1,0 +1,100 @@
+"""Prediction-powered win rates: a judge scores every pair, people vote on a random part of them."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr, stdtrit
+
+from human_eval.definition.definition import StudyDefinition
+from human_eval.statistics.clusters import sum_by_cluster
+from human_eval.statistics.intervals import crossed_variance
+from human_eval.statistics.votes import split_primary
+from human_eval.statistics.win_rates import half_wins
+
+FOLDS = 5  # of prompts: the weight of the judge's score in one is fitted in the others
+MIN_CLUSTERS = 10  # prompts and raters; with fewer, people's votes alone are reported
+COLUMNS = ["comparison", "votes", "judged", "weight", "rate", "low", "high", "p"]
+COLUMNS += ["people", "saved", "note"]
+
+
+def prediction_powered_rates(
+    votes: pd.DataFrame, scores: pd.DataFrame, definition: StudyDefinition
+) -> pd.DataFrame:
+    """Tabulate, on the primary question, win rates that combine people's votes and a judge.
+
+    With votes y (1 where system_a won, a half for a tie), scores f of their pairs, and the mean F
+    of the N pairs without a vote, the estimate is the mean over the n votes of y - w (f - F). It is
+    right for every weight w, however wrong the judge is, if chance chose which pairs people see.
+    The w with the least variance is Cov(y, f) / (Var(f) of the votes + Var(f) of the others), all
+    of means, by prompt; it is cut to [0, 1], and fitted on the other prompts (cross-fitting).
+    The variance is that of y - w f, clustered by prompt and rater, and of w F.
+
+    Args:
+        votes: those that count.
+        scores: columns comparison, prompt_index, score; the judge's probability that system_a wins.
+
+    Returns:
+        Columns comparison, votes; judged, the number of pairs without a vote; weight, the mean w;
+        rate with its 95 % interval (low, high); p, of a rate of one half; people, the mean of the
+        votes alone; saved, the share of votes that the judge saves at equal variance; note.
+
+    Source: Angelopoulos, Bates, Fannjiang, Jordan and Zrnic (2023), Science 382, 669-674; the
+    weight: Angelopoulos, Duchi and Zrnic (2023), arXiv:2311.01453; cross-fitting: Zrnic and
+    Candes (2024), PNAS 121(15).
+    """
+    rows = []
+    for comparison, cell in split_primary(votes, definition):
+        score = scores[scores["comparison"] == comparison.key].set_index("prompt_index")["score"]
+        given = score.reindex(cell["prompt_index"])
+        if given.isna().any():
+            raise ValueError(
+                f"Expected a score for every pair with a vote, got none for {comparison.key}, "
+                f"prompt {given.index[given.isna()][0]}. Score every pair of the study."
+            )
+        others = score[~score.index.isin(cell["prompt_index"])].to_numpy(float)
+        row = {"comparison": comparison.key, "votes": len(cell), "judged": len(others)}
+        rows.append({**row, **_combine(cell, given.to_numpy(float), others)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _combine(cell: pd.DataFrame, given: np.ndarray, others: np.ndarray) -> dict[str, object]:
+    answers = half_wins(cell)
+    kinds = [cell["prompt"], cell["rater"]]
+    fewest = min(kind.nunique() for kind in kinds)
+    if fewest < MIN_CLUSTERS or len(others) < MIN_CLUSTERS:
+        what = "pairs without a vote" if fewest >= MIN_CLUSTERS else "prompts or raters"
+        return {"people": answers.mean(), "note": f"fewer than {MIN_CLUSTERS} {what}"}
+    spread = others.var(ddof=1) / len(others)
+    weights = _fit_weights(answers, given, cell["prompt"], spread)
+    adjusted = answers - weights * (given - others.mean())
+    rate, weight = float(adjusted.mean()), float(weights.mean())
+    variance, df = crossed_variance(adjusted, kinds)
+    of_judge = weight**2 * spread
+    total = float(variance + of_judge)
+    people, _ = crossed_variance(answers, kinds)
+    row: dict[str, object] = {"weight": weight, "rate": rate, "people": answers.mean()}
+    if not total:
+        return {**row, "note": "no variation"}
+    df = total**2 / (variance**2 / df + of_judge**2 / (len(others) - 1))
+    half = float(stdtrit(df, 0.975)) * np.sqrt(total)
+    p = 2 * float(stdtr(df, -abs(rate - 0.5) / np.sqrt(total)))
+    bounds = {"low": max(rate - half, 0.0), "high": min(rate + half, 1.0), "p": p}
+    return {**row, **bounds, "saved": 1 - total / people if people else 0.0, "note": ""}
+
+
+def _fit_weights(
+    answers: np.ndarray, given: np.ndarray, prompts: pd.Series, spread: float
+) -> np.ndarray:
+    """Return the weight of the score in each vote, fitted on the prompts of the other folds."""
+    prompt = pd.factorize(prompts)[0]
+    fold = prompt % FOLDS
+    weights = np.zeros(len(answers))
+    for number in range(FOLDS):
+        used = fold != number
+        centred = np.stack([answers[used], given[used]])
+        centred = centred - centred.mean(axis=1, keepdims=True)
+        _, sums = sum_by_cluster(centred, prompt[used])
+        # Means of this part of the votes vary more than those of all votes.
+        both, own = sums @ sums[1] / (used.sum() * len(answers))
+        if own + spread > 0:
+            weights[fold == number] = np.clip(both / (own + spread), 0.0, 1.0)
+    return weights
