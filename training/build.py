@@ -48,6 +48,8 @@ class Parts:
     teacher: VideoUNet
     student: VideoUNet
     vae: AutoencoderKL
+    text_encoder: TextEncoder
+    captions: list[str]  # of the training videos
     draw_encoded: Callable[[Slot], EncodedBatch]
     rewards: tuple[WeightedReward, ...]
     settings: DistillationConfig
@@ -105,6 +107,8 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         teacher,
         student,
         pipeline.vae,
+        pipeline.text_encoder,
+        [caption.text for caption in captions],
         draw_encoded,
         tuple(build_reward(table, device, half=half) for table in config.rewards),
         build_settings(config, pipeline.schedule),
@@ -172,15 +176,27 @@ def brightness(frames: Frames, prompts: list[str]) -> PerVideo:
     return frames.mean(dim=(1, 2, 3, 4))
 
 
+def contrast(frames: Frames, prompts: list[str]) -> PerVideo:
+    """Return the standard deviation of all pixels: a judge of `brightness`, for the same trials."""
+    return frames.flatten(1).std(dim=1)
+
+
+TRIALS: dict[str, Reward] = {"brightness": brightness, "contrast": contrast}
+
+
+def build_model(name: str, folder: str | None, device: torch.device, *, half: bool) -> Reward:
+    """Load a published reward, or take one of the trials."""
+    if name in TRIALS:
+        return TRIALS[name]
+    loaded = load_reward(name, Path(folder or f"rewards/{name}"))
+    return loaded.to(device, torch.bfloat16 if half else torch.float32)
+
+
 def build_reward(table: RewardTable, device: torch.device, *, half: bool) -> WeightedReward:
     """Load one term of the mixture."""
-    model: Reward = brightness
-    if table.name != "brightness":
-        loaded = load_reward(table.name, Path(table.folder or f"rewards/{table.name}"))
-        model = loaded.to(device, torch.bfloat16 if half else torch.float32)
     return WeightedReward(
         name=table.name,
-        model=model,
+        model=build_model(table.name, table.folder, device, half=half),
         weight=table.weight,
         frames=table.frames,
         select=SELECT[table.select],

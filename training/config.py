@@ -57,6 +57,25 @@ class RewardTable(_Table):
     select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones
 
 
+class JudgeTable(_Table):
+    """A reward that scores held-out prompts, and that the student is not trained on."""
+
+    name: str  # as for a reward, and none of the mixture
+    folder: str | None = None  # of its published files
+    frames: int = Field(ge=1)  # evenly spaced
+
+
+class WatchTable(_Table):
+    """Clips and scores of held-out prompts, at intervals."""
+
+    every: int = Field(ge=1)  # steps: a multiple of run.checkpoint_every
+    prompts: str  # a file of at least 2 prompts
+    seed: int = Field(0, ge=0)  # of the first prompt; the next one has the next seed
+    judges: list[JudgeTable] = []
+    stop: bool = False  # at the best step, once rewards rise and a judge falls
+    patience: int = Field(2, ge=1)  # how many looks in a row must show that
+
+
 class DataTable(_Table):
     """Training videos: a folder with a table of captions."""
 
@@ -112,7 +131,20 @@ class Config(_Table):
     def _consistent(self) -> "Config":
         if self.takes_motion and self.student.lora_rank:
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        if self.watch:
+            self._check_watch(self.watch)
         return self
+
+    def _check_watch(self, watch: WatchTable) -> None:
+        judges = [judge.name for judge in watch.judges]
+        if watch.every % self.run.checkpoint_every:
+            raise ValueError("watch.every is not a multiple of run.checkpoint_every")
+        if both := {reward.name for reward in self.rewards} & set(judges):
+            raise ValueError(f"the judge {min(both)} is a reward of the run: choose another judge")
+        if len(set(judges)) < len(judges):
+            raise ValueError("two judges have the same name")
+        if watch.stop and not (judges and self.rewards):
+            raise ValueError("watch.stop needs a judge and a reward")
 
     @property
     def takes_motion(self) -> bool:
@@ -128,6 +160,7 @@ class Config(_Table):
     run: RunTable
     motion: MotionTable | None = None
     rewards: list[RewardTable] = []
+    watch: WatchTable | None = None
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
@@ -201,5 +234,8 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
         "run": RunTable,
         "motion": MotionTable,
         "rewards": RewardTable,
+        "watch": WatchTable,
+        "judges": JudgeTable,
     }
-    return list(tables.get(str(place[0]) if len(place) > 1 else "", Config).model_fields)
+    above = [str(part) for part in place[:-1] if isinstance(part, str)]
+    return list(tables.get(above[-1] if above else "", Config).model_fields)

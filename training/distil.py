@@ -32,6 +32,7 @@ from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, fit
 from training.settings import DistillationConfig, EncodedBatch
+from training.watch import Watch
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
@@ -190,6 +191,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     if config.run.trackers:
         accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
     parts = build_parts(config, accelerator)
+    watch = Watch(parts, config, accelerator) if config.watch else None
     with stop_on_sigterm() as should_stop, fixed_threads(parts.card, accelerator.device):
         steps = distil(
             parts.teacher,
@@ -202,7 +204,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
             accelerator=accelerator,
             should_stop=should_stop,
         )
-        follow(steps, config, accelerator)
+        follow(steps, config, accelerator, watch)
     folder = out / "models" / config.name
     if accelerator.is_main_process:
         export_student(parts, config, folder)
@@ -211,16 +213,32 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     return folder
 
 
-def follow(steps: Iterator[StepStats], config: Config, accelerator: Accelerator) -> None:
-    """Run the steps; show progress, and log every step to log.csv and the trackers."""
+def follow(
+    steps: Iterator[StepStats],
+    config: Config,
+    accelerator: Accelerator,
+    watch: Watch | None = None,
+) -> None:
+    """Run the steps; show progress, and log every step to log.csv and the trackers.
+
+    A watch can stop them: the student then has the weights of its best step.
+    """
     log, main = Log(Path(config.run.out) / "log.csv"), accelerator.is_main_process
+    best = watch.best if watch else None
     with tqdm(total=config.run.steps, desc=config.name, disable=not main) as bar:
-        for stats in steps:
+        while best is None and (stats := next(steps, None)):
             bar.update(stats.step - bar.n)
             bar.set_postfix(loss=f"{stats.loss:.4f}")
             if main:
                 log.add(stats)
             accelerator.log({"loss": stats.loss, "grad_norm": stats.grad_norm}, stats.step)
+            best = watch.follow(stats.step) if watch else None
+    if watch and best:
+        watch.restore(best)
+        accelerator.print(
+            f"The run has stopped: since step {best.step} the rewards have risen and a judge has "
+            "fallen. The student has the weights of that step."
+        )
 
 
 @contextmanager
