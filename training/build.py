@@ -23,7 +23,13 @@ from training.video_folder import (
     stack_frames,
 )
 from turbo.card import ModelCard
-from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
+from turbo.diffusion.distillation import (
+    SolverGrid,
+    draw_guidance,
+    pseudo_huber,
+    squared,
+    student_of,
+)
 from turbo.diffusion.motion import MOTION_LAYERS
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.local import read_card
@@ -33,7 +39,7 @@ from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import encode_frames
 from turbo.pipeline import load_card
 from turbo.rewards import WeightedReward, stride_frames
-from turbo.rewards.feedback import draw_frames
+from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
 from turbo.types import Frames, PerVideo, Reward, TextEncoder
 
@@ -110,7 +116,10 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         pipeline.text_encoder,
         [caption.text for caption in captions],
         draw_encoded,
-        tuple(build_reward(table, device, half=half) for table in config.rewards),
+        tuple(
+            build_reward(table, device, half=half, recompute=config.run.recompute)
+            for table in config.rewards
+        ),
         build_settings(config, pipeline.schedule),
     )
 
@@ -126,7 +135,12 @@ def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
         set_dropout(student, config.student.temporal_dropout)
     if rank:
         generator = torch.Generator().manual_seed(config.run.seed)
-        student = add_lora(student.requires_grad_(False), rank, generator=generator)
+        student = add_lora(
+            student.requires_grad_(False),
+            rank,
+            generator=generator,
+            dropout=config.student.lora_dropout,
+        )
     else:
         student.requires_grad_(True)
     for weight in student.parameters():
@@ -192,14 +206,20 @@ def build_model(name: str, folder: str | None, device: torch.device, *, half: bo
     return loaded.to(device, torch.bfloat16 if half else torch.float32)
 
 
-def build_reward(table: RewardTable, device: torch.device, *, half: bool) -> WeightedReward:
+def build_reward(
+    table: RewardTable, device: torch.device, *, half: bool, recompute: bool
+) -> WeightedReward:
     """Load one term of the mixture."""
+    model = build_model(table.name, table.folder, device, half=half)
+    if recompute:
+        recompute_blocks(model)
     return WeightedReward(
         name=table.name,
-        model=build_model(table.name, table.folder, device, half=half),
+        model=model,
         weight=table.weight,
         frames=table.frames,
         select=SELECT[table.select],
+        random_crop=table.crop == "random",
     )
 
 
@@ -229,7 +249,9 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
         draw_guidance=partial(draw_guidance, low=low, high=high),
         target_ema=student.target_ema,
         target_dropout=student.target_dropout,
-        kappa=student.kappa,
+        distance=squared
+        if student.distance == "l2"
+        else partial(pseudo_huber, kappa=student.kappa),
         motion=None
         if motion is None or not config.takes_motion
         else MotionGuidance(

@@ -41,9 +41,11 @@ class StudentTable(_Table):
 
     lora_rank: int = Field(ge=0)  # 0 trains all weights
     temporal_rate: float = Field(1.0, ge=0)  # factor of the learning rate of temporal transformers
+    lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
     temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
     target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
     target_dropout: bool = True
+    distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
     kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
 
 
@@ -54,7 +56,8 @@ class RewardTable(_Table):
     folder: str | None = None  # of its published files
     weight: float  # beta
     frames: int = Field(ge=1)  # decoded per video
-    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones
+    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones; per video
+    crop: Literal["none", "random"] = "none"  # random: a square, drawn per video
 
 
 class JudgeTable(_Table):

@@ -131,7 +131,7 @@ def compare(
     """Take the teacher's guided step, and compare student and target at its two ends."""
     if config.motion is None:
         return consistency_loss(
-            student, target, teacher, batch, config.schedule, kappa=config.kappa
+            student, target, teacher, batch, config.schedule, distance=config.distance
         )
     guidance = config.motion
     strength = motion_strength(
@@ -146,7 +146,7 @@ def compare(
         layers=guidance.layers,
     )
     step = step_from_record(record, batch.guidance_scale, config.schedule, strength)
-    return solver_step_loss(student, target, step, config.schedule, kappa=config.kappa)
+    return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
 
 
 def run(config: Config) -> Path:

@@ -37,6 +37,7 @@ def looks(*rows: tuple[float, float]) -> list[Look]:
     "rows, best",
     [
         (((1, 5), (2, 6), (3, 4), (4, 3)), 200),
+        (((1, 5), (2, 6), (3, 5.995), (3, 4), (4, 3)), 200),  # the last two looks count
         (((1, 5), (2, 6), (3, 4)), None),  # once is not enough
         (((1, 5), (2, 6), (3, 4), (4, 6)), None),  # it recovered
         (((1, 5), (2, 6), (3, 7), (4, 8)), None),
