@@ -103,6 +103,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         max_broken=config.data.max_broken,
     )
     assert isinstance(pipeline.vae, AutoencoderKL)
+    needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
     def draw_encoded(slot: Slot) -> EncodedBatch:
         clips = source(slot, accelerator.num_processes)
@@ -117,8 +118,10 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         [caption.text for caption in captions],
         draw_encoded,
         tuple(
-            build_reward(table, device, half=half, recompute=config.run.recompute)
-            for table in config.rewards
+            build_reward(
+                table, device, half=half, recompute=config.run.recompute, load=row in needed
+            )
+            for row, table in enumerate(config.rewards)
         ),
         build_settings(config, pipeline.schedule),
     )
@@ -206,11 +209,24 @@ def build_model(name: str, folder: str | None, device: torch.device, *, half: bo
     return loaded.to(device, torch.bfloat16 if half else torch.float32)
 
 
+def of_others(frames: Frames, prompts: list[str]) -> PerVideo:
+    """Stand in for a reward that other processes compute."""
+    raise RuntimeError("This process does not have the reward that it was to compute.")
+
+
+def needed_rewards(config: Config, processes: int, rank: int) -> set[int]:
+    """Return which rewards a process computes: those dealt to its micro-batches."""
+    count, slots = len(config.rewards), config.run.batch // config.run.micro_batch
+    if config.watch or not config.run.split_rewards:  # a watch scores by all of them
+        return set(range(count))
+    return {index % count for index in range(rank, slots, processes)} if count else set()
+
+
 def build_reward(
-    table: RewardTable, device: torch.device, *, half: bool, recompute: bool
+    table: RewardTable, device: torch.device, *, half: bool, recompute: bool, load: bool
 ) -> WeightedReward:
-    """Load one term of the mixture."""
-    model = build_model(table.name, table.folder, device, half=half)
+    """Return one term of the mixture, with its model if this process needs it."""
+    model = build_model(table.name, table.folder, device, half=half) if load else of_others
     if recompute:
         recompute_blocks(model)
     return WeightedReward(
@@ -259,6 +275,7 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
             percentage=motion.percentage,
             layers=tuple(motion.layers or MOTION_LAYERS),
         ),
+        split_rewards=run.split_rewards,
         recompute=run.recompute,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
     )

@@ -109,6 +109,7 @@ class RunTable(_Table):
     weight_ema: float = Field(0.0, ge=0, lt=1)  # of the exported weights; 0: the last ones
     precision: Literal["no", "bf16"] = "no"  # of computation, and of weights that are not trained
     recompute: bool = False  # activations in the backward pass
+    split_rewards: bool = False  # one reward per micro-batch, in turn; a process loads only its own
     max_spike: float | None = Field(None, gt=1)
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(ge=1)
@@ -134,6 +135,12 @@ class Config(_Table):
     def _consistent(self) -> "Config":
         if self.takes_motion and self.student.lora_rank:
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        slots = self.run.batch // self.run.micro_batch
+        if self.run.split_rewards and slots < len(self.rewards):
+            raise ValueError(
+                f"run.split_rewards needs a micro-batch for each of the {len(self.rewards)} "
+                f"rewards, and a step has {slots}: choose a larger run.batch"
+            )
         if self.watch:
             self._check_watch(self.watch)
         return self

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
 from training.log import Log
-from training.loop import Slot, StepStats, fit
+from training.loop import Slot, StepStats, deal, fit
 from training.settings import DistillationConfig, EncodedBatch
 from training.watch import Watch
 from turbo.diffusion.distillation import (
@@ -101,7 +102,7 @@ def distil(
             consistency.clean[scored],
             [prompt for prompt in encoded.reward_prompts if prompt is not None],
             vae,
-            rewards if scored else (),
+            _rewards_of(slot, rewards, config) if scored else (),
             slot.generator,
             recompute=config.recompute,
         )
@@ -119,6 +120,16 @@ def distil(
         companions={} if target is student else companions,
         should_stop=should_stop,
     )
+
+
+def _rewards_of(
+    slot: Slot, rewards: Sequence[WeightedReward], config: DistillationConfig
+) -> Sequence[WeightedReward]:
+    """Return the rewards that score a micro-batch, weighted so that a step's objective is kept."""
+    if not (config.split_rewards and rewards):
+        return rewards
+    term, factor = deal(len(rewards), slot)
+    return [replace(rewards[term], weight=factor * rewards[term].weight)]
 
 
 def compare(

@@ -44,5 +44,6 @@ class DistillationConfig:
     target_dropout: bool = True  # as in the published code, whose target is the student itself
     distance: Distance = pseudo_huber  # of student and target
     motion: MotionGuidance | None = None
+    split_rewards: bool = False  # one reward per micro-batch, in turn; else all
     recompute: bool = False  # activations of student and VAE in the backward pass: less memory
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate

@@ -185,8 +185,10 @@ def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
 
 
 @slow
-def test_two_processes_take_the_step_of_one(videos, tmp_path):
-    arguments = [str(CONFIGS / "tiny_vc2.toml"), "run.steps=1", "run.clip_norm=1e9"]
+@pytest.mark.parametrize("split", ["false", "true"])
+def test_two_processes_take_the_step_of_one(split, videos, tmp_path):
+    more = ("run.steps=1", "run.clip_norm=1e9", f"run.split_rewards={split}")
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
     gradients = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
