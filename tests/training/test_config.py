@@ -38,7 +38,7 @@ def test_the_distance_of_student_and_target_is_that_of_the_file(schedule):
 
     for changes, expected in (((), 0.499001), (("student.distance=l2",), 0.25)):
         settings = build_settings(load_config(CONFIGS / "vc2.toml", changes), schedule)
-        assert settings.distance(error).tolist() == pytest.approx([0, expected])
+        assert settings.distance(error).tolist() == pytest.approx([0, expected], abs=1e-6)
 
 
 def test_every_run_has_a_folder_and_a_model_of_its_own():
