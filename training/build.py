@@ -23,7 +23,13 @@ from training.video_folder import (
     stack_frames,
 )
 from turbo.card import ModelCard
-from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
+from turbo.diffusion.distillation import (
+    SolverGrid,
+    draw_guidance,
+    pseudo_huber,
+    squared,
+    student_of,
+)
 from turbo.diffusion.motion import MOTION_LAYERS
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.local import read_card
@@ -33,7 +39,7 @@ from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import encode_frames
 from turbo.pipeline import load_card
 from turbo.rewards import WeightedReward, stride_frames
-from turbo.rewards.feedback import draw_frames
+from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
 from turbo.types import Frames, PerVideo, Reward, TextEncoder
 
@@ -48,6 +54,8 @@ class Parts:
     teacher: VideoUNet
     student: VideoUNet
     vae: AutoencoderKL
+    text_encoder: TextEncoder
+    captions: list[str]  # of the training videos
     draw_encoded: Callable[[Slot], EncodedBatch]
     rewards: tuple[WeightedReward, ...]
     settings: DistillationConfig
@@ -95,6 +103,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         max_broken=config.data.max_broken,
     )
     assert isinstance(pipeline.vae, AutoencoderKL)
+    needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
     def draw_encoded(slot: Slot) -> EncodedBatch:
         clips = source(slot, accelerator.num_processes)
@@ -105,8 +114,15 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         teacher,
         student,
         pipeline.vae,
+        pipeline.text_encoder,
+        [caption.text for caption in captions],
         draw_encoded,
-        tuple(build_reward(table, device, half=half) for table in config.rewards),
+        tuple(
+            build_reward(
+                table, device, half=half, recompute=config.run.recompute, load=row in needed
+            )
+            for row, table in enumerate(config.rewards)
+        ),
         build_settings(config, pipeline.schedule),
     )
 
@@ -122,7 +138,12 @@ def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
         set_dropout(student, config.student.temporal_dropout)
     if rank:
         generator = torch.Generator().manual_seed(config.run.seed)
-        student = add_lora(student.requires_grad_(False), rank, generator=generator)
+        student = add_lora(
+            student.requires_grad_(False),
+            rank,
+            generator=generator,
+            dropout=config.student.lora_dropout,
+        )
     else:
         student.requires_grad_(True)
     for weight in student.parameters():
@@ -172,18 +193,49 @@ def brightness(frames: Frames, prompts: list[str]) -> PerVideo:
     return frames.mean(dim=(1, 2, 3, 4))
 
 
-def build_reward(table: RewardTable, device: torch.device, *, half: bool) -> WeightedReward:
-    """Load one term of the mixture."""
-    model: Reward = brightness
-    if table.name != "brightness":
-        loaded = load_reward(table.name, Path(table.folder or f"rewards/{table.name}"))
-        model = loaded.to(device, torch.bfloat16 if half else torch.float32)
+def contrast(frames: Frames, prompts: list[str]) -> PerVideo:
+    """Return the standard deviation of all pixels: a judge of `brightness`, for the same trials."""
+    return frames.flatten(1).std(dim=1)
+
+
+TRIALS: dict[str, Reward] = {"brightness": brightness, "contrast": contrast}
+
+
+def build_model(name: str, folder: str | None, device: torch.device, *, half: bool) -> Reward:
+    """Load a published reward, or take one of the trials."""
+    if name in TRIALS:
+        return TRIALS[name]
+    loaded = load_reward(name, Path(folder or f"rewards/{name}"))
+    return loaded.to(device, torch.bfloat16 if half else torch.float32)
+
+
+def of_others(frames: Frames, prompts: list[str]) -> PerVideo:
+    """Stand in for a reward that other processes compute."""
+    raise RuntimeError("This process does not have the reward that it was to compute.")
+
+
+def needed_rewards(config: Config, processes: int, rank: int) -> set[int]:
+    """Return which rewards a process computes: those dealt to its micro-batches."""
+    count, slots = len(config.rewards), config.run.batch // config.run.micro_batch
+    if config.watch or not config.run.split_rewards:  # a watch scores by all of them
+        return set(range(count))
+    return {index % count for index in range(rank, slots, processes)} if count else set()
+
+
+def build_reward(
+    table: RewardTable, device: torch.device, *, half: bool, recompute: bool, load: bool
+) -> WeightedReward:
+    """Return one term of the mixture, with its model if this process needs it."""
+    model = build_model(table.name, table.folder, device, half=half) if load else of_others
+    if recompute:
+        recompute_blocks(model)
     return WeightedReward(
         name=table.name,
         model=model,
         weight=table.weight,
         frames=table.frames,
         select=SELECT[table.select],
+        random_crop=table.crop == "random",
     )
 
 
@@ -213,7 +265,9 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
         draw_guidance=partial(draw_guidance, low=low, high=high),
         target_ema=student.target_ema,
         target_dropout=student.target_dropout,
-        kappa=student.kappa,
+        distance=squared
+        if student.distance == "l2"
+        else partial(pseudo_huber, kappa=student.kappa),
         motion=None
         if motion is None or not config.takes_motion
         else MotionGuidance(
@@ -221,6 +275,7 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
             percentage=motion.percentage,
             layers=tuple(motion.layers or MOTION_LAYERS),
         ),
+        split_rewards=run.split_rewards,
         recompute=run.recompute,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
     )

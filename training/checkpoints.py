@@ -48,6 +48,12 @@ def find_newest(folder: Path) -> Path | None:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """Return the content of the newest checkpoint; None if there is none. Tensors only, no code."""
+    """Return the content of the newest checkpoint; None if there is none."""
     newest = find_newest(folder)
-    return None if newest is None else torch.load(newest, map_location="cpu", weights_only=True)
+    return None if newest is None else load_checkpoint(folder, int(newest.stem))
+
+
+def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
+    """Return the content of the checkpoint of a step. Tensors only, no code."""
+    path = folder / f"{step:08d}{SUFFIX}"
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -41,9 +41,11 @@ class StudentTable(_Table):
 
     lora_rank: int = Field(ge=0)  # 0 trains all weights
     temporal_rate: float = Field(1.0, ge=0)  # factor of the learning rate of temporal transformers
+    lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
     temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
     target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
     target_dropout: bool = True
+    distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
     kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
 
 
@@ -54,7 +56,27 @@ class RewardTable(_Table):
     folder: str | None = None  # of its published files
     weight: float  # beta
     frames: int = Field(ge=1)  # decoded per video
-    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones
+    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones; per video
+    crop: Literal["none", "random"] = "none"  # random: a square, drawn per video
+
+
+class JudgeTable(_Table):
+    """A reward that scores held-out prompts, and that the student is not trained on."""
+
+    name: str  # as for a reward, and none of the mixture
+    folder: str | None = None  # of its published files
+    frames: int = Field(ge=1)  # evenly spaced
+
+
+class WatchTable(_Table):
+    """Clips and scores of held-out prompts, at intervals."""
+
+    every: int = Field(ge=1)  # steps: a multiple of run.checkpoint_every
+    prompts: str  # a file of at least 2 prompts
+    seed: int = Field(0, ge=0)  # of the first prompt; the next one has the next seed
+    judges: list[JudgeTable] = []
+    stop: bool = False  # at the best step, once rewards rise and a judge falls
+    patience: int = Field(2, ge=1)  # how many looks in a row must show that
 
 
 class DataTable(_Table):
@@ -87,6 +109,7 @@ class RunTable(_Table):
     weight_ema: float = Field(0.0, ge=0, lt=1)  # of the exported weights; 0: the last ones
     precision: Literal["no", "bf16"] = "no"  # of computation, and of weights that are not trained
     recompute: bool = False  # activations in the backward pass
+    split_rewards: bool = False  # one reward per micro-batch, in turn; a process loads only its own
     max_spike: float | None = Field(None, gt=1)
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(ge=1)
@@ -112,7 +135,26 @@ class Config(_Table):
     def _consistent(self) -> "Config":
         if self.takes_motion and self.student.lora_rank:
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        slots = self.run.batch // self.run.micro_batch
+        if self.run.split_rewards and slots < len(self.rewards):
+            raise ValueError(
+                f"run.split_rewards needs a micro-batch for each of the {len(self.rewards)} "
+                f"rewards, and a step has {slots}: choose a larger run.batch"
+            )
+        if self.watch:
+            self._check_watch(self.watch)
         return self
+
+    def _check_watch(self, watch: WatchTable) -> None:
+        judges = [judge.name for judge in watch.judges]
+        if watch.every % self.run.checkpoint_every:
+            raise ValueError("watch.every is not a multiple of run.checkpoint_every")
+        if both := {reward.name for reward in self.rewards} & set(judges):
+            raise ValueError(f"the judge {min(both)} is a reward of the run: choose another judge")
+        if len(set(judges)) < len(judges):
+            raise ValueError("two judges have the same name")
+        if watch.stop and not (judges and self.rewards):
+            raise ValueError("watch.stop needs a judge and a reward")
 
     @property
     def takes_motion(self) -> bool:
@@ -128,6 +170,7 @@ class Config(_Table):
     run: RunTable
     motion: MotionTable | None = None
     rewards: list[RewardTable] = []
+    watch: WatchTable | None = None
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
@@ -201,5 +244,8 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
         "run": RunTable,
         "motion": MotionTable,
         "rewards": RewardTable,
+        "watch": WatchTable,
+        "judges": JudgeTable,
     }
-    return list(tables.get(str(place[0]) if len(place) > 1 else "", Config).model_fields)
+    above = [str(part) for part in place[:-1] if isinstance(part, str)]
+    return list(tables.get(above[-1] if above else "", Config).model_fields)

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,8 +31,9 @@ from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
 from training.log import Log
-from training.loop import Slot, StepStats, fit
+from training.loop import Slot, StepStats, deal, fit
 from training.settings import DistillationConfig, EncodedBatch
+from training.watch import Watch
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
@@ -100,7 +102,7 @@ def distil(
             consistency.clean[scored],
             [prompt for prompt in encoded.reward_prompts if prompt is not None],
             vae,
-            rewards if scored else (),
+            _rewards_of(slot, rewards, config) if scored else (),
             slot.generator,
             recompute=config.recompute,
         )
@@ -120,6 +122,16 @@ def distil(
     )
 
 
+def _rewards_of(
+    slot: Slot, rewards: Sequence[WeightedReward], config: DistillationConfig
+) -> Sequence[WeightedReward]:
+    """Return the rewards that score a micro-batch, weighted so that a step's objective is kept."""
+    if not (config.split_rewards and rewards):
+        return rewards
+    term, factor = deal(len(rewards), slot)
+    return [replace(rewards[term], weight=factor * rewards[term].weight)]
+
+
 def compare(
     student: VideoUNet,
     target: VideoUNet,
@@ -130,7 +142,7 @@ def compare(
     """Take the teacher's guided step, and compare student and target at its two ends."""
     if config.motion is None:
         return consistency_loss(
-            student, target, teacher, batch, config.schedule, kappa=config.kappa
+            student, target, teacher, batch, config.schedule, distance=config.distance
         )
     guidance = config.motion
     strength = motion_strength(
@@ -145,7 +157,7 @@ def compare(
         layers=guidance.layers,
     )
     step = step_from_record(record, batch.guidance_scale, config.schedule, strength)
-    return solver_step_loss(student, target, step, config.schedule, kappa=config.kappa)
+    return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
 
 
 def run(config: Config) -> Path:
@@ -190,6 +202,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     if config.run.trackers:
         accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
     parts = build_parts(config, accelerator)
+    watch = Watch(parts, config, accelerator) if config.watch else None
     with stop_on_sigterm() as should_stop, fixed_threads(parts.card, accelerator.device):
         steps = distil(
             parts.teacher,
@@ -202,7 +215,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
             accelerator=accelerator,
             should_stop=should_stop,
         )
-        follow(steps, config, accelerator)
+        follow(steps, config, accelerator, watch)
     folder = out / "models" / config.name
     if accelerator.is_main_process:
         export_student(parts, config, folder)
@@ -211,16 +224,32 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     return folder
 
 
-def follow(steps: Iterator[StepStats], config: Config, accelerator: Accelerator) -> None:
-    """Run the steps; show progress, and log every step to log.csv and the trackers."""
+def follow(
+    steps: Iterator[StepStats],
+    config: Config,
+    accelerator: Accelerator,
+    watch: Watch | None = None,
+) -> None:
+    """Run the steps; show progress, and log every step to log.csv and the trackers.
+
+    A watch can stop them: the student then has the weights of its best step.
+    """
     log, main = Log(Path(config.run.out) / "log.csv"), accelerator.is_main_process
+    best = watch.best if watch else None
     with tqdm(total=config.run.steps, desc=config.name, disable=not main) as bar:
-        for stats in steps:
+        while best is None and (stats := next(steps, None)):
             bar.update(stats.step - bar.n)
             bar.set_postfix(loss=f"{stats.loss:.4f}")
             if main:
                 log.add(stats)
             accelerator.log({"loss": stats.loss, "grad_norm": stats.grad_norm}, stats.step)
+            best = watch.follow(stats.step) if watch else None
+    if watch and best:
+        watch.restore(best)
+        accelerator.print(
+            f"The run has stopped: since step {best.step} the rewards have risen and a judge has "
+            "fallen. The student has the weights of that step."
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.build import build_student, clip_shape, teacher_card
 from training.config import Config
 from training.video_folder import read_captions
+from training.watch import read_held_out
 from turbo.card import ModelCard
 from turbo.networks.unet import VideoUNet
 from turbo.types import Conditioning
@@ -126,12 +127,18 @@ def describe_run(config: Config) -> str:
     else:
         data = "set data.folder=PATH"
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
+    watch = "none"
+    if config.watch:
+        prompts = read_held_out(Path(config.watch.prompts), [])
+        judges = ", ".join(judge.name for judge in config.watch.judges) or "none"
+        watch = f"{len(prompts)} prompts every {config.watch.every} steps; judges: {judges}"
     return "\n".join(
         [
             config.model_dump_json(indent=2),
             f"data: {data}; {shape.frames} frames of {shape.width} x {shape.height}",
             f"teacher: {card.title}, {'ready' if card.is_ready() else 'not on this disk'}",
             f"rewards: {rewards}",
+            f"watch: {watch}",
             f"trained: {found.trained:,} parameters",
             f"memory per process, UNet alone: {found.memory / 2**30:.2f} GiB = "
             f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "

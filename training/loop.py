@@ -71,6 +71,17 @@ class Slot:
     generator: torch.Generator
 
 
+def deal(count: int, slot: Slot) -> tuple[int, float]:
+    """Deal one of `count` terms of a loss to a micro-batch, in turn.
+
+    Returns:
+        the term, and the factor with which the mean over all micro-batches of a step is that of the
+        term over those that have it.
+    """
+    term = slot.index % count
+    return term, slot.count / len(range(term, slot.count, count))
+
+
 DrawLoss = Callable[[Slot], Tensor]  # draw a micro-batch, return its mean loss (a scalar)
 
 

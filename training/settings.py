@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from training.loop import FitConfig
-from turbo.diffusion.distillation import SolverGrid
+from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
 from turbo.diffusion.motion import MOTION_LAYERS, PERCENTAGE, STRENGTH
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds
@@ -42,7 +42,8 @@ class DistillationConfig:
     draw_guidance: Callable[[int, torch.Generator], PerVideo]  # (batch size, generator) -> w
     target_ema: float  # decay of the target's weights; 0: those of the student, as last updated
     target_dropout: bool = True  # as in the published code, whose target is the student itself
-    kappa: float = 1e-3  # of the pseudo-Huber distance
+    distance: Distance = pseudo_huber  # of student and target
     motion: MotionGuidance | None = None
+    split_rewards: bool = False  # one reward per micro-batch, in turn; else all
     recompute: bool = False  # activations of student and VAE in the backward pass: less memory
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from training.build import build_settings, needed_rewards
 from training.config import load_config
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
@@ -19,6 +21,24 @@ def test_a_committed_configuration_names_models_and_rewards_that_exist(path: Pat
     assert path.stem.startswith("tiny") or config.teacher.model in MODELS
     assert {reward.name for reward in config.rewards} <= {*REWARDS, "brightness"}
     assert 1000 % config.teacher.grid_steps == 0
+
+
+def test_a_process_loads_the_rewards_of_its_micro_batches_alone():
+    split = load_config(CONFIGS / "vc2.toml", ["run.split_rewards=true"])
+
+    assert [needed_rewards(split, 8, rank) for rank in range(3)] == [{0}, {1}, {0}]
+    assert needed_rewards(split, 1, 0) == {0, 1}
+    assert needed_rewards(load_config(CONFIGS / "vc2.toml"), 8, 0) == {0, 1}
+    with pytest.raises(ValueError, match="choose a larger run.batch"):
+        load_config(CONFIGS / "vc2.toml", ["run.split_rewards=true", "run.batch=1"])
+
+
+def test_the_distance_of_student_and_target_is_that_of_the_file(schedule):
+    error = torch.tensor([0.0, 0.5])
+
+    for changes, expected in (((), 0.499001), (("student.distance=l2",), 0.25)):
+        settings = build_settings(load_config(CONFIGS / "vc2.toml", changes), schedule)
+        assert settings.distance(error).tolist() == pytest.approx([0, expected], abs=1e-6)
 
 
 def test_every_run_has_a_folder_and_a_model_of_its_own():

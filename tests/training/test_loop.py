@@ -13,10 +13,20 @@ from torch import nn
 from torch.testing import assert_close
 
 from training.checkpoints import find_newest, load_newest, save_checkpoint, saved_checkpoints
-from training.loop import FitConfig, Slot, fit
+from training.loop import FitConfig, Slot, deal, fit
 
 ROOT = Path(__file__).parents[2]
 CONFIG = FitConfig(steps=12, learning_rate=0.05, warmup=2, decay=0.5, ema=0.9, checkpoint_every=4)
+
+
+@pytest.mark.parametrize("terms, slots", [(1, 1), (2, 8), (3, 8), (3, 3)])
+def test_terms_dealt_to_micro_batches_keep_their_weights(terms, slots):
+    weights = [0.0] * terms
+    for index in range(slots):
+        term, factor = deal(terms, Slot(0, index, slots, index == 0, torch.Generator()))
+        weights[term] += factor / slots
+
+    assert weights == pytest.approx([1.0] * terms)
 
 
 def build_network() -> nn.Module:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from filelock import FileLock
 from torch.testing import assert_close
 
@@ -23,33 +21,11 @@ from training.config import load_config
 from training.forecast import describe_run, forecast
 from turbo.models.local import read_card
 from turbo.pipeline import load_card
-from turbo.video import Video, load_video
+from turbo.video import load_video
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Let every test choose its own precision, which accelerate keeps for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
-    rows = ["path,text,short_text"]
-    for index in range(6):
-        image = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
-        Video(np.stack([np.roll(image, n, axis=1) for n in range(12)]), 16).save(
-            folder / f"{index}.mp4"
-        )
-        rows.append(f"{index}.mp4,the video number {index},{'video' * (index % 2)}")
-    (folder / "captions.csv").write_text("\n".join(rows))
-    return folder
 
 
 def changes(videos: Path, out: Path, *more: str) -> list[str]:
@@ -209,8 +185,10 @@ def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
 
 
 @slow
-def test_two_processes_take_the_step_of_one(videos, tmp_path):
-    arguments = [str(CONFIGS / "tiny_vc2.toml"), "run.steps=1", "run.clip_norm=1e9"]
+@pytest.mark.parametrize("split", ["false", "true"])
+def test_two_processes_take_the_step_of_one(split, videos, tmp_path):
+    more = ("run.steps=1", "run.clip_norm=1e9", f"run.split_rewards={split}")
+    arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
     gradients = []
     for processes in (1, 2):
         out = tmp_path / str(processes)

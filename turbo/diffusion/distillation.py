@@ -8,6 +8,7 @@ before training, and reads the record (`turbo/diffusion/teacher_cache.py`, then 
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,8 @@ from turbo.types import (
     VideoNetwork,
     checked,
 )
+
+Distance = Callable[[Tensor], Tensor]  # of an error, element by element
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ def pseudo_huber(error: Float[Tensor, "..."], kappa: float = 1e-3) -> Float[Tens
     return (error.float() ** 2 + kappa**2).sqrt() - kappa
 
 
+def squared(error: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return error², element by element: the published code's other choice, "l2"."""
+    return error.float() ** 2
+
+
 @checked
 @torch.no_grad()
 def teacher_step(
@@ -186,16 +194,16 @@ def solver_step_loss(
     step: SolverStep,
     schedule: NoiseSchedule,
     *,
-    kappa: float = 1e-3,
+    distance: Distance = pseudo_huber,
 ) -> ConsistencyLoss:
-    """Return mean d(f_student(z_start, start), f_target(z_end, end)), d the pseudo-Huber distance.
+    """Return the mean distance of f_student(z_start, start) and f_target(z_end, end).
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
     clean = _bind(student, step, schedule)(step.noisy, step.start)
     with torch.no_grad():
         goal = _bind(target, step, schedule)(step.stepped, step.end)
-    return ConsistencyLoss(pseudo_huber(clean - goal, kappa).mean(), clean, goal)
+    return ConsistencyLoss(distance(clean - goal).mean(), clean, goal)
 
 
 def _bind(network: VideoNetwork, step: SolverStep, schedule: NoiseSchedule) -> ConsistencyFunction:
@@ -218,7 +226,7 @@ def consistency_loss(
     batch: DistillationBatch,
     schedule: NoiseSchedule,
     *,
-    kappa: float = 1e-3,
+    distance: Distance = pseudo_huber,
 ) -> ConsistencyLoss:
     """Take the teacher's step, then compare student and target at its ends: T2V-Turbo's loss.
 
@@ -239,7 +247,7 @@ def consistency_loss(
         prompt_embeds=batch.prompt_embeds,
         fps=batch.fps,
     )
-    return solver_step_loss(student, target, step, schedule, kappa=kappa)
+    return solver_step_loss(student, target, step, schedule, distance=distance)
 
 
 def student_of(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,12 +38,22 @@ def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
     return widths
 
 
-def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = None) -> VideoUNet:
+def add_lora(
+    unet: VideoUNet,
+    rank: int,
+    *,
+    generator: torch.Generator | None = None,
+    dropout: float = 0.0,
+) -> VideoUNet:
     """Add an adapter to every linear and convolutional layer, in place, and freeze the rest.
 
     W becomes W + B A, where A starts as N(0, 1 / rank²) and B as zero, so the network starts
     unchanged. A layer narrower than `rank` gets its width as rank: the input and output
     convolutions (4 latent channels).
+
+    Args:
+        dropout: of what the adapters of linear and 2-D layers add, while training: 0.1 in the
+            published code. (peft's own drops their inputs.)
 
     Source: T2V-Turbo, arXiv:2405.18750, appendix (rank 64 on VideoCrafter2).
     """
@@ -54,7 +65,13 @@ def add_lora(unet: VideoUNet, rank: int, *, generator: torch.Generator | None = 
         if isinstance(module, LoraLayer):
             down = module.lora_A["default"].weight
             nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
+            if dropout and isinstance(module.get_base_layer(), nn.Linear | nn.Conv2d):
+                module.lora_B["default"].register_forward_hook(partial(_drop, share=dropout))
     return unet
+
+
+def _drop(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, share: float) -> Tensor:
+    return nn.functional.dropout(output, share, layer.training)
 
 
 def inject_adapters(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
@@ -70,6 +87,7 @@ def inject_adapters(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, unet)
+    unet.train(unet.training)  # new modules are in train mode
     for name, parameter in unet.named_parameters():
         if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:
             parameter.requires_grad_(True)

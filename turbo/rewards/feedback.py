@@ -5,14 +5,16 @@ Source: T2V-Turbo, arXiv:2405.18750, section 4 (Eq. 6-9).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from turbo.networks.vae import decode_latents
-from turbo.types import Latents, PerVideo, Reward
+from turbo.types import Frames, Latents, PerVideo, Reward
 
 # (available frames, frames to select, generator) -> their indices
 SelectFrames = Callable[[int, int, torch.Generator], Int[Tensor, " M"]]
@@ -56,6 +58,7 @@ class WeightedReward:
     weight: float  # beta in the paper
     frames: int  # how many decoded frames of each video it scores
     select: SelectFrames = draw_frames
+    random_crop: bool = False  # it sees a square of each video, drawn by `draw_squares`
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def mix_rewards(
         frames = torch.stack(
             [reward.select(clean.shape[2], reward.frames, generator) for _ in prompts]
         )
-        score = score_frames(clean, frames, prompts, vae, reward.model, recompute=recompute)
+        crop = generator if reward.random_crop else None
+        score = score_frames(
+            clean, frames, prompts, vae, reward.model, crop=crop, recompute=recompute
+        )
         scores[reward.name] = score
         loss = loss - reward.weight * score.mean()
     return MixedReward(scores, loss)
@@ -102,14 +108,53 @@ def score_frames(
     vae: AutoencoderKL,
     reward: Reward,
     *,
+    crop: torch.Generator | None = None,
     recompute: bool = False,
 ) -> PerVideo:
     """Decode the frames at these indices, video by video, and score them.
 
     Args:
+        crop: draws the square that is scored; None scores whole frames.
         recompute: as for `decode_latents`.
     """
     chosen = torch.stack(
         [video[:, own] for video, own in zip(clean, frames.to(clean.device), strict=True)]
     )
-    return reward(decode_latents(vae, chosen, recompute=recompute), prompts)
+    decoded = decode_latents(vae, chosen, recompute=recompute)
+    return reward(decoded if crop is None else draw_squares(decoded, crop), prompts)
+
+
+def draw_squares(frames: Frames, generator: torch.Generator) -> Float[Tensor, "B F 3 S S"]:
+    """Cut the largest square out of each video, at a place drawn for it, the same in all frames.
+
+    Video rewards would take the middle: at 320 x 512 they never see 37 % of the width, where a
+    student is free to do anything. The published code draws the place after it resizes.
+    """
+    size = min(frames.shape[-2:])
+    squares = []
+    for video in frames:
+        top, left = (
+            int(torch.randint(side - size + 1, (), generator=generator, device=generator.device))
+            for side in video.shape[-2:]
+        )
+        squares.append(video[..., top : top + size, left : left + size])
+    return torch.stack(squares)
+
+
+def recompute_blocks(reward: Reward) -> None:
+    """Let every block of a reward compute its activations again in the backward pass, in place.
+
+    Blocks are the children of the outermost lists of modules. The memory for activations is then
+    that of one block, and of the inputs of all.
+    """
+    if not isinstance(reward, nn.Module):
+        return
+    lists = [name for name, module in reward.named_modules() if isinstance(module, nn.ModuleList)]
+    for name in lists:
+        if any(name.startswith(f"{other}.") for other in lists):
+            continue
+        for block in reward.get_submodule(name).children():
+            # Nothing is drawn in it: `check_reward` refuses random rewards.
+            block.forward = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )

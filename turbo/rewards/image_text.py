@@ -25,6 +25,7 @@ from turbo.rewards.preprocess import (
     normalise,
     stretch,
 )
+from turbo.rewards.text_cache import cache_texts
 from turbo.types import Embedding, Frames, PerVideo
 
 MakeSquare = Callable[[Images, int], Squares]  # (images, side) -> square images
@@ -76,6 +77,7 @@ class ImageTextReward(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.make_square = make_square
+        self.embed = cache_texts(lambda prompts: embed_texts(model, tokenizer, prompts), model)
 
     @classmethod
     def load(cls, model: Path, tokenizer: Path) -> "ImageTextReward":
@@ -95,8 +97,7 @@ class ImageTextReward(nn.Module):
             raise ValueError(f"Expected {len(frames)} prompts, one a video, got {len(prompts)}.")
         images = rearrange(frames, "B F C H W -> (B F) C H W")
         images = embed_images(self.model, images, self.make_square).to(frames.dtype)
-        with torch.no_grad():
-            texts = embed_texts(self.model, self.tokenizer, prompts).to(frames.dtype)
+        texts = self.embed(prompts).to(frames)
         # One text per frame, grouped by video like the frames. The published code tiles the texts
         # instead, which pairs frames with the wrong prompts in a batch of several videos.
         texts = repeat(texts, "B D -> (B F) D", F=frames.shape[1])

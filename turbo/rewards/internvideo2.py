@@ -29,6 +29,7 @@ from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
 from turbo.rewards.preprocess import check_videos, prepare_videos
+from turbo.rewards.text_cache import cache_texts
 from turbo.types import Embedding, Frames, PerVideo
 
 Tokens = Float[Tensor, "B N D"]
@@ -229,6 +230,9 @@ class InternVideo2Reward(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.embed = cache_texts(
+            lambda prompts: model.embed_tokens(*self._tokenize(prompts)), model
+        )
 
     @property
     def num_frames(self) -> int:
@@ -242,15 +246,11 @@ class InternVideo2Reward(nn.Module):
             ValueError: the number of frames is wrong, or those of prompts and videos differ.
         """
         check_videos(frames, prompts, self.num_frames)
-        with torch.no_grad():
-            texts = self.model.embed_tokens(*self._tokenize(prompts, frames.device))
         pixels = prepare_videos(frames, self.model.config.size)
         videos = self.model.embed_frames(pixels.to(self.model.vision_proj.weight.dtype))
-        return cosine_similarity(videos.to(frames.dtype), texts.to(frames.dtype))
+        return cosine_similarity(videos.to(frames.dtype), self.embed(prompts).to(frames))
 
-    def _tokenize(
-        self, prompts: list[str], device: torch.device
-    ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    def _tokenize(self, prompts: list[str]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Return token ids, truncated or padded to the model's length, and the attention mask."""
         tokens = self.tokenizer(
             prompts,
@@ -258,7 +258,7 @@ class InternVideo2Reward(nn.Module):
             truncation=True,
             max_length=self.model.config.length,
             return_tensors="pt",
-        ).to(device)
+        ).to(self.model.vision_proj.weight.device)
         return tokens.input_ids, tokens.attention_mask
 
 

@@ -65,7 +65,7 @@ def check_videos(frames: Frames, prompts: list[str], num_frames: int) -> None:
 def prepare_videos(frames: Frames, size: int) -> Float[Tensor, "B F 3 S S"]:
     """Resize, crop and normalise frames for ViCLIP and InternVideo2.
 
-    The published code crops a random square instead, which makes the reward random.
+    The published code crops a random square instead: see `feedback.draw_squares`.
     """
     images = rearrange(frames, "B F C H W -> (B F) C H W")
     squares = center_crop(scale_short_side(images, size))

@@ -23,6 +23,7 @@ from turbo.convert.part import Part, renamed_part
 from turbo.networks.text import clip_tokenizer, tokenize
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
 from turbo.rewards.preprocess import check_videos, prepare_videos
+from turbo.rewards.text_cache import cache_texts
 from turbo.types import Embedding, Frames, PerVideo
 
 
@@ -143,6 +144,7 @@ class VideoTextReward(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.embed = cache_texts(self._embed_texts, model)
 
     @classmethod
     def load(cls, model: Path, tokenizer: Path) -> "VideoTextReward":
@@ -163,10 +165,12 @@ class VideoTextReward(nn.Module):
             ValueError: the number of frames is wrong, or those of prompts and videos differ.
         """
         check_videos(frames, prompts, self.num_frames)
-        with torch.no_grad():
-            texts = self.model.text_encoder(tokenize(self.tokenizer, prompts).to(frames.device))
         videos = embed_videos(self.model, frames)
-        return cosine_similarity(videos, texts.to(videos.dtype))
+        return cosine_similarity(videos, self.embed(prompts).to(videos))
+
+    def _embed_texts(self, prompts: list[str]) -> Embedding:
+        ids = tokenize(self.tokenizer, prompts).to(self.model.temp.device)
+        return self.model.text_encoder(ids)
 
 
 def embed_videos(model: ViCLIP, frames: Frames) -> Embedding:

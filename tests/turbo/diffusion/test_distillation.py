@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
@@ -16,6 +17,7 @@ from turbo.diffusion.distillation import (
     draw_batch,
     draw_guidance,
     pseudo_huber,
+    squared,
     student_of,
     teacher_step,
     update_ema,
@@ -88,6 +90,20 @@ def test_pseudo_huber_has_the_published_values():
     published = [0, 1.1803399e-4, 4.1421356e-4, 9.0498756e-3, 0.9990005]
     assert loss == pytest.approx(published, rel=1e-3, abs=1e-9)  # kappa's own last bit in float32
     assert pseudo_huber(torch.tensor([0, 0.002, 1])).mean().item() == pytest.approx(0.33341217)
+
+
+def test_the_squared_distance_can_be_chosen(tiny_unet, schedule):
+    generator = torch.Generator().manual_seed(0)
+    latents, embeds = (
+        torch.randn(shape, generator=generator) for shape in [(2, 4, 3, 4, 4), (2, 5, 16)]
+    )
+    guidance, student = draw_guidance(2, generator), student_of(tiny_unet)
+    batch = draw_batch(latents, embeds, embeds, guidance, grid=SolverGrid(), generator=generator)
+
+    loss = consistency_loss(student, student, tiny_unet, batch, schedule, distance=squared)
+
+    assert loss.value > 0
+    assert_close(loss.value, mse_loss(loss.clean, loss.target))
 
 
 def test_pseudo_huber_is_in_parity_with_the_published_code(golden):

@@ -1,5 +1,7 @@
 """What a teacher said beforehand, and the training step of T2V-Turbo-v2 that reads it."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -103,7 +105,13 @@ def test_the_training_step_is_in_parity_with_the_published_one(golden, published
     record, strength = recorded_step(recorded, settings)
 
     hop = step_from_record(record, recorded["step/w"], published_schedule, strength)
-    loss = solver_step_loss(student, student, hop, published_schedule, kappa=settings["huber_c"])
+    loss = solver_step_loss(
+        student,
+        student,
+        hop,
+        published_schedule,
+        distance=partial(pseudo_huber, kappa=settings["huber_c"]),
+    )
     clean = loss.clean[recorded["step/reward_batch_idx"]]
     score = RecordedReward(recorded["step/reward_decoded"])
     reward = score_frames(clean, recorded["step/reward_frame_idx"][None], [""], vae, score)
@@ -171,7 +179,9 @@ def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
     assert_close(hop.stepped, teacher_step(tiny_unet, schedule, record.noisy, batch), **close)
     assert_close(read.value, asked.value, **close)
     assert_close(read.clean, asked.clean, **close)
-    wide = solver_step_loss(student, student, hop, schedule, kappa=0.1)
+    wide = solver_step_loss(
+        student, student, hop, schedule, distance=partial(pseudo_huber, kappa=0.1)
+    )
     assert_close(wide.value, pseudo_huber(wide.clean - wide.target, 0.1).mean())
 
 

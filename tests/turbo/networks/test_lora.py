@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
@@ -106,6 +107,24 @@ def test_narrow_layers_get_their_width_as_rank(student):
     assert ranks["mid_block.resnets.0.conv1"] == 8
     scales = {m.scaling["default"] for m in student.modules() if isinstance(m, LoraLayer)}
     assert scales == {1.0}
+
+
+def test_what_linear_and_2d_adapters_add_is_dropped_in_training_as_published(student):
+    _train(add_lora(student, rank=4, dropout=0.1))
+    twin = copy.deepcopy(student)  # a target
+    for network in (student, twin):
+        assert_close(_output(network), _output(merge_lora(copy.deepcopy(network))))
+
+    shares = {nn.Linear: [], nn.Conv2d: [], nn.Conv3d: []}
+    for module in twin.train().modules():
+        if isinstance(module, LoraLayer):
+            up, layer = module.lora_B["default"], module.get_base_layer()
+            [kind] = [kind for kind in shares if isinstance(layer, kind)]
+            given = torch.ones(64, up.weight.shape[1], *[4] * (up.weight.ndim - 2))
+            shares[kind].append((up(given) == 0).float().mean().item())
+
+    for kind, expected in ((nn.Linear, 0.1), (nn.Conv2d, 0.1), (nn.Conv3d, 0.0)):
+        assert sum(shares[kind]) / len(shares[kind]) == pytest.approx(expected, abs=0.01)
 
 
 def test_adapters_repeat_with_the_generator(tiny_unet):

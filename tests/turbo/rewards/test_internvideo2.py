@@ -179,8 +179,7 @@ def test_every_video_is_scored_against_its_own_prompt(reward):
 
 
 def test_padding_does_not_change_the_score(reward):
-    frames = random_frames(1, 2)
-    ids, mask = reward._tokenize(PROMPTS[:1], frames.device)
+    ids, mask = reward._tokenize(PROMPTS[:1])
 
     padded = reward.model.embed_tokens(ids, mask)
     short = reward.model.embed_tokens(ids[:, : int(mask.sum())], mask[:, : int(mask.sum())])

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
@@ -27,7 +28,7 @@ from turbo.rewards import (
     mix_rewards,
     stride_frames,
 )
-from turbo.rewards.feedback import draw_frames
+from turbo.rewards.feedback import draw_frames, draw_squares, recompute_blocks
 from turbo.rewards.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
@@ -38,6 +39,7 @@ from turbo.rewards.preprocess import (
     scale_short_side,
     stretch,
 )
+from turbo.rewards.text_cache import cache_texts
 from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, load_viclip, save_viclip
 
 PROMPTS = ["a cat", "tac a"]
@@ -249,6 +251,99 @@ def test_a_video_reward_depends_on_the_order_of_the_frames(video_reward):
     assert not torch.allclose(
         video_reward(frames, PROMPTS[:1]), video_reward(frames.flip(1), PROMPTS[:1]), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["image_reward", "video_reward"])
+def test_a_prompt_is_embedded_once_and_scored_the_same_in_any_company(name, request):
+    reward, calls = request.getfixturevalue(name), []
+    text = reward.model.text_model if name == "image_reward" else reward.model.text_encoder
+    text.register_forward_hook(lambda *call: calls.append(1))
+    frames = random_frames(2, 2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        reward(frames, PROMPTS[::-1])  # what it remembers can be used in training, too
+
+    together = reward(frames.requires_grad_(True), PROMPTS)
+    together.sum().backward()
+
+    assert len(calls) == 2
+    fresh = reward(frames, [PROMPTS[0], "another"])
+    assert len(calls) == 3
+    assert torch.equal(fresh[0], together[0])
+    reward.double()(frames.double(), PROMPTS)
+    assert len(calls) == 5  # other weights
+
+
+def test_only_the_prompts_last_used_are_remembered():
+    embedded = []
+
+    def embed(prompts):
+        embedded.extend(prompts)
+        return torch.zeros(len(prompts), 1)
+
+    remember = cache_texts(embed, torch.nn.Linear(1, 1), size=2)
+    for prompt in "abaca":
+        remember([prompt])
+
+    assert embedded == ["a", "b", "c"]
+    remember(["b"])
+    assert embedded == ["a", "b", "c", "b"]
+
+
+def test_squares_are_drawn_for_each_video_and_reach_all_of_the_width():
+    frames = torch.arange(10.0).expand(2, 3, 3, 4, 10)
+    generator, lefts = torch.Generator().manual_seed(0), []
+
+    for _ in range(40):
+        squares = draw_squares(frames, generator)
+        assert squares.shape == (2, 3, 3, 4, 4)
+        assert (squares == squares[:, :1, :1, :1]).all()  # one place in all frames of a video
+        lefts.append(tuple(squares[:, 0, 0, 0, 0].int().tolist()))
+
+    assert {left for pair in lefts for left in pair} == set(range(7))
+    assert any(first != second for first, second in lefts)
+
+
+def test_a_random_crop_is_drawn_by_the_generator_of_the_batch(tiny_vae):
+    clean, seen = torch.randn(2, 4, 2, 4, 8), []
+
+    def score(frames, prompts):
+        seen.append(frames)
+        return frames.mean(dim=(1, 2, 3, 4))
+
+    for seed in (0, 0, 1):
+        reward = WeightedReward(name="", model=score, weight=1.0, frames=2, random_crop=True)
+        mix_rewards(clean, PROMPTS, tiny_vae, [reward], torch.Generator().manual_seed(seed))
+
+    assert seen[0].shape[-2:] == (8, 8)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def kept_bytes(compute, *arguments):
+    """Return what a function computes, and how much of it is kept for the backward pass."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        return compute(*arguments), sum(kept)
+
+
+def test_a_reward_that_recomputes_has_the_same_gradient_and_keeps_less(image_reward, video_reward):
+    for reward in (image_reward, video_reward):
+        found = []
+        for _ in range(2):
+            frames = random_frames(2, 2).requires_grad_(True)
+            scores, kept = kept_bytes(reward, frames, PROMPTS)
+            scores.sum().backward()
+            found.append((kept, scores.detach(), frames.grad))
+            recompute_blocks(reward)
+        (before, score, gradient), (after, again, recomputed) = found
+
+        assert gradient.abs().sum() > 0
+        assert torch.equal(score, again) and torch.equal(gradient, recomputed)
+        assert after < 0.6 * before
 
 
 def test_a_saved_viclip_is_the_same_when_loaded(tiny_viclip, tmp_path):

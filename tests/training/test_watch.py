@@ -1,0 +1,175 @@
+"""The watch on a run: its rule, its clips and scores, and the stop at the best step."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from tests.training.test_run import CONFIGS, changes, losses
+from training import distil as command
+from training import watch as watching
+from training.config import load_config
+from training.watch import Look, find_hacking, read_held_out
+from turbo.models.local import read_card
+from turbo.pipeline import load_card
+from turbo.video import load_video
+
+PROMPTS = ["a cat", "a dog", "a boat"]
+TRIAL = ("run.checkpoint_every=1", "run.learning_rate=0.02", "run.steps=3", "run.batch=2")
+
+
+def looks(*rows: tuple[float, float]) -> list[Look]:
+    """Looks with a mean reward and a mean of the judge; the prompts differ by up to 1."""
+    return [
+        Look(
+            100 * number,
+            PROMPTS,
+            [reward] * 3,
+            {"judge": [judge - 1, judge + 0.01 * number, judge]},
+        )
+        for number, (reward, judge) in enumerate(rows, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, best",
+    [
+        (((1, 5), (2, 6), (3, 4), (4, 3)), 200),
+        (((1, 5), (2, 6), (3, 5.995), (3, 4), (4, 3)), 200),  # the last two looks count
+        (((1, 5), (2, 6), (3, 4)), None),  # once is not enough
+        (((1, 5), (2, 6), (3, 4), (4, 6)), None),  # it recovered
+        (((1, 5), (2, 6), (3, 7), (4, 8)), None),
+        (((1, 5), (4, 6), (3, 4), (2, 3)), None),  # both fall: no exploit
+        (((1, 5), (2, 6), (3, 5.995), (4, 5.99)), None),  # within the error over the prompts
+        ((), None),
+    ],
+)
+def test_rewards_that_rise_while_a_judge_falls_are_found(rows, best):
+    found = find_hacking(looks(*rows), patience=2)
+
+    assert (found and found.step) == best
+
+
+def test_any_judge_can_show_it():
+    both = [
+        Look(look.step, look.prompts, look.reward, {"calm": [1.0] * 3, **look.judges})
+        for look in looks((1, 5), (2, 4))
+    ]
+
+    assert find_hacking(both, patience=1) == both[0]
+
+
+def test_prompts_of_the_training_videos_are_no_held_out_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+
+    assert read_held_out(file, ["another"]) == PROMPTS
+    with pytest.raises(ValueError, match="'a dog' is a caption"):
+        read_held_out(file, ["a dog"])
+    file.write_text("a cat")
+    with pytest.raises(ValueError, match="at least 2 prompts"):
+        read_held_out(file, [])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("watch.every=3", "multiple"),
+        ("watch.judges=[{name='brightness', frames=1}]", "choose another judge"),
+        ("watch.judges=[{name='viclip', frames=8}, {name='viclip', frames=8}]", "same name"),
+        ("watch.stop=true", "needs a judge"),
+        ("watch.judges=[{name='viclip', frames=8, weight=1}]", "Its keys are name, folder, frames"),
+    ],
+)
+def test_a_watch_that_cannot_work_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(CONFIGS / "tiny_vc2.toml", ["watch.every=2", "watch.prompts=p.txt", change])
+
+
+@pytest.fixture
+def configure(videos: Path, tmp_path: Path):
+    """Return a function that configures a tiny run with a watch of three prompts."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    watch = (
+        *TRIAL,
+        "watch.every=1",
+        f"watch.prompts={tmp_path / 'prompts.txt'}",
+        "watch.judges=[{name='contrast', frames=4}]",
+        "watch.seed=7",
+        "watch.patience=1",
+    )
+
+    def configure(name: str, *more: str):
+        out = changes(videos, tmp_path / name)
+        return load_config(CONFIGS / "tiny_vc2.toml", [*out, *watch, *more])
+
+    return configure
+
+
+@pytest.mark.slow
+def test_clips_have_true_labels_and_change_no_step(configure, videos, tmp_path):
+    folder = command.run(configure("watched"))
+    out = tmp_path / "watched"
+    plain = changes(videos, tmp_path / "plain", *TRIAL)
+    command.run(load_config(CONFIGS / "tiny_vc2.toml", plain))
+
+    assert losses(out) == losses(tmp_path / "plain")
+    files = sorted((out / "samples").rglob("*.mp4"))
+    assert [str(file.relative_to(out / "samples")) for file in files] == [
+        f"{step:08d}/{index:03d}.mp4" for step in range(1, 4) for index in range(3)
+    ]
+    for file in files:
+        recipe, index = load_video(file).recipe, int(file.stem)
+        assert recipe["training_step"] == int(file.parent.name)
+        assert recipe["prompt"] == PROMPTS[index]
+        assert recipe["seed"] == 7 + index
+    last = load_card(read_card(folder))(PROMPTS[2], seed=9)  # the exported model makes the clip
+    last.save(tmp_path / "last.mp4", enlarge=4)
+    assert (load_video(tmp_path / "last.mp4").frames == load_video(files[-1]).frames).all()
+    rows = [json.loads(line) for line in (out / "watch.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(len(row["reward"]) == len(row["judges"]["contrast"]) == 3 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, monkeypatch):
+    scores = iter([[1, 3], [2, 5], [3, 4]])  # reward and judge of each look
+    current: list[list[float]] = []
+
+    def score(self, video, prompt):
+        if prompt == PROMPTS[0]:
+            current[:] = [next(scores)]
+        return current[0]
+
+    monkeypatch.setattr(watching.Watch, "_score", score)
+    folder, out = (
+        command.run(configure("stopped", "run.steps=4", "watch.stop=true")),
+        tmp_path / "stopped",
+    )
+
+    assert len(losses(out)) == 3  # of 4 steps
+    assert [file.stem for file in (out / "best").iterdir()] == ["00000002"]
+    best = load_file(out / "best" / "00000002.safetensors")
+    exported = load_file(folder / "adapters" / "lora.safetensors")
+    assert exported.keys() == best.keys()
+    for name, weight in best.items():
+        assert_close(exported[name], weight, rtol=0, atol=0)
+    command.run(configure("stopped", "run.steps=4", "watch.stop=true"))
+    assert len(losses(out)) == 3
+
+
+@pytest.mark.slow
+def test_a_look_that_a_kill_prevented_is_made_up_for(configure, tmp_path):
+    command.run(configure("run"))
+    file = tmp_path / "run" / "watch.jsonl"
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+
+    command.run(configure("run"))
+
+    assert file.read_text() == whole
+    (tmp_path / "prompts.txt").write_text("a house\na tree")
+    with pytest.raises(ValueError, match="other prompts"):  # their scores cannot be compared
+        command.run(configure("run"))

@@ -1,0 +1,235 @@
+"""A watch on a run: clips of held-out prompts at intervals, and judges that give no reward.
+
+A student can learn to please its rewards with videos that are worse. A judge is a reward that the
+student is not trained on. It scores the same prompts and seeds every time. When the rewards rise
+and a judge falls, the student exploits its rewards.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from accelerate import Accelerator
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+
+from training.build import Parts, build_model
+from training.checkpoints import find_newest, load_checkpoint
+from training.config import Config
+from training.export import student_card
+from turbo.models.placement import Placement
+from turbo.networks.lora import merge_lora
+from turbo.pipeline import Result, VideoPipeline
+from turbo.text_files.prompts import read_prompt_file
+from turbo.types import Frames, Reward
+from turbo.video import Video
+
+
+@dataclass(frozen=True)
+class Look:
+    """The scores of one saved step, one number per held-out prompt."""
+
+    step: int
+    prompts: list[str]
+    reward: list[float]  # sum of weight x score over the rewards of the run
+    judges: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward model on some evenly spaced frames of a clip."""
+
+    model: Reward
+    frames: int
+    weight: float = 1.0
+
+    def __call__(self, frames: Frames, prompt: str) -> float:
+        stride = frames.shape[1] // self.frames
+        chosen = frames[:, torch.arange(self.frames) * stride]
+        return self.weight * self.model(chosen, [prompt]).item()
+
+
+def read_held_out(path: Path, captions: Sequence[str]) -> list[str]:
+    """Read the prompts of a watch.
+
+    Raises:
+        ValueError: the file cannot be read, has fewer than 2 prompts, or a caption of the data.
+    """
+    prompts = [entry.text for entry in read_prompt_file(path)]
+    if len(prompts) < 2:
+        raise ValueError(f"Expected at least 2 prompts in {path}, got {len(prompts)}. Add some.")
+    trained = set(captions)
+    if seen := [prompt for prompt in prompts if prompt in trained]:
+        raise ValueError(
+            f"{path}: {seen[0]!r} is a caption of the training videos. Choose prompts that the "
+            "student is not trained on."
+        )
+    return prompts
+
+
+def find_best(looks: Sequence[Look], judge: str) -> Look:
+    """Return the first look with the highest mean score of a judge."""
+    return max(looks, key=lambda look: fmean(look.judges[judge]))
+
+
+def find_hacking(looks: Sequence[Look], patience: int) -> Look | None:
+    """Return the look before which nothing was exploited, once the last looks all show that.
+
+    A look shows it where the reward is above that of a judge's best look, and the judge is below
+    by more than two standard errors of the difference over the prompts.
+
+    Args:
+        patience: how many looks in a row must show it.
+    """
+    for judge in looks[-1].judges if looks else ():
+        best = find_best(looks, judge)
+        later = [look for look in looks if look.step > best.step][-patience:]
+        if len(later) == patience and all(_exploits(look, best, judge) for look in later):
+            return best
+    return None
+
+
+def _exploits(look: Look, best: Look, judge: str) -> bool:
+    pairs = zip(look.judges[judge], best.judges[judge], strict=True)
+    changes = [later - earlier for later, earlier in pairs]
+    error = stdev(changes) / len(changes) ** 0.5
+    return fmean(look.reward) > fmean(best.reward) and fmean(changes) < -2 * error
+
+
+class Watch:
+    """The looks of a run, in `watch.jsonl`; clips are in `samples/`, the best weights in `best/`.
+
+    A look reads the weights from a checkpoint: those that the run would export at this step. It
+    draws from generators of its own, so a run takes the same steps with and without a watch.
+    """
+
+    def __init__(self, parts: Parts, config: Config, accelerator: Accelerator) -> None:
+        """Load the judges.
+
+        Raises:
+            ValueError: the prompts cannot be used, or the folder has looks of other ones.
+        """
+        assert config.watch is not None
+        self.parts, self.config, self.accelerator = parts, config, accelerator
+        self.table, self.out = config.watch, Path(config.run.out)
+        half, device = config.run.precision == "bf16", accelerator.device
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self.prompts = read_held_out(Path(self.table.prompts), parts.captions)
+        self.rewards = [Scorer(r.model, r.frames, r.weight) for r in parts.rewards]
+        self.judges = {
+            judge.name: Scorer(
+                build_model(judge.name, judge.folder, device, half=half), judge.frames
+            )
+            for judge in self.table.judges
+        }
+        newest = find_newest(self.out / "checkpoints")
+        done = int(newest.stem) if newest else 0
+        self.looks = [look for look in self._read() if look.step <= done]
+        if self._is_due(done) and done not in {look.step for look in self.looks}:
+            self._look(done)  # the run was killed between the checkpoint and the end of the look
+
+    @property
+    def best(self) -> Look | None:
+        """Return the look to stop at: the best one, once the rewards are exploited."""
+        return find_hacking(self.looks, self.table.patience) if self.table.stop else None
+
+    def follow(self, step: int) -> Look | None:
+        """Look at the checkpoint of a step, if one is due; return the look to stop at."""
+        if self._is_due(step):
+            self._look(step)
+        return self.best
+
+    def restore(self, best: Look) -> None:
+        """Give the student the weights of the best look."""
+        self.parts.student.load_state_dict(load_file(self._weights(best.step)), strict=False)
+
+    def _is_due(self, step: int) -> bool:
+        return step > 0 and (step % self.table.every == 0 or step == self.config.run.steps)
+
+    def _look(self, step: int) -> None:
+        weights = load_checkpoint(self.out / "checkpoints", step)["average"]
+        student = copy.deepcopy(self.parts.student)
+        student.load_state_dict(weights, strict=False)
+        pipeline = VideoPipeline(
+            student_card(self.parts.card, self.config, self.out / "models" / self.config.name),
+            merge_lora(student, self.dtype),
+            self.parts.vae,
+            self.parts.text_encoder,
+            self.parts.settings.schedule,
+            placement=Placement(self.accelerator.device, self.dtype),
+        )
+        names, own = ["reward", *self.judges], self.accelerator.process_index
+        scores = torch.zeros(len(names), len(self.prompts), device=self.accelerator.device)
+        for index in range(own, len(self.prompts), self.accelerator.num_processes):
+            video = self._sample(pipeline, step, index)
+            scores[:, index] = scores.new_tensor(self._score(video, self.prompts[index]))
+        scores = self.accelerator.reduce(scores, "sum")
+        by_name = dict(zip(names, scores.tolist(), strict=True))
+        self.accelerator.log({f"watch/{name}": fmean(row) for name, row in by_name.items()}, step)
+        earlier = [look for look in self.looks if look.step < step]
+        self.looks = [*earlier, Look(step, self.prompts, by_name.pop("reward"), by_name)]
+        if self.accelerator.is_main_process:
+            self._keep_best(weights)
+            lines = [json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in self.looks]
+            _write(self.out / "watch.jsonl", "".join(lines))
+        self.accelerator.wait_for_everyone()
+
+    def _sample(self, pipeline: VideoPipeline, step: int, index: int) -> Video:
+        seed = self.table.seed + index
+        *_, result = pipeline.stream([self.prompts[index]], [seed])
+        assert isinstance(result, Result)
+        [video] = result.videos
+        video = replace(video, recipe=video.recipe | {"training_step": step})
+        path = self.out / "samples" / f"{step:08d}" / f"{index:03d}.mp4"
+        video.save(path, enlarge=pipeline.card.enlarge)
+        return video
+
+    @torch.no_grad()
+    def _score(self, video: Video, prompt: str) -> list[float]:
+        """Return the weighted sum of the rewards, then the score of every judge."""
+        pixels = torch.from_numpy(video.frames).to(self.accelerator.device)
+        frames = rearrange(pixels, "F H W rgb -> 1 F rgb H W").float() / 255
+        reward = sum(scorer(frames, prompt) for scorer in self.rewards)
+        return [reward, *(scorer(frames, prompt) for scorer in self.judges.values())]
+
+    def _keep_best(self, weights: dict[str, torch.Tensor]) -> None:
+        """Save the weights of the last look if it is a judge's best, and delete former ones."""
+        last, kept = self.looks[-1].step, {find_best(self.looks, j).step for j in self.judges}
+        if last in kept:
+            path = self._weights(last)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+            partial.replace(path)
+        for file in (self.out / "best").glob("*.safetensors"):
+            if int(file.stem) not in kept:
+                file.unlink()
+
+    def _weights(self, step: int) -> Path:
+        return self.out / "best" / f"{step:08d}.safetensors"
+
+    def _read(self) -> list[Look]:
+        path = self.out / "watch.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        looks = [Look(**json.loads(line)) for line in lines]
+        for look in looks:
+            if look.prompts != self.prompts or look.judges.keys() != self.judges.keys():
+                raise ValueError(
+                    f"{path} has scores of other prompts or judges than this watch. Restore them, "
+                    "or delete the file to start anew."
+                )
+        return looks
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
