@@ -277,7 +277,9 @@ def write_report(
     written += save_chart(draw_win_rates(rates, definition, simulated=simulated), folder, CHART)
     shown = {key: path for (key, asked), path in paths.items() if asked == definition.primary.key}
     threshold = len(definition.comparisons) / LEVEL
-    written += save_chart(draw_e_values(shown, threshold, simulated=simulated), folder, E_VALUES)
+    written += save_chart(
+        draw_e_values(shown, threshold, definition, simulated=simulated), folder, E_VALUES
+    )
     methods = methods_paragraph(votes, definition)
     sections = [
         _write_head(rates, tables["decisions"], inputs, simulated=simulated),

@@ -16,6 +16,11 @@ COUNTS = {"a": "wins", "tie": "ties", "both_bad": "both_bad", "b": "losses"}  # 
 MIN_LABEL = 0.06  # share of the bar that is wide enough for its number
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: "1 vote", "2,000 votes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """One part of a stacked bar: the votes with one answer."""
