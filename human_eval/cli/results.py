@@ -44,6 +44,17 @@ def add_commands(commands: Commands) -> None:
         "--judge", type=Path, metavar="TABLE", help="scores of all pairs; see human_eval/README.md"
     )
     parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
+    parser.add_argument(
+        "--paper", type=float, metavar="INCHES", help="also write figures of this width, for print"
+    )
+    parser.add_argument("--columns", type=int, help="of comparisons in the figure of --paper")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["first", "second"],
+        metavar="WORD",
+        help="two words for the sides in the figure of --paper, or `systems` for their names",
+    )
 
     parser = add_command(
         commands, "audit", audit, "Probe the votes of a study or an export for ten usual faults."
@@ -111,8 +122,13 @@ def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:
 
 def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
-    from human_eval.reporting.report import report_from_export, write_report
+    from human_eval.reporting.report import PaperFigure, report_from_export, write_report
 
+    paper = None
+    if options.paper is not None:
+        paper = PaperFigure(width=options.paper, columns=options.columns, sides=options.sides)
+    elif options.columns or options.sides != ["first", "second"]:
+        raise StudyError("--columns and --sides describe the figure of --paper. Add --paper 6.75.")
     with tqdm(desc="report", unit="table", delay=1) as bar:
 
         def advance(name: str) -> None:
@@ -131,6 +147,7 @@ def report(options: Namespace) -> None:
                 folder,
                 simulated=options.simulated,
                 judge=options.judge,
+                paper=paper,
                 progress=advance,
             )
         else:
@@ -139,7 +156,12 @@ def report(options: Namespace) -> None:
                 name = "report-simulated" if options.simulated else "report"
                 folder = options.out or store.folder / name
                 written = write_report(
-                    votes, store.definition, folder, judge=options.judge, progress=advance
+                    votes,
+                    store.definition,
+                    folder,
+                    judge=options.judge,
+                    paper=paper,
+                    progress=advance,
                 )
     print("\n".join(str(path) for path in written))
 

@@ -276,6 +276,27 @@ def _noun(side: str) -> str:
     return f"the {side} system" if side in SIDES else side
 
 
+def choose_sides(words: Sequence[str], definition: StudyDefinition) -> Sides:
+    """Return the words for the two sides; "systems" alone stands for the systems' names.
+
+    Raises:
+        StudyError: there are not two words, or several systems are on one side.
+    """
+    if list(words) != ["systems"]:
+        if len(words) != 2:
+            raise StudyError(f"Two words name the sides, such as ours baseline; got {len(words)}.")
+        return words[0], words[1]
+    for side in ("a", "b"):
+        systems = {getattr(comparison, side) for comparison in definition.comparisons}
+        if len(systems) > 1:
+            raise StudyError(
+                f"The comparisons have {len(systems)} systems on one side: "
+                f"{', '.join(sorted(systems))}. Give two words for the sides instead."
+            )
+    pair = definition.comparisons[0]
+    return definition.system(pair.a).title, definition.system(pair.b).title
+
+
 def _answer_names(rows: list[WinRateRow], sides: Sides) -> dict[str, str]:
     """Return the words of the legend by answer."""
     names = {"a": f"prefer {sides[0]}", "tie": "tie", "both_bad": "both bad"}

@@ -4,7 +4,7 @@
 `human_eval.statistics` and add one `ReportTable` here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,25 @@ import pandas as pd
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.reporting.charts import draw_e_values, draw_win_rates, save_chart
+from human_eval.reporting.charts import (
+    E_VALUES_CAPTION,
+    SIDES,
+    choose_sides,
+    describe_win_rates,
+    draw_e_values,
+    draw_panels,
+    draw_win_rates,
+    save_chart,
+)
 from human_eval.reporting.export import read_export, write_csv
 from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.methods_text import methods_paragraph
+from human_eval.reporting.win_rate_rows import (
+    count_of,
+    format_p,
+    latex_table,
+    tabulate_for_paper,
+)
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
 from human_eval.statistics.contrasts import tabulate_contrasts
 from human_eval.statistics.e_values import LEVEL, Paths, tabulate_decisions, trace_e_values
@@ -34,6 +49,16 @@ from human_eval.statistics.win_rates import category_rates, tabulate_strengths, 
 WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
 REPORT, METHODS = "report.md", "methods.md"
 CHART, E_VALUES = "win_rates", "evidence"  # names of the chart files
+PAPER = "paper"  # the folder of the files for a paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFigure:
+    """How the figures for a paper are drawn; see `draw_panels`."""
+
+    width: float  # inches
+    columns: int | None = None  # panels side by side
+    sides: Sequence[str] = SIDES  # two words, or "systems"; see `choose_sides`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +250,7 @@ def write_report(
     folder: Path,
     *,
     judge: Path | None = None,
+    paper: PaperFigure | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write charts, tables and text. The same votes give the same bytes.
@@ -232,6 +258,7 @@ def write_report(
     Args:
         votes: all votes of people, or all simulated ones; checks and excluded raters included.
         judge: a table of scores, see `read_scores`; None makes no table of them.
+        paper: also write the files for a paper.
         progress: called with the name of each step before it begins.
 
     Returns:
@@ -280,7 +307,11 @@ def write_report(
     written += save_chart(
         draw_e_values(shown, threshold, definition, simulated=simulated), folder, E_VALUES
     )
-    methods = methods_paragraph(votes, definition)
+    if paper is not None:
+        written += _write_paper(
+            rates, shown, threshold, definition, folder / PAPER, paper, simulated=simulated
+        )
+    methods = methods_paragraph(votes, definition, decisions=tables["decisions"])
     sections = [
         _write_head(rates, tables["decisions"], inputs, simulated=simulated),
         *(
@@ -303,13 +334,14 @@ def report_from_export(
     *,
     simulated: bool = False,
     judge: Path | None = None,
+    paper: PaperFigure | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write the report of an export. It needs no other file than those of the export.
 
     Args:
         simulated: refuse votes of people.
-        judge: as of `write_report`.
+        judge, paper: as of `write_report`.
 
     Raises:
         StudyError: `simulated` is set and the votes are people's, or as `read_export` and
@@ -321,7 +353,44 @@ def report_from_export(
             f"{export} contains votes of people. Leave out --simulated, or export the simulated "
             "votes with it."
         )
-    return write_report(votes, definition, folder, judge=judge, progress=progress)
+    return write_report(votes, definition, folder, judge=judge, paper=paper, progress=progress)
+
+
+def _write_paper(
+    rates: pd.DataFrame,
+    paths: dict[str, pd.DataFrame],
+    threshold: float,
+    definition: StudyDefinition,
+    folder: Path,
+    paper: PaperFigure,
+    *,
+    simulated: bool,
+) -> list[Path]:
+    """Write both figures at their printed size, their captions, and the table as LaTeX and CSV."""
+    sides = choose_sides(paper.sides, definition)
+    panels = draw_panels(
+        rates, definition, width=paper.width, columns=paper.columns, sides=sides,
+        simulated=simulated,
+    )  # fmt: skip
+    evidence = draw_e_values(paths, threshold, definition, width=paper.width, simulated=simulated)
+    written = save_chart(panels, folder, CHART) + save_chart(evidence, folder, E_VALUES)
+    caption = describe_win_rates(rates, definition, sides=sides, simulated=simulated)
+    stamp = "SIMULATED VOTES: no person took part. " if simulated else ""
+    table = tabulate_for_paper(rates, definition)
+    heading = (
+        f"{stamp}Share of decisive votes won by the first system, in percent, with its 95 % "
+        "interval, clustered by prompt and rater; n is the number of decisive votes, p is adjusted "
+        "over all comparisons and questions. Bold: a difference may be claimed."
+    )
+    texts = {
+        f"{CHART}.caption.txt": caption + "\n",
+        f"{E_VALUES}.caption.txt": stamp + " ".join(E_VALUES_CAPTION.split()) + "\n",
+        f"{CHART}.tex": latex_table(table, caption=heading),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_csv(table, folder / f"{CHART}.csv")
+    return [*written, *(folder / name for name in texts), folder / f"{CHART}.csv"]
 
 
 def _write_head(
@@ -352,9 +421,9 @@ def _interim_warning(votes: ReportVotes) -> str:
     if len(answers) >= planned:
         return ""
     return (
-        f"**Interim:** the {pairs:,} pairs answered so far have {len(answers):,} of their "
-        f"{planned:,} planned answers. The claims below are valid for one look, at the end; until "
-        'then, use "Is it decided?".'
+        f"**Interim:** {len(answers):,} of {count_of(planned, 'planned answer')} to the "
+        f"{count_of(pairs, 'pair')} answered so far. The claims below are valid for one look, "
+        'at the end; until then, use "Is it decided?".'
     )
 
 
@@ -362,15 +431,15 @@ def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:
     """Return what may be claimed on the primary question of one comparison."""
     decisive = row["wins"] + row["losses"]
     if not decisive:
-        return f"- {row['comparison']}: {row['votes']:,} votes, none of them decisive."
+        return f"- {row['comparison']}: {count_of(row['votes'], 'vote')}, none decisive."
     first, second = (definition.system(row[name]).title for name in ("system_a", "system_b"))
     winner, loser = (first, second) if row["rate"] > 0.5 else (second, first)
     claim = "no difference can be claimed"
     if row["claim"]:
         claim = f"**{winner} is preferred to {loser}**"
     share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    noun = "vote" if decisive == 1 else "votes"
-    return f"- {row['comparison']}: {claim}; {first} won {share} of {decisive:,} decisive {noun}."
+    number = count_of(decisive, "decisive vote")
+    return f"- {row['comparison']}: {claim}; {first} won {share} of {number}."
 
 
 def _with_decisions(
@@ -395,15 +464,11 @@ def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
         parts.append(f"Note: {row['note']}")
     if decided["decided"] and decided["e"] < decided["threshold"]:
         parts.append(
-            f"Its e-value decided it after {decided['decided_after']:,} decisive votes, and has "
-            f"fallen to {format_e(decided['e'])} since: a decision stands, but look at later votes"
+            f"Its e-value decided it after {count_of(decided['decided_after'], 'decisive vote')}, "
+            f"and has fallen to {format_e(decided['e'])} since: a decision stands, but look at "
+            "later votes"
         )
     return "".join(f" {part}." for part in parts)
-
-
-def format_p(p: float) -> str:
-    """Return a p-value to three digits, or "< 1e-4"."""
-    return "< 1e-4" if p < 1e-4 else f"{p:.3g}"
 
 
 def format_e(e: float) -> str:

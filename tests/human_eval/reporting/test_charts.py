@@ -220,8 +220,11 @@ def test_long_names_keep_seven_points_in_the_chart_for_a_screen(table, definitio
     assert not first.overlaps(second)
 
 
-def test_numbers_never_cover_the_interval_of_a_rate_near_one(definition, table):
-    rates = draw_win_rates(table, definition).axes[2]
+def test_numbers_never_cover_the_interval_of_a_rate_near_one():
+    pair = define_pair()
+    votes = make_votes(pair, prompts=60, rates={("C1", "Q1"): 0.95})
+    votes.loc[votes["vote_id"] % 7 == 0, "choice"] = "tie"
+    rates = draw_win_rates(win_rates(votes, pair), pair).axes[2]
 
     rates.figure.draw_without_rendering()
 
