@@ -176,8 +176,8 @@ prompts but not for raters; `side` is how much a clip's log-odds gain on the lef
     ReportTable(
         name="agreement",
         columns=["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
-        + ["kappa", "note"],
-        make=lambda votes: tabulate_agreement(votes.counted),
+        + ["kappa", "ac1", "note"],
+        make=lambda votes: tabulate_agreement(votes.counted, votes.definition),
         text="""\
 How far raters agree with each other (preferences are opinions: do not expect the agreement of
 factual labels), and with themselves:""",
