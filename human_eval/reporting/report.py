@@ -42,13 +42,18 @@ from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.prediction_powered import prediction_powered_rates
 from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.screening import consistency
-from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
+from human_eval.statistics.side_bias import (
+    tabulate_side_adjusted,
+    tabulate_side_bias,
+    tabulate_undiluted,
+)
 from human_eval.statistics.votes import BUSY, COLUMNS, check_origin, check_votes, counted_votes
 from human_eval.statistics.win_rates import category_rates, tabulate_strengths, win_rates
 
 WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
 REPORT, METHODS = "report.md", "methods.md"
 CHART, E_VALUES = "win_rates", "evidence"  # names of the chart files
+DILUTING = 0.05  # share of errors from which an estimate without them stands beside a win rate
 PAPER = "paper"  # the folder of the files for a paper
 
 
@@ -172,6 +177,16 @@ The share of decisive votes that the left clip won, one half if there is no side
         text="""\
 Win rates on the primary question, adjusted for side bias by a model whose intervals allow for
 prompts but not for raters; `side` is how much a clip's log-odds gain on the left:""",
+    ),
+    ReportTable(
+        name="undiluted",
+        columns=["comparison", "votes", "rate", "gold", "gold_wrong", "left_share", "error"]
+        + ["undiluted", "low", "high", "note"],
+        make=lambda votes: tabulate_undiluted(votes.all[~votes.all["excluded"]], votes.definition),
+        text="""\
+Raters who press one side or answer carelessly move a win rate towards one half. `undiluted` is an
+estimate of the rate without their errors, not a result to claim: `error` is the share of wrong
+answers to gold pairs, or follows from the side bias, and is taken as known:""",
     ),
     ReportTable(
         name="agreement",
@@ -313,7 +328,7 @@ def write_report(
         )
     methods = methods_paragraph(votes, definition, decisions=tables["decisions"])
     sections = [
-        _write_head(rates, tables["decisions"], inputs, simulated=simulated),
+        _write_head(rates, tables, inputs, simulated=simulated),
         *(
             part
             for entry in entries
@@ -394,7 +409,7 @@ def _write_paper(
 
 
 def _write_head(
-    rates: pd.DataFrame, decisions: pd.DataFrame, votes: ReportVotes, *, simulated: bool
+    rates: pd.DataFrame, tables: dict[str, pd.DataFrame], votes: ReportVotes, *, simulated: bool
 ) -> str:
     """Return the title, the chart and the sentences that name the winners."""
     definition = votes.definition
@@ -405,8 +420,10 @@ def _write_head(
         "## Who wins",
         _interim_warning(votes),
         "\n".join(
-            _sentence(row, definition) + _reconcile(row, decided)
-            for row, decided in _with_decisions(rates, decisions)
+            _sentence(row, definition)
+            + _reconcile(row, decided)
+            + _undiluted(row["comparison"], tables["undiluted"])
+            for row, decided in _with_decisions(rates, tables["decisions"])
         ),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -469,6 +486,18 @@ def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
             "later votes"
         )
     return "".join(f" {part}." for part in parts)
+
+
+def _undiluted(comparison: str, table: pd.DataFrame) -> str:
+    """Return the estimate without raters' errors where these are more than 5 %, or ""."""
+    for row in table[table["comparison"] == comparison].to_dict("records"):
+        if DILUTING < row["error"] < 0.5:
+            return (
+                f" About {100 * row['error']:.0f} % of the answers are errors, which dilute this "
+                f"share; an estimate without them is {100 * row['undiluted']:.1f} % "
+                f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}] (not a claim)."
+            )
+    return ""
 
 
 def format_e(e: float) -> str:

@@ -293,6 +293,23 @@ def test_one_is_singular():
     assert "1 prompt (1 different text)" in methods
 
 
+def test_an_estimate_without_errors_stands_beside_a_diluted_rate(tmp_path):
+    votes = make_votes(define_pair(), prompts=120, raters=40, rates={("C1", "Q1"): 0.8})
+    pressing = votes["rater"].isin([f"r{number}" for number in range(12)])
+    on_the_left = votes["side_a"].map({"left": "a", "right": "b"})
+
+    write_report(votes, define_pair(), tmp_path / "careful")
+    diluted = votes.assign(choice=votes["choice"].mask(pressing, on_the_left))
+    write_report(diluted, define_pair(), tmp_path / "diluted")
+
+    careful, text = (
+        (tmp_path / name / "report.md").read_text().split("| comparison")[0]
+        for name in ("careful", "diluted")
+    )
+    assert "an estimate without them is" in text and "(not a claim)" in text
+    assert "estimate" not in careful
+
+
 def test_numbers_beyond_reading_are_bounded():
     assert (format_p(1e-34), format_e(2.3e26)) == ("< 1e-4", "> 1e6")
     assert (format_p(0.0213), format_e(21.3)) == ("0.0213", "21.3")
