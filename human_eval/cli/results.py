@@ -45,6 +45,12 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
     parser.add_argument(
+        "--platform",
+        type=Path,
+        metavar="CSV",
+        help="the platform's list of participants, for the countries in methods.md",
+    )
+    parser.add_argument(
         "--paper", type=float, metavar="INCHES", help="also write figures of this width, for print"
     )
     parser.add_argument("--columns", type=int, help="of comparisons in the figure of --paper")
@@ -136,6 +142,11 @@ def report(options: Namespace) -> None:
             bar.update()
 
         if any(options.study.glob("votes.*")):  # an export, which has no database
+            if options.platform:
+                raise StudyError(
+                    f"--platform needs a study, and {options.study} is an export, which does not "
+                    "know who the raters are. Make the report from the study."
+                )
             if options.as_of:
                 raise StudyError(
                     f"--as-of needs a study, and {options.study} is an export, which holds "
@@ -161,9 +172,23 @@ def report(options: Namespace) -> None:
                     folder,
                     judge=options.judge,
                     paper=paper,
+                    countries=_read_countries(store, votes, options.platform),
                     progress=advance,
                 )
     print("\n".join(str(path) for path in written))
+
+
+def _read_countries(
+    store: StudyStore, votes: pd.DataFrame, path: Path | None
+) -> dict[str, int] | None:
+    from human_eval.statistics.votes import counted_votes
+    from human_eval.study.pay import count_countries, read_platform_export
+    from human_eval.study.rater_table import tabulate_raters
+
+    if path is None:
+        return None
+    voted = set(counted_votes(votes)["rater"])
+    return count_countries(read_platform_export(path, store), tabulate_raters(store), voted)
 
 
 def audit(options: Namespace) -> None:

@@ -63,6 +63,9 @@ MAX_LEGEND = 30  # names of comparisons
 POINTS = 72  # an inch
 SMALLEST = 7.0  # points; smaller print is refused by most conferences
 MIN_PANEL = 1.6  # inches, of a panel: narrower, an interval does not fit beside its win rate
+MAX_WIDTH = 100.0  # inches
+MARGIN, BETWEEN = 3.0, 14.0  # points, around and between panels
+MIN_BAR = 40.0  # points
 BESIDE = 200  # points; in wider panels the numbers are beside the bars, otherwise below
 Sides = tuple[str, str]
 SIDES: Sides = ("first", "second")
@@ -347,6 +350,29 @@ def _stamp(figure: Figure) -> None:
     )  # fmt: skip
 
 
+def divide_width(width: float, columns: int | None, panels: int) -> tuple[int, float]:
+    """Return how many panels stand side by side, and the width of each in points.
+
+    Args:
+        width: of the figure, in inches.
+        columns: as of `draw_panels`.
+        panels: how many there are.
+
+    Raises:
+        StudyError: the panels do not fit, or the figure is wider than 100 inches.
+    """
+    if columns is None:
+        columns = min(3 if width >= 5 else 1, panels)
+    room = width * POINTS - 2 * MARGIN + BETWEEN
+    if not width <= MAX_WIDTH or not 1 <= columns <= room // (MIN_PANEL * POINTS + BETWEEN):
+        raise StudyError(
+            f"A figure {width:g} inches wide cannot have {columns} panels side by side: each needs "
+            f"{MIN_PANEL} inches, and a figure has at most {MAX_WIDTH:g}. Choose another width, or "
+            "other columns."
+        )
+    return columns, room / columns - BETWEEN
+
+
 def draw_panels(
     table: pd.DataFrame,
     definition: StudyDefinition,
@@ -368,22 +394,12 @@ def draw_panels(
         simulated: print "SIMULATED VOTES" across the chart.
 
     Raises:
-        StudyError: the table is empty, or the panels would be narrower than 1.6 inches.
+        StudyError: the table is empty, or the panels do not fit.
     """
     table, _ = _drawn(table)
     rows = win_rate_rows(table, definition)
     panels = [list(panel) for _, panel in groupby(rows, lambda row: row.comparison)]
-    if columns is None:
-        columns = min(3 if width >= 5 else 1, len(panels))
-    gap, margin = 14.0, 3.0  # points, as all lengths below
-    panel = (width * POINTS - 2 * margin - (columns - 1) * gap) / columns
-    if columns < 1 or panel < MIN_PANEL * POINTS:
-        most = int((width * POINTS - 2 * margin + gap) // (MIN_PANEL * POINTS + gap))
-        advice = f"At most {most} fit." if most else "Choose a wider figure."
-        raise StudyError(
-            f"{columns} panels side by side do not fit in {width:g} inches: each needs "
-            f"{MIN_PANEL} inches. {advice}"
-        )
+    columns, panel = divide_width(width, columns, len(panels))
     names = _answer_names(rows, sides)
     places = _flow([text_width(name, SMALLEST) + 22 for name in names.values()], width * POINTS)
     with matplotlib.rc_context(STYLE):
@@ -399,7 +415,7 @@ def draw_panels(
             axes.add_patch(Rectangle((x, y - 3), 9, 6, color=COLOURS[choice], linewidth=0))
             axes.text(x + 12, y, name, fontsize=SMALLEST, va="center")
         for number, group in enumerate(panels):
-            left = margin + number % columns * (panel + gap)
+            left = MARGIN + number % columns * (panel + BETWEEN)
             layout.draw(axes, group, left, tops[number // columns])
         if simulated:
             _stamp(figure)
@@ -431,6 +447,11 @@ class _PanelLayout:
         widest = [max(text_width(text, SMALLEST, "bold") for text in texts) for texts in numbers]
         self.beside = width >= BESIDE
         self.bar = width - self.indent - (max(widest) + 6 if self.beside else 0)
+        if self.bar < max(MIN_BAR, 0 if self.beside else max(widest)):
+            raise StudyError(
+                f"Panels {width / POINTS:.1f} inches wide are too narrow for the keys of the "
+                "questions and the numbers. Choose fewer columns, or a wider figure."
+            )
         self.lines = 2 if self.beside or sum(widest) + 6 > self.bar else 1  # of numbers
         text = self.LINE * self.lines
         bars = self.BAR + self.INTERVAL

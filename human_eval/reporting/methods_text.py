@@ -179,8 +179,9 @@ def _analysed(definition: StudyDefinition) -> str:
         "strengths of all systems are fitted by the model of Bradley and Terry (of "
         "Davidson, 1970, where there are ties; strengths are log-odds of decisive votes), with "
         "intervals clustered by prompt text and rater. The majority of raters for each pair, and "
-        "win rates adjusted for side bias (a generalised "
-        "estimating equation, exchangeable within prompts), are reported as secondary analyses."
+        "win rates adjusted for side bias (a generalised estimating equation, exchangeable within "
+        "prompts) or for errors of raters (Rogan and Gladen, 1978), are reported as secondary "
+        "analyses."
     )
 
 

@@ -4,7 +4,7 @@
 `human_eval.statistics` and add one `ReportTable` here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from human_eval.reporting.charts import (
     SIDES,
     choose_sides,
     describe_win_rates,
+    divide_width,
     draw_e_values,
     draw_panels,
     draw_win_rates,
@@ -266,6 +267,7 @@ def write_report(
     *,
     judge: Path | None = None,
     paper: PaperFigure | None = None,
+    countries: Mapping[str, int] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write charts, tables and text. The same votes give the same bytes.
@@ -274,6 +276,7 @@ def write_report(
         votes: all votes of people, or all simulated ones; checks and excluded raters included.
         judge: a table of scores, see `read_scores`; None makes no table of them.
         paper: also write the files for a paper.
+        countries: number of raters by country, for the methods paragraph; None if unknown.
         progress: called with the name of each step before it begins.
 
     Returns:
@@ -282,6 +285,9 @@ def write_report(
     Raises:
         StudyError: there are no votes on real pairs, or people's and simulated ones are mixed.
     """
+    if paper is not None:  # refuse it before minutes of computing
+        choose_sides(paper.sides, definition)
+        divide_width(paper.width, paper.columns, len(definition.comparisons))
     check_votes(votes)
     simulated = check_origin(votes)
     votes = votes.sort_values(["answered_at", "vote_id"], ignore_index=True)
@@ -326,7 +332,9 @@ def write_report(
         written += _write_paper(
             rates, shown, threshold, definition, folder / PAPER, paper, simulated=simulated
         )
-    methods = methods_paragraph(votes, definition, decisions=tables["decisions"])
+    methods = methods_paragraph(
+        votes, definition, decisions=tables["decisions"], countries=countries
+    )
     sections = [
         _write_head(rates, tables, inputs, simulated=simulated),
         *(

@@ -13,6 +13,7 @@ from human_eval.reporting.charts import (
     COLOURS,
     DPI,
     SMALLEST,
+    choose_sides,
     describe_win_rates,
     draw_e_values,
     draw_panels,
@@ -240,10 +241,17 @@ def test_panels_are_the_papers_two_rows_of_three_or_one_column(table, definition
 
     assert [len(places(draw_panels(table, definition, width=w))) for w in (3.25, 6.75)] == [1, 3]
     assert len(places(draw_panels(table, definition, width=6.75, columns=2))) == 2
-    with pytest.raises(StudyError, match="At most 1 fit"):
+    with pytest.raises(StudyError, match="cannot have 3 panels"):
         draw_panels(table, definition, width=3.25, columns=3)
-    with pytest.raises(StudyError, match="wider figure"):
+    with pytest.raises(StudyError, match="another width"):
         draw_panels(table, definition, width=1.0)
+
+
+def test_sides_may_be_the_systems_where_there_is_one_on_each(definition):
+    assert choose_sides(["systems"], define_pair()) == ("Ours", "Theirs")
+    assert choose_sides(["ours", "baseline"], definition) == ("ours", "baseline")
+    with pytest.raises(StudyError, match="systems on one side"):
+        choose_sides(["systems"], definition)
 
 
 def test_panels_print_every_row_and_the_given_words(table, definition):
