@@ -554,8 +554,8 @@ def describe_win_rates(
     marks = " ".join(_explain_marks(table, rows, left_out).split())
     return (
         f"{stamp}Shares of all votes, in percent (bars), and of decisive votes won by "
-        f"{_noun(sides[0])} of each comparison (dots and numbers; n is the number of decisive "
-        f"votes, on which the interval rests). Dashed: an even match. {marks} "
+        f"{_noun(sides[0])} (dots and numbers; n is the number of decisive votes, on which the "
+        f"interval rests). Dashed: an even match. {marks} "
         f"Comparisons: {pairs}. Questions: {asked}."
     )
 
@@ -610,9 +610,12 @@ def draw_e_values(
                 linestyle=DASHES[drawn % len(DASHES)],
             )  # fmt: skip
             drawn += 1
-        axes.axhline(np.log10(threshold), color=INK, linestyle="--", linewidth=0.8)
+        line = float(np.log10(threshold))
+        axes.axhline(line, color=INK, linestyle="--", linewidth=0.8)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, max(top, line + 0.15 * (line - bottom)))  # room for the words
         axes.text(
-            1, np.log10(threshold), "decided above ", ha="right", va="bottom", fontsize=8,
+            1, line, "decided above ", ha="right", va="bottom", fontsize=8,
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
         axes.set_xlabel("decisive votes on the primary question", fontsize=8)

@@ -501,9 +501,10 @@ def _undiluted(comparison: str, table: pd.DataFrame) -> str:
     for row in table[table["comparison"] == comparison].to_dict("records"):
         if DILUTING < row["error"] < 0.5:
             return (
-                f" About {100 * row['error']:.0f} % of the answers are errors, which dilute this "
-                f"share; an estimate without them is {100 * row['undiluted']:.1f} % "
-                f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}] (not a claim)."
+                f" Gold pairs or the side bias suggest that {100 * row['error']:.0f} % of the "
+                "answers are errors, which dilute this share; an estimate without them is "
+                f"{100 * row['undiluted']:.1f} % [{100 * row['low']:.1f}, "
+                f"{100 * row['high']:.1f}] (not a claim)."
             )
     return ""
 

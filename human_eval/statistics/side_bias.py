@@ -11,9 +11,10 @@ from scipy.stats import norm
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import split_primary
-from human_eval.statistics.win_rates import LEVEL, mean_of
+from human_eval.statistics.win_rates import mean_of
 
 MIN_PROMPTS = 10  # below it, the model of prompts is not fitted
+SIDE_LEVEL = 0.01  # of the test of side bias, before it counts as errors
 MIN_GOLD = 20  # answers to gold pairs, below which their share of errors is not used
 UNDILUTED = ["comparison", "votes", "rate", "gold", "gold_wrong", "left_share", "error"]
 UNDILUTED += ["undiluted", "low", "high", "note"]
@@ -103,7 +104,7 @@ def tabulate_undiluted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
     left_share = np.nan
     for bias in tabulate_side_bias(real).to_dict("records"):
         left_share = bias["left_share"]
-        if bias["p"] <= LEVEL:
+        if bias["p"] <= SIDE_LEVEL:
             error = max(error, abs(left_share - 0.5))
     rows = []
     for comparison, cell in split_primary(real, definition):

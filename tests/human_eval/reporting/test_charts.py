@@ -267,7 +267,7 @@ def test_panels_print_every_row_and_the_given_words(table, definition):
 def test_the_caption_explains_marks_words_comparisons_and_questions(table, definition):
     caption = describe_win_rates(table, definition, sides=("ours", "baseline"))
 
-    assert "won by ours of each" in caption and "clustered by prompt and rater (" in caption
+    assert "won by ours (" in caption and "clustered by prompt and rater (" in caption
     for question in definition.questions:
         assert question.wording in caption
     for system in definition.systems:
@@ -281,6 +281,15 @@ def test_evidence_has_the_names_and_colours_of_the_main_figure():
 
     assert "Ours vs. Theirs" in texts(figure)
     assert matplotlib.colors.to_hex(figure.axes[0].lines[0].get_color()) == COLOURS["b"]
+
+
+def test_the_words_at_the_threshold_stay_inside_the_evidence_chart():
+    path = e_value_path(make_votes(define_pair()))
+    figure = draw_e_values({"C1": path}, 1.1 * path["e"].max(), define_pair(), width=3.25)
+
+    [words] = [text for text in printed(figure) if "decided" in text.get_text()]
+
+    assert words.get_window_extent().y1 < figure.axes[0].bbox.y1
 
 
 def test_nothing_is_drawn_of_nothing(definition, table):
