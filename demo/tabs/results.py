@@ -27,6 +27,7 @@ AGREEMENT = {
     "alpha": "α",
     "alpha_low": "α low",
     "alpha_high": "α high",
+    "ac1": "AC1",
     "note": "Note",
 }
 CATEGORIES = {

@@ -44,6 +44,23 @@ def add_commands(commands: Commands) -> None:
         "--judge", type=Path, metavar="TABLE", help="scores of all pairs; see human_eval/README.md"
     )
     parser.add_argument("--as-of", metavar="TIME", help="ISO time; later answers are left out")
+    parser.add_argument(
+        "--platform",
+        type=Path,
+        metavar="CSV",
+        help="the platform's list of participants, for the countries in methods.md",
+    )
+    parser.add_argument(
+        "--paper", type=float, metavar="INCHES", help="also write figures of this width, for print"
+    )
+    parser.add_argument("--columns", type=int, help="of comparisons in the figure of --paper")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["first", "second"],
+        metavar="WORD",
+        help="two words for the sides in the figure of --paper, or `systems` for their names",
+    )
 
     parser = add_command(
         commands, "audit", audit, "Probe the votes of a study or an export for ten usual faults."
@@ -111,8 +128,13 @@ def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:
 
 def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
-    from human_eval.reporting.report import report_from_export, write_report
+    from human_eval.reporting.report import PaperFigure, report_from_export, write_report
 
+    paper = None
+    if options.paper is not None:
+        paper = PaperFigure(width=options.paper, columns=options.columns, sides=options.sides)
+    elif options.columns or options.sides != ["first", "second"]:
+        raise StudyError("--columns and --sides describe the figure of --paper. Add --paper 6.75.")
     with tqdm(desc="report", unit="table", delay=1) as bar:
 
         def advance(name: str) -> None:
@@ -120,6 +142,11 @@ def report(options: Namespace) -> None:
             bar.update()
 
         if any(options.study.glob("votes.*")):  # an export, which has no database
+            if options.platform:
+                raise StudyError(
+                    f"--platform needs a study, and {options.study} is an export, which does not "
+                    "know who the raters are. Make the report from the study."
+                )
             if options.as_of:
                 raise StudyError(
                     f"--as-of needs a study, and {options.study} is an export, which holds "
@@ -131,6 +158,7 @@ def report(options: Namespace) -> None:
                 folder,
                 simulated=options.simulated,
                 judge=options.judge,
+                paper=paper,
                 progress=advance,
             )
         else:
@@ -139,9 +167,28 @@ def report(options: Namespace) -> None:
                 name = "report-simulated" if options.simulated else "report"
                 folder = options.out or store.folder / name
                 written = write_report(
-                    votes, store.definition, folder, judge=options.judge, progress=advance
+                    votes,
+                    store.definition,
+                    folder,
+                    judge=options.judge,
+                    paper=paper,
+                    countries=_read_countries(store, votes, options.platform),
+                    progress=advance,
                 )
     print("\n".join(str(path) for path in written))
+
+
+def _read_countries(
+    store: StudyStore, votes: pd.DataFrame, path: Path | None
+) -> dict[str, int] | None:
+    from human_eval.statistics.votes import counted_votes
+    from human_eval.study.pay import count_countries, read_platform_export
+    from human_eval.study.rater_table import tabulate_raters
+
+    if path is None:
+        return None
+    voted = set(counted_votes(votes)["rater"])
+    return count_countries(read_platform_export(path, store), tabulate_raters(store), voted)
 
 
 def audit(options: Namespace) -> None:

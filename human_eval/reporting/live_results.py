@@ -183,7 +183,7 @@ def compute_results(store: StudyStore, *, named: bool, simulated: bool) -> Resul
             rates if len(kept) == len(everything) else win_rates(everything, definition)
         ),
         decisions=tabulate_decisions(kept, definition),
-        agreement=tabulate_agreement(kept),
+        agreement=tabulate_agreement(kept, definition),
         categories=category_rates(kept, definition),
         seconds=time.monotonic() - began,
     )

@@ -1,10 +1,15 @@
 """The methods paragraph of a paper about the study, and the data card of an export."""
 
+from collections.abc import Mapping
+from math import isnan
+
 import pandas as pd
 
 from human_eval.definition.definition import Question, StudyDefinition
 from human_eval.reporting.preferences import video_align_questions
+from human_eval.reporting.win_rate_rows import count_of
 from human_eval.statistics.e_values import LEVEL
+from human_eval.statistics.power import POWER, detectable_rate
 from human_eval.statistics.votes import COLUMNS, MTURK, counted_votes
 
 TIES = {
@@ -39,11 +44,22 @@ MEANINGS = {
 }
 
 
-def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def methods_paragraph(
+    votes: pd.DataFrame,
+    definition: StudyDefinition,
+    *,
+    decisions: pd.DataFrame | None = None,
+    countries: Mapping[str, int] | None = None,
+) -> str:
     """Describe how the votes were collected and analysed, for the methods section of a paper.
+
+    What the study does not know is left to fill in, in brackets.
 
     Args:
         votes: all votes, attention checks and excluded raters included.
+        decisions: of `human_eval.statistics.e_values.tabulate_decisions`, for the win rate that
+            the study can detect; None leaves the sentence out.
+        countries: number of raters by country, if known.
     """
     real = counted_votes(votes, with_excluded=True)
     kept = counted_votes(votes)
@@ -53,19 +69,95 @@ def methods_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     dropped = sorted(set(real.loc[real["excluded"], "exclusion_rule"].dropna()))
     rules = f" (rules: {', '.join(dropped)})" if dropped else ""
     checks = votes.loc[votes["kind"] != "real", "kind"].astype(str).value_counts().to_dict()
+    pairs = kept.groupby("comparison", observed=True)["prompt_index"].nunique().sum()
     checked = ", ".join(f"{count:,} {kind}" for kind, count in sorted(checks.items())) or "none"
     return (
-        f"{simulated}{_asked(kept, definition)} We planned {definition.raters_per_pair} "
-        f"{'rater' if definition.raters_per_pair == 1 else 'raters'} per pair. The side of each "
+        f"{simulated}{_asked(kept, definition)} We planned "
+        f"{count_of(definition.raters_per_pair, 'rater')} per pair. The side of each "
         "system was randomised within raters and comparisons. Clips were muted, looped and played "
         "in synchrony, at equal size, frame rate and length, re-encoded by the same recipe, under "
         f"random file names.{_watched(definition)}{_imported(real)} We analysed "
-        f"{len(kept):,} answers of {kept['rater'].nunique():,} raters ({_providers(kept)}) to "
-        f"{kept.groupby('comparison', observed=True)['prompt_index'].nunique().sum():,} pairs. "
-        f"{len(real) - len(kept):,} answers were excluded{rules}; all win rates are also reported "
-        f"with them. Answers to attention checks, which are not analysed: {checked}. "
-        f"{_analysed(definition)}{_amended(kept, definition)} Definition {definition.name}, "
-        f"version {definition.version}, SHA-256 {definition.hash}."
+        f"{count_of(len(kept), 'answer')} of {count_of(kept['rater'].nunique(), 'rater')} "
+        f"({_providers(kept)}) to "
+        f"{count_of(pairs, 'pair')}. {_were(len(real) - len(kept))} excluded{rules}; "
+        "all win rates are also reported with them. "
+        f"Answers to attention checks, which are not analysed: {checked}. "
+        f"{_paid(kept, definition, countries)}{_analysed(definition)}"
+        f"{_detectable(kept, definition, decisions)}{_amended(kept, definition)} "
+        f"Definition {definition.name}, version {definition.version}, SHA-256 {definition.hash}."
+    )
+
+
+def _were(answers: int) -> str:
+    return f"{count_of(answers, 'answer')} {'was' if answers == 1 else 'were'}"
+
+
+def _paid(
+    kept: pd.DataFrame, definition: StudyDefinition, countries: Mapping[str, int] | None
+) -> str:
+    """Return time, pay, countries and ethics of people's votes, with what is left to fill in."""
+    if kept.empty or kept["simulated"].any():
+        return ""
+    pay = definition.pay
+    seconds = kept.loc[kept["question"] == definition.primary.key, "seconds"].median()
+    timed = not isnan(seconds) and seconds > 0
+    text = ""
+    if timed:
+        text += (
+            f"The median time for a pair was {seconds:.1f} seconds, from both clips ready to the "
+            "answer. "
+        )
+    if pay.per_pair:
+        hourly = [f"{3600 * pay.per_pair / pay.seconds_per_pair:,.2f} {pay.currency} an hour at "
+                  f"the planned {pay.seconds_per_pair:g} seconds a pair"]  # fmt: skip
+        if timed:
+            hourly.append(f"{3600 * pay.per_pair / seconds:,.2f} {pay.currency} at the median time")
+        text += (
+            f"Raters earned {pay.per_pair:,.2f} {pay.currency} a pair, which is "
+            f"{' and '.join(hourly)}. "
+        )
+    else:
+        text += "[Fill in: what raters were paid; the study's definition names no pay.] "
+    if countries:
+        text += f"Raters lived in {_join(countries)}. "
+    else:
+        text += "[Fill in: the countries that raters lived in.] "
+    return text + (
+        "[Fill in: the committee that approved the study and the number of its decision, or why "
+        "none was needed; how raters gave their consent.] "
+    )
+
+
+def _join(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+
+
+def _detectable(
+    kept: pd.DataFrame, definition: StudyDefinition, decisions: pd.DataFrame | None
+) -> str:
+    """Return the win rate that the votes reached can detect, for the weakest comparison."""
+    decisive = kept[kept["choice"].isin(["a", "b"])]
+    decisive = decisive[decisive["question"] == definition.primary.key]
+    if decisions is None or decisive.empty:
+        return ""
+    asked = decisions[decisions["question"] == definition.primary.key]
+    effects = asked.set_index("comparison")["design_effect"]
+    given = decisive["comparison"].astype(str).value_counts().reindex(effects.index, fill_value=0)
+    effective = (given / effects).clip(upper=given)
+    fewest, most = int(effective.min()), int(effective.max())
+    level = LEVEL / len(definition.comparisons)
+    rate = detectable_rate(fewest, level=level) if fewest else 1.0
+    weigh = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    found = (
+        f"a true win rate of {100 * rate:.1f} % or more"
+        if rate < 1
+        else "not even a system that always wins"
+    )
+    split = f"{LEVEL} / {len(definition.comparisons)}" if len(definition.comparisons) > 1 else LEVEL
+    return (
+        f" The decisive votes of a comparison on the primary question weigh as much as {weigh} "
+        f"independent ones; the sign test of the fewest finds {found} with a probability of "
+        f"{100 * POWER:.0f} %, at the level {split}."
     )
 
 
@@ -87,8 +179,9 @@ def _analysed(definition: StudyDefinition) -> str:
         "strengths of all systems are fitted by the model of Bradley and Terry (of "
         "Davidson, 1970, where there are ties; strengths are log-odds of decisive votes), with "
         "intervals clustered by prompt text and rater. The majority of raters for each pair, and "
-        "win rates adjusted for side bias (a generalised "
-        "estimating equation, exchangeable within prompts), are reported as secondary analyses."
+        "win rates adjusted for side bias (a generalised estimating equation, exchangeable within "
+        "prompts) or for errors of raters (Rogan and Gladen, 1978), are reported as secondary "
+        "analyses."
     )
 
 
@@ -105,9 +198,9 @@ def _amended(kept: pd.DataFrame, definition: StudyDefinition) -> str:
             wording = former.question(question.key).wording
             if answers and wording != question.wording:
                 text += (
-                    f" {answers:,} answers to {question.key} were given in version "
-                    f'{former.version} to the wording "{wording}"; they are analysed together with '
-                    "the others."
+                    f" {count_of(answers, 'answer')} to {question.key} "
+                    f"{'was' if answers == 1 else 'were'} given in version {former.version} to the "
+                    f'wording "{wording}"; all are analysed together.'
                 )
     return text
 
@@ -124,7 +217,8 @@ def _imported(votes: pd.DataFrame) -> str:
     if not imported:
         return ""
     return (
-        f" This does not hold for the {imported:,} answers from {MTURK}, which were collected on "
+        f" This does not hold for the {count_of(imported, 'answer')} from {MTURK}, which "
+        f"{'was' if imported == 1 else 'were'} collected on "
         "its own page: there, sides were balanced within comparisons, and it is unknown how clips "
         "were played."
     )
@@ -142,8 +236,9 @@ def _asked(kept: pd.DataFrame, definition: StudyDefinition) -> str:
         for comparison in definition.comparisons
     )
     return (
-        f"Raters compared pairs of clips of {prompts:,} prompts ({kept['prompt'].nunique():,} "
-        f"different texts): {comparisons}. For each pair they answered: {questions}."
+        f"Raters compared pairs of clips of {count_of(prompts, 'prompt')} "
+        f"({count_of(kept['prompt'].nunique(), 'different text')}): {comparisons}. "
+        f"For each pair they answered: {questions}."
     )
 
 

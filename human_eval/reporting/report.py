@@ -4,7 +4,7 @@
 `human_eval.statistics` and add one `ReportTable` here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,26 @@ import pandas as pd
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
-from human_eval.reporting.charts import draw_e_values, draw_win_rates, save_chart
+from human_eval.reporting.charts import (
+    E_VALUES_CAPTION,
+    SIDES,
+    choose_sides,
+    describe_win_rates,
+    divide_width,
+    draw_e_values,
+    draw_panels,
+    draw_win_rates,
+    save_chart,
+)
 from human_eval.reporting.export import read_export, write_csv
 from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.methods_text import methods_paragraph
+from human_eval.reporting.win_rate_rows import (
+    count_of,
+    format_p,
+    latex_table,
+    tabulate_for_paper,
+)
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
 from human_eval.statistics.contrasts import tabulate_contrasts
 from human_eval.statistics.e_values import LEVEL, Paths, tabulate_decisions, trace_e_values
@@ -27,13 +43,28 @@ from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.prediction_powered import prediction_powered_rates
 from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.screening import consistency
-from human_eval.statistics.side_bias import tabulate_side_adjusted, tabulate_side_bias
+from human_eval.statistics.side_bias import (
+    tabulate_side_adjusted,
+    tabulate_side_bias,
+    tabulate_undiluted,
+)
 from human_eval.statistics.votes import BUSY, COLUMNS, check_origin, check_votes, counted_votes
 from human_eval.statistics.win_rates import category_rates, tabulate_strengths, win_rates
 
 WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
 REPORT, METHODS = "report.md", "methods.md"
 CHART, E_VALUES = "win_rates", "evidence"  # names of the chart files
+DILUTING = 0.05  # share of errors from which an estimate without them stands beside a win rate
+PAPER = "paper"  # the folder of the files for a paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFigure:
+    """How the figures for a paper are drawn; see `draw_panels`."""
+
+    width: float  # inches
+    columns: int | None = None  # panels side by side
+    sides: Sequence[str] = SIDES  # two words, or "systems"; see `choose_sides`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +180,20 @@ Win rates on the primary question, adjusted for side bias by a model whose inter
 prompts but not for raters; `side` is how much a clip's log-odds gain on the left:""",
     ),
     ReportTable(
+        name="undiluted",
+        columns=["comparison", "votes", "rate", "gold", "gold_wrong", "left_share", "error"]
+        + ["undiluted", "low", "high", "note"],
+        make=lambda votes: tabulate_undiluted(votes.all[~votes.all["excluded"]], votes.definition),
+        text="""\
+Raters who press one side or answer carelessly move a win rate towards one half. `undiluted` is an
+estimate of the rate without their errors, not a result to claim: `error` is the share of wrong
+answers to gold pairs, or follows from the side bias, and is taken as known:""",
+    ),
+    ReportTable(
         name="agreement",
         columns=["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
-        + ["kappa", "note"],
-        make=lambda votes: tabulate_agreement(votes.counted),
+        + ["kappa", "ac1", "note"],
+        make=lambda votes: tabulate_agreement(votes.counted, votes.definition),
         text="""\
 How far raters agree with each other (preferences are opinions: do not expect the agreement of
 factual labels), and with themselves:""",
@@ -225,6 +266,8 @@ def write_report(
     folder: Path,
     *,
     judge: Path | None = None,
+    paper: PaperFigure | None = None,
+    countries: Mapping[str, int] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write charts, tables and text. The same votes give the same bytes.
@@ -232,6 +275,8 @@ def write_report(
     Args:
         votes: all votes of people, or all simulated ones; checks and excluded raters included.
         judge: a table of scores, see `read_scores`; None makes no table of them.
+        paper: also write the files for a paper.
+        countries: number of raters by country, for the methods paragraph; None if unknown.
         progress: called with the name of each step before it begins.
 
     Returns:
@@ -240,6 +285,9 @@ def write_report(
     Raises:
         StudyError: there are no votes on real pairs, or people's and simulated ones are mixed.
     """
+    if paper is not None:  # refuse it before minutes of computing
+        choose_sides(paper.sides, definition)
+        divide_width(paper.width, paper.columns, len(definition.comparisons))
     check_votes(votes)
     simulated = check_origin(votes)
     votes = votes.sort_values(["answered_at", "vote_id"], ignore_index=True)
@@ -277,10 +325,18 @@ def write_report(
     written += save_chart(draw_win_rates(rates, definition, simulated=simulated), folder, CHART)
     shown = {key: path for (key, asked), path in paths.items() if asked == definition.primary.key}
     threshold = len(definition.comparisons) / LEVEL
-    written += save_chart(draw_e_values(shown, threshold, simulated=simulated), folder, E_VALUES)
-    methods = methods_paragraph(votes, definition)
+    written += save_chart(
+        draw_e_values(shown, threshold, definition, simulated=simulated), folder, E_VALUES
+    )
+    if paper is not None:
+        written += _write_paper(
+            rates, shown, threshold, definition, folder / PAPER, paper, simulated=simulated
+        )
+    methods = methods_paragraph(
+        votes, definition, decisions=tables["decisions"], countries=countries
+    )
     sections = [
-        _write_head(rates, tables["decisions"], inputs, simulated=simulated),
+        _write_head(rates, tables, inputs, simulated=simulated),
         *(
             part
             for entry in entries
@@ -301,13 +357,14 @@ def report_from_export(
     *,
     simulated: bool = False,
     judge: Path | None = None,
+    paper: PaperFigure | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Path]:
     """Write the report of an export. It needs no other file than those of the export.
 
     Args:
         simulated: refuse votes of people.
-        judge: as of `write_report`.
+        judge, paper: as of `write_report`.
 
     Raises:
         StudyError: `simulated` is set and the votes are people's, or as `read_export` and
@@ -319,11 +376,48 @@ def report_from_export(
             f"{export} contains votes of people. Leave out --simulated, or export the simulated "
             "votes with it."
         )
-    return write_report(votes, definition, folder, judge=judge, progress=progress)
+    return write_report(votes, definition, folder, judge=judge, paper=paper, progress=progress)
+
+
+def _write_paper(
+    rates: pd.DataFrame,
+    paths: dict[str, pd.DataFrame],
+    threshold: float,
+    definition: StudyDefinition,
+    folder: Path,
+    paper: PaperFigure,
+    *,
+    simulated: bool,
+) -> list[Path]:
+    """Write both figures at their printed size, their captions, and the table as LaTeX and CSV."""
+    sides = choose_sides(paper.sides, definition)
+    panels = draw_panels(
+        rates, definition, width=paper.width, columns=paper.columns, sides=sides,
+        simulated=simulated,
+    )  # fmt: skip
+    evidence = draw_e_values(paths, threshold, definition, width=paper.width, simulated=simulated)
+    written = save_chart(panels, folder, CHART) + save_chart(evidence, folder, E_VALUES)
+    caption = describe_win_rates(rates, definition, sides=sides, simulated=simulated)
+    stamp = "SIMULATED VOTES: no person took part. " if simulated else ""
+    table = tabulate_for_paper(rates, definition)
+    heading = (
+        f"{stamp}Share of decisive votes won by the first system, in percent, with its 95 % "
+        "interval, clustered by prompt and rater; n is the number of decisive votes, p is adjusted "
+        "over all comparisons and questions. Bold: a difference may be claimed."
+    )
+    texts = {
+        f"{CHART}.caption.txt": caption + "\n",
+        f"{E_VALUES}.caption.txt": stamp + " ".join(E_VALUES_CAPTION.split()) + "\n",
+        f"{CHART}.tex": latex_table(table, caption=heading),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_csv(table, folder / f"{CHART}.csv")
+    return [*written, *(folder / name for name in texts), folder / f"{CHART}.csv"]
 
 
 def _write_head(
-    rates: pd.DataFrame, decisions: pd.DataFrame, votes: ReportVotes, *, simulated: bool
+    rates: pd.DataFrame, tables: dict[str, pd.DataFrame], votes: ReportVotes, *, simulated: bool
 ) -> str:
     """Return the title, the chart and the sentences that name the winners."""
     definition = votes.definition
@@ -334,8 +428,10 @@ def _write_head(
         "## Who wins",
         _interim_warning(votes),
         "\n".join(
-            _sentence(row, definition) + _reconcile(row, decided)
-            for row, decided in _with_decisions(rates, decisions)
+            _sentence(row, definition)
+            + _reconcile(row, decided)
+            + _undiluted(row["comparison"], tables["undiluted"])
+            for row, decided in _with_decisions(rates, tables["decisions"])
         ),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -350,9 +446,9 @@ def _interim_warning(votes: ReportVotes) -> str:
     if len(answers) >= planned:
         return ""
     return (
-        f"**Interim:** the {pairs:,} pairs answered so far have {len(answers):,} of their "
-        f"{planned:,} planned answers. The claims below are valid for one look, at the end; until "
-        'then, use "Is it decided?".'
+        f"**Interim:** {len(answers):,} of {count_of(planned, 'planned answer')} to the "
+        f"{count_of(pairs, 'pair')} answered so far. The claims below are valid for one look, "
+        'at the end; until then, use "Is it decided?".'
     )
 
 
@@ -360,15 +456,15 @@ def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:
     """Return what may be claimed on the primary question of one comparison."""
     decisive = row["wins"] + row["losses"]
     if not decisive:
-        return f"- {row['comparison']}: {row['votes']:,} votes, none of them decisive."
+        return f"- {row['comparison']}: {count_of(row['votes'], 'vote')}, none decisive."
     first, second = (definition.system(row[name]).title for name in ("system_a", "system_b"))
     winner, loser = (first, second) if row["rate"] > 0.5 else (second, first)
     claim = "no difference can be claimed"
     if row["claim"]:
         claim = f"**{winner} is preferred to {loser}**"
     share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    noun = "vote" if decisive == 1 else "votes"
-    return f"- {row['comparison']}: {claim}; {first} won {share} of {decisive:,} decisive {noun}."
+    number = count_of(decisive, "decisive vote")
+    return f"- {row['comparison']}: {claim}; {first} won {share} of {number}."
 
 
 def _with_decisions(
@@ -393,15 +489,24 @@ def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
         parts.append(f"Note: {row['note']}")
     if decided["decided"] and decided["e"] < decided["threshold"]:
         parts.append(
-            f"Its e-value decided it after {decided['decided_after']:,} decisive votes, and has "
-            f"fallen to {format_e(decided['e'])} since: a decision stands, but look at later votes"
+            f"Its e-value decided it after {count_of(decided['decided_after'], 'decisive vote')}, "
+            f"and has fallen to {format_e(decided['e'])} since: a decision stands, but look at "
+            "later votes"
         )
     return "".join(f" {part}." for part in parts)
 
 
-def format_p(p: float) -> str:
-    """Return a p-value to three digits, or "< 1e-4"."""
-    return "< 1e-4" if p < 1e-4 else f"{p:.3g}"
+def _undiluted(comparison: str, table: pd.DataFrame) -> str:
+    """Return the estimate without raters' errors where these are more than 5 %, or ""."""
+    for row in table[table["comparison"] == comparison].to_dict("records"):
+        if DILUTING < row["error"] < 0.5:
+            return (
+                f" Gold pairs or the side bias suggest that {100 * row['error']:.0f} % of the "
+                "answers are errors, which dilute this share; an estimate without them is "
+                f"{100 * row['undiluted']:.1f} % [{100 * row['low']:.1f}, "
+                f"{100 * row['high']:.1f}] (not a claim)."
+            )
+    return ""
 
 
 def format_e(e: float) -> str:

@@ -1,4 +1,4 @@
-"""The rows of the win-rate figure.
+"""The rows of the win-rate figure, and the same as a table for a paper.
 
 `human_eval.reporting.charts` draws them as SVG, PNG and PDF, `demo.widgets.win_rate_bars` as HTML.
 Both take order, shares and labels from here, so that a report and the Results page agree.
@@ -14,6 +14,11 @@ from human_eval.statistics.votes import BUSY
 
 COUNTS = {"a": "wins", "tie": "ties", "both_bad": "both_bad", "b": "losses"}  # from left to right
 MIN_LABEL = 0.06  # share of the bar that is wide enough for its number
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: "1 vote", "2,000 votes"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +62,15 @@ class WinRateRow:
         return "" if isnan(self.rate) else f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     @property
+    def decisive(self) -> int:
+        """The number of decisive votes, on which the interval rests."""
+        return sum(part.votes for part in self.segments if part.choice in {"a", "b"})
+
+    @property
     def votes_label(self) -> str:
-        """The number of decisive votes, on which the interval rests, and of all votes."""
-        decisive = sum(part.votes for part in self.segments if part.choice in {"a", "b"})
-        return f"n = {decisive:,}" + (f" of {self.votes:,}" if decisive < self.votes else "")
+        """The number of decisive votes, and of all votes where it differs."""
+        n = f"n = {self.decisive:,}"
+        return n + (f" of {self.votes:,}" if self.decisive < self.votes else "")
 
     @property
     def mark(self) -> str:
@@ -93,6 +103,84 @@ def win_rate_rows(rates: pd.DataFrame, definition: StudyDefinition) -> list[WinR
         )
         for row in rates.to_dict("records")
     ]
+
+
+def format_p(p: float) -> str:
+    """Return a p-value to three digits, or "< 1e-4"."""
+    return "< 1e-4" if p < 1e-4 else f"{p:.3g}"
+
+
+def tabulate_for_paper(rates: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Return the rows as text, rounded for print: shares in percent to a tenth.
+
+    Args:
+        rates: the table of `human_eval.statistics.win_rates.win_rates`.
+
+    Returns:
+        Columns comparison, first, second, question, won (of decisive votes, by the first system),
+        interval, decisive, votes, p (adjusted), claim (title of the winner, or "").
+    """
+    rows = win_rate_rows(rates, definition)
+    adjusted = [format_p(p) for p in rates["p_family"]]
+    return pd.DataFrame(
+        {
+            "comparison": row.comparison,
+            "first": row.title_a,
+            "second": row.title_b,
+            "question": row.question.key,
+            "won": row.rate_label,
+            "interval": row.interval_label,
+            "decisive": str(row.decisive),
+            "votes": str(row.votes),
+            "p": p,
+            "claim": definition.system(row.claim).title if row.claim else "",
+        }
+        for row, p in zip(rows, adjusted, strict=True)
+    )
+
+
+MAX_NAME = 28  # characters of a name that is set on one line of a LaTeX table
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "#$%&_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": "$<$", ">": "$>$", "†": r"$\dagger$", '"': "''", "|": "$|$"}
+    | {"[": "{[}", "*": "{*}"}  # after a line break LaTeX would read an option
+)
+
+
+def latex_table(table: pd.DataFrame, *, caption: str) -> str:
+    """Return the table of `tabulate_for_paper` as LaTeX, as wide as the page.
+
+    It needs the package booktabs. Claimed win rates are bold. Text that is not in a Latin script
+    needs XeLaTeX or LuaLaTeX.
+    """
+    head = ["First system", "Second system", "Question", r"Won (\%)", r"95\,\% interval"]
+    head += ["$n$", "Votes", "$p$"]
+    longest = max(map(len, [*table["first"], *table["second"]]))
+    names = "l" if longest <= MAX_NAME else r"p{0.22\textwidth}"  # of both columns of names
+    lines = [
+        "% in the preamble: \\usepackage{booktabs}",
+        r"\begin{table*}[t]",
+        r"\centering",
+        rf"\caption{{{caption.translate(LATEX)}}}",
+        r"\label{tab:win-rates}",
+        r"\small\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{{names}{names}lrlrrl}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+    ]
+    former = ""
+    for row in table.to_dict("records"):
+        same = row["comparison"] == former
+        lines += [] if same else [r"\midrule"]
+        former = row["comparison"]
+        cells = {name: str(row[name]).translate(LATEX) for name in table.columns}
+        won = rf"\textbf{{{cells['won']}}}" if row["claim"] else cells["won"]
+        systems = ["", ""] if same else [cells["first"], cells["second"]]
+        p = "$<10^{-4}$" if row["p"].startswith("<") else cells["p"]
+        rest = [cells[name] for name in ("interval", "decisive", "votes")]
+        lines.append(" & ".join([*systems, cells["question"], won, *rest, p]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
 def answers_in_legend(rows: list[WinRateRow]) -> list[str]:

@@ -13,18 +13,22 @@ from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import split_primary
 
 RESAMPLES = 200
+LOPSIDED = 0.8  # share of one answer from which alpha needs an explanation
 NO_VARIATION = "undefined: every answer is the same, so that chance would agree as well"
 NO_OVERLAP = "undefined: no pair was answered by two raters"
 
 
-def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def tabulate_agreement(
+    votes: pd.DataFrame, definition: StudyDefinition, *, seed: int = 0
+) -> pd.DataFrame:
     """Tabulate the agreement of raters, by comparison and question.
 
     Returns:
         Columns comparison, question, `pairs` (with two answers or more), `answers`; `raw`, the
         share of pairs of answers to the same pair that are equal; `alpha`, Krippendorff's for
         nominal answers, with its 95 % bootstrap interval over pairs; `kappa`, Fleiss', where
-        every pair has equally many answers; `note`, the reason why a number is missing.
+        every pair has equally many answers; `ac1`, Gwet's, which does not fall to 0 where nearly
+        all answers are the same; `note`, the reason why a number is missing or alpha is low.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -34,6 +38,13 @@ def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         alpha, note = krippendorff_alpha(shared)
         low, high = alpha_interval(shared, rng) if not note else (np.nan, np.nan)
         kappa, kappa_note = fleiss(counts)
+        offered = len(definition.question(str(question)).choices)
+        largest = counts.sum(axis=0).max() / counts.sum()
+        if not note and largest > LOPSIDED:
+            note = (
+                f"{100 * largest:.0f} % of the answers are the same, so that alpha is near 0 even "
+                "where raters agree: read raw and ac1"
+            )
         rows.append(
             {
                 "comparison": comparison,
@@ -45,6 +56,7 @@ def tabulate_agreement(votes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 "alpha_low": low,
                 "alpha_high": high,
                 "kappa": kappa,
+                "ac1": gwet_ac1(counts, offered),
                 "note": note or kappa_note,
             }
         )
@@ -87,6 +99,33 @@ def raw_agreement(counts: np.ndarray) -> float:
     total = counts.sum(axis=1)
     pairs = (total * (total - 1)).sum()
     return float((counts * (counts - 1)).sum() / pairs) if pairs else float("nan")
+
+
+def gwet_ac1(counts: np.ndarray, answers: int) -> float:
+    """Return Gwet's AC1, or NaN if no pair has two answers.
+
+    With n_ik answers k to pair i, n_i in all, q possible answers, and p_k the mean over pairs of
+    n_ik / n_i,
+
+        AC1 = (p_a - p_e) / (1 - p_e),    p_e = sum_k p_k (1 - p_k) / (q - 1),
+
+    where p_a is the mean, over pairs with two answers or more, of the share of pairs of answers
+    that are equal.
+
+    Args:
+        answers: q, the number of answers that the question offers.
+
+    Source: Gwet (2008), Brit. J. Math. Statist. Psychol. 61, 29-48, equations 7 and 8.
+    """
+    total = counts.sum(axis=1)
+    shared = total > 1
+    if not shared.any():
+        return float("nan")
+    n = total[shared]
+    agreement = ((counts[shared] * (counts[shared] - 1)).sum(axis=1) / (n * (n - 1))).mean()
+    shares = (counts[total > 0] / total[total > 0, None]).mean(axis=0)
+    chance = (shares * (1 - shares)).sum() / (answers - 1)
+    return float((agreement - chance) / (1 - chance))
 
 
 def krippendorff_alpha(counts: np.ndarray) -> tuple[float, str]:

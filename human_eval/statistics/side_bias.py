@@ -1,4 +1,4 @@
-"""Side bias: how often the left clip wins, and win rates adjusted for it."""
+"""Side bias and errors of raters: how often they occur, and win rates without them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,10 @@ from human_eval.statistics.votes import split_primary
 from human_eval.statistics.win_rates import mean_of
 
 MIN_PROMPTS = 10  # below it, the model of prompts is not fitted
+SIDE_LEVEL = 0.01  # of the test of side bias, before it counts as errors
+MIN_GOLD = 20  # answers to gold pairs, below which their share of errors is not used
+UNDILUTED = ["comparison", "votes", "rate", "gold", "gold_wrong", "left_share", "error"]
+UNDILUTED += ["undiluted", "low", "high", "note"]
 
 
 def tabulate_side_bias(votes: pd.DataFrame) -> pd.DataFrame:
@@ -64,6 +68,67 @@ def tabulate_side_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> 
     for name, shift in (("rate", 0.0), ("low", -margin), ("high", margin)):
         table[name] = expit(table["log_odds"] + shift)
     return table[["comparison", "votes", "rate", "low", "high", *columns]]
+
+
+def tabulate_undiluted(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+    """Estimate the win rates of the primary question without raters' errors.
+
+    Raters who press one side whatever they see, or who answer against their opinion, move a win
+    rate r towards one half. If a share w of the answers names the wrong system,
+    r = (1 - w) p + w (1 - p), so that without errors
+
+        p = (r - w) / (1 - 2 w).
+
+    w is the share of wrong answers to gold pairs, if 20 or more were given. Where it is larger and
+    significant, w is the distance of the left clip's share from one half: if a share f of the
+    answers names the left clip unseen, this distance is f / 2, and half of f is wrong.
+
+    It is an estimate only: gold pairs may be easier than others, and left and right pressers may
+    cancel each other, which makes w too small; `low` and `high` take w as known. It claims nothing.
+
+    Args:
+        votes: of raters who are not excluded, attention checks included.
+
+    Returns:
+        Columns comparison, votes (decisive), rate, gold (number of answers to gold pairs),
+        gold_wrong and left_share (shares), error (w), undiluted (p) with low and high, note.
+
+    Source: Rogan and Gladen (1978), Am. J. Epidemiol. 107, 71-76, with a sensitivity and a
+    specificity of 1 - w.
+    """
+    asked = votes[(votes["question"] == definition.primary.key) & votes["choice"].isin(["a", "b"])]
+    gold = asked[(asked["kind"] == "gold") & asked["gold_answer"].isin(["a", "b"])]
+    wrong = (gold["choice"].astype(str) != gold["gold_answer"].astype(str)).mean()
+    real = asked[asked["kind"] == "real"]
+    error = float(wrong) if len(gold) >= MIN_GOLD else 0.0
+    left_share = np.nan
+    for bias in tabulate_side_bias(real).to_dict("records"):
+        left_share = bias["left_share"]
+        if bias["p"] <= SIDE_LEVEL:
+            error = max(error, abs(left_share - 0.5))
+    rows = []
+    for comparison, cell in split_primary(real, definition):
+        mean = mean_of(cell, cell["choice"].eq("a").to_numpy(float))
+        rows.append(
+            {
+                "comparison": comparison.key,
+                "votes": len(cell),
+                "rate": mean.mean,
+                "gold": len(gold),
+                "gold_wrong": wrong,
+                "left_share": left_share,
+                "error": error,
+                "undiluted": _without_errors(mean.mean, error),
+                "low": _without_errors(mean.low, error),
+                "high": _without_errors(mean.high, error),
+                "note": "" if error < 0.5 else "undefined: half of the answers are errors",
+            }
+        )
+    return pd.DataFrame(rows, columns=UNDILUTED)
+
+
+def _without_errors(rate: float, error: float) -> float:
+    return float(np.clip((rate - error) / (1 - 2 * error), 0, 1)) if error < 0.5 else np.nan
 
 
 def side_adjusted(

@@ -20,6 +20,8 @@ from turbo.text_files.decoding import FileRefused
 from turbo.text_files.tables import read_table
 
 CENT = Decimal("0.01")
+COUNTRY_COLUMNS = {"country of residence", "country"}  # in lower case
+MIN_COUNTRY = 5  # raters of a country, below which it is not named: few could be recognised
 CODE_COLUMNS = {"completion code", "completioncode", "code", "entered code"}  # in lower case
 
 
@@ -85,6 +87,35 @@ def read_platform_export(
         absent=list(mine.loc[~mine["rater_number"].isin(rows["rater_number"].dropna()), "rater"]),
         other_codes=_compare_codes(rows, joined),
     )
+
+
+def count_countries(
+    export: PlatformExport, raters: pd.DataFrame, voted: set[str]
+) -> dict[str, int]:
+    """Count the raters who voted by country; countries of fewer than 5 are "other countries".
+
+    Args:
+        raters: of `tabulate_raters`.
+        voted: pseudonyms of the raters whose votes count.
+
+    Raises:
+        StudyError: the export has no column of countries.
+    """
+    named = [name for name in export.rows if str(name).strip().lower() in COUNTRY_COLUMNS]
+    if not named:
+        raise StudyError(
+            "The platform's export has no column `Country of residence`. Its columns are "
+            f"{', '.join(map(str, export.rows.columns))}."
+        )
+    mine = raters[raters["rater"].isin(voted) & (raters["provider"] == export.provider)]
+    listed = export.rows.drop_duplicates("rater_number")
+    countries = mine.merge(listed[["rater_number", named[0]]], how="left")[named[0]]
+    counts = countries.fillna("").replace("", "unknown country").value_counts()
+    large = counts[counts >= MIN_COUNTRY]
+    rest = {"other countries": int(counts.sum() - large.sum())}
+    return {str(name): int(count) for name, count in large.items()} | {
+        name: count for name, count in rest.items() if count
+    }
 
 
 def _compare_codes(rows: pd.DataFrame, joined: pd.DataFrame) -> list[str]:

@@ -282,6 +282,13 @@ def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, dama
     "option, message",
     [
         ("--as-of 2026-11-20", "--as-of needs a study"),
+        ("--platform list.csv", "--platform needs a study"),
+        ("--columns 3", "Add --paper"),
+        ("--paper 3.25 --columns 3", "cannot have 3 panels"),
+        ("--paper 3.25 --columns 0", "cannot have 0 panels"),
+        ("--paper nan", "cannot have"),
+        ("--paper 1000", "at most 100"),
+        ("--paper 3.25 --sides ours", "Two words"),
         ("--simulated", "votes of people"),
     ],
 )

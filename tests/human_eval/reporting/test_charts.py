@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import re
 
@@ -8,7 +9,17 @@ from PIL import Image
 
 from human_eval.definition.definition import load_definition
 from human_eval.errors import StudyError
-from human_eval.reporting.charts import COLOURS, draw_e_values, draw_win_rates, save_chart
+from human_eval.reporting.charts import (
+    COLOURS,
+    DPI,
+    SMALLEST,
+    choose_sides,
+    describe_win_rates,
+    draw_e_values,
+    draw_panels,
+    draw_win_rates,
+    save_chart,
+)
 from human_eval.reporting.win_rate_rows import answers_in_legend, win_rate_rows
 from human_eval.statistics.e_values import e_value_path
 from human_eval.statistics.win_rates import win_rates
@@ -111,7 +122,9 @@ def test_marked_intervals_are_those_of_the_table(table, definition):
 def test_simulated_votes_are_marked_across_the_chart(table, definition):
     assert "SIMULATED VOTES" in texts(draw_win_rates(table, definition, simulated=True))
     path = e_value_path(make_votes(define_pair()))
-    assert "SIMULATED VOTES" in texts(draw_e_values({"C1": path}, 20, simulated=True))
+    assert "SIMULATED VOTES" in texts(
+        draw_e_values({"C1": path}, 20, define_pair(), simulated=True)
+    )
 
 
 def test_text_of_others_is_shown_as_it_stands(tmp_path):
@@ -145,6 +158,138 @@ def test_png_has_the_size_and_ink_of_a_chart(table, definition, tmp_path):
     assert matplotlib.colors.to_rgb(COLOURS["a"]) in {
         tuple(channel / 255 for channel in colour) for colour in colours
     }
+
+
+LONG = "A system with a very long name, and itsunbreakableword"
+
+
+def printed(figure) -> list[matplotlib.text.Text]:
+    figure.set_dpi(DPI)
+    figure.draw_without_rendering()
+    beyond = {  # ticks beyond the limits of their axis are not drawn
+        tick.label1
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    found = figure.findobj(matplotlib.text.Text)
+    return [
+        text
+        for text in found
+        if text.get_text() and text not in beyond and text.get_window_extent().width > 1
+    ]
+
+
+def rename(definition, title):
+    systems = tuple(
+        dataclasses.replace(system, title=f"{title} {number}")
+        for number, system in enumerate(definition.systems)
+    )
+    return dataclasses.replace(definition, systems=systems)
+
+
+@pytest.mark.parametrize(
+    "width, title",
+    [(1.75, "Ours"), (3.25, "Ours"), (3.25, LONG), (5.5, LONG), (6.75, "Ours"), (12.0, LONG)],
+)
+def test_print_is_at_least_7_points_and_stays_apart_at_every_width(table, definition, width, title):
+    shown = rename(definition, title)
+    figures = [draw_panels(table.iloc[:5], shown, width=width)]
+    if width > 3:
+        path = e_value_path(make_votes(define_pair()))
+        figures.append(draw_e_values({"C1": path, "C2": path}, 20, shown, width=width))
+
+    for figure in figures:
+        words = printed(figure)
+        assert figure.get_figwidth() == width
+        assert min(text.get_fontsize() for text in words) >= SMALLEST
+        boxes = [text.get_window_extent().padded(-0.5) for text in words]
+        right, top = figure.bbox.max
+        for number, box in enumerate(boxes):
+            assert 0 <= box.x0 and box.x1 <= right and 0 <= box.y0 and box.y1 <= top
+            assert not box.count_overlaps(boxes[number + 1 :]), words[number].get_text()
+
+
+def test_long_names_keep_seven_points_in_the_chart_for_a_screen(table, definition):
+    named = rename(definition, "A system with a name of no less than forty letters")
+
+    words = printed(draw_win_rates(table.iloc[:3], named))
+
+    assert min(text.get_fontsize() for text in words) >= SMALLEST
+    first, second = (text.get_window_extent() for text in words if "A system" in text.get_text())
+    assert not first.overlaps(second)
+
+
+def test_numbers_never_cover_the_interval_of_a_rate_near_one():
+    pair = define_pair()
+    votes = make_votes(pair, prompts=60, rates={("C1", "Q1"): 0.95})
+    votes.loc[votes["vote_id"] % 7 == 0, "choice"] = "tie"
+    rates = draw_win_rates(win_rates(votes, pair), pair).axes[2]
+
+    rates.figure.draw_without_rendering()
+
+    lines = [line.get_window_extent() for line in rates.lines if line.get_linewidth() == 1.6]
+    for line, text in zip(lines, rates.texts, strict=True):
+        assert line.x1 < text.get_window_extent().x0
+
+
+def test_panels_are_the_papers_two_rows_of_three_or_one_column(table, definition):
+    def places(figure):
+        return sorted({round(text.get_position()[0]) for text in figure.axes[0].texts
+                       if text.get_text() == "Q1"})  # fmt: skip
+
+    assert [len(places(draw_panels(table, definition, width=w))) for w in (3.25, 6.75)] == [1, 3]
+    assert len(places(draw_panels(table, definition, width=6.75, columns=2))) == 2
+    with pytest.raises(StudyError, match="cannot have 3 panels"):
+        draw_panels(table, definition, width=3.25, columns=3)
+    with pytest.raises(StudyError, match="another width"):
+        draw_panels(table, definition, width=1.0)
+
+
+def test_sides_may_be_the_systems_where_there_is_one_on_each(definition):
+    assert choose_sides(["systems"], define_pair()) == ("Ours", "Theirs")
+    assert choose_sides(["ours", "baseline"], definition) == ("ours", "baseline")
+    with pytest.raises(StudyError, match="systems on one side"):
+        choose_sides(["systems"], definition)
+
+
+def test_panels_print_every_row_and_the_given_words(table, definition):
+    figure = draw_panels(table, definition, width=6.75, sides=("ours", "baseline"), simulated=True)
+
+    written = texts(figure)
+    for row in win_rate_rows(table, definition):
+        assert row.interval_label in written and row.votes_label in written
+    assert "prefer ours" in written and "prefer baseline" in written
+    assert "SIMULATED" in written
+
+
+def test_the_caption_explains_marks_words_comparisons_and_questions(table, definition):
+    caption = describe_win_rates(table, definition, sides=("ours", "baseline"))
+
+    assert "won by ours (" in caption and "clustered by prompt and rater (" in caption
+    for question in definition.questions:
+        assert question.wording in caption
+    for system in definition.systems:
+        assert system.title in caption
+
+
+def test_evidence_has_the_names_and_colours_of_the_main_figure():
+    votes = make_votes(define_pair(), rates={("C1", "Q1"): 0.2})
+
+    figure = draw_e_values({"C1": e_value_path(votes)}, 20, define_pair())
+
+    assert "Ours vs. Theirs" in texts(figure)
+    assert matplotlib.colors.to_hex(figure.axes[0].lines[0].get_color()) == COLOURS["b"]
+
+
+def test_the_words_at_the_threshold_stay_inside_the_evidence_chart():
+    path = e_value_path(make_votes(define_pair()))
+    figure = draw_e_values({"C1": path}, 1.1 * path["e"].max(), define_pair(), width=3.25)
+
+    [words] = [text for text in printed(figure) if "decided" in text.get_text()]
+
+    assert words.get_window_extent().y1 < figure.axes[0].bbox.y1
 
 
 def test_nothing_is_drawn_of_nothing(definition, table):

@@ -1,3 +1,8 @@
+import dataclasses
+import re
+import shutil
+import subprocess
+
 import pandas as pd
 import pytest
 
@@ -8,15 +13,27 @@ from human_eval.reporting.methods_text import methods_paragraph
 from human_eval.reporting.report import (
     TABLES,
     WITH_JUDGE,
+    PaperFigure,
     format_e,
-    format_p,
     report_from_export,
     write_report,
 )
-from human_eval.reporting.win_rate_rows import win_rate_rows
+from human_eval.reporting.win_rate_rows import format_p, win_rate_rows
 from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import define_pair, make_votes
 
+PAGE = r"""
+\documentclass[twocolumn]{article}
+\usepackage[T1]{fontenc}
+\usepackage{booktabs,graphicx}
+\usepackage[textwidth=6.875in,textheight=9in]{geometry}
+\setlength{\columnsep}{0.25in}
+\begin{document}
+\input{win_rates}
+\begin{figure}\noindent\includegraphics{win_rates}\end{figure}
+\begin{figure}\noindent\includegraphics{evidence}\end{figure}
+\end{document}
+"""
 DEFINITION = """
 name = "test"
 systems = [
@@ -156,7 +173,7 @@ def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
     write_report(votes[votes["vote_id"] % 3 > 0], define_pair(), tmp_path)
 
     text = (tmp_path / "report.md").read_text()
-    assert "**Interim:** the" in text and "have 40 of their" in text
+    assert "**Interim:** 40 of 60 planned answers" in text
 
 
 def test_one_busy_rater_is_marked_in_row_sentence_and_chart(tmp_path):
@@ -192,6 +209,105 @@ def test_a_decision_that_fell_since_is_reconciled(tmp_path):
     table = pd.read_csv(tmp_path / "decisions.csv").iloc[0]
     assert table["decided"] and table["e"] < table["threshold"]
     assert f"after {table['decided_after']} decisive votes" in (tmp_path / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def paper(votes, definition, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("paper")
+    odd = dataclasses.replace(
+        definition.systems[0],
+        title=r"Ours_2 \& 50% of {$x^2$} #1 ~ <b> [x], too long to be set on one line",
+    )
+    named = dataclasses.replace(definition, systems=(odd, *definition.systems[1:]))
+    write_report(votes, named, folder, paper=PaperFigure(width=3.25, sides=("ours", "theirs")))
+    return folder / "paper"
+
+
+def test_a_paper_gets_figures_captions_and_tables(paper):
+    names = {path.name for path in paper.iterdir()}
+    charts = {
+        f"{name}.{kind}" for name in ("win_rates", "evidence") for kind in ("svg", "png", "pdf")
+    }
+    captions = {"win_rates.caption.txt", "evidence.caption.txt"}
+
+    assert names == charts | captions | {"win_rates.tex", "win_rates.csv"}
+    assert "won by ours (" in (paper / "win_rates.caption.txt").read_text()
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", (paper / "win_rates.pdf").read_bytes())
+    assert float(box[1]) == pytest.approx(3.25 * 72)
+
+
+def test_the_table_for_a_paper_has_the_rounded_numbers_of_the_report(paper):
+    rounded = pd.read_csv(paper / "win_rates.csv", dtype=str)
+    exact = pd.read_csv(paper.parent / "win_rates.csv")
+
+    assert list(rounded["won"]) == [f"{100 * rate:.1f}" for rate in exact["rate"]]
+    assert list(rounded["decisive"].astype(int)) == list(exact["wins"] + exact["losses"])
+    assert list(rounded["claim"].notna()) == list(exact["claim"].notna())
+    assert list(rounded["p"]) == [format_p(p) for p in exact["p_family"]]
+    latex = (paper / "win_rates.tex").read_text()
+    assert latex.count(r"\textbf") == exact["claim"].notna().sum() > 0
+    assert rounded["interval"][0].replace("[", "{[}") in latex
+
+
+@pytest.mark.slow
+def test_latex_sets_the_table_and_the_figure_at_its_size(paper, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed, so the LaTeX table is not compiled.")
+    for name in ("win_rates.tex", "win_rates.pdf", "evidence.pdf"):
+        shutil.copy(paper / name, tmp_path)
+    (tmp_path / "page.tex").write_text(PAGE)
+
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Overfull" not in done.stdout
+    assert "Missing character" not in done.stdout
+
+
+def test_methods_have_time_pay_countries_and_what_is_detectable(votes, definition, folder):
+    paid = dataclasses.replace(definition, pay=dataclasses.replace(definition.pay, per_pair=0.1))
+    kept = votes[~votes["excluded"] & (votes["question"] == "Q2")]
+    median = kept["seconds"].median()
+
+    methods = methods_paragraph(votes, paid, countries={"Kenya": 12, "Peru": 7})
+
+    assert f"{median:.1f} seconds" in methods
+    assert f"12.00 USD an hour at the planned 30 seconds a pair and {360 / median:.2f}" in methods
+    assert "Kenya (12), Peru (7)" in methods
+    assert "[Fill in: the committee" in methods
+    unknown = (folder / "methods.md").read_text()
+    assert "[Fill in: what raters were paid" in unknown and "[Fill in: the countries" in unknown
+    assert re.search(r"a true win rate of \d\d\.\d % or more with a probability of 80 %", unknown)
+    assert "Fill in" not in methods_paragraph(votes.assign(simulated=True), paid)
+
+
+def test_one_is_singular():
+    votes = make_votes(define_pair(), prompts=1).iloc[:1]
+
+    methods = methods_paragraph(votes, define_pair())
+
+    assert "analysed 1 answer of 1 rater (1 from panel) to 1 pair." in methods
+    assert "1 prompt (1 different text)" in methods
+
+
+def test_an_estimate_without_errors_stands_beside_a_diluted_rate(tmp_path):
+    votes = make_votes(define_pair(), prompts=120, raters=40, rates={("C1", "Q1"): 0.8})
+    pressing = votes["rater"].isin([f"r{number}" for number in range(12)])
+    on_the_left = votes["side_a"].map({"left": "a", "right": "b"})
+
+    write_report(votes, define_pair(), tmp_path / "careful")
+    diluted = votes.assign(choice=votes["choice"].mask(pressing, on_the_left))
+    write_report(diluted, define_pair(), tmp_path / "diluted")
+
+    careful, text = (
+        (tmp_path / name / "report.md").read_text().split("| comparison")[0]
+        for name in ("careful", "diluted")
+    )
+    assert "an estimate without them is" in text and "(not a claim)" in text
+    assert "estimate" not in careful
 
 
 def test_numbers_beyond_reading_are_bounded():

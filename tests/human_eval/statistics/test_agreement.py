@@ -7,6 +7,7 @@ from statsmodels.stats.inter_rater import fleiss_kappa
 from human_eval.statistics.agreement import (
     answer_counts,
     fleiss,
+    gwet_ac1,
     krippendorff_alpha,
     raw_agreement,
     tabulate_agreement,
@@ -106,13 +107,46 @@ def test_kappa_of_uneven_numbers_of_answers_is_explained():
 def test_table_brackets_alpha_and_names_every_cell():
     votes = make_votes(define_pair(), prompts=60, prompt_spread=1.0)
 
-    [row] = tabulate_agreement(votes).to_dict("records")
+    [row] = tabulate_agreement(votes, define_pair()).to_dict("records")
 
     assert (row["comparison"], row["question"], row["pairs"], row["answers"]) == (
         *("C1", "Q1", 60, 180),
     )
     assert row["alpha_low"] < row["alpha"] < row["alpha_high"]
     assert 0.5 < row["raw"] < 1
+
+
+def test_ac1_of_two_raters_is_the_published_one_where_kappa_is_negative():
+    # Gwet (2002), "Kappa statistic is not satisfactory for assessing the extent of agreement":
+    # 118 patients +/+, 5 +/-, 2 -/+, none -/-. p_a = 118/125; p_+ = (123 + 120)/250 = 0.972,
+    # p_e = 2 * 0.972 * 0.028 = 0.054432, AC1 = (0.944 - 0.054432) / 0.945568.
+    counts = np.array([[2, 0]] * 118 + [[1, 1]] * 7)
+
+    assert gwet_ac1(counts, 2) == pytest.approx(0.9408, abs=5e-5)
+    assert gwet_ac1(counts, 2) == pytest.approx(0.889568 / 0.945568, abs=1e-12)
+    assert krippendorff_alpha(counts)[0] < 0
+
+
+def test_ac1_of_four_raters_with_gaps_is_the_published_one():
+    # Gwet's R package irrCAC, gwet.ac1.raw(cac.raw4raters): 0.77544, with the same 12 units.
+    units = [list(unit) for unit in zip(*(row.split(",") for row in CANONICAL), strict=True)]
+
+    assert gwet_ac1(count(units, "12345"), 5) == pytest.approx(0.77544, abs=5e-6)
+
+
+def test_ac1_is_perfect_where_alpha_is_undefined_and_missing_without_overlap():
+    assert gwet_ac1(np.array([[3], [2]]), 2) == 1
+    assert np.isnan(gwet_ac1(np.array([[1, 0], [0, 1]]), 2))
+
+
+def test_alpha_of_lopsided_answers_is_explained():
+    votes = make_votes(define_pair(), prompts=60, rates={("C1", "Q1"): 0.95})
+
+    [row] = tabulate_agreement(votes, define_pair()).to_dict("records")
+
+    assert row["alpha"] < 0.3 < 0.8 < row["ac1"] and row["raw"] > 0.8
+    assert "of the answers are the same" in row["note"]
+    assert np.isfinite(row["alpha_low"])
 
 
 def test_majorities_are_counted_by_pair_and_a_split_or_a_tie_counts_for_neither():

@@ -10,7 +10,7 @@ from human_eval.collection.endings import record_ending
 from human_eval.collection.progress import is_screened_out
 from human_eval.errors import StudyError
 from human_eval.storage import events
-from human_eval.study.pay import owed_bonuses, read_platform_export, write_bonuses
+from human_eval.study.pay import count_countries, owed_bonuses, read_platform_export, write_bonuses
 from human_eval.study.queries import read_votes
 from human_eval.study.rater_table import tabulate_raters
 from tests.support.studies import answer, claim_pair, enter_rater, submit_answers
@@ -64,6 +64,23 @@ def test_the_list_tells_pairs_minutes_outcome_and_code(store):
     assert list(table["minutes"]) == [2.0, 0.5, 0.0]
     assert list(table["outcome"]) == ["done", "unfinished", "entered"]
     assert list(table["code"]) == ["C1DONE", "", ""]
+
+
+@sqlite_only
+def test_countries_of_few_raters_are_not_named(store, tmp_path):
+    table = tabulate_raters(store)
+    export = write_export(tmp_path / "list.csv")
+    voted = set(table["rater"][:2])
+    with pytest.raises(StudyError, match="Country of residence"):
+        count_countries(read_platform_export(export, store), table, voted)
+    lines = export.read_text().splitlines()
+    lines = [lines[0] + ",Country of residence", *(line + ",Peru" for line in lines[1:])]
+    export.write_text("\n".join(lines) + "\n")
+    listed = read_platform_export(export, store)
+
+    assert count_countries(listed, table, voted) == {"other countries": 2}
+    many = pd.concat([table.assign(rater=f"{n}" + table["rater"]) for n in range(5)])
+    assert count_countries(listed, many, set(many["rater"])) == {"Peru": 10, "unknown country": 5}
 
 
 def test_a_pair_loaded_ahead_takes_no_minutes_twice(make_store):
