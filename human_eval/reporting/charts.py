@@ -90,7 +90,7 @@ def draw_win_rates(
         _draw_rates(rates, rows, positions)
         _draw_headings(bars, headings)
         _draw_title(figure, definition.title or definition.name, rows, height)
-        _draw_note(figure, table["raters"], height, busy=any(row.mark for row in rows),
+        _draw_note(figure, table, height, busy=any(row.mark for row in rows),
                    left_out=left_out)  # fmt: skip
         if simulated:
             _stamp(figure, height)
@@ -206,15 +206,27 @@ def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: floa
 
 
 def _draw_note(
-    figure: Figure, raters: pd.Series, height: float, *, busy: bool, left_out: int
+    figure: Figure, table: pd.DataFrame, height: float, *, busy: bool, left_out: int
 ) -> None:
-    fewest, most = raters.min(), raters.max()
+    known = [kind for kind in ("prompt", "rater") if table[f"{kind}s"].max()]
+    fewest, most = table["raters"].min(), table["raters"].max()
     number = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    note = (
-        f"Lines and brackets: 95 % intervals, clustered by prompt and rater ({number} raters a "
-        "row).  * and colour: claimed, at most 5 % false claims in the whole chart.  "
-        "Bold: primary question."
-    )
+    note = f"Lines and brackets: 95 % intervals, clustered by {' and '.join(known)}"
+    if not known:
+        note = (
+            "Lines and brackets: 95 % intervals that take votes as independent, since prompts and "
+            "raters are unknown; no difference can be claimed"
+        )
+    elif "rater" in known:
+        note += f" ({number} raters a row)"
+    else:
+        note += " only, since raters are unknown"
+    if known == ["rater"]:
+        note += ", since prompts are unknown"
+    note += "."
+    if known:
+        note += "  * and colour: claimed, at most 5 % false claims in the whole chart."
+    note += "  Bold: primary question."
     if busy:
         note += f"  † One rater gave more than {100 * BUSY:.0f} % of the decisive votes."
     if left_out:
