@@ -12,6 +12,13 @@ from human_eval.collection.quotas import session_quota
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
 from human_eval.errors import StudyError
+from human_eval.reporting.foreign_votes import (
+    MAPPINGS,
+    MAX_BAD,
+    MAX_LISTED,
+    load_mapping,
+    read_foreign_votes,
+)
 from human_eval.storage.study_state import check_open
 from human_eval.study.attention_checks import make_gold
 from human_eval.study.media_check import find_lost_clips, name_lost, remake_clips
@@ -64,9 +71,27 @@ def add_commands(commands: Commands) -> None:
         commands,
         "import-votes",
         import_votes,
-        "Import an export of the same study from another server, or MTurk's results.",
+        "Import an export of the same study from another server, or MTurk's results; with "
+        "--mapping, a table of votes from elsewhere as a study of its own (STUDY is the table).",
     )
-    parser.add_argument("file", type=Path, metavar="EXPORT", help="folder of an export; MTurk: CSV")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="EXPORT",
+        help="folder of an export; MTurk: CSV; none with --mapping",
+    )
+    mappings = ", ".join(sorted(path.stem for path in MAPPINGS.glob("*.toml")))
+    parser.add_argument("--mapping", help=f"which column holds what: a TOML file, or {mappings}")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --mapping: to be made")
+    parser.add_argument("--primary", default="", help="with --mapping: the question of the claims")
+    parser.add_argument(
+        "--max-bad",
+        type=float,
+        default=MAX_BAD,
+        metavar="SHARE",
+        help="with --mapping: of rows that are not votes; more are an error",
+    )
     parser.add_argument(
         "--answer",
         action="append",
@@ -179,6 +204,14 @@ def _print_ingest(store: StudyStore, made: dict[str, int], golds: int) -> None:
 
 def import_votes(options: Namespace) -> None:
     """Import votes from a file."""
+    if options.mapping:
+        _import_foreign_votes(options)
+        return
+    if options.file is None or options.out:
+        raise StudyError(
+            "Name the EXPORT to import into the study, or give --mapping and --out for votes that "
+            "were collected elsewhere."
+        )
     from human_eval.mturk.batches import read_results
     from human_eval.mturk.export_in import read_submissions
     from human_eval.mturk.votes_in import import_submissions
@@ -198,6 +231,33 @@ def import_votes(options: Namespace) -> None:
         print(f"{done.added} submissions imported, {done.already_there} were there already.")
     if left_out:
         print(f"{left_out} answers to attention checks of the other server alone were left out.")
+
+
+def _import_foreign_votes(options: Namespace) -> None:
+    """Make a study of a table of votes that were collected elsewhere."""
+    from human_eval.reporting.foreign_study import BAD_ROWS, write_foreign_study
+    from human_eval.statistics.votes import UNKNOWN, find_unknown
+
+    if options.file or not options.out:
+        raise StudyError("--mapping needs one table of votes, and --out for the folder to be made.")
+    if not 0 <= options.max_bad <= 1:
+        raise StudyError(f"--max-bad is {options.max_bad:g}, but must lie between 0 and 1.")
+    votes = read_foreign_votes(options.study, load_mapping(options.mapping), options.max_bad)
+    frame, definition = write_foreign_study(
+        votes, options.out, title=options.study.stem, primary=options.primary
+    )
+    print(
+        f"{len(frame):,} votes on {len(definition.comparisons):,} comparisons of "
+        f"{len(definition.systems):,} systems in {options.out}."
+    )
+    unknown = [things for name, things in UNKNOWN.items() if find_unknown(frame, [name])]
+    if unknown:
+        print(f"Unknown: {', '.join(unknown)}. The report says what follows from it.")
+    for line in list(votes.bad)[:MAX_LISTED]:
+        print(f"left out: line {line}: {votes.bad[line]}")
+    if votes.bad:
+        print(f"{len(votes.bad):,} rows were left out; {options.out / BAD_ROWS} lists them.")
+    print(f"Next: python -m human_eval report {options.out} --out report")
 
 
 def simulate(options: Namespace) -> None:

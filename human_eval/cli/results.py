@@ -204,8 +204,13 @@ def audit(options: Namespace) -> None:
             votes, definition = _read_votes(store, options), store.definition
     table = audit_votes(counted_votes(votes), definition)
     for row in table.to_dict("records"):
-        print(f"{'FOUND' if row['fired'] else 'ok   '}  {row['probe']:24} {row['found']}".rstrip())
-    print(f"{table['fired'].sum()} of {len(table)} probes found something.")
+        result, text = ("FOUND" if row["fired"] else "ok   "), row["found"]
+        if row["unknown"]:
+            result, text = "?    ", f"not probed: the votes do not tell their {row['unknown']}"
+        print(f"{result}  {row['probe']:24} {text}".rstrip())
+    made = int(table["unknown"].eq("").sum())
+    skipped = f"; {len(table) - made} were not made" if made < len(table) else ""
+    print(f"{table['fired'].sum()} of {made} probes found something{skipped}.")
 
 
 def export(options: Namespace) -> None:

@@ -19,7 +19,7 @@ from human_eval.statistics.bradley_terry import (
 )
 from human_eval.statistics.ranking import tabulate_differences
 from human_eval.statistics.side_bias import tabulate_side_bias
-from human_eval.statistics.votes import BUSY
+from human_eval.statistics.votes import BUSY, find_unknown
 from human_eval.statistics.win_rates import LEVEL, holm, win_rates
 
 MIN_VOTES = 20  # of a cell, below which its shares say nothing
@@ -35,12 +35,15 @@ def audit_votes(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFram
         votes: those that count (`human_eval.statistics.votes.counted_votes`).
 
     Returns:
-        Columns probe; `fired`; `found`, where and how much, "" if it did not fire.
+        Columns probe; `fired`; `found`, where and how much, "" if it did not fire; `unknown`, what
+        the votes do not tell, so that the probe was not made.
     """
-    found = [(name, probe(votes, definition)) for name, probe in PROBES.items()]
-    return pd.DataFrame(
-        [{"probe": name, "fired": bool(text), "found": text} for name, text in found]
-    )
+    rows = []
+    for name, probe in PROBES.items():
+        unknown = find_unknown(votes, NEEDS.get(name, ()))
+        found = "" if unknown else probe(votes, definition)
+        rows.append({"probe": name, "fired": bool(found), "found": found, "unknown": unknown})
+    return pd.DataFrame(rows)
 
 
 def _side_effect(votes: pd.DataFrame, definition: StudyDefinition) -> str:
@@ -161,6 +164,15 @@ PROBES: dict[str, Callable[[pd.DataFrame, StudyDefinition], str]] = {
     "coverage imbalance": _imbalance,
     "disconnected graph": _disconnected,
     "duplicate votes": _duplicates,
+}
+NEEDS = {  # what votes from elsewhere may not tell
+    "side effect": ("side_a",),
+    "busiest rater": ("rater",),
+    "one prompt": ("prompt",),
+    "intransitivity": ("rater|prompt",),
+    "rank volatility": ("rater",),
+    "unseparated neighbours": ("rater|prompt",),
+    "duplicate votes": ("rater", "prompt"),
 }
 
 

@@ -327,13 +327,25 @@ def _draw_title(
 
 
 def _explain_marks(table: pd.DataFrame, rows: list[WinRateRow], left_out: int) -> str:
+    known = [kind for kind in ("prompt", "rater") if table[f"{kind}s"].max()]
     fewest, most = table["raters"].min(), table["raters"].max()
     number = count_of(most, "rater") if fewest == most else f"{fewest:,} to {most:,} raters"
-    note = (
-        f"Lines and brackets: 95 % intervals, clustered by prompt and rater ({number} a row).  "
-        "* and colour: claimed, at most 5 % false claims in the whole chart.  "
-        "Bold: primary question."
-    )
+    note = f"Lines and brackets: 95 % intervals, clustered by {' and '.join(known)}"
+    if not known:
+        note = (
+            "Lines and brackets: 95 % intervals that take votes as independent, since prompts and "
+            "raters are unknown; no difference can be claimed"
+        )
+    elif "rater" in known:
+        note += f" ({number} a row)"
+    else:
+        note += " only, since raters are unknown"
+    if known == ["rater"]:
+        note += ", since prompts are unknown"
+    note += "."
+    if known:
+        note += "  * and colour: claimed, at most 5 % false claims in the whole chart."
+    note += "  Bold: primary question."
     if any(row.mark for row in rows):
         note += f"  † One rater gave more than {100 * BUSY:.0f} % of the decisive votes."
     if left_out:

@@ -29,6 +29,7 @@ DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
 EARLIER = "earlier-definitions.jsonl"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
 FILES = MEDIA.rstrip("/")  # folder of the clips in an export
+EMPTY = {"seconds": "", "loops": ""}  # how CSV writes what is unknown
 CARD, SUMS = "README.md", "SHA256SUMS"
 
 
@@ -82,8 +83,8 @@ def write_export(
     card = data_card(votes, definition, with_clips=bool(included))
     (folder / CARD).write_text(card, encoding="utf-8")
     written = [folder / name for name in sorted(_names() - {SUMS})]
-    lines = [_sum_line(path) for path in written]
-    lines += [_sum_line(path, f"{FILES}/{path.name}") for path in included]
+    lines = [sum_line(path) for path in written]
+    lines += [sum_line(path, f"{FILES}/{path.name}") for path in included]
     (folder / SUMS).write_text("\n".join(lines) + "\n")
     return [*written, folder / SUMS]
 
@@ -150,7 +151,7 @@ def _check_sums(*paths: Path) -> None:
     if not sums.exists():
         return
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    changed = [path.name for path in paths if _sum_line(path) not in lines]
+    changed = [path.name for path in paths if sum_line(path) not in lines]
     if changed:
         raise StudyError(
             f"{changed[0]} in {sums.parent} was changed since the export: its hash is not the one "
@@ -158,7 +159,8 @@ def _check_sums(*paths: Path) -> None:
         )
 
 
-def _sum_line(path: Path, name: str = "") -> str:
+def sum_line(path: Path, name: str = "") -> str:
+    """Return the line of SHA256SUMS for a file."""
     return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name or path.name}"
 
 
@@ -175,7 +177,7 @@ def read_votes(path: Path) -> pd.DataFrame:
         elif path.suffix == ".jsonl":
             votes = pd.read_json(path, lines=True, dtype=False, precise_float=True)
         else:
-            votes = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={"seconds": ""})
+            votes = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=EMPTY)
             for name in texts:
                 if name in votes:
                     votes[name] = votes[name].str.replace(r"^'(?='*[=+\-@\t\r])", "", regex=True)

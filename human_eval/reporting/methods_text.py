@@ -8,9 +8,18 @@ import pandas as pd
 from human_eval.definition.definition import Question, StudyDefinition
 from human_eval.reporting.preferences import video_align_questions
 from human_eval.reporting.win_rate_rows import count_of
-from human_eval.statistics.e_values import LEVEL
+from human_eval.statistics.e_values import LEVEL, NEEDS
 from human_eval.statistics.power import POWER, detectable_rate
-from human_eval.statistics.votes import COLUMNS, MTURK, counted_votes
+from human_eval.statistics.votes import (
+    COLUMNS,
+    FOREIGN,
+    MTURK,
+    UNKNOWN,
+    cluster_kinds,
+    count_distinct,
+    counted_votes,
+    find_unknown,
+)
 
 TIES = {
     "forced": "forced choice",
@@ -61,6 +70,8 @@ def methods_paragraph(
             the study can detect; None leaves the sentence out.
         countries: number of raters by country, if known.
     """
+    if is_foreign(votes):
+        return _foreign_paragraph(counted_votes(votes), definition)
     real = counted_votes(votes, with_excluded=True)
     kept = counted_votes(votes)
     simulated = (
@@ -119,7 +130,7 @@ def _paid(
     else:
         text += "[Fill in: what raters were paid; the study's definition names no pay.] "
     if countries:
-        text += f"Raters lived in {_join(countries)}. "
+        text += f"Raters lived in {_join_counts(countries)}. "
     else:
         text += "[Fill in: the countries that raters lived in.] "
     return text + (
@@ -128,7 +139,7 @@ def _paid(
     )
 
 
-def _join(counts: Mapping[str, int]) -> str:
+def _join_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({count:,})" for name, count in counts.items())
 
 
@@ -158,6 +169,95 @@ def _detectable(
         f" The decisive votes of a comparison on the primary question weigh as much as {weigh} "
         f"independent ones; the sign test of the fewest finds {found} with a probability of "
         f"{100 * POWER:.0f} %, at the level {split}."
+    )
+
+
+def is_foreign(votes: pd.DataFrame) -> bool:
+    """Return whether the votes are of a study that was not made with this program."""
+    return bool(votes["provider"].eq(FOREIGN).all())
+
+
+def describe_unknown(votes: pd.DataFrame) -> str:
+    """Return what is unknown about votes that were collected elsewhere, and what follows from it.
+
+    Args:
+        votes: those that count.
+    """
+    unknown = [what for name, what in UNKNOWN.items() if find_unknown(votes, [name])]
+    parts = ["These votes were collected elsewhere and imported from a table."]
+    if unknown:
+        parts.append(f"It does not tell their {_join(unknown)}.")
+    if {"prompts", "raters"} <= set(unknown):
+        parts.append(
+            "So intervals take votes as independent, which makes them too short if prompts or "
+            "raters have several votes each, and no difference can be claimed."
+        )
+    elif "raters" in unknown:
+        parts.append(
+            "So intervals are clustered by prompt only, and claims hold only if votes of one rater "
+            "resemble each other no more than votes of several, as where each rater gave few votes."
+        )
+    elif "prompts" in unknown:
+        parts.append(
+            "So intervals are clustered by rater only, and claims hold only if votes on one prompt "
+            "resemble each other no more than votes on several, as where each prompt has few votes."
+        )
+    if "sides" in unknown:
+        parts.append("An effect of the side on which a system was shown cannot be seen.")
+    if find_unknown(votes, NEEDS):
+        parts.append(
+            "No e-value is computed: the claims are valid for one look, at a number of votes that "
+            "was fixed before."
+        )
+    parts.append(
+        "Nothing is known about how the systems were shown, whether sides were random, and how the "
+        "raters were chosen."
+    )
+    return " ".join(parts)
+
+
+def _join(words: list[str]) -> str:
+    """Return words as in a sentence: a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _foreign_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+    """Describe votes that were collected elsewhere, asserting nothing that their table omits."""
+    numbers = [
+        f"{count_distinct(votes[name]):,} {UNKNOWN[name]}"
+        for name in ("prompt", "rater")
+        if not find_unknown(votes, [name])
+    ]
+    named = f", with {_join(numbers)}" if numbers else ""
+    comparisons, kinds = len(definition.comparisons), list(cluster_kinds(votes))
+    if kinds == ["vote"]:
+        analysed = (
+            "95 % Wilson intervals, which take votes as independent. No difference is claimed."
+        )
+    else:
+        by = _join([{"prompt": "prompt text"}.get(kind, kind) for kind in kinds])
+        analysed = (
+            "95 % Wilson intervals with effective votes (Franco et al., 2019), from a jackknife "
+            f"variance clustered by {by}, and Student's t with the degrees of freedom of Bell and "
+            "McCaffrey (2002). A difference is claimed if the larger of the p-values of the exact "
+            "sign test and of the clustered test, adjusted over all "
+            f"{comparisons * len(definition.questions):,} comparisons and questions by Holm's "
+            f"method, the primary question ({definition.primary.key}) first, is at most {LEVEL}."
+        )
+    if not find_unknown(votes, NEEDS):
+        analysed += (
+            " For looks at any time we use a beta-binomial mixture e-value in which each vote "
+            "weighs one over the design effect; a comparison is decided once its e-value reaches "
+            f"{comparisons / LEVEL:,.0f}."
+        )
+    questions = "; ".join(f'{entry.key}, "{entry.wording}"' for entry in definition.questions)
+    return (
+        f"{describe_unknown(votes)} We analysed {len(votes):,} votes{named}, in "
+        f"{comparisons:,} {'comparison' if comparisons == 1 else 'comparisons'} of "
+        f"{len(definition.systems):,} systems. Questions: {questions}. Win rates are shares of "
+        f"decisive votes, with {analysed} The strengths of all systems are fitted by the model of "
+        "Bradley and Terry (of Davidson, 1970, where there are ties; strengths are log-odds of "
+        f"decisive votes). SHA-256 of the definition: {definition.hash}."
     )
 
 

@@ -28,7 +28,7 @@ from human_eval.reporting.charts import (
 )
 from human_eval.reporting.export import read_export, write_csv
 from human_eval.reporting.judge_scores import read_scores
-from human_eval.reporting.methods_text import methods_paragraph
+from human_eval.reporting.methods_text import describe_unknown, is_foreign, methods_paragraph
 from human_eval.reporting.win_rate_rows import (
     count_of,
     format_p,
@@ -37,7 +37,13 @@ from human_eval.reporting.win_rate_rows import (
 )
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
 from human_eval.statistics.contrasts import tabulate_contrasts
-from human_eval.statistics.e_values import LEVEL, Paths, tabulate_decisions, trace_e_values
+from human_eval.statistics.e_values import (
+    LEVEL,
+    NEEDS,
+    Paths,
+    tabulate_decisions,
+    trace_e_values,
+)
 from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.prediction_powered import prediction_powered_rates
@@ -48,7 +54,14 @@ from human_eval.statistics.side_bias import (
     tabulate_side_bias,
     tabulate_undiluted,
 )
-from human_eval.statistics.votes import BUSY, COLUMNS, check_origin, check_votes, counted_votes
+from human_eval.statistics.votes import (
+    BUSY,
+    COLUMNS,
+    check_origin,
+    check_votes,
+    counted_votes,
+    find_unknown,
+)
 from human_eval.statistics.win_rates import category_rates, tabulate_strengths, win_rates
 
 WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
@@ -91,6 +104,7 @@ class ReportTable:
     shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
     same_as: str = ""  # an earlier table that this one equals where it is not shown
     shown_rows: Callable[[pd.DataFrame], pd.Series] | None = None  # in report.md; None for all
+    needs: Sequence[str] = ()  # as of `find_unknown`; left out if the votes do not tell it
 
 
 def _count_exclusions(votes: ReportVotes) -> pd.DataFrame:
@@ -121,6 +135,7 @@ TABLES = [
         name=WITH_JUDGE,
         columns=["comparison", "votes", "judged", "people", "weight", "rate", "low", "high"]
         + ["saved", "note"],
+        needs=("rater", "prompt"),
         make=lambda votes: prediction_powered_rates(votes.counted, votes.scores, votes.definition),
         text="""\
 Shares of votes on the primary question, a tie as half a win, from people (`people`) and with the
@@ -147,6 +162,7 @@ count slight and strong preferences alike:""",
     ReportTable(
         name="decisions",
         columns=["comparison", "question", "e", "threshold", "decided", "design_effect"],
+        needs=NEEDS,
         make=lambda votes: tabulate_decisions(votes.counted, votes.definition, paths=votes.paths),
         text=f"""\
 ## Is it decided?
@@ -159,11 +175,13 @@ often the results were looked at before. `more` is the median number of further 
     ReportTable(
         name="forecast",
         columns=["comparison", "votes", "decided", "more_low", "more", "more_high", "cost"],
+        needs=NEEDS,
         make=lambda votes: forecast_decisions(votes.counted, votes.definition, paths=votes.paths),
     ),
     ReportTable(
         name="sides",
         columns=["question", "votes", "left_share", "low", "high", "p"],
+        needs=("side_a",),
         make=lambda votes: tabulate_side_bias(votes.counted),
         text="""\
 ## Can the votes be trusted?
@@ -174,6 +192,7 @@ The share of decisive votes that the left clip won, one half if there is no side
         name="sides_adjusted",
         columns=["comparison", "votes", "rate", "low", "high", "side", "side_error"]
         + ["correlation", "note"],
+        needs=("side_a", "prompt"),
         make=lambda votes: tabulate_side_adjusted(votes.counted, votes.definition),
         text="""\
 Win rates on the primary question, adjusted for side bias by a model whose intervals allow for
@@ -183,6 +202,7 @@ prompts but not for raters; `side` is how much a clip's log-odds gain on the lef
         name="undiluted",
         columns=["comparison", "votes", "rate", "gold", "gold_wrong", "left_share", "error"]
         + ["undiluted", "low", "high", "note"],
+        needs=("side_a", "rater", "prompt"),
         make=lambda votes: tabulate_undiluted(votes.all[~votes.all["excluded"]], votes.definition),
         text="""\
 Raters who press one side or answer carelessly move a win rate towards one half. `undiluted` is an
@@ -193,6 +213,7 @@ answers to gold pairs, or follows from the side bias, and is taken as known:""",
         name="agreement",
         columns=["comparison", "question", "pairs", "raw", "alpha", "alpha_low", "alpha_high"]
         + ["kappa", "ac1", "note"],
+        needs=("rater", "prompt"),
         make=lambda votes: tabulate_agreement(votes.counted, votes.definition),
         text="""\
 How far raters agree with each other (preferences are opinions: do not expect the agreement of
@@ -201,12 +222,14 @@ factual labels), and with themselves:""",
     ReportTable(
         name="consistency",
         columns=["check", "question", "pairs", "same", "same_side"],
+        needs=("rater", "prompt", "side_a"),
         make=lambda votes: consistency(votes.all[~votes.all["excluded"]]),
         empty="No pair was shown twice.",
     ),
     ReportTable(
         name="influence",
         columns=["comparison", "raters", "busiest", "rate", "lowest", "highest", "turns"],
+        needs=("rater",),
         make=lambda votes: tabulate_leave_one_out(votes.counted, votes.definition),
         text="""\
 How far each comparison depends on a single rater: the largest share of votes by one rater, the
@@ -216,6 +239,7 @@ the winner would not have won:""",
     ReportTable(
         name="majorities",
         columns=["comparison", "pairs", "majority_a", "majority_b", "majority_none"],
+        needs=("rater", "prompt"),
         make=lambda votes: tabulate_majorities(votes.counted, votes.definition),
         text="How many pairs each system won on the primary question, by the majority of raters:",
     ),
@@ -237,12 +261,13 @@ the winner would not have won:""",
 A strength is the log-odds of decisive votes: a system wins 1 / (1 + exp(-d)) of them against one
 that is weaker by d. Arena scores, for which a tie is half a win, are nearer to each other: do not
 compare the two. Groups of systems that no comparison links have no common scale. Intervals are
-clustered by prompt and rater.""",
+clustered like those of the win rates.""",
     ),
     ReportTable(
         name="strength_differences",
         columns=["question", "first", "second", "difference", "low", "high", "wins", "p_family"]
         + ["separated"],
+        needs=("rater|prompt",),
         make=lambda votes: tabulate_differences(votes.counted),
         shown_rows=lambda table: table["neighbours"],
         text="""\
@@ -253,6 +278,7 @@ Neighbours in the ranking. `wins` is the share of decisive votes that the first 
         name="contrasts",
         columns=["first", "second", "opponent", "votes", "rate_first", "rate_second", "difference"]
         + ["low", "high", "p_family", "note"],
+        needs=("rater|prompt",),
         make=lambda votes: tabulate_contrasts(votes.counted, votes.definition),
         text="Two comparisons with the same opponent: who won more decisive votes against it?",
         empty="No two comparisons have the same opponent.",
@@ -312,10 +338,14 @@ def write_report(
         scores=scores,
     )
     entries = TABLES if judge else [entry for entry in TABLES if entry.name != WITH_JUDGE]
+    unknown = {entry.name: find_unknown(counted, entry.needs) for entry in entries}
     tables: dict[str, pd.DataFrame] = {}
     written = []
     for entry in entries:
         progress(entry.name.replace("_", " "))
+        if unknown[entry.name]:
+            tables[entry.name] = pd.DataFrame()
+            continue
         known = entry.same_as and not entry.shown(inputs)
         tables[entry.name] = tables[entry.same_as] if known else entry.make(inputs)
         written.append(folder / f"{entry.name}.csv")
@@ -325,12 +355,18 @@ def write_report(
     written += save_chart(draw_win_rates(rates, definition, simulated=simulated), folder, CHART)
     shown = {key: path for (key, asked), path in paths.items() if asked == definition.primary.key}
     threshold = len(definition.comparisons) / LEVEL
-    written += save_chart(
-        draw_e_values(shown, threshold, definition, simulated=simulated), folder, E_VALUES
-    )
+    if not unknown["decisions"]:
+        chart = draw_e_values(shown, threshold, definition, simulated=simulated)
+        written += save_chart(chart, folder, E_VALUES)
     if paper is not None:
         written += _write_paper(
-            rates, shown, threshold, definition, folder / PAPER, paper, simulated=simulated
+            rates,
+            None if unknown["decisions"] else shown,
+            threshold,
+            definition,
+            folder / PAPER,
+            paper,
+            simulated=simulated,
         )
     methods = methods_paragraph(
         votes, definition, decisions=tables["decisions"], countries=countries
@@ -341,7 +377,11 @@ def write_report(
             part
             for entry in entries
             if entry.shown(inputs)
-            for part in (entry.text, _markdown(entry, tables[entry.name]))
+            for part in (
+                _left_out(entry, unknown[entry.name])
+                if unknown[entry.name]
+                else (entry.text, _markdown(entry, tables[entry.name]))
+            )
         ),
         f"## Methods\n\n{methods}",
     ]
@@ -381,7 +421,7 @@ def report_from_export(
 
 def _write_paper(
     rates: pd.DataFrame,
-    paths: dict[str, pd.DataFrame],
+    paths: dict[str, pd.DataFrame] | None,
     threshold: float,
     definition: StudyDefinition,
     folder: Path,
@@ -395,21 +435,25 @@ def _write_paper(
         rates, definition, width=paper.width, columns=paper.columns, sides=sides,
         simulated=simulated,
     )  # fmt: skip
-    evidence = draw_e_values(paths, threshold, definition, width=paper.width, simulated=simulated)
-    written = save_chart(panels, folder, CHART) + save_chart(evidence, folder, E_VALUES)
+    written = save_chart(panels, folder, CHART)
     caption = describe_win_rates(rates, definition, sides=sides, simulated=simulated)
     stamp = "SIMULATED VOTES: no person took part. " if simulated else ""
     table = tabulate_for_paper(rates, definition)
+    clustered = bool(rates["prompts"].max() and rates["raters"].max())
     heading = (
         f"{stamp}Share of decisive votes won by the first system, in percent, with its 95 % "
-        "interval, clustered by prompt and rater; n is the number of decisive votes, p is adjusted "
-        "over all comparisons and questions. Bold: a difference may be claimed."
+        f"interval{', clustered by prompt and rater' if clustered else ''}; n is the number of "
+        "decisive votes, p is adjusted over all comparisons and questions. Bold: a difference may "
+        "be claimed."
     )
     texts = {
         f"{CHART}.caption.txt": caption + "\n",
-        f"{E_VALUES}.caption.txt": stamp + " ".join(E_VALUES_CAPTION.split()) + "\n",
         f"{CHART}.tex": latex_table(table, caption=heading),
     }
+    if paths is not None:
+        chart = draw_e_values(paths, threshold, definition, width=paper.width, simulated=simulated)
+        written += save_chart(chart, folder, E_VALUES)
+        texts[f"{E_VALUES}.caption.txt"] = stamp + " ".join(E_VALUES_CAPTION.split()) + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     write_csv(table, folder / f"{CHART}.csv")
@@ -426,7 +470,7 @@ def _write_head(
         "**SIMULATED VOTES: no person took part.**" if simulated else "",
         f"![Shares of votes by comparison and question]({CHART}.svg)",
         "## Who wins",
-        _interim_warning(votes),
+        describe_unknown(votes.counted) if is_foreign(votes.counted) else _interim_warning(votes),
         "\n".join(
             _sentence(row, definition)
             + _reconcile(row, decided)
@@ -452,6 +496,13 @@ def _interim_warning(votes: ReportVotes) -> str:
     )
 
 
+def _left_out(entry: ReportTable, unknown: str) -> list[str]:
+    """Return the headings of a table that cannot be made, and why."""
+    headings = [line for line in entry.text.splitlines() if line.startswith("#")]
+    name = entry.name.replace("_", " ")
+    return [*headings, f"Left out ({name}): the votes do not tell their {unknown}."]
+
+
 def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:
     """Return what may be claimed on the primary question of one comparison."""
     decisive = row["wins"] + row["losses"]
@@ -472,6 +523,8 @@ def _with_decisions(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return, for each comparison, the row of its primary question in both tables."""
     primary = rates[rates["primary"]]
+    if decisions.empty:
+        return [(row, {"decided": False}) for row in primary.to_dict("records")]
     found = primary[["comparison", "question"]].merge(decisions, how="left")
     return list(zip(primary.to_dict("records"), found.to_dict("records"), strict=True))
 
@@ -480,12 +533,14 @@ def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
     """Return why the numbers of a comparison seem to contradict each other, or ""."""
     clear = not row["low"] <= 0.5 <= row["high"]
     parts = []
-    if clear and not row["claim"]:
+    known = bool(row["prompts"] or row["raters"])
+    if clear and not row["claim"] and known:
         parts.append(
             "The interval is for this row alone; adjusted for all comparisons and questions, "
             f"p is {format_p(row['p_family'])}"
         )
-    if row["note"] and (row["busiest"] > BUSY or (not row["claim"] and row["rate"] != 0.5)):
+    doubtful = row["busiest"] > BUSY or not (row["prompts"] and row["raters"])
+    if row["note"] and (doubtful or (not row["claim"] and row["rate"] != 0.5)):
         parts.append(f"Note: {row['note']}")
     if decided["decided"] and decided["e"] < decided["threshold"]:
         parts.append(
@@ -498,8 +553,8 @@ def _reconcile(row: dict[str, Any], decided: dict[str, Any]) -> str:
 
 def _undiluted(comparison: str, table: pd.DataFrame) -> str:
     """Return the estimate without raters' errors where these are more than 5 %, or ""."""
-    for row in table[table["comparison"] == comparison].to_dict("records"):
-        if DILUTING < row["error"] < 0.5:
+    for row in table.to_dict("records"):
+        if row["comparison"] == comparison and DILUTING < row["error"] < 0.5:
             return (
                 f" Gold pairs or the side bias suggest that {100 * row['error']:.0f} % of the "
                 "answers are errors, which dilute this share; an estimate without them is "

@@ -14,7 +14,7 @@ from scipy.special import stdtr, stdtrit
 
 from human_eval.definition.definition import Comparison, StudyDefinition
 from human_eval.statistics.intervals import crossed_variance
-from human_eval.statistics.votes import split_primary
+from human_eval.statistics.votes import cluster_kinds, describe_clusters, split_primary
 from human_eval.statistics.win_rates import holm
 
 MAX_PAIRS = 500  # contrasts; beyond them, only neighbours by win rate
@@ -101,15 +101,17 @@ def _contrast(
     systems = [entry.a if entry.b == opponent else entry.b for entry in (first, second)]
     direct = met.get(frozenset(systems))
     notes = [f"compared directly in {direct}" if direct else "indirect: the two never met"]
-    several = [kind for kind in ("prompt", "rater") if both[kind].nunique() > 1]
+    kinds = cluster_kinds(both)
+    several = [kind for kind in kinds if kinds[kind].nunique() > 1]
     difference, half, p = rates[0] - rates[1], np.inf, 1.0
     if several and influence.any():
-        variance, df = crossed_variance(influence, [both[kind] for kind in several])
+        variance, df = crossed_variance(influence, [kinds[kind] for kind in several])
         error = float(np.sqrt(variance))
         half = float(stdtrit(df, (1 + confidence) / 2)) * error
-        if len(several) == 2 and error:
+        if len(several) == len(kinds) and error and "vote" not in kinds:
             p = 2 * float(stdtr(df, -abs(difference) / error))
-    if len(several) < 2:
+    notes += filter(None, [describe_clusters(kinds)])
+    if len(several) < len(kinds):
         notes.append("one prompt or rater only: says nothing about others")
     return {
         "first": first.key,

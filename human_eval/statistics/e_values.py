@@ -11,13 +11,14 @@ from scipy.special import betaln, ndtri, stdtrit
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.clusters import cluster_variance, combine_variances
-from human_eval.statistics.votes import split_cells
+from human_eval.statistics.votes import find_unknown, split_cells
 
 LEVEL = 0.05  # of wrong decisions in the whole family of comparisons
 PRIOR = 10.0  # a of the bet Beta(a, a); 10 stakes most on win rates of about 40 % and 60 %
 MAX_LOG = 700.0  # of the natural logarithm of an e-value
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
 EVERY_VOTE = 200  # so many votes have a design effect of their own; later ones each 2 %
+NEEDS = ("prompt", "rater", "answered_at")
 CHUNK = 64  # stages computed at once
 
 Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e_value_path`
@@ -179,7 +180,12 @@ def _variance_of_cells(won: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def trace_e_values(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:
-    """Return the path of e-values of every comparison and question that has votes."""
+    """Return the path of e-values of every comparison and question that has votes.
+
+    There is none where the votes lack what it needs, such as their order in time.
+    """
+    if find_unknown(votes, NEEDS):
+        return {}
     return {
         (comparison.key, question.key): e_value_path(cell)
         for comparison, question, cell in split_cells(votes, definition)

@@ -14,6 +14,7 @@ from human_eval.statistics.bradley_terry import (
     has_finite_strengths,
 )
 from human_eval.statistics.intervals import crossed_variance
+from human_eval.statistics.votes import cluster_kinds, describe_clusters, find_unknown
 from human_eval.statistics.win_rates import LEVEL, holm
 
 MIN_CLUSTERS = 5  # prompts or raters, below which intervals say too little
@@ -86,6 +87,8 @@ def tabulate_differences(votes: pd.DataFrame) -> pd.DataFrame:
         error, df, _ = _errors(influence[first] - influence[second], cell)
         half = stdtrit(df, (1 + CONFIDENCE) / 2) * error
         p = np.nan_to_num(2 * stdtr(df, -difference / np.where(error > 0, error, np.nan)), nan=1.0)
+        if find_unknown(cell, ["rater|prompt"]):
+            p = np.ones(len(p))  # independence of votes is an assumption that supports no claim
         adjusted = holm(p)
         tables.append(
             pd.DataFrame(
@@ -152,13 +155,14 @@ def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.nd
 
 def _errors(influence: np.ndarray, votes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, str]:
     """Return standard error and degrees of freedom of each row, and what limits them."""
-    kinds = ("prompt", "rater")
-    counts = {kind: votes[kind].nunique() for kind in kinds}
+    kinds = cluster_kinds(votes)
+    counts = {kind: clusters.nunique() for kind, clusters in kinds.items()}
     several = [kind for kind in kinds if counts[kind] > 1]
     missing = np.full(len(influence), np.nan)
     if not several or min(counts[kind] for kind in several) < MIN_CLUSTERS:
         return missing, np.ones(len(influence)), "too few prompts or raters for intervals"
+    unknown = describe_clusters(kinds)
     single = next((kind for kind in kinds if counts[kind] == 1), "")
     note = f"one {single} only: says nothing about others" if single else ""
-    variance, df = crossed_variance(influence, [votes[kind] for kind in several])
-    return np.sqrt(variance), df, note
+    variance, df = crossed_variance(influence, [kinds[kind] for kind in several])
+    return np.sqrt(variance), df, "; ".join(filter(None, [note, unknown]))

@@ -23,12 +23,12 @@ UNDILUTED += ["undiluted", "low", "high", "note"]
 def tabulate_side_bias(votes: pd.DataFrame) -> pd.DataFrame:
     """Tabulate the share of decisive votes that the left clip won, by question.
 
-    Without side bias it is one half, since sides are randomised.
+    Without side bias it is one half if sides are randomised. Votes of unknown sides are left out.
 
     Returns:
         Columns question, votes, left_share; low, high, p (clustered by prompt and rater); note.
     """
-    decisive = votes[votes["choice"].isin(["a", "b"])]
+    decisive = votes[votes["choice"].isin(["a", "b"]) & votes["side_a"].ne("")]
     rows = []
     for question, cell in decisive.groupby("question", observed=True):
         left = (cell["choice"].eq("a") == cell["side_a"].eq("left")).to_numpy(float)
@@ -50,6 +50,8 @@ def tabulate_side_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> 
     rows = []
     for comparison, cell in split_primary(votes, definition):
         decisive = cell[cell["choice"].isin(["a", "b"])]
+        if len(decisive) and decisive["side_a"].eq("").all():
+            continue
         sides = np.where(decisive["side_a"].eq("left"), 1.0, -1.0)
         outcomes = pd.crosstab(sides, decisive["choice"].eq("a").to_numpy()).to_numpy()
         row: dict[str, Any] = {"comparison": comparison.key, "votes": len(decisive)}

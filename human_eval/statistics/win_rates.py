@@ -3,6 +3,7 @@
 Also the mean strength of preferences, where a question has a scale.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,14 @@ from statsmodels.stats.multitest import multipletests
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.intervals import Mean, clustered_mean, sign_test, wilson
-from human_eval.statistics.votes import BUSY, split_cells
+from human_eval.statistics.votes import (
+    BUSY,
+    cluster_kinds,
+    count_distinct,
+    describe_clusters,
+    find_unknown,
+    split_cells,
+)
 
 LEVEL = 0.05  # of false claims in the whole family
 STRENGTHS = ["comparison", "question", "votes", "a_much", "a_slightly", "tie", "b_slightly"]
@@ -31,7 +39,7 @@ def win_rates(
         `rate`, the share of decisive votes that system_a won, with its interval clustered by
         prompt and rater (`low`, `high`) and the one that takes votes as independent
         (`wilson_low`, `wilson_high`); `note`, what limits the interval; `busiest`, the largest
-        share of decisive votes by one rater; `tie_share`;
+        share of decisive votes by one rater, NaN if raters are unknown; `tie_share`;
         `half_tie_rate`, which counts ties and "both bad" as half a win, with its clustered
         interval, and `net`, twice that minus 1; `sign_p`, of the exact sign test, `robust_p`, of
         the clustered test, and `p`, the larger of both; `p_family`, adjusted by `adjust_family`;
@@ -64,8 +72,8 @@ def count_votes(votes: pd.DataFrame) -> dict[str, int]:
         "losses": int(choices.get("b", 0)),
         "ties": int(choices.get("tie", 0)),
         "both_bad": int(choices.get("both_bad", 0)),
-        "prompts": votes["prompt"].nunique(),
-        "raters": votes["rater"].nunique(),
+        "prompts": count_distinct(votes["prompt"]),
+        "raters": count_distinct(votes["rater"]),
     }
 
 
@@ -91,7 +99,9 @@ def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
         robust = mean_of(decisive, decisive["choice"].eq("a").to_numpy(float), confidence)
     independent = wilson(wins, wins + losses, confidence=confidence)
     sign_p = sign_test(wins, losses)
-    busiest = float(decisive["rater"].value_counts().max() / len(decisive))
+    busiest = np.nan
+    if not find_unknown(decisive, ["rater"]):
+        busiest = float(decisive["rater"].value_counts().max() / len(decisive))
     return {
         "rate": wins / (wins + losses),
         "low": robust.low,
@@ -115,12 +125,21 @@ def describe_busiest(share: float) -> str:
 def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -> Mean:
     """Return the mean of one value in [0, 1] per vote, clustered by prompt and rater.
 
-    One rater's votes on one prompt allow no conclusion: their interval is [0, 1].
+    One rater's votes on one prompt allow no conclusion: their interval is [0, 1]. Where raters or
+    prompts are unknown, the other clusters remain, and `note` says so; where both are, votes are
+    taken as independent and p is 1.
     """
-    if votes["prompt"].nunique() == votes["rater"].nunique() == 1:
-        return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, "one rater's votes on one prompt")
-    clusters = {"prompt": votes["prompt"], "rater": votes["rater"]}
-    return clustered_mean(values, clusters, confidence=confidence)
+    kinds = cluster_kinds(votes)
+    unknown = describe_clusters(kinds)
+    if all(kind.nunique() == 1 for kind in kinds.values()):
+        note = f"one {next(iter(kinds))} only" if unknown else "one rater's votes on one prompt"
+        note = "; ".join(filter(None, [note, unknown]))
+        return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, note)
+    mean = clustered_mean(values, kinds, confidence=confidence)
+    if not unknown:
+        return mean
+    note = "; ".join(filter(None, [mean.note, unknown]))
+    return replace(mean, p=1.0 if "vote" in kinds else mean.p, note=note)
 
 
 def half_wins(votes: pd.DataFrame) -> np.ndarray:
@@ -232,12 +251,7 @@ def tabulate_strengths(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
         sign = cell["choice"].eq("a").astype(int) - cell["choice"].eq("b").astype(int)
         score = (sign * cell["strength"]).to_numpy(float)
         counts = [int(np.sum(score == value)) for value in (2, 1, 0, -1, -2)]
-        mean = clustered_mean(
-            score,
-            {"prompt": cell["prompt"], "rater": cell["rater"]},
-            null=0.0,
-            bounds=(-2.0, 2.0),
-        )
+        mean = clustered_mean(score, cluster_kinds(cell), null=0.0, bounds=(-2.0, 2.0))
         row: dict[str, Any] = {"comparison": comparison.key, "question": question.key}
         row |= dict(zip(STRENGTHS[2:], [len(cell), *counts], strict=True))
         rows.append(

@@ -31,19 +31,32 @@ class Table:
     delimiter: str
 
 
-def read_table(path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> Table:
+def read_table(
+    path: Path,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    *,
+    incomplete: dict[int, str] | None = None,
+) -> Table:
     """Read a table whose first row names its columns.
 
     Args:
         columns: names that a column may have, by the name that it gets. Other columns keep theirs.
+        incomplete: where given, a row without a cell for each column is put here, as the reason by
+            its line, and left out of the table.
 
     Raises:
         FileRefused: it cannot be read, or not every row has a cell for each column.
     """
-    return parse_table(read_text(path), path, columns)
+    return parse_table(read_text(path), path, columns, incomplete=incomplete)
 
 
-def parse_table(text: str, path: Path, columns: Mapping[str, Sequence[str]] | None = None) -> Table:
+def parse_table(
+    text: str,
+    path: Path,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    *,
+    incomplete: dict[int, str] | None = None,
+) -> Table:
     """Read a table from the text of a file; see `read_table`."""
     if "\0" in text:
         raise FileRefused(f"{path} contains NUL characters, so it is not text. Save it again.")
@@ -67,6 +80,9 @@ def parse_table(text: str, path: Path, columns: Mapping[str, Sequence[str]] | No
     for number, cells in lines.items():
         if len(first) > 1 and [cell.strip() for cell in cells] == first:
             continue  # the header of a second table, appended to the first
+        if len(cells) != len(names) and incomplete is not None:
+            incomplete[number] = f"{len(cells)} cells instead of {len(names)}"
+            continue
         if len(cells) != len(names):
             raise FileRefused(
                 f"Line {number} of {path} has {len(cells)} cells instead of {len(names)}. Complete "

@@ -253,7 +253,8 @@ def test_a_folder_with_other_things_is_left_alone(votes, definition, tmp_path):
         (lambda votes: votes.assign(choice="neither"), "column choice contains 'neither'"),
         (lambda votes: votes.assign(side_a="top"), "column side_a contains 'top'"),
         (lambda votes: votes.assign(prompt_index="one"), "prompt_index must contain whole numbers"),
-        (lambda votes: votes.assign(seconds=float("nan")), "has no seconds"),
+        (lambda votes: votes.assign(seconds=votes["seconds"].mask(votes.index > 3)), "no seconds"),
+        (lambda votes: votes.assign(rater=votes["rater"].mask(votes.index > 3, "")), "no rater"),
     ],
 )
 def test_a_table_that_is_none_of_votes_is_refused(votes, spoil, message):
