@@ -18,6 +18,7 @@ RATE = {
     "system_a": "ours",
     "system_b": "theirs",
     "votes": 100,
+    "prompts": 50,
     "raters": 7,
     "wins": 60,
     "losses": 25,
