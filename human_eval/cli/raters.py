@@ -5,6 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from human_eval.cli.command import Commands, add_command, opened
+from human_eval.collection.quotas import session_quota
 from human_eval.collection.raters import identify_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import block, exclude_by_hand, unblock
@@ -120,7 +121,13 @@ def _list(store: StudyStore, options: Namespace) -> None:
             per_pair = store.definition.pay.per_pair
         if not per_pair:
             raise StudyError("The definition has no per_pair in [pay]. Give --per-pair.")
-        owed = owed_bonuses(table, per_pair=per_pair, reward=options.reward, again=options.again)
+        owed = owed_bonuses(
+            table,
+            per_pair=per_pair,
+            reward=options.reward,
+            session=session_quota(store.definition),
+            again=options.again,
+        )
         total = write_bonuses(store, export, owed, options.bonus, author=options.author)
         left_out = int((table["decision"] != "").sum())
         print(f"{options.bonus}: {total} {store.definition.pay.currency} in all.")

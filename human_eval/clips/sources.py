@@ -13,6 +13,7 @@ from turbo.text_files.decoding import FileRefused
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 MANIFEST = "manifest.csv"
+MAX_SEED_DIGITS = 18  # of a number that a database stores
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"}
 COLUMNS = {
     "path": PATH_NAMES,
@@ -231,10 +232,10 @@ def _list_row(row: dict[str, str], manifest: Path) -> _Listed:
         )
     text = row.get("seed", "").strip()
     whole = re.fullmatch(r"(-?\d+)(?:\.0*)?", text, re.ASCII)  # pandas writes 7 as 7.0
-    if text and not whole:
+    if text and (not whole or len(whole[1].lstrip("-")) > MAX_SEED_DIGITS):
         raise StudyError(
-            f"The seed {text!r} of {row['path']} in {manifest} is not a whole number. Correct it, "
-            "or leave it empty."
+            f"The seed {text!r} of {row['path']} in {manifest} is not a whole number of at most "
+            f"{MAX_SEED_DIGITS} digits. Correct it, or leave it empty."
         )
     seed = int(whole[1]) if whole else None
     return _Listed(path, seed, seed, row.get("sha256", "").strip().lower())

@@ -4,6 +4,8 @@ The study stores no name of a person. The platform's export has them, and their 
 pseudonyms of the raters, so both meet here only while a command runs.
 """
 
+import csv
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,7 +141,12 @@ def _read_export(path: Path) -> pd.DataFrame:
 
 
 def owed_bonuses(
-    raters: pd.DataFrame, *, per_pair: float, reward: float, again: bool = False
+    raters: pd.DataFrame,
+    *,
+    per_pair: float,
+    reward: float,
+    session: int | None = None,
+    again: bool = False,
 ) -> dict[int, Decimal]:
     """Return what each rater is still owed, by number: pay by the pair less what was paid.
 
@@ -149,13 +156,15 @@ def owed_bonuses(
         raters: of `tabulate_raters`.
         per_pair: pay for one pair.
         reward: what the platform itself pays for a session whose outcome is "done".
+        session: pairs of a complete session; a rater may have completed several, each of them paid
+            by the platform. None if a session has no such number.
         again: count no bonus of an earlier file as paid.
     """
     owed = {}
     for rater in raters[raters["decision"] == ""].itertuples(index=False):
         amount = Decimal(int(rater.pairs)) * Decimal(str(per_pair))
-        if rater.outcome == "done":
-            amount -= Decimal(str(reward))
+        completed = int(rater.pairs) // session if session else 0
+        amount -= max(completed, int(rater.outcome == "done")) * Decimal(str(reward))
         if not again:
             amount -= rater.bonus
         amount = amount.quantize(CENT, ROUND_HALF_UP)
@@ -189,8 +198,10 @@ def write_bonuses(
     platforms = {entry.key for entry in store.definition.providers}
     is_platform = export.provider in platforms
     header = store.definition.provider(export.provider).bonus if is_platform else "id,amount"
-    lines = [header] if header else []
-    lines += [f"{name},{amount}" for name, amount in paid.values()]
+    lines = io.StringIO()
+    if header:
+        lines.write(f"{header}\n")
+    csv.writer(lines, lineterminator="\n").writerows(paid.values())  # an id may hold a comma
     with store.write() as connection:
         for number, (_, amount) in paid.items():
             record(
@@ -203,5 +214,5 @@ def write_bonuses(
             )
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(lines.getvalue())
     return sum((amount for _, amount in paid.values()), Decimal(0))

@@ -400,6 +400,7 @@ def test_a_clip_that_is_not_the_one_of_the_manifest_is_refused(folders, tmp_path
     [
         (["x.mp4,m,something else,1"], "path,model,prompt,seed", "something else"),
         (["x.mp4,m,prompt 0,one"], "path,model,prompt,seed", "not a whole number"),
+        (["x.mp4,m,prompt 0," + 30 * "9"], "path,model,prompt,seed", "not a whole number"),
         (["../x.mp4,m,prompt 0,1"], "path,model,prompt,seed", "outside its folder"),
         (["x.mp4,prompt 0"], "name,prompt", "needs a column named .path."),
         ([], "path,prompt", "lists no clips"),

@@ -262,3 +262,16 @@ def test_a_wrong_request_is_refused_in_words(store, tmp_path, monkeypatch, capsy
 
     assert exit.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "b.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "pairs, outcome, bonus",
+    [(6, "no_work_left", None), (4, "no_work_left", "0.10"), (3, "done", None)],
+)
+def test_the_reward_of_every_complete_session_is_subtracted(pairs, outcome, bonus):
+    row = {"rater_number": 1, "pairs": pairs, "outcome": outcome, "decision": ""}
+    table = pd.DataFrame([{**row, "bonus": Decimal(0)}])
+
+    owed = owed_bonuses(table, per_pair=0.1, reward=0.3, session=3)
+
+    assert owed == ({1: Decimal(bonus)} if bonus else {})
