@@ -122,11 +122,14 @@ def _without_cut_character(content: bytes) -> bytes:
 def _is_torn(line: str, delimiter: str) -> bool:
     """Return whether a line without its end is a part of a row, as a killed process leaves it.
 
-    Our rows begin with the name of a clip and end with 16 digits.
+    Our rows begin with the names of a clip and of its model, and end with 16 digits. What may be
+    a person's note is no part of a row.
     """
     name, *others = line.split(delimiter)
     if not others:
-        return re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None
+        return re.fullmatch(r"[a-z0-9._-]+", name) is not None
+    if not re.fullmatch(r"[A-Za-z0-9._-]*", others[0]):
+        return False
     whole = len(others) >= len(COLUMNS) - 1 and re.fullmatch(r"[0-9a-f]{16}", others[-1])
     return name.endswith(".mp4") and not whole
 

@@ -39,6 +39,8 @@ def _folder(tmp_path, content):
         "file,label\ra.mp4,1\rb.mp4,2",
         "my notes",
         f"{HEADER}\n{ROW}\nmy notes",
+        f"{HEADER}\n{ROW}\nTODO",
+        f"{HEADER}\n{ROW}\nnote.mp4,checked by Ada",
         f"{HEADER}\n{ROW}\na.mp4,m\n{ROW}\n",
         f"{HEADER},rating\n{ROW},5",
         f"{HEADER}\n{ROW.replace('cat', 'café')}\n".encode("cp1252"),
