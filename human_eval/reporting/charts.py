@@ -396,7 +396,7 @@ def draw_panels(
 ) -> Figure:
     """Draw the win rates for print: a panel for each comparison, no print below 7 points.
 
-    Include the figure at its natural size; whoever scales it scales the print too.
+    Include the figure at its natural size: scaling it also scales the print.
 
     Args:
         table: the table of `human_eval.statistics.win_rates.win_rates`.

@@ -67,7 +67,7 @@ from human_eval.statistics.win_rates import category_rates, tabulate_strengths, 
 WITH_JUDGE = "win_rates_with_judge"  # the table that needs one
 REPORT, METHODS = "report.md", "methods.md"
 CHART, E_VALUES = "win_rates", "evidence"  # names of the chart files
-DILUTING = 0.05  # share of errors from which an estimate without them stands beside a win rate
+DILUTING = 0.05  # share of errors above which an estimate without them is also given
 PAPER = "paper"  # the folder of the files for a paper
 
 

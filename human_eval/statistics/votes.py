@@ -121,7 +121,7 @@ def _check_column(column: pd.Series, kind: str) -> None:
 
 
 def find_unknown(votes: pd.DataFrame, needs: Sequence[str]) -> str:
-    """Return what no vote tells of what a statistic needs, such as "raters and times", or "".
+    """Return what the votes lack of a statistic's needs, such as "raters and times", or "".
 
     Args:
         needs: columns of UNKNOWN; "rater|prompt" needs one of both.
