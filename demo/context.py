@@ -37,3 +37,12 @@ class PageContext:
 def error_message(error: Exception, title: str) -> gr.Error:
     """Return the error as a message on the page and for API clients. Nothing is logged."""
     return gr.Error(str(error), title=title, duration=12, print_exception=False)
+
+
+def warn(error: Exception, title: str) -> None:
+    """Show the error as a message on the page, from a function that has shown it in its outputs.
+
+    A `gr.Error` would also run the events of a failure, and those cannot tell whether the outputs
+    are on the page yet.
+    """
+    gr.Warning(str(error), title=title, duration=12)

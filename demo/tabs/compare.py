@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, error_message
+from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, warn
 from demo.models import Request, RequestError, draw_seed, read_request
 from demo.session import CompareRow, EngineError, GeneratedClip
 from demo.tabs.notice import Notice
@@ -119,7 +119,8 @@ def _connect_comparison(context: PageContext, parts: _Parts) -> None:
         except (RequestError, EngineError) as error:
             yield {parts.status: show_refusal(str(error)), **idle_buttons(parts.run, parts.stop)}
             title = "Not started" if isinstance(error, RequestError) else "Not finished"
-            raise error_message(error, title) from None
+            warn(error, title)
+            return
         yield {
             parts.player: show_tiles(make_tiles(rows, clips)),
             parts.status: show_idle(_summarise(rows, clips)),

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, error_message
+from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, warn
 from demo.models import ModelInfo, RequestError, draw_seed, read_request
 from demo.session import EngineError, GeneratedClip, Update
 from demo.tabs import visit
@@ -220,7 +220,8 @@ def _connect_generation(context: PageContext, controls: Controls, outputs: Outpu
             idle = idle_buttons(controls.run, controls.stop)
             yield {outputs.status: show_refusal(str(error)), **idle}
             title = "Not started" if isinstance(error, RequestError) else "Not finished"
-            raise error_message(error, title) from None
+            warn(error, title)
+            return
         yield {
             outputs.player: show_clip(clip),
             outputs.status: show_done(clip),
@@ -265,7 +266,8 @@ def _connect_download(context: PageContext, controls: Controls, outputs: Outputs
         except EngineError as error:
             idle = idle_buttons(controls.run, controls.stop)
             yield {outputs.status: show_refusal(str(error)), **idle}
-            raise error_message(error, "Not downloaded") from None
+            warn(error, "Not downloaded")
+            return
         yield {
             outputs.status: show_idle(f"{context.models[model].card.title} is downloaded."),
             controls.model: gr.Dropdown(model_choices(context)),

@@ -106,7 +106,8 @@ def busy_buttons(run: gr.Button, stop: gr.Button) -> dict[Any, Any]:
 def connect_refusal(computing: Dependency, status: gr.HTML) -> None:
     """Show that a request was refused before its function ran: by a limit, the queue or a proxy.
 
-    Gradio shows the reason in a message that soon disappears.
+    Gradio shows the reason in a message that soon disappears. A function that runs must not raise:
+    it shows its own refusal and calls `demo.context.warn`.
     """
     computing.failure(None, status, status, js=_SHOW_REFUSAL, **NO_QUEUE)
 
@@ -140,10 +141,7 @@ def _line(content: str, *, kind: str, share: float = 0.0) -> str:
 
 # The argument and the result are the HTML of the status line. For Gradio, a computation that was
 # stopped has failed.
-_SHOW_REFUSAL = (
-    "(shown) => shown.includes('status-line refused')"
-    " || Date.now() - (window.stoppedAt ?? 0) < 5000 ? shown : {}"
-).format(
+_SHOW_REFUSAL = ("(shown) => Date.now() - (window.stoppedAt ?? 0) < 5000 ? shown : {}").format(
     json.dumps(
         show_refusal("The server did not accept the request. Wait a moment, then try again.")
     )

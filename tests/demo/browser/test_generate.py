@@ -4,6 +4,7 @@ from dataclasses import replace
 from urllib.request import urlopen
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.support.servers.reverse_proxy import reverse_proxy
 
@@ -119,9 +120,8 @@ def test_a_prompt_that_cannot_be_used_is_refused_with_the_reason(
 
     generate(page)
 
-    toast(page).wait_for()
-    assert message in toast(page).inner_text()
-    assert message in page.locator("#status").inner_text()
+    expect(toast(page)).to_contain_text(message, timeout=20_000)
+    expect(page.locator("#status")).to_contain_text(message)
     assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
 
 
@@ -131,8 +131,7 @@ def test_a_seed_out_of_range_is_refused_with_the_reason(fake_server, open_page):
 
     generate(page)
 
-    toast(page).wait_for()
-    assert "The seed must be a whole number from 0 to" in toast(page).inner_text()
+    expect(toast(page)).to_contain_text("The seed must be a whole number", timeout=20_000)
 
 
 def test_a_refused_request_is_reported_in_the_status_line(fake_server, open_page):
@@ -185,8 +184,7 @@ def test_a_failed_computation_is_reported_without_details(fake_server, open_page
 
     generate(page)
 
-    toast(page).wait_for()
-    assert "The computation failed (RuntimeError)" in toast(page).inner_text()
+    expect(toast(page)).to_contain_text("The computation failed (RuntimeError)", timeout=20_000)
     assert "/etc/secret" not in page.content()
 
 
