@@ -112,13 +112,11 @@ def _from_names(
             f"{folder} has neither clips named 0000.mp4, 0001.mp4, ... nor a {MANIFEST}. "
             "Check the path."
         )
-    if not any(re.fullmatch(r"\d+", path.stem, re.ASCII) for path in files):
-        clips = [_from_prompt_name(path) for path in files]
-        if {text for text, _ in clips} <= {_key(prompt.text) for prompt in prompts}:
-            return _match_prompts(system, folder, clips, prompts, selection)
+    numbered = [(int(p.stem), p) for p in files if re.fullmatch(r"\d+", p.stem, re.ASCII)]
+    if not numbered:
+        clips = _from_prompt_names(files, {_key(prompt.text) for prompt in prompts})
+        return _match_prompts(system, folder, clips, prompts, selection)
     known = {prompt.index for prompt in prompts}
-    named = [path for path in files if not re.fullmatch(r"\d+", path.stem, re.ASCII)]
-    numbered = [(int(path.stem), path) for path in files if path not in named]
     first = selection.first_number
     if first is None and 0 in known and min((n for n, _ in numbered), default=0) == 1:
         raise StudyError(
@@ -127,23 +125,48 @@ def _from_names(
             "--first-number 0."
         )
     numbered = [(number - (first or 0), path) for number, path in numbered]
-    surplus = named or [path for index, path in numbered if index not in known]
-    if surplus:
-        raise StudyError(
-            f"{folder} has files that belong to no prompt: "
-            f"{list_names([path.name for path in surplus])}. Clips are named 0000.mp4 and so on, "
-            f"one for each of the {len(known)} prompts, or PROMPT-0.mp4. Rename or remove these "
-            "files, or check the prompts."
-        )
+    indices = {path: index for index, path in numbered}
+    _refuse_surplus([path for path in files if indices.get(path) not in known])
     sources = [Source(system, index, path) for index, path in numbered]
     _check_unique(sources)
     return sources
 
 
-def _from_prompt_name(path: Path) -> tuple[str, _Listed]:
-    """Read a name such as "a cat-0.mp4", the layout of VBench: the prompt and a sample's number."""
-    text, number = re.fullmatch(r"(.*?)(?:-(\d+))?", path.stem, re.DOTALL).groups()  # type: ignore[union-attr]
-    return _key(text), _Listed(path, None, int(number) if number else None)
+def _from_prompt_names(files: Sequence[Path], texts: set[str]) -> list[tuple[str, _Listed]]:
+    """Read names such as "a cat-0.mp4", the layout of VBench: the prompt and a sample's number.
+
+    Raises:
+        StudyError: a file belongs to no prompt, or to two: the prompt "a cat-0" may exist too.
+    """
+    clips, surplus = [], []
+    for path in files:
+        text, number = _key(path.stem), None
+        if found := re.fullmatch(r"(.*)-(\d+)", path.stem, re.DOTALL | re.ASCII):
+            shorter = _key(found[1])
+            if text in texts and shorter in texts:
+                raise StudyError(
+                    f"{path.name} in {path.parent} may be a clip of the prompt {text!r} or sample "
+                    f"{found[2]} of {shorter!r}. Say which in a {MANIFEST} with the columns path "
+                    "and prompt."
+                )
+            if shorter in texts:
+                text, number = shorter, int(found[2])
+        if text in texts:
+            clips.append((text, _Listed(path, None, number)))
+        else:
+            surplus.append(path)
+    _refuse_surplus(surplus)
+    return clips
+
+
+def _refuse_surplus(files: Sequence[Path]) -> None:
+    if files:
+        raise StudyError(
+            f"{files[0].parent} has files that belong to no prompt: "
+            f"{list_names([path.name for path in files])}. All clips of a folder are named "
+            "0000.mp4 and so on, in the order of the prompts, or all PROMPT-0.mp4. Rename or "
+            "remove these files, or check the prompts."
+        )
 
 
 def _from_manifest(

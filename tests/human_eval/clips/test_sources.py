@@ -57,6 +57,30 @@ def test_one_of_several_samples_is_chosen_by_its_number(tmp_path):
         _find(tmp_path, Selection(seed=7))
 
 
+def test_only_files_that_belong_to_no_prompt_are_named_as_such(tmp_path):
+    _touch(tmp_path, "a café-0.mp4", "a dog, running-0.mp4", "a bird-0.mp4")
+
+    with pytest.raises(StudyError, match=r"no prompt: a bird-0\.mp4\. "):
+        _find(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["take-3.mp4", "a cat.mp4"], ["take-3-0.mp4", "a cat-0.mp4"]])
+def test_a_prompt_may_end_like_the_number_of_a_sample(tmp_path, names):
+    prompts = [Prompt(0, "take-3"), Prompt(1, "a cat")]
+    _touch(tmp_path, *names)
+
+    sources = find_sources({"ours": tmp_path}, prompts)
+
+    assert {source.prompt_index: source.path.name for source in sources} == dict(enumerate(names))
+
+
+def test_a_file_that_may_belong_to_two_prompts_is_refused(tmp_path):
+    _touch(tmp_path, "take-3.mp4")
+
+    with pytest.raises(StudyError, match="manifest.csv"):
+        find_sources({"ours": tmp_path}, [Prompt(0, "take"), Prompt(1, "take-3")])
+
+
 @pytest.mark.parametrize(
     "text",
     [
