@@ -99,6 +99,11 @@ def add_commands(commands: Commands) -> None:
         metavar="QUESTION=COLUMN",
         help="where it is not Answer.QUESTION",
     )
+    parser.add_argument(
+        "--keep-stored",
+        action="store_true",
+        help="leave out answers of a person who answered the same pair otherwise in this study",
+    )
 
     parser = add_command(
         commands, "simulate", simulate, "Let simulated raters answer; always marked as simulated."
@@ -227,8 +232,10 @@ def import_votes(options: Namespace) -> None:
             submissions, left_out = exported.submissions, exported.left_out
         else:
             submissions = read_results(options.file, store, columns=columns)
-        done = import_submissions(store, submissions)
+        done = import_submissions(store, submissions, keep_stored=options.keep_stored)
         print(f"{done.added} submissions imported, {done.already_there} were there already.")
+    for source in done.contradicting:
+        print(f"left out: {source}")
     if left_out:
         print(f"{left_out} answers to attention checks of the other server alone were left out.")
 

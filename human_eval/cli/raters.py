@@ -107,7 +107,7 @@ def _list(store: StudyStore, options: Namespace) -> None:
         if export.absent:
             print(f"Not in the export: {', '.join(export.absent)}")
         if export.other_codes:
-            print(f"Gave another code than their outcome's: {', '.join(export.other_codes)}")
+            print(f"Gave a code that this study did not tell them: {', '.join(export.other_codes)}")
         shown = joined.drop(columns="rater_number")
     if options.out:
         _create_private(options.out)

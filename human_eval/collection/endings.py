@@ -1,6 +1,7 @@
 """How each rater's part in the study ended, as the rater was told: it decides about their pay."""
 
 import json
+from collections import defaultdict
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -8,12 +9,17 @@ from human_eval.storage.events import record
 from human_eval.storage.tables import Event
 
 
-def record_ending(connection: Connection, rater_id: int, outcome: str, *, now: int) -> None:
-    """Store the outcome that a rater is told, unless it is the last one stored."""
-    actor = f"rater:{rater_id}"
+def record_ending(
+    connection: Connection, rater_id: int, outcome: str, *, session: str, now: int
+) -> None:
+    """Store the outcome that a rater is told, unless it is the last one stored.
+
+    Args:
+        session: keyed hash of their session on a platform; empty if it has none.
+    """
+    actor, payload = f"rater:{rater_id}", {"outcome": outcome, "session": session}
     last = connection.execute(_LAST, {"actor": actor}).scalar()
-    if last is None or json.loads(last)["outcome"] != outcome:
-        payload = {"outcome": outcome}
+    if last is None or json.loads(last) != payload:
         record(connection, "ended", actor=actor, subject="study", now=now, payload=payload)
 
 
@@ -30,10 +36,27 @@ def read_endings(connection: Connection) -> dict[int, tuple[str, int]]:
     return found
 
 
+def read_told_outcomes(connection: Connection) -> dict[int, dict[str, set[str]]]:
+    """Return the outcomes that each rater was told in each session, by number and session.
+
+    A session in which they were told none has an empty set. Outcomes that were stored without
+    their session are those of the session "".
+    """
+    told: dict[int, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in connection.execute(_SESSIONS):
+        payload = json.loads(row.payload)
+        outcomes = told[int(row.actor.removeprefix("rater:"))][payload.get("session", "")]
+        outcomes |= {payload["outcome"]} if "outcome" in payload else set()
+    return told
+
+
 _ENDINGS = (
     select(Event.actor, Event.payload, Event.at)
     .where(Event.kind.in_(["ended", "stopped"]))
     .order_by(Event.id)
+)
+_SESSIONS = select(Event.actor, Event.payload).where(
+    Event.kind.in_(["entered", "ended", "stopped"]), Event.actor.like("rater:%")
 )
 _LAST = (
     select(Event.payload)

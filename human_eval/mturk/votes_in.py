@@ -48,16 +48,24 @@ class ImportSummary:
 
     added: int  # submissions
     already_there: int
+    contradicting: Sequence[str] = ()  # left out: what the study has for them differs
 
 
 class _Problem(Exception):
     """The reason why one submission cannot be imported."""
 
 
+class _Contradiction(_Problem):
+    """The rater has answered the pair otherwise."""
+
+
 def import_submissions(
-    store: StudyStore, submissions: Sequence[ImportedSubmission]
+    store: StudyStore, submissions: Sequence[ImportedSubmission], *, keep_stored: bool = False
 ) -> ImportSummary:
     """Store submissions; skip those that are stored already.
+
+    Args:
+        keep_stored: leave out submissions that contradict stored ones, and list them.
 
     Raises:
         StudyError: submissions that the study does not take or that contradict stored ones; the
@@ -65,6 +73,7 @@ def import_submissions(
         StudyClosed: the study takes no more answers.
     """
     problems: list[str] = []
+    contradicting: list[str] = []
     added = 0
     with store.write() as connection:
         check_open(connection)
@@ -72,14 +81,17 @@ def import_submissions(
             try:
                 added += _add(connection, store, submission)
             except _Problem as problem:
-                problems.append(f"{submission.source}: {problem}")
+                kept = keep_stored and isinstance(problem, _Contradiction)
+                (contradicting if kept else problems).append(f"{submission.source}: {problem}")
         if problems:
             listed = "\n  ".join(problems[:MAX_PROBLEMS])
             raise StudyError(
                 f"{len(problems)} of {len(submissions)} submissions do not fit the study:\n  "
-                f"{listed}\nNothing was imported. Correct the file, then import it again."
+                f"{listed}\nNothing was imported. Correct the file, then import it again. Where a "
+                "person answered a pair twice, --keep-stored counts the stored answers."
             )
-        payload = {"added": added, "already_there": len(submissions) - added}
+        there = len(submissions) - added - len(contradicting)
+        payload = {"added": added, "already_there": there, "contradicting": len(contradicting)}
         events.record(
             connection,
             "imported",
@@ -88,7 +100,7 @@ def import_submissions(
             now=store.clock(),
             payload=payload,
         )
-    return ImportSummary(added, len(submissions) - added)
+    return ImportSummary(added, there, contradicting)
 
 
 def _add(connection: Connection, store: StudyStore, submission: ImportedSubmission) -> bool:
@@ -253,4 +265,6 @@ def _is_there(
     ):
         return True
     shown = {question: choice for question, (choice, _) in stored.items()}
-    raise _Problem(f"this rater's stored answers to the pair differ: {shown or assignment.state}")
+    raise _Contradiction(
+        f"this rater's stored answers to the pair differ: {shown or assignment.state}"
+    )

@@ -276,7 +276,8 @@ def _claim_or_end(
     found = _claim(connection, store, rater, ahead)
     outcome = found[3]
     if outcome in PAID_OUTCOMES and not ahead:
-        record_ending(connection, rater.rater_id, outcome, now=store.clock())
+        session = sign_in.hash_session(store, rater)
+        record_ending(connection, rater.rater_id, outcome, session=session, now=store.clock())
     return found
 
 
@@ -327,7 +328,7 @@ def _stop(
         actor=f"rater:{rater_id}",
         subject="study",
         now=now,
-        payload={"outcome": outcome},
+        payload={"outcome": outcome, "session": session},
     )
     return progress, outcome
 

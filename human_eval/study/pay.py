@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from human_eval.collection.endings import read_told_outcomes
 from human_eval.errors import StudyError
 from human_eval.storage.events import record
 from human_eval.study.rater_table import tabulate_raters
@@ -35,7 +36,9 @@ class PlatformExport:
     id_column: str
     rows: pd.DataFrame  # of the export, as text, with rater_number; missing who never entered
     absent: list[str]  # pseudonyms of raters of this platform whom the export lacks
-    other_codes: list[str]  # pseudonyms of raters who gave another code than their outcome's
+    other_codes: list[
+        str
+    ]  # pseudonyms of raters who gave a code that the session did not tell them
 
 
 def read_platform_export(
@@ -79,15 +82,12 @@ def read_platform_export(
     _, column, provider, numbers = best
     rows = rows.assign(rater_number=numbers.astype("Int64"))
     mine = raters[(raters["provider"] == provider) & (raters["outcome"] != "erased")]
-    joined = rows.merge(
-        mine[["rater_number", "rater", "code"]], on="rater_number", suffixes=("_given", "")
-    )
     return PlatformExport(
         provider=provider,
         id_column=column,
         rows=rows,
         absent=list(mine.loc[~mine["rater_number"].isin(rows["rater_number"].dropna()), "rater"]),
-        other_codes=_compare_codes(rows, joined),
+        other_codes=_compare_codes(rows, mine, store, provider),
     )
 
 
@@ -120,12 +120,31 @@ def count_countries(
     }
 
 
-def _compare_codes(rows: pd.DataFrame, joined: pd.DataFrame) -> list[str]:
+def _compare_codes(
+    rows: pd.DataFrame, raters: pd.DataFrame, store: StudyStore, provider: str
+) -> list[str]:
+    """Return who gave a code that they were not told in the session which the row names.
+
+    In a row that names no session of theirs, the code may be that of any session.
+    """
     named = [name for name in rows.columns if str(name).strip().lower() in CODE_COLUMNS]
     if not named:
         return []
-    given = joined["code_given" if named[0] == "code" else named[0]].str.strip()
-    return sorted(set(joined.loc[(given != "") & (given != joined["code"]), "rater"]))
+    with store.read() as connection:
+        told = read_told_outcomes(connection)
+    pseudonyms = dict(zip(raters["rater_number"], raters["rater"], strict=True))
+    current = dict(zip(raters["rater_number"], raters["code"], strict=True))
+    others = set()
+    for row in rows[rows["rater_number"].isin(pseudonyms)].to_dict("records"):
+        number, given = row["rater_number"], row[named[0]]
+        sessions = told[number]
+        hashes = {store.keys.pseudonym(f"{provider} session", str(cell)) for cell in row.values()}
+        mine = hashes & set(sessions)
+        outcomes = set().union(*(sessions[name] for name in (mine | {""} if mine else sessions)))
+        codes = {getattr(store.definition.codes, outcome, "") for outcome in outcomes}
+        if given and given not in (codes if mine else codes | {current[number]}):
+            others.add(pseudonyms[number])
+    return sorted(others)
 
 
 def _read_export(path: Path) -> pd.DataFrame:

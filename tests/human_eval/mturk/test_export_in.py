@@ -90,12 +90,19 @@ def test_another_answer_of_the_same_rater_is_refused(make_store, tmp_path):
         while lease := claim_pair(store, rater):
             other = "right" if lease.side_a == "left" else "left"
             submit_answers(store, answer(store, lease, lease.side_a if side == "left" else other))
+    finish(there, enter(there, 2)[1:])
     before = read_votes(here)
+    folder = export(there, tmp_path / "export")
 
     with pytest.raises(StudyError, match="stored answers to the pair differ"):
-        join(here, export(there, tmp_path / "export"))
+        join(here, folder)
 
     assert read_votes(here).equals(before)
+    done = import_submissions(here, read_submissions(folder, here).submissions, keep_stored=True)
+    assert (done.added, done.already_there, len(done.contradicting)) == (6, 0, 6)
+    after = read_votes(here)
+    assert set(after["rater"]) == set(read_votes(there)["rater"])
+    assert comparable(after[after["rater"].isin(before["rater"])]).equals(comparable(before))
 
 
 @sqlite_only

@@ -115,7 +115,7 @@ def test_gold_is_counted_by_the_last_answer_to_the_primary_question(make_store):
 def test_who_was_told_done_stays_done_when_excluded_later(store):
     with store.write() as connection:
         for outcome in ("done", "screened_out"):
-            record_ending(connection, 1, outcome, now=store.clock())
+            record_ending(connection, 1, outcome, session="", now=store.clock())
     decide(store, events.exclude_by_hand, 1)
     decide(store, events.block, 2)
 
@@ -162,6 +162,40 @@ def test_the_platforms_export_is_joined_by_the_column_of_its_ids(
     assert pd.isna(export.rows["rater_number"].iloc[2])
     assert export.absent == [store.keys.pseudonym("prolific", EVE)]
     assert export.other_codes == [store.keys.pseudonym("prolific", BOB)]
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    "codes, named", [(("C1DONE", "C2OUT"), 0), (("C1DONE", "C1DONE"), 1), (("C2OUT", "C2OUT"), 1)]
+)
+def test_a_code_is_compared_with_what_that_session_told(store, tmp_path, codes, named):
+    sessions = [store.keys.pseudonym("prolific session", name) for name in ("s1", "s4")]
+    with store.write() as connection:
+        for session, outcome in zip(sessions, ("done", "screened_out"), strict=True):
+            record_ending(connection, 1, outcome, session=session, now=store.clock())
+    rows = [f"{name},{ANN},{code}" for name, code in zip(("s1", "s4"), codes, strict=True)]
+    text = "\n".join(["Submission id,Participant id,Completion code", *rows])
+    (tmp_path / "p.csv").write_text(text)
+
+    export = read_platform_export(tmp_path / "p.csv", store)
+
+    assert export.other_codes == [store.keys.pseudonym("prolific", ANN)] * named
+
+
+@sqlite_only
+def test_a_code_from_a_session_that_told_none_is_named(store, tmp_path):
+    session = store.keys.pseudonym("prolific session", "s4")
+    with store.write() as connection:
+        record_ending(connection, 1, "done", session="s1's", now=store.clock())
+        payload = {"session": session}
+        events.record(
+            connection, "entered", actor="rater:1", subject="study", now=0, payload=payload
+        )
+    (tmp_path / "p.csv").write_text(f"Session,Participant id,code\ns4,{ANN},C1DONE\n")
+
+    export = read_platform_export(tmp_path / "p.csv", store)
+
+    assert export.other_codes == [store.keys.pseudonym("prolific", ANN)]
 
 
 @sqlite_only
