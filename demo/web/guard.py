@@ -34,7 +34,7 @@ from human_eval.hosting.proxies import path_below_root
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 15  # for a body to arrive
 METHODS = {"GET", "HEAD", "POST"}
-OWN_ROUTES = re.compile(r"/healthz|/(study|results|admin)(/[\w.~=+-]*)*")
+OWN_ROUTES = re.compile(r"/healthz|/rate|/(study|results|admin)(/[\w.~=+-]*)*")
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",

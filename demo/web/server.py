@@ -54,6 +54,7 @@ def create_page_app(
     ):
         app.add_route(path, _add_slash)
         app.mount(path, mounted)
+    app.add_route("/rate", _lead_to_study)  # the address of `human_eval serve`
     app.add_route("/healthz", _report_health(page, context))
     page.keep_queue_alive()
     page.slow_idle_queue()
@@ -125,3 +126,8 @@ async def _add_slash(request: Request) -> Response:
     """Redirect /study to /study/."""
     query = f"?{request.url.query}" if request.url.query else ""
     return RedirectResponse(f"{request.url.path.rpartition('/')[2]}/{query}", 307)
+
+
+async def _lead_to_study(request: Request) -> Response:
+    query = f"?{request.url.query}" if request.url.query else ""
+    return RedirectResponse(f"study/rate{query}", 307)

@@ -98,11 +98,16 @@ def give_back(
     A pair that three raters report as broken is withheld until a researcher releases it.
 
     Raises:
-        NotYours: the assignment belongs to another rater, or is not open.
+        NotYours: the assignment belongs to another rater.
+        TooLate: it is not open.
     """
     row = connection.execute(_ASSIGNMENT, {"assignment": assignment_id}).one_or_none()
-    if row is None or row.rater_id != rater_id or row.state != "open":
-        raise NotYours("This pair is no longer assigned to you. Reload the page.")
+    if row is None or row.rater_id != rater_id:
+        raise NotYours("This pair is not assigned to you. Reload the page.")
+    if row.state != "open":
+        raise TooLate(
+            "This pair is no longer open: its time is over, or it was answered elsewhere."
+        )
     release(connection, assignment_id, row.pair_id, "returned")
     subject = f"pair:{row.pair_id}"
     payload = {"detail": detail} if detail else {}

@@ -6,7 +6,7 @@ server. No reply names a system, and answers are acknowledged only once they are
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
@@ -138,11 +138,12 @@ async def describe(request: Request, service: Service, rater: RaterIfAny) -> Res
 async def claim(body: ClaimBody, request: Request, service: Service, rater: Rater) -> Response:
     """Assign a pair, or return why there is none."""
     store, clips = service.store, request.app.state.clips
-    mine, view, progress, outcome = await service.write(
+    found = await service.write(
         lambda connection: _claim_or_end(connection, store, rater, body.ahead)
     )
-    if mine is None:
-        return reply({"assignment": None, **_describe_end(store, rater, outcome, progress)})
+    if isinstance(found, _End):
+        return reply({"assignment": None, **_describe_end(store, rater, found)})
+    mine, view, progress = found
     clips.remember(mine.assignment_id, view)
     return reply(
         {
@@ -212,10 +213,8 @@ async def return_pair(body: ReturnBody, service: Service, rater: Rater) -> Respo
 async def stop(body: StopBody, service: Service, rater: Rater) -> Response:
     """Release a rater's open pairs for others, and return how their part ends."""
     store = service.store
-    progress, outcome = await service.write(
-        lambda connection: _stop(connection, store, rater, body.technical)
-    )
-    return reply(_describe_end(store, rater, outcome, progress))
+    end = await service.write(lambda connection: _stop(connection, store, rater, body.technical))
+    return reply(_describe_end(store, rater, end))
 
 
 @router.api_route("/media/{token}", methods=READ)
@@ -269,40 +268,51 @@ def create_app(store: StudyStore, *, frames: Sequence[str] = ()) -> FastAPI:
     return app
 
 
+@dataclass(frozen=True)
+class _End:
+    """How a rater's part in the study ends, for now or for good."""
+
+    outcome: Outcome
+    progress: Progress
+    closed: bool = False  # the study is
+
+
+_Claimed = tuple[Assignment, PairView, Progress]
+
+
 def _claim_or_end(
     connection: Connection, store: StudyStore, rater: RaterSession, ahead: bool
-) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
+) -> _Claimed | _End:
     """Claim a pair; store how the rater's part ends if it ends with a completion code."""
-    found = _claim(connection, store, rater, ahead)
-    outcome = found[3]
-    if outcome in PAID_OUTCOMES and not ahead:
-        session = sign_in.hash_session(store, rater)
-        record_ending(connection, rater.rater_id, outcome, session=session, now=store.clock())
+    session = sign_in.hash_session(store, rater)
+    found = _claim(connection, store, rater.rater_id, session, ahead)
+    if isinstance(found, _End) and found.outcome in PAID_OUTCOMES and not ahead:
+        now = store.clock()
+        record_ending(connection, rater.rater_id, found.outcome, session=session, now=now)
     return found
 
 
 def _claim(
-    connection: Connection, store: StudyStore, rater: RaterSession, ahead: bool
-) -> tuple[Assignment | None, PairView | None, Progress, Outcome | None]:
-    definition, rater_id, now = store.definition, rater.rater_id, store.clock()
-    session = sign_in.hash_session(store, rater)
+    connection: Connection, store: StudyStore, rater_id: int, session: str, ahead: bool
+) -> _Claimed | _End:
+    definition, now = store.definition, store.clock()
     progress = read_progress(connection, definition, rater_id, session=session)
     if is_screened_out(connection, rater_id):
-        return None, None, progress, "screened_out"
+        return _End("screened_out", progress)
     try:
         mine = assignment.claim(
             connection, definition, rater_id, session=session, now=now, rng=store.rng, ahead=ahead
         )
     except StudyPaused:
         complete = progress.wanted is not None and progress.complete
-        return None, None, progress, ending(progress, "session") if complete else "paused"
+        return _End(ending(progress, "session") if complete else "paused", progress)
     except StudyClosed:
-        return None, None, progress, ending(progress, "closed")
+        return _End(ending(progress, "closed"), progress, closed=True)
     if mine is None:
         shortage = find_shortage(connection, definition, rater_id, session=session, now=now)
         # On PostgreSQL a pair may have become free in between: the rater asks again.
-        return None, None, progress, ending(progress, shortage or "held")
-    return mine, pair_view.show(connection, mine.assignment_id), progress, None
+        return _End(ending(progress, shortage or "held"), progress)
+    return mine, pair_view.show(connection, mine.assignment_id), progress
 
 
 def _current_token(connection: Connection, store: StudyStore, rater_id: int) -> str | None:
@@ -311,15 +321,13 @@ def _current_token(connection: Connection, store: StudyStore, rater_id: int) -> 
     return current and store.keys.sign("assignment", list(current))
 
 
-def _stop(
-    connection: Connection, store: StudyStore, rater: RaterSession, technical: bool
-) -> tuple[Progress, Outcome]:
+def _stop(connection: Connection, store: StudyStore, rater: RaterSession, technical: bool) -> _End:
     definition, rater_id, now = store.definition, rater.rater_id, store.clock()
     session = sign_in.hash_session(store, rater)
     progress = read_progress(connection, definition, rater_id, session=session)
     assignment.release_all(connection, rater_id)
     if is_screened_out(connection, rater_id):
-        return progress, "screened_out"
+        return _End("screened_out", progress)
     shortage = find_shortage(connection, definition, rater_id, session=session, now=now)
     outcome = stopping(progress, shortage, technical=technical)
     events.record(
@@ -330,19 +338,18 @@ def _stop(
         now=now,
         payload={"outcome": outcome, "session": session},
     )
-    return progress, outcome
+    return _End(outcome, progress, closed=shortage == "closed")
 
 
-def _describe_end(
-    store: StudyStore, rater: RaterSession, outcome: Outcome | None, progress: Progress
-) -> dict[str, Any]:
+def _describe_end(store: StudyStore, rater: RaterSession, end: _End) -> dict[str, Any]:
     """Describe how a rater's part ends, with the completion code of the outcome if it has one."""
-    code = getattr(store.definition.codes, outcome or "", "")
+    code = getattr(store.definition.codes, end.outcome, "")
     return {
-        "outcome": outcome,
+        "outcome": end.outcome,
+        "closed": end.closed,
         "code": code,
-        "finish": sign_in.finish_link(store, rater, code, outcome or ""),
-        "progress": {"answered": progress.answered, "wanted": progress.wanted},
+        "finish": sign_in.finish_link(store, rater, code, end.outcome),
+        "progress": {"answered": end.progress.answered, "wanted": end.progress.wanted},
     }
 
 

@@ -42,9 +42,8 @@ async function send(path, body, read, onConnection, headers = () => ({})) {
       const all = { ...options.headers, ...headers() };
       const response = await fetch(path, { ...options, headers: all, signal: patience.signal });
       if (response.ok) {
-        const content = await read(response, alive);
         if (attempt > 0) onConnection(false);
-        return content;
+        return await read(response, alive);
       }
       if (response.status < 500 && response.status !== 429) {
         if (attempt > 0) onConnection(false);

@@ -11,6 +11,7 @@ export class Assignment {
    * @param {Api} api
    */
   constructor(claimed, api) {
+    this.id = claimed.left; // equal whenever this rater is given the same pair again
     this.token = claimed.assignment;
     this.prompt = claimed.prompt;
     this.progress = claimed.progress;

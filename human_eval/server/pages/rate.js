@@ -41,6 +41,7 @@ const ENDINGS = {
     text("Your answers are saved. This page continues automatically."),
   ],
 };
+const CLOSED = text("The study is closed. Answers that were sent before are stored.");
 const NO_COOKIE = text(
   "Your browser blocks the cookies of this page, so your answers cannot be stored. Allow cookies for this site and reload the page, or open the page in a window of its own.",
 );
@@ -273,11 +274,12 @@ async function stop(technical) {
   }
 }
 
-function end({ outcome, code, finish, progress }) {
+function end({ outcome, closed, code, finish, progress }) {
   if (outcome in POLLS) askAgain(outcome);
   if (outcome === ended && !$("end").hidden) return;
   ended = outcome;
-  const [title, explanation] = ENDINGS[outcome];
+  const [title, told] = ENDINGS[outcome];
+  const explanation = closed && outcome !== "done" ? CLOSED : told;
   $("end-title").textContent = title;
   const { answered } = progress;
   $("end-text").textContent = answered

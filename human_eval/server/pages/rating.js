@@ -370,7 +370,12 @@ export class Rating {
       if (this.assignment !== assignment || this.busy) return;
       Assignment.forget();
       await this.#work(() => this.#advance());
-      if (this.assignment) this.notify(text("The time for the pair was over. This is another one."));
+      if (!this.assignment) return;
+      this.notify(
+        this.assignment.id === assignment.id
+          ? text("The time for the pair was over. Please watch it again.")
+          : text("The time for the pair was over. This is another one."),
+      );
     }, left);
   }
 

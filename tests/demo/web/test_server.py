@@ -47,10 +47,13 @@ def test_raters_page_and_votes_are_below_study(tmp_path):
         async with run_page_server(tmp_path) as server:
             outside = await server.client.get("/study")
             page = await server.client.get("/study/rate")
+            guessed = await server.client.get("/rate?lang=de")
             await enter(server.client)
             receipt = await vote(server.client, (await claim(server.client))["assignment"])
 
             assert (outside.status_code, outside.headers["location"]) == (307, "study/")
+            assert guessed.status_code == 307, guessed.text[:300]
+            assert guessed.headers["location"] == "study/rate?lang=de"
             assert page.status_code == 200 and "<html" in page.text
             assert receipt.status_code == 200
             assert count(server.store) == 2

@@ -54,23 +54,35 @@ def test_a_pair_that_was_answered_elsewhere_is_announced_in_sight(study, open_ra
 
     other.bring_to_front()
     answer(other, "222")
-    wait_for_pair(other, after=first)
+    second = wait_for_pair(other, after=first)
     seen = other.locator("#notice").is_visible()
     other.locator("#notice-close").click()
+    closed = other.locator("#notice").is_hidden()
+    other.locator("#watch-note.open").wait_for()
+    answer(other, "222")
+    wait_for_pair(other, after=second)
+    page.bring_to_front()
+    page.keyboard.press("s")
+    page.locator("[value='broken/damaged']").check()
+    page.locator("#skip-now").click()
+    page.locator("#notice").wait_for()  # the other window answered this pair too
 
-    assert (hidden, seen) == (False, True)
-    assert other.locator("#notice").is_hidden()
+    assert (hidden, seen, closed) == (False, True, True)
 
 
 @pytest.mark.slow
-def test_a_pair_that_expires_is_announced_in_sight(rate_study, open_rater):
-    own = rate_study(pairs=4, frames=8, extra="\n[assignment]\nlease_seconds = 10\n")
+@pytest.mark.parametrize(
+    "pairs, sentence", [(1, "Please watch it again."), (4, "The time for the pair was over.")]
+)
+def test_a_pair_that_expires_is_announced_in_sight(rate_study, open_rater, pairs, sentence):
+    own = rate_study(pairs=pairs, frames=8, extra="\n[assignment]\nlease_seconds = 10\n")
     page = open_rater(own)
     begin(page)
 
     page.locator("#notice").wait_for()
 
     assert page.locator("#rating").is_visible()
+    assert sentence in page.locator("#notice-text").inner_text()
 
 
 @pytest.mark.slow

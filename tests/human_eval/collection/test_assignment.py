@@ -132,7 +132,7 @@ def act(store, rater, action, side, leases, acknowledged):
         with store.write() as connection:
             try:
                 give_back(connection, rater, mine[-1].assignment_id, "skipped", now=store.clock())
-            except NotYours:
+            except TooLate:
                 pass
     elif mine:
         lease = mine[-1] if action == "submit" else mine[0]

@@ -388,6 +388,7 @@ def test_a_study_that_closes_in_between_says_so_with_a_code(store, client):
 
     assert (interrupted["outcome"], interrupted["code"]) == ("technical", "T3CH")
     assert (late["outcome"], late["code"]) == ("no_work_left", "N0W0RK")
+    assert interrupted["closed"] and late["closed"]
 
 
 def test_a_paused_study_asks_for_patience_and_takes_what_was_handed_out(store, client):
