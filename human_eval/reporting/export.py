@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from io import BytesIO
 from pathlib import Path
@@ -58,6 +58,8 @@ def write_export(
     """
     check_origin(check_votes(votes))
     clips = list(clips)
+    if media is not None:
+        _check_files(clips, media)
     folder.mkdir(parents=True, exist_ok=True)
     foreign = [path.name for path in folder.iterdir() if path.name not in _names() | {FILES}]
     if foreign:
@@ -89,13 +91,16 @@ def write_export(
     return [*written, folder / SUMS]
 
 
-def _copy_clips(clips: Iterable[Clip], media: Path, target: Path) -> None:
+def _check_files(clips: Sequence[Clip], media: Path) -> None:
     missing = [clip for clip in clips if not (media / clip.stored_name).is_file()]
     if missing:
         raise StudyError(
             f"{len(missing)} clips have no file in {media}. `status` lists them; run `ingest` with "
             "the original clips."
         )
+
+
+def _copy_clips(clips: Sequence[Clip], media: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for clip in clips:
         shutil.copyfile(media / clip.stored_name, target / clip.stored_name)

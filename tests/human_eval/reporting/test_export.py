@@ -201,6 +201,7 @@ def test_every_path_of_an_export_with_clips_leads_to_a_file(votes, definition, t
     folder = tmp_path / "export"
     with pytest.raises(StudyError, match="clips have no file"):
         write_export(votes, definition, folder, clips=clips, media=media)
+    assert not folder.exists()
     for clip in clips:
         (media / clip.stored_name).write_bytes(clip.stored_name.encode())
 
