@@ -41,7 +41,7 @@ SEAMS = {
         "human_eval.definition.prompts",
         "human_eval.clips.sources",
         "human_eval.mturk.batches",
-        "human_eval.reporting.foreign_votes",
+        "human_eval.reporting.foreign_records",
         "human_eval.reporting.judge_scores",
         "human_eval.study.pay",
     },

@@ -260,6 +260,8 @@ def _import_foreign_votes(options: Namespace) -> None:
     unknown = [things for name, things in UNKNOWN.items() if find_unknown(frame, [name])]
     if unknown:
         print(f"Unknown: {', '.join(unknown)}. The report says what follows from it.")
+    if votes.others:
+        print(f"{votes.others:,} records are no votes by [only] of the mapping, and were left out.")
     for line in list(votes.bad)[:MAX_LISTED]:
         print(f"left out: line {line}: {votes.bad[line]}")
     if votes.bad:

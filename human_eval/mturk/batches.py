@@ -7,7 +7,7 @@ has one row per pair for any platform that fills a template, and old results can
 import random
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from human_eval.mturk.votes_in import ImportedSubmission
 from human_eval.reporting.export import write_csv
+from human_eval.reporting.foreign_records import read_crowd_time
 from human_eval.statistics.votes import MTURK
 from human_eval.storage.keys import Keys
 from human_eval.study.queries import read_pairs
@@ -37,7 +38,6 @@ RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
 ]
 NEEDED = ["AssignmentId", "WorkerId", "AssignmentStatus", "SubmitTime", "WorkTimeInSeconds"]
 HIT = "pair"  # the variable that identifies a pair and its sides, by a pseudonym
-ZONES = {"PST": -8, "PDT": -7, "UTC": 0, "GMT": 0}  # hours; the service wrote Pacific time
 WORDS = {"left", "right", "tie", "both_bad"}
 
 
@@ -230,17 +230,11 @@ def read_time(text: str) -> datetime:
     Raises:
         ValueError: it is neither, or its zone is not known.
     """
-    match = re.fullmatch(r"(\w{3} \w{3} \d{1,2} [\d:]{8}) (\w{3,4}) (\d{4})", text.strip())
-    if match is None:
+    if (moment := read_crowd_time(text)) is None:
         try:
             moment = datetime.fromisoformat(text.strip())
         except ValueError as error:
             raise ValueError(f"SubmitTime is {text!r}") from error
-        if moment.tzinfo is None:
-            raise ValueError(f"SubmitTime {text!r} has no time zone")
-        return moment.astimezone(UTC)
-    moment_text, zone, year = match.groups()
-    if zone not in ZONES:
-        raise ValueError(f"SubmitTime {text!r} is in a zone other than {', '.join(ZONES)}")
-    local = datetime.strptime(f"{moment_text} {year}", "%a %b %d %H:%M:%S %Y")
-    return local.replace(tzinfo=timezone(timedelta(hours=ZONES[zone]))).astimezone(UTC)
+    if moment.tzinfo is None:
+        raise ValueError(f"SubmitTime {text!r} has no time zone")
+    return moment.astimezone(UTC)

@@ -1,6 +1,7 @@
-"""Votes that were collected elsewhere: rows of a table, read by a mapping in TOML."""
+"""Votes that were collected elsewhere: records of a file, read by a mapping in TOML."""
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,36 +10,55 @@ from pathlib import Path
 from typing import Any, get_args
 
 from human_eval.errors import StudyError
+from human_eval.reporting.foreign_records import (
+    Record,
+    find_value,
+    read_crowd_time,
+    read_records,
+    show_value,
+)
 from human_eval.statistics.votes import Choice, Side
-from turbo.text_files.decoding import FileRefused
-from turbo.text_files.tables import Table, read_table, require_columns
 
 MAPPINGS = Path(__file__).parent / "mappings"
 NEEDED = ("system_a", "system_b", "choice")
 KNOWN = (*NEEDED, "prompt", "question", "rater", "time", "side_a")
-SECTIONS = ("columns", "optional", "choices", "sides")
+SECTIONS = (
+    *("columns", "optional", "questions", "choices", "sides", "patterns", "constants"),
+    "only",
+)
 MAX_BAD = 0.01  # share of rows that may be left out
 MAX_LISTED = 20  # rows in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoteMapping:
-    """Which column of a foreign table holds what."""
+    """Where the records of a foreign file hold what; see `find_value` for paths.
 
-    columns: Mapping[str, str]  # name in the table by a name of KNOWN
-    choices: Mapping[str, str]  # a Choice by the table's word, in lower case
-    optional: Mapping[str, str] = field(default_factory=dict)  # columns that a table may lack
-    sides: Mapping[str, str] = field(  # a Side by the table's word, in lower case
+    A record is one vote, or answers several questions: then `questions` has the path of the choice
+    by question, and `columns` has no choice.
+    """
+
+    columns: Mapping[str, str]  # path by a name of KNOWN
+    choices: Mapping[str, str]  # a Choice by the file's word, in lower case
+    optional: Mapping[str, str] = field(default_factory=dict)  # paths that a file may lack
+    questions: Mapping[str, str] = field(default_factory=dict)
+    sides: Mapping[str, str] = field(  # a Side by the file's word, in lower case
         default_factory=lambda: {side: side for side in get_args(Side)}
     )
+    patterns: Mapping[str, str] = field(default_factory=dict)  # group 1 is the value, by name
+    constants: Mapping[str, str] = field(default_factory=dict)  # equal in all votes, by name
+    only: Mapping[str, str] = field(default_factory=dict)  # other records are no votes
+    each: tuple[str, ...] = ()  # see `read_records`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignVotes:
     """The votes of a table."""
 
-    rows: dict[int, dict[str, str]]  # by line; cells by a name of KNOWN, "" if unknown
-    bad: dict[int, str]  # reason by line of each row that was left out
+    # By line, or numbered where a record answers several questions; "" if unknown.
+    rows: dict[int, dict[str, str]]
+    bad: dict[int, str]  # reason by line of each record that was left out
+    others: int = 0  # records that are no votes by [only] of the mapping
 
 
 def load_mapping(source: str) -> VoteMapping:
@@ -58,24 +78,39 @@ def load_mapping(source: str) -> VoteMapping:
             f"{known}."
         ) from error
     tables = {name: _read_section(values.get(name, {}), name, source) for name in SECTIONS}
-    columns, optional = tables["columns"], tables["optional"]
-    unknown = sorted(set(values) - set(SECTIONS))
-    unknown += sorted((set(columns) | set(optional)) - set(KNOWN))
+    columns, each = tables["columns"], values.get("each", [])
+    unknown = sorted(set(values) - {*SECTIONS, "each"})
+    for name in ("columns", "optional", "patterns", "constants"):
+        unknown += sorted(set(tables[name]) - set(KNOWN))
     if unknown:
         raise StudyError(f"The mapping {source!r} has the unknown key {unknown[0]!r}. Remove it.")
-    missing = [name for name in NEEDED if name not in columns]
+    if not isinstance(each, list) or not all(isinstance(key, str) for key in each):
+        raise StudyError(f"`each` of the mapping {source!r} must be a list of names. Correct it.")
+    given = {*columns, *tables["constants"]} | ({"choice"} if tables["questions"] else set())
+    missing = [name for name in NEEDED if name not in given]
     if missing:
         raise StudyError(f"The mapping {source!r} has no column for {missing[0]}. Add it.")
+    for name, pattern in tables["patterns"].items():
+        try:
+            groups = re.compile(pattern).groups
+        except re.error:
+            groups = 0
+        if groups != 1:
+            raise StudyError(
+                f"The pattern of {name} in the mapping {source!r} must be a regular expression "
+                f"with one group, not {pattern!r}. Correct it."
+            )
     for name, words in (("choices", get_args(Choice)), ("sides", get_args(Side))):
         wrong = sorted(set(tables[name].values()) - set(words))
-        if wrong or (name == "choices" and not tables[name]):
+        if wrong:
             raise StudyError(
                 f"[{name}] of the mapping {source!r} must name words for {', '.join(words)}, not "
-                f"{', '.join(wrong) or 'nothing'}. Correct it."
+                f"{', '.join(wrong)}. Correct it."
             )
         tables[name] = {word.strip().lower(): kind for word, kind in tables[name].items()}
-    sides = {"sides": tables["sides"]} if tables["sides"] else {}
-    return VoteMapping(columns=columns, optional=optional, choices=tables["choices"], **sides)
+    if not tables["sides"]:
+        del tables["sides"]  # the usual words
+    return VoteMapping(**tables, each=tuple(each))
 
 
 def _read_section(values: Any, name: str, source: str) -> dict[str, str]:
@@ -91,36 +126,41 @@ def _read_section(values: Any, name: str, source: str) -> dict[str, str]:
 
 
 def read_foreign_votes(path: Path, mapping: VoteMapping, max_bad: float = MAX_BAD) -> ForeignVotes:
-    """Read the votes of a table.
+    """Read the votes of a file.
 
-    A column that is empty in all rows is unknown. An empty cell in one that other rows fill is a
-    fault of its row.
+    A column that is empty in all records is unknown. An empty cell in one that other records fill
+    is a fault of its record. A choice may also be the name of the winner.
 
     Args:
-        max_bad: share of rows that may be left out.
+        max_bad: share of records that may be left out.
 
     Raises:
-        StudyError: the table cannot be read, lacks a column, or more than `max_bad` of its rows
+        StudyError: the file cannot be read, lacks a column, or more than `max_bad` of its records
             are not votes; the message lists the first of them.
     """
     bad: dict[int, str] = {}
-    try:
-        table = read_table(path, incomplete=bad)
-        require_columns(table, path, {name: [name] for name in mapping.columns.values()})
-    except FileRefused as error:
-        raise StudyError(str(error)) from error
-    number = len(table.rows) + len(bad)
-    columns = _find_columns(table, mapping)
-    rows = {}
-    for line, cells in table.rows.items():
-        row = {name: cells[columns[name]].strip() if name in columns else "" for name in KNOWN}
-        reason = _find_fault(row, columns, mapping)
-        if reason:
-            bad[line] = reason
+    everything = read_records(path, mapping.each, bad)
+    records = {
+        line: record
+        for line, record in everything.items()
+        if all(show_value(find_value(record, key)) == value for key, value in mapping.only.items())
+    }
+    number = len(records) + len(bad)
+    columns = _find_columns(records, mapping, path)
+    asked = mapping.questions or {"": columns.get("choice", "")}
+    rows: dict[int, dict[str, str]] = {}
+    for line, record in records.items():
+        votes = []
+        for question, choice in asked.items():
+            found = {**columns, "choice": choice} if choice else columns
+            row, reason = _read_vote(record, found, mapping)
+            if reason:
+                bad[line] = f"{question}: {reason}" if question else reason
+                break
+            votes.append({**row, "question": question or row["question"]})
         else:
-            side = mapping.sides.get(row["side_a"].lower(), "")
-            choice = mapping.choices[row["choice"].lower()]
-            rows[line] = {**row, "choice": choice, "side_a": side}
+            for vote in votes:
+                rows[len(rows) + 1 if mapping.questions else line] = vote
     if not rows or len(bad) > max_bad * number:
         listed = "".join(f"\n  line {n}: {bad[n]}" for n in sorted(bad)[:MAX_LISTED])
         raise StudyError(
@@ -128,38 +168,64 @@ def read_foreign_votes(path: Path, mapping: VoteMapping, max_bad: float = MAX_BA
             f"{100 * max_bad:g} % may be left out.{listed}\nNothing was imported. Correct the "
             "table or the mapping."
         )
-    return ForeignVotes(rows=rows, bad=dict(sorted(bad.items())))
+    others = len(everything) - len(records)
+    return ForeignVotes(rows=rows, bad=dict(sorted(bad.items())), others=others)
 
 
-def _find_columns(table: Table, mapping: VoteMapping) -> dict[str, str]:
-    """Return the columns that the table has, by their name in KNOWN, without empty ones."""
-    columns = {
-        name: column
-        for name, column in {**mapping.optional, **mapping.columns}.items()
-        if column in table.names
-    }
-    filled = {column: any(row[column].strip() for row in table.rows.values())
-              for column in columns.values()}  # fmt: skip
-    return {name: column for name, column in columns.items() if filled[column] or name in NEEDED}
+def _find_columns(
+    records: Mapping[int, Record], mapping: VoteMapping, path: Path
+) -> dict[str, str]:
+    """Return the paths that the records have, by their name in KNOWN, without empty ones."""
+    columns = {}
+    needed = {**mapping.columns, **{f"question {key}": at for key, at in mapping.questions.items()}}
+    for name, place in {**mapping.optional, **needed}.items():
+        found = [find_value(record, place) for record in records.values()]
+        if all(value is None for value in found):
+            if name in needed:
+                known = ", ".join(next(iter(records.values()), {}))
+                raise StudyError(
+                    f"{path} has no {place!r}, which the mapping names as the {name}. It has: "
+                    f"{known or 'nothing'}. Correct the mapping."
+                )
+        elif name in NEEDED or (name in KNOWN and any(show_value(value) for value in found)):
+            columns[name] = place
+    return columns
 
 
-def _find_fault(row: Mapping[str, str], columns: Mapping[str, str], mapping: VoteMapping) -> str:
-    empty = [name for name in columns if not row[name]]
-    if empty:
-        return f"no {empty[0]}"
-    if row["system_a"] == row["system_b"]:
-        return f"{row['system_a']!r} against itself"
-    if row["choice"].lower() not in mapping.choices:
-        return f"the choice {row['choice']!r} is not in the mapping"
-    if row["side_a"] and row["side_a"].lower() not in mapping.sides:
-        return f"the side {row['side_a']!r} is not in the mapping"
+def _read_vote(
+    record: Record, columns: Mapping[str, str], mapping: VoteMapping
+) -> tuple[dict[str, str], str]:
+    """Return a vote by the names of KNOWN, and why it is none, or ""."""
+    row = {**dict.fromkeys(KNOWN, ""), **mapping.constants}
+    for name, place in columns.items():
+        row[name] = cell = show_value(find_value(record, place))
+        if not cell:
+            return row, f"no {name}"
+        if name in mapping.patterns and name != "choice":
+            match = re.search(mapping.patterns[name], cell)
+            if match is None:
+                return row, f"no {name} in {cell!r}"
+            row[name] = match[1]
+    systems = (row["system_a"], row["system_b"])
+    if systems[0] == systems[1]:
+        return row, f"{systems[0]!r} against itself"
+    winners = dict(zip([show_value(find_value(record, columns[name])) if name in columns else ""
+                        for name in ("system_a", "system_b")], "ab", strict=True))  # fmt: skip
+    choice = mapping.choices.get(row["choice"].lower()) or winners.get(row["choice"])
+    if choice is None:
+        return row, f"the choice {row['choice']!r} is not in the mapping"
+    side = mapping.sides.get(row["side_a"].lower(), "")
+    if row["side_a"] and not side:
+        return row, f"the side {row['side_a']!r} is not in the mapping"
     if row["time"] and parse_time(row["time"]) is None:
-        return f"the time {row['time']!r} is neither ISO 8601 nor seconds since 1970"
-    return ""
+        return row, f"the time {row['time']!r} is neither ISO 8601 nor seconds since 1970"
+    return {**row, "choice": choice, "side_a": side}, ""
 
 
 def parse_time(text: str) -> datetime | None:
-    """Read a time in ISO 8601, UTC where it names no zone, or in seconds since 1970; else None."""
+    """Read a time in ISO 8601 (UTC where it names no zone), in seconds since 1970, or as crowd
+    platforms write it; else None.
+    """
     try:
         seconds = float(text)
     except ValueError:
@@ -168,7 +234,7 @@ def parse_time(text: str) -> datetime | None:
         in_range = math.isfinite(seconds) and 0 <= seconds < 2**33
         return datetime.fromtimestamp(seconds, UTC) if in_range else None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = read_crowd_time(text) or datetime.fromisoformat(text)
     except ValueError:
         return None
     return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)

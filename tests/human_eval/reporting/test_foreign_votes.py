@@ -3,9 +3,10 @@ import pytest
 
 from human_eval.cli.main import main
 from human_eval.errors import StudyError
-from human_eval.reporting.export import read_export
+from human_eval.reporting.export import read_export, write_export
 from human_eval.reporting.foreign_study import write_foreign_study
 from human_eval.reporting.foreign_votes import load_mapping, read_foreign_votes
+from tests.support.crowd import define_pair, make_votes
 
 
 def _write(path, rows):
@@ -90,3 +91,144 @@ def test_votes_without_raters_and_prompts_give_a_report_without_claims(tmp_path,
     assert not (report / "sides.csv").exists() and not (report / "influence.csv").exists()
     assert len(read_export(study)[0]) == 130
     assert not (report / "evidence.svg").exists()
+
+
+FILES = {  # one vote for ours, one for theirs, as each source writes them
+    "crowd words.csv": (
+        "crowd",
+        "Input.system_left,Input.system_right,Input.prompt,WorkerId,SubmitTime,Answer.choice\n"
+        "ours,theirs,a cat,W1,Tue Mar 05 10:33:21 EDT 2019,A\n"
+        "theirs,ours,a dog,W2,Tue Mar 05 10:33:21 PST 2019,left\n",
+    ),
+    "crowd buttons.csv": (
+        "crowd",
+        "Input.system_left,Input.system_right,Answer.choice.left,Answer.choice.right\n"
+        "ours,theirs,true,false\ntheirs,ours,true,false\n",
+    ),
+    "rapidata.json": (
+        "rapidata",
+        '{"info": {}, "results": [{"context": "a cat", "aggregatedResults": {"ours_1.mp4": 1, '
+        '"theirs_1.mp4": 1}, "detailedResults": [{"votedFor": "ours_1.mp4", "userDetails": {}}, '
+        '{"votedFor": "theirs_1.mp4", "userDetails": {}}]}]}',
+    ),
+    "label studio.json": (
+        "label_studio",
+        '[{"data": {"system_left": "ours", "system_right": "theirs", "prompt": "a cat"}, '
+        '"created_at": "never", "annotations": [{"completed_by": 7, "created_at": '
+        '"2026-01-02T03:04:05Z", "result": [{"value": {"selected": "left"}}]}, '
+        '{"completed_by": 8, "created_at": "2026-01-02T03:04:05Z", "result": '
+        '[{"value": {"selected": "right"}}]}]}]',
+    ),
+    "potato.jsonl": (
+        "potato",
+        '{"instance_id": "ours__theirs__a-cat", "user_id": "u", "preference": {"selection": "A"}}\n'
+        '{"instance_id": "ours__theirs__a-dog", "user_id": "u", "preference": {"selection": "B"}}',
+    ),
+    "potato.csv": (
+        "potato",
+        "instance_id,user_id,preference\n"
+        'ours__theirs__a-cat,u,"{""selection"": ""A""}"\n'
+        'ours__theirs__a-dog,u,"{""selection"": ""B""}"\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ready_mappings_read_the_files_of_their_sources(tmp_path, name):
+    mapping, content = FILES[name]
+    (tmp_path / name).write_text(content)
+
+    votes = read_foreign_votes(tmp_path / name, load_mapping(mapping))
+    frame, _ = write_foreign_study(votes, tmp_path / "study", title="votes")
+
+    assert votes.bad == {}
+    winners = frame["system_a"].where(frame["choice"] == "a", frame["system_b"])
+    assert winners.tolist() == ["ours", "theirs"]
+    assert frame["prompt"].eq("").all() == ("buttons" in name)
+
+
+def test_a_crowds_sides_raters_and_zones_are_kept(tmp_path):
+    mapping, content = FILES["crowd words.csv"]
+    (tmp_path / "results.csv").write_text(content)
+
+    votes = read_foreign_votes(tmp_path / "results.csv", load_mapping(mapping))
+    frame, _ = write_foreign_study(votes, tmp_path / "study", title="votes")
+
+    assert frame["side_a"].tolist() == ["left", "right"]  # the second is turned: ours is a
+    assert frame["rater"].tolist() == ["W1", "W2"]
+    assert frame["answered_at"].dt.hour.tolist() == [14, 18]
+
+
+def test_videoalign_answers_three_questions_a_row(tmp_path):
+    (tmp_path / "train.csv").write_text(
+        "path_A,path_B,prompt,VQ,MQ,TA\n"
+        "v/ours/1.mp4,v/theirs/1.mp4,a cat,A,same,B\n"
+        + "v/ours/2.mp4,v/theirs/2.mp4,a dog,A,A,A\n" * 99
+        + "v/ours/3.mp4,v/theirs/3.mp4,a cow,A,A,perhaps\n"
+    )
+
+    votes = read_foreign_votes(tmp_path / "train.csv", load_mapping("videoalign"))
+    frame, definition = write_foreign_study(votes, tmp_path / "s", title="v", primary="TA")
+
+    assert frame["choice"].tolist()[:3] == ["a", "tie", "b"]
+    assert frame["question"].tolist()[:3] == ["VQ", "MQ", "TA"] and len(frame) == 300
+    assert list(votes.bad) == [102] and "TA" in votes.bad[102]
+    assert definition.primary.key == "TA"
+
+
+def test_json_in_a_cell_is_reached_by_its_path(tmp_path):
+    (tmp_path / "r.csv").write_text(
+        "left,right,Answer.taskAnswers\n"
+        'ours,theirs,"[{""Q1"": {""left"": true, ""right"": false}}]"\n'
+    )
+    (tmp_path / "m.toml").write_text(
+        '[columns]\nsystem_a = "left"\nsystem_b = "right"\n'
+        'choice = "Answer.taskAnswers.0.Q1"\n[choices]\nleft = "a"\nright = "b"\n'
+    )
+
+    votes = read_foreign_votes(tmp_path / "r.csv", load_mapping(str(tmp_path / "m.toml")))
+
+    assert votes.rows[2]["choice"] == "a"
+
+
+@pytest.mark.parametrize(
+    "name, content, mapping",
+    [
+        ("r.json", "[1]", "label_studio"),
+        ("r.json", '[{"data": {}}]', "label_studio"),
+        ("r.json", '{"results": 3}', "rapidata"),
+        ("r.json", "{", "rapidata"),
+        ("r.jsonl", "[]\n{", "potato"),
+        ("r.csv", "path_A,path_B,prompt,VQ,MQ\nx/y,z/y,p,A,A\n", "videoalign"),
+        ("r.csv", "path_A,path_B,prompt,VQ,MQ,TA\ny,z,p,A,A,A\n", "videoalign"),
+    ],
+)
+def test_files_without_what_the_mapping_names_are_refused(tmp_path, name, content, mapping):
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(StudyError):
+        read_foreign_votes(tmp_path / name, load_mapping(mapping))
+
+
+@pytest.mark.parametrize(
+    "line", ['[patterns]\nsystem_a = "("', '[patterns]\nsystem_a = "x"', 'each = "x"', "only = 3"]
+)
+def test_a_mapping_that_cannot_be_used_is_refused(tmp_path, line):
+    text = '[columns]\nsystem_a="a"\nsystem_b="b"\nchoice="c"\n'
+    (tmp_path / "m.toml").write_text(line + "\n" + text if "=" in line[:6] else text + line)
+
+    with pytest.raises(StudyError):
+        load_mapping(str(tmp_path / "m.toml"))
+
+
+def test_this_projects_export_can_be_imported_without_checks_and_excluded_raters(tmp_path):
+    definition = define_pair()
+    votes = make_votes(definition, prompts=4)
+    votes.loc[0, "excluded"] = True
+    write_export(votes, definition, tmp_path / "export")
+
+    read = read_foreign_votes(tmp_path / "export" / "votes.csv", load_mapping("export"))
+
+    counted = votes[~votes["excluded"] & (votes["kind"] == "real")]
+    assert len(read.rows) == len(counted) and read.others == len(votes) - len(counted)
+    assert [row["choice"] for row in read.rows.values()] == counted["choice"].tolist()
