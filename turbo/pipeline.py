@@ -147,7 +147,7 @@ class VideoPipeline:
             explained_damage(card),
             explained_shortage(placement),
             fixed_threads(card, placement.device),
-            torch.device("cpu"),  # in place of the caller's default device
+            _own_precision(torch.device("cpu")),  # adapters are merged on the CPU
         ):
             pipeline = cls._read(card, placement)
         return pipeline.compile() if compiled else pipeline

@@ -97,7 +97,7 @@ def read_crowd_time(text: str) -> datetime | None:
 
 
 def _read_lines(text: str, bad: dict[int, str]) -> dict[int, Record]:
-    records = {}
+    records: dict[int, Record] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue

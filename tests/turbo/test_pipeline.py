@@ -71,6 +71,14 @@ def test_the_state_of_the_caller_changes_no_video(ambient, kind, request):
     assert (found == wanted).all()
 
 
+def test_autocast_around_loading_changes_no_weights():
+    with torch.autocast("cpu", torch.bfloat16):  # the adapters of a student are merged
+        loaded = load_pipeline("shapes-turbo").unet.state_dict()
+
+    wanted = load_pipeline("shapes-turbo").unet.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in wanted.items())
+
+
 def test_between_two_updates_the_state_is_that_of_the_caller(tiny_pipeline):
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
         for _ in tiny_pipeline.stream(["a cat"], [0], steps=2):

@@ -90,6 +90,9 @@ def _from_table(path: Path, usual: tuple[str, ...]) -> list[Entry]:
     columns = {"prompt": usual, "index": ("index",), "category": ("category",)}
     table = read_table(path, columns)
     require_columns(table, path, {"prompt": usual})
+    empty = next((line for line, row in table.rows.items() if not row["prompt"].strip()), None)
+    if empty is not None:
+        raise FileRefused(f"{path}, line {empty}: the prompt is empty. Fill it in or remove it.")
     return [
         Entry(
             place=f"line {line}",
@@ -121,11 +124,11 @@ def _parse(text: str, path: Path, where: str = "") -> Any:
 
 
 def _from_json(number: int, value: Any, place: str, path: Path, usual: tuple[str, ...]) -> Entry:
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         return Entry(place=place, number=number, text=value)
     fields = value if isinstance(value, dict) else {}
     key = next((name for name in usual if name in fields), None)
-    if key is None or not isinstance(fields[key], str):
+    if key is None or not isinstance(fields[key], str) or not fields[key].strip():
         raise FileRefused(
             f"{path}, {place}: there is no prompt. Write a text, or an object with the key "
             f"{' or '.join(map(repr, usual))} and a text."

@@ -74,6 +74,9 @@ def test_lines_that_only_begin_like_json_or_name_a_column_are_prompts(tmp_path):
         ("p.jsonl", "a cat\n", "JSON in line 1"),
         ("p.csv", "a cat\na dog\n", "needs a column named 'prompt'"),
         ("p.txt", "a caf\xe9".encode("latin-1"), "not UTF-8"),
+        ("p.json", '["a cat", " "]', "entry 2"),
+        ("p.jsonl", '{"prompt": "a cat"}\n{"prompt": ""}', "line 2"),
+        ("p.csv", "prompt,index\na cat,0\n,1\n", "line 3"),
     ],
 )
 def test_everything_else_is_refused_by_name(tmp_path, name, content, message):
