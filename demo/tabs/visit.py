@@ -83,11 +83,13 @@ KEEP_SETTINGS = (
     + _STORAGE
     + "if (window.visitIsRead) keep({prompt, model, steps, guidance, seed}); }"
 )
+# A new clip also means that the computation has finished: Gradio may lose the event of its success.
 KEEP_CLIPS = (
     "(history) => {"
     + _STORAGE
     + r"if (window.visitIsRead) "
-    + r"keep({clips: [...history.matchAll(/([0-9a-f]{16})\.mp4/g)].map((match) => match[1])}); }"
+    + r"keep({unfinished: false, clips: "
+    + r"[...history.matchAll(/([0-9a-f]{16})\.mp4/g)].map((match) => match[1])}); }"
 )
 BEGIN = "() => {" + _STORAGE + "keep({unfinished: true}); }"
 END = "() => {" + _STORAGE + "keep({unfinished: false}); }"

@@ -153,7 +153,7 @@ def _decode(container: av.container.InputContainer, path: Path) -> Footage:
     stream = container.streams.video[0]
     stream.codec_context.options = {"err_detect": "explode"}
     if not stream.average_rate:
-        raise StudyError("The video has no frame rate. Make it again.")
+        raise StudyError("The video has no frame rate, or only one frame. Make it again.")
     frames: list[np.ndarray] = []
     times: list[Fraction | None] = []
     shown = 0
@@ -247,7 +247,8 @@ def _turn(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     elif not np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=1e-3):
         raise StudyError(
-            "The video is rotated by an angle that is no multiple of 90 degrees. Make it again."
+            "The file asks to show the video scaled, or rotated by an angle that is no multiple "
+            "of 90 degrees. Make it again without that."
         )
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
