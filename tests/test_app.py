@@ -169,6 +169,7 @@ def test_flags_come_before_the_environment(monkeypatch):
     assert (flags.port, flags.host) == (8001, "0.0.0.0")
 
 
+@pytest.mark.slow
 def test_the_page_opens_without_waiting_for_torch():
     assert modules_after("import demo.composition") & {"torch", "diffusers"} == set()
 

@@ -46,6 +46,7 @@ def test_generate_reports_its_progress(client):
     assert steps == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_compare_returns_every_row(client):
     compared = client.predict("🎉 a party", 3, api_name="/compare")
 

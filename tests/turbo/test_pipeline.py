@@ -274,6 +274,7 @@ def test_tensors_that_do_not_fit_the_prompts_are_refused(tiny_pipeline, options,
         _stream(tiny_pipeline, **options)
 
 
+@pytest.mark.slow
 def test_models_can_be_loaded_in_several_threads_at_once():
     with ThreadPoolExecutor(3) as pool:
         loaded = [pool.submit(load_pipeline, "shapes-turbo", "cpu") for _ in range(6)]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import torch
 from tests.support.tiny_models import make_unet
@@ -35,6 +37,7 @@ for name, call in WRONG.items():
 """
 
 
+@pytest.mark.slow
 def test_wrong_arguments_raise_a_value_error():
     run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
 

@@ -188,6 +188,7 @@ def test_a_failed_computation_is_reported_without_details(fake_server, open_page
     assert "/etc/secret" not in page.content()
 
 
+@pytest.mark.slow
 def test_an_example_fills_in_the_prompt(fake_server, open_page):
     page = open_page(fake_server)
 
@@ -258,6 +259,7 @@ def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
     )
 
 
+@pytest.mark.slow
 def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page = open_page(fake_server)
 
@@ -266,6 +268,7 @@ def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page.wait_for_function("document.querySelector('#seed input').value !== '0'")
 
 
+@pytest.mark.slow
 def test_the_guidelines_are_shown_until_they_are_accepted(fake_server, open_page):
     page = open_page(fake_server)
     accept = page.get_by_role("button", name="I have read the guidelines")
@@ -296,6 +299,7 @@ def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):
     assert not scrolls_sideways(page)
 
 
+@pytest.mark.slow
 def test_text_is_light_on_dark_and_dark_on_light(fake_server, open_page):
     def brightness(theme: str) -> int:
         page = open_page(fake_server, theme=theme)

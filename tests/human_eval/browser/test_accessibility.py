@@ -11,8 +11,15 @@ from tests.support.rated_study import FPS
 pytestmark = pytest.mark.browser
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(
+    "theme, width",
+    [
+        ("light", 1280),
+        ("dark", 390),
+        pytest.param("dark", 1280, marks=pytest.mark.slow),
+        pytest.param("light", 390, marks=pytest.mark.slow),
+    ],
+)
 def test_axe_finds_no_violation(study, open_rater, theme, width):
     page = open_rater(study, f"/rate?theme={theme}", width=width)
     found = []

@@ -34,6 +34,7 @@ def test_an_answer_can_be_changed_for_a_while(study, open_rater):
     assert shown(study.votes()) == ["left", "left", "right"]
 
 
+@pytest.mark.slow
 def test_the_last_answers_can_be_changed_too(study, open_rater):
     page = open_rater(study)
     prompt = begin(page)
@@ -86,6 +87,7 @@ def test_a_reload_keeps_the_pair_and_what_was_answered(study, open_rater):
     assert shown(study.votes()) == ["right", "left", "right"]
 
 
+@pytest.mark.slow
 def test_the_back_button_returns_to_the_open_pair(study, open_rater):
     page = open_rater(study, expect="404")  # the picture that browsers want of every site
     first = begin(page)
@@ -102,6 +104,7 @@ def test_the_back_button_returns_to_the_open_pair(study, open_rater):
         wait_for_pair(page, after=second)
 
 
+@pytest.mark.slow
 def test_two_windows_of_one_rater_store_each_pair_once(study, open_rater):
     page = open_rater(study)
     first = begin(page)

@@ -39,6 +39,7 @@ def test_an_arabic_page_runs_from_right_to_left_around_videos_that_stay(rate_stu
     assert page.locator("#skip").is_visible()
 
 
+@pytest.mark.slow
 def test_a_scale_is_answered_with_one_key_of_any_layout(rate_study, open_rater):
     study = rate_study(pairs=2, language="de", frames=8, extra="[quotas]\nper_study = 20\n" + SCALE)
     page = open_rater(study)

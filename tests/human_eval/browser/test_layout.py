@@ -24,7 +24,13 @@ ties = "tie_and_both_bad"
 key = "Q5"
 wording = "Which video looks more realistic?"
 """
-SIZES = [(1280, 800, 1), (1366, 768, 1), (390, 844, 2), (844, 390, 2), (640, 400, 2), (683, 384, 2)]
+SIZES = [
+    *[(1280, 800, 1), (390, 844, 2), (640, 400, 2)],
+    *(
+        pytest.param(*size, marks=pytest.mark.slow)
+        for size in [(1366, 768, 1), (844, 390, 2), (683, 384, 2)]
+    ),
+]
 MEASURE = """() => {
   const box = selector => {
     const {left, top, right, bottom} = document.querySelector(selector).getBoundingClientRect();

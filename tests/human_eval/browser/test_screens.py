@@ -59,6 +59,7 @@ def test_a_rater_finishes_by_keyboard_only(study, open_rater):
     assert page.evaluate("document.activeElement.id") == "end-title"
 
 
+@pytest.mark.slow
 def test_a_rater_finishes_by_mouse(study, open_rater):
     page = open_rater(study)
 

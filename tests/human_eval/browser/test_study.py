@@ -60,7 +60,7 @@ def administration(chromium, server, width=1280, theme="light"):
     return page
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_first_start_shows_simulated_results(study, fake_server, open_page, width):
     page = open_results(open_page(fake_server, width=width))
 
@@ -118,7 +118,7 @@ def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(
     assert page.locator("#results-pair tbody tr").count() == 9
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_a_researcher_pauses_and_resumes_by_keyboard(study, fake_server, chromium, width):
     page = administration(chromium, fake_server, width)
 
@@ -133,7 +133,7 @@ def test_a_researcher_pauses_and_resumes_by_keyboard(study, fake_server, chromiu
     page.context.close()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_axe_finds_no_violation_in_the_administration(study, fake_server, chromium, theme):
     page = administration(chromium, fake_server, theme=theme)
 
@@ -144,7 +144,7 @@ def test_axe_finds_no_violation_in_the_administration(study, fake_server, chromi
     page.context.close()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
 def test_axe_finds_no_violation_in_the_figure(study, fake_server, open_page, theme):
     page = open_results(open_page(fake_server, theme=theme))
 

@@ -26,6 +26,7 @@ window.fetch = async (path, options) => {
 """
 
 
+@pytest.mark.slow
 def test_a_slow_line_shows_progress_and_offers_no_report(study, open_rater):
     page = open_rater(study, "")
     page.add_init_script(SLOW_LINE)

@@ -223,6 +223,7 @@ def paper(votes, definition, tmp_path_factory):
     return folder / "paper"
 
 
+@pytest.mark.slow
 def test_a_paper_gets_figures_captions_and_tables(paper):
     names = {path.name for path in paper.iterdir()}
     charts = {
@@ -293,6 +294,7 @@ def test_one_is_singular():
     assert "1 prompt (1 different text)" in methods
 
 
+@pytest.mark.slow
 def test_an_estimate_without_errors_stands_beside_a_diluted_rate(tmp_path):
     votes = make_votes(define_pair(), prompts=120, raters=40, rates={("C1", "Q1"): 0.8})
     pressing = votes["rater"].isin([f"r{number}" for number in range(12)])

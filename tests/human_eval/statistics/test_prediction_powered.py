@@ -66,6 +66,7 @@ def test_too_few_pairs_without_a_vote_are_no_help_and_say_so():
     assert np.isnan(row["rate"]) and row["note"]
 
 
+@pytest.mark.slow
 def test_a_report_has_the_table_only_if_asked(tmp_path):
     votes, scores = study()
     scores.to_csv(tmp_path / "scores.csv", index=False)

@@ -326,6 +326,7 @@ def test_a_fetch_that_was_stopped_after_its_adapters_goes_on_with_the_same_comma
     fetch.check_request(card, "zeros")
 
 
+@pytest.mark.slow
 def test_a_missing_tokenizer_is_brought_back_by_what_verify_says(card, hub, monkeypatch, capsys):
     monkeypatch.setattr(fetch, "CHUNK", 2**20)
     monkeypatch.setattr("turbo.models.verify.find_strange_size", lambda card, part: [])

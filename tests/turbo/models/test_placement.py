@@ -350,6 +350,7 @@ def test_a_card_has_its_number_of_threads_only_while_it_computes(saved_card, two
     assert {*between, torch.get_num_threads()} == {2}
 
 
+@pytest.mark.slow
 def test_a_card_without_a_number_of_threads_has_torchs_beside_one_with(saved_card, two_threads):
     VideoPipeline.load(replace(saved_card, cpu_threads=1), "cpu")("a dog")
     pipeline = VideoPipeline.load(saved_card, "cpu")

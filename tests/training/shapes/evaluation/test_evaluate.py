@@ -161,6 +161,7 @@ def test_two_processes_measure_as_one_does(measured, tmp_path: Path):
     np.testing.assert_array_equal(alone.features["real"], shared.features["real"])
 
 
+@pytest.mark.slow
 def test_every_system_is_measured_on_the_same_prompts(measured):
     by_system = measured.rows.groupby("system")
 
@@ -237,6 +238,7 @@ def test_a_report_reproduces_itself_and_names_what_it_does_not(report):
         find_deviations(report, fresh)
 
 
+@pytest.mark.slow
 def test_the_figure_has_the_same_bytes_each_time(report, tmp_path: Path):
     for name in ("first", "second"):
         plot_systems(report, tmp_path / name)
