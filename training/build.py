@@ -31,7 +31,6 @@ from turbo.diffusion.distillation import (
     student_of,
 )
 from turbo.diffusion.motion import MOTION_LAYERS
-from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.lora import add_lora
@@ -41,7 +40,7 @@ from turbo.pipeline import load_card
 from turbo.rewards import WeightedReward, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
-from turbo.types import Frames, PerVideo, Reward, TextEncoder
+from turbo.types import Frames, PerVideo, Reward, Schedule, TextEncoder
 
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
@@ -239,7 +238,7 @@ def build_reward(
     )
 
 
-def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfig:
+def build_settings(config: Config, schedule: Schedule) -> DistillationConfig:
     """Return the settings of the training step."""
     run, student, motion = config.run, config.student, config.motion
     low, high = config.teacher.guidance

@@ -23,17 +23,17 @@ from turbo.diffusion.consistency import (
 )
 from turbo.diffusion.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.diffusion.distillation import student_of
-from turbo.diffusion.guidance import bind_guided_unet
+from turbo.diffusion.guidance import bind_guided
 from turbo.diffusion.motion import motion_strength
-from turbo.diffusion.schedule import NoiseSchedule, draw_noise
+from turbo.diffusion.schedule import draw_noise, schedule_of
 from turbo.models.errors import explained_damage
 from turbo.models.footprint import DECODE_CHUNK
 from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
+from turbo.networks.families import Network
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
 from turbo.networks.text import CLIPTextEncoder
-from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import decode_latents, quicken_on_cpu
 from turbo.request import Request, check_request
 from turbo.types import (
@@ -41,6 +41,7 @@ from turbo.types import (
     PerVideo,
     PromptEmbeds,
     SamplerStep,
+    Schedule,
     TextEncoder,
     Timesteps,
     checked,
@@ -90,10 +91,10 @@ class VideoPipeline:
     def __init__(
         self,
         card: ModelCard,
-        unet: VideoUNet,
+        unet: Network,
         vae: AutoencoderKL,
         text_encoder: TextEncoder,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         *,
         weights_sha256: str = "",
         placement: Placement | None = None,
@@ -157,7 +158,7 @@ class VideoPipeline:
         local = {"local_files_only": True, "use_safetensors": True}
         # Adapters are merged in float32; without adapters, weights are read in their final dtype.
         exact = torch.float32 if card.lora else placement.dtype
-        unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
+        unet = Network.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
         if card.lora:
             student = student_of(unet, share=True)  # one copy of the weights is enough
             adapted = load_lora(student, card.folder / card.lora / LORA_FILE)
@@ -171,9 +172,7 @@ class VideoPipeline:
             CLIPTextEncoder.load(
                 card.folder / "tokenizer", card.folder / "text_encoder", placement.dtype
             ),
-            NoiseSchedule.scaled_linear(
-                beta_end=card.beta_end, prediction_type=card.prediction_type
-            ),
+            schedule_of(card),
             weights_sha256=card.weights_sha256(),
             placement=placement,
         )
@@ -353,7 +352,7 @@ class VideoPipeline:
             return sampler, 1
         embeds = self._encode([*prompts, ""], batch)
         uncond_embeds = embeds[-1:].expand(len(requests), -1, -1)
-        denoiser = bind_guided_unet(self.unet, embeds[:-1], uncond_embeds, scale, fps)
+        denoiser = bind_guided(self.unet, self.schedule, embeds[:-1], uncond_embeds, scale, fps)
         timesteps = ddim_timesteps(requests[0].steps, spacing=card.spacing).to(device)
         sampler = sample_ddim(
             denoiser,

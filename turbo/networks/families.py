@@ -1,0 +1,5 @@
+"""The families of networks: what a folder of weights holds, by the class in its config.json."""
+
+from turbo.networks.unet import VideoUNet
+
+Network = VideoUNet
