@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from turbo import __version__
@@ -31,10 +30,15 @@ from turbo.models.footprint import DECODE_CHUNK
 from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
-from turbo.networks.families import Network
+from turbo.networks.families import (
+    Network,
+    VideoVAE,
+    load_network,
+    load_text_encoder,
+    load_vae,
+)
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
-from turbo.networks.text import CLIPTextEncoder
-from turbo.networks.vae import decode_latents, quicken_on_cpu
+from turbo.networks.vae import decode_latents, latent_shape, quicken_on_cpu
 from turbo.request import Request, check_request
 from turbo.types import (
     Latents,
@@ -92,7 +96,7 @@ class VideoPipeline:
         self,
         card: ModelCard,
         unet: Network,
-        vae: AutoencoderKL,
+        vae: VideoVAE,
         text_encoder: TextEncoder,
         schedule: Schedule,
         *,
@@ -155,10 +159,9 @@ class VideoPipeline:
 
     @classmethod
     def _read(cls, card: ModelCard, placement: Placement) -> "VideoPipeline":
-        local = {"local_files_only": True, "use_safetensors": True}
         # Adapters are merged in float32; without adapters, weights are read in their final dtype.
         exact = torch.float32 if card.lora else placement.dtype
-        unet = Network.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
+        unet = load_network(card.folder / card.unet, exact)
         if card.lora:
             student = student_of(unet, share=True)  # one copy of the weights is enough
             adapted = load_lora(student, card.folder / card.lora / LORA_FILE)
@@ -166,10 +169,8 @@ class VideoPipeline:
         return cls(
             card,
             unet,
-            AutoencoderKL.from_pretrained(
-                card.folder / "vae", torch_dtype=placement.dtype, **local
-            ),
-            CLIPTextEncoder.load(
+            load_vae(card.folder / "vae", placement.dtype),
+            load_text_encoder(
                 card.folder / "tokenizer", card.folder / "text_encoder", placement.dtype
             ),
             schedule_of(card),
@@ -324,7 +325,8 @@ class VideoPipeline:
         """
         device, card, requests = self.placement.device, self.card, batch.requests
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        like = torch.empty((len(requests), *self.latent_shape), device=device, dtype=torch.float32)
+        exact = torch.promote_types(self.placement.dtype, torch.float32)
+        like = torch.empty((len(requests), *self.latent_shape), device=device, dtype=exact)
         noise = draw_noise(like, generators)  # drawn also if given: later draws stay the same
         if batch.noise is not None:
             noise = batch.noise.to(like)
@@ -390,10 +392,7 @@ class VideoPipeline:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Return the shape of one video's latents: C, F, h, w."""
-        config = self.vae.config
-        shrink = 2 ** (len(config.block_out_channels) - 1)
-        height, width = self.card.height // shrink, self.card.width // shrink
-        return config.latent_channels, self.card.num_frames, height, width
+        return latent_shape(self.vae, self.card.num_frames, self.card.height, self.card.width)
 
     def _recipe(self, request: Request, batch: _Batch) -> dict[str, Any]:
         """Return all that determines the frames; tensors of the caller by name only."""

@@ -1,6 +1,7 @@
 """The contracts between the parts of a model: array types, protocols, and their run-time check.
 
-Axes: B videos, C latent channels, F frames, h w latent size, H W pixel size, L tokens, D features.
+Axes: B videos, C latent channels, F latent frames, N frames, h w latent size, H W pixel size,
+L tokens, D features.
 
 A model is a `VideoNetwork` with its `Schedule`, a `TextEncoder` and a `VAE`. Binding a network to
 its prompts and its guidance gives a `Denoiser` (a teacher) or a `ConsistencyFunction` (a student),
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int, Real, jaxtyped
 from torch import Tensor
 
 Latents = Float[Tensor, "B C F h w"]  # VAE latents, already scaled to unit variance
-Frames = Float[Tensor, "B F 3 H W"]  # RGB in [0, 1]
+Frames = Float[Tensor, "B N 3 H W"]  # RGB in [0, 1]; N is F, or more for a causal VAE
 Timesteps = Int[Tensor, " B"]  # index into the noise schedule, from 0 (nearly clean) to T - 1
 ToldTime = Real[Tensor, " B"]  # what a network is told for a timestep: `Schedule.told`
 PerVideo = Float[Tensor, " B"]  # one number per video: a reward, a loss, a guidance scale

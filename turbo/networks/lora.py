@@ -177,11 +177,19 @@ def merge_lora(network: Network, dtype: torch.dtype | None = None) -> Network:
     Args:
         dtype: final precision; None keeps the present one. Sums are computed before the cast.
     """
+    exact = network._keep_in_fp32_modules or ()  # as when it is loaded in half precision
+
+    def final(name: str) -> torch.dtype | None:
+        return torch.float32 if any(part in name.split(".") for part in exact) else dtype
+
     for name, module in list(network.named_modules()):
         if isinstance(module, LoraLayer):
             layer = module.get_base_layer()
-            layer.weight.data = (layer.weight + module.get_delta_weight("default")).to(dtype)
+            merged = layer.weight + module.get_delta_weight("default")
+            layer.weight.data = merged.to(None if dtype is None else final(name))
             network.set_submodule(name, layer)
     network.__dict__.pop("peft_config", None)
-    nn.Module.to(network, dtype)  # diffusers' own `to` would log a warning
+    for name, weight in network.named_parameters():
+        if dtype is not None:
+            weight.data = weight.data.to(final(name))
     return network

@@ -1,4 +1,4 @@
-"""The text encoder: CLIP's byte-pair tokenizer, then CLIP's text transformer."""
+"""Text encoders: a tokenizer, then a text transformer. CLIP for the video UNet, UMT5 for Wan."""
 
 import html
 import re
@@ -6,9 +6,16 @@ from pathlib import Path
 
 import ftfy
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    UMT5EncoderModel,
+)
 
 from turbo.types import PromptEmbeds
 
@@ -70,6 +77,18 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]
     return ids.masked_fill(after_end, 0)
 
 
+def find_unread(tokenizer: CLIPTokenizer | PreTrainedTokenizerFast, prompt: str, read: int) -> str:
+    """Return the words at the end of a prompt that are beyond its first `read` tokens."""
+    text = clean_prompt(prompt)
+    offsets = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
+    if len(offsets) <= read:
+        return ""
+    begin, _ = offsets[read]
+    return text[text.rfind(" ", 0, begin + 1) + 1 :].strip()
+
+
 class CLIPTextEncoder:
     """A tokenizer and a text transformer; the UNet attends to the embedding of every token.
 
@@ -105,18 +124,68 @@ class CLIPTextEncoder:
 
         A word that is read in part counts as unread. The text is that of `clean_prompt`.
         """
-        text = clean_prompt(prompt)
-        read = self.tokenizer.model_max_length - 2  # without the start and the end token
-        offsets = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        ).offset_mapping
-        if len(offsets) <= read:
-            return ""
-        begin, _ = offsets[read]
-        return text[text.rfind(" ", 0, begin + 1) + 1 :].strip()
+        # without the start and the end token
+        return find_unread(self.tokenizer, prompt, self.tokenizer.model_max_length - 2)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """Embed every token of every prompt; the empty prompt is the unconditional one."""
         tokens = self.tokenize(prompts).to(self.model.device)
         return self.model(input_ids=tokens).last_hidden_state
+
+
+class UMT5TextEncoder:
+    """UMT5's SentencePiece tokenizer and its encoder, as Wan reads it: zeros after the end.
+
+    A `turbo.types.TextEncoder`. The published one is four times as large as the network that it
+    serves, so memory "offload" keeps it off the device once it has encoded.
+
+    Source: Wan, arXiv:2503.20314, section 4.2.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, model: UMT5EncoderModel, num_tokens: int = 512
+    ) -> None:
+        """Set the length to which prompts are cut and padded; Wan's is 512."""
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.num_tokens = min(num_tokens, tokenizer.model_max_length)
+
+    @classmethod
+    def load(
+        cls, tokenizer: Path, model: Path, dtype: torch.dtype = torch.float32
+    ) -> "UMT5TextEncoder":
+        """Load from two folders written by `save_pretrained`.
+
+        Raises:
+            ValueError: the tokenizer has tokens that the model lacks.
+        """
+        transformer = UMT5EncoderModel.from_pretrained(model, local_files_only=True, dtype=dtype)
+        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        if len(words) > transformer.config.vocab_size:  # which is rounded up
+            raise ValueError(
+                f"The tokenizer in {tokenizer} has {len(words):,} tokens, but its text encoder has "
+                f"{transformer.config.vocab_size:,}. Delete that folder, then fetch it again."
+            )
+        return cls(words, transformer)
+
+    def to(self, device: torch.device | str) -> "UMT5TextEncoder":
+        self.model.to(device)
+        return self
+
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that are beyond the tokens the model reads."""
+        return find_unread(self.tokenizer, prompt, self.num_tokens - 1)  # without the end token
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
+        """Embed every token of every prompt; zeros after the end token."""
+        tokens = self.tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.num_tokens,
+            return_tensors="pt",
+        ).to(self.model.device)
+        embeds = self.model(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return embeds * rearrange(tokens.attention_mask, "B L -> B L 1").to(embeds)
