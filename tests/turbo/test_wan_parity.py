@@ -4,19 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from torch import nn
 from torch.testing import assert_close
 
 from tests.support.tiny_models import randomise
+from tests.turbo.models.test_placement import _activations as count_activations
 from training.tiny import wan_parts, write_tiny
 from turbo.diffusion.ddim import ddim_timesteps
 from turbo.diffusion.distillation import student_of
 from turbo.diffusion.schedule import FlowSchedule
+from turbo.models.footprint import measure_footprint
 from turbo.networks.text import UMT5TextEncoder
 from turbo.networks.vae import decode_latents
 from turbo.networks.wan import WanNetwork
-from turbo.pipeline import VideoPipeline
+from turbo.pipeline import VideoPipeline, load_card
 from turbo.types import Conditioning
 
 STEPS = 4
@@ -172,3 +179,31 @@ def test_the_network_refuses_latents_that_its_patches_do_not_fill():
         parts(torch.float32)["teacher"](
             torch.zeros(1, 4, 2, 4, 5), torch.zeros(1), torch.zeros(1, 5, 16)
         )
+
+
+def test_a_folder_with_a_card_makes_a_clip(card):
+    video = load_card(card)("a cat", seed=1, steps=2)
+
+    assert video.frames.shape == (9, 32, 32, 3)
+    assert video.recipe["guidance"] == card.default_guidance
+
+
+def test_the_estimated_activations_are_those_of_a_call(card, tmp_path):
+    with torch.device("meta"):
+        network = WanNetwork(
+            num_attention_heads=4, attention_head_dim=64, ffn_dim=1500, num_layers=2, text_dim=64
+        ).eval()
+        vae = AutoencoderKLWan(base_dim=16).eval()
+    network.save_config(tmp_path / "teacher")
+    vae.save_config(tmp_path / "vae")
+    (tmp_path / "text_encoder").mkdir()
+    card = replace(card, folder=tmp_path, num_frames=13, height=128, width=256)
+
+    found = measure_footprint(card)
+
+    shapes = (1, 16, 4, 16, 32), (1,), (1, 512, 64)
+    arguments = [torch.empty(shape, device="meta") for shape in shapes]
+    called = count_activations(network, lambda network: network(*arguments))
+    decoded = count_activations(vae, lambda vae: vae.decode(arguments[0]))
+    assert 0.95 < found.denoise / called < 1.2
+    assert 0.95 < found.decode * found.frames / decoded < 1.2
