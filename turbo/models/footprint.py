@@ -25,6 +25,7 @@ VAE_ACTIVATIONS = 6.0  # per pixel and channel of the VAE's outermost layers
 # Wan: per token, and channel of its feed-forward layers and of its stream; per pixel and channel of
 # the causal VAE, which decodes four frames at a time whatever their number.
 WAN_FEED_FORWARD_ACTIVATIONS, WAN_ACTIVATIONS, CAUSAL_VAE_ACTIVATIONS = 2.0, 5.0, 53.0
+WAN_TEXT_TOKENS = 512
 TRANSFORMER_IN_HEADS = 8  # of the first temporal transformer, in every network
 # Convolution workspaces and memory that the allocator cannot use. A guess, on the safe side.
 HEADROOM = 1.15
@@ -90,7 +91,8 @@ def _count_wan(card: ModelCard, network: dict, vae: dict) -> tuple[float, float,
     channels = network["num_attention_heads"] * network["attention_head_dim"]
     per_token = WAN_FEED_FORWARD_ACTIVATIONS * network["ffn_dim"] + WAN_ACTIVATIONS * channels
     decode = CAUSAL_VAE_ACTIVATIONS * card.height * card.width * vae["base_dim"]
-    return tokens * per_token, decode, 1
+    text = WAN_TEXT_TOKENS * channels  # kept for every layer
+    return tokens * per_token + text, decode, 1
 
 
 def _activations_per_position(unet: dict) -> float:

@@ -143,13 +143,12 @@ class UMT5TextEncoder:
     Source: Wan, arXiv:2503.20314, section 4.2.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, model: UMT5EncoderModel, num_tokens: int = 512
-    ) -> None:
-        """Set the length to which prompts are cut and padded; Wan's is 512."""
+    TOKENS = 512  # to which prompts are cut and padded
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, model: UMT5EncoderModel) -> None:
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
-        self.num_tokens = min(num_tokens, tokenizer.model_max_length)
+        self.num_tokens = min(self.TOKENS, tokenizer.model_max_length)
 
     @classmethod
     def load(
