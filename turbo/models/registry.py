@@ -346,11 +346,32 @@ _PAPER_CARDS = [
     ),
 ]
 
+_WAN_CARDS = [
+    ModelCard(
+        name="wan2.1-1.3b",
+        title="Wan2.1 1.3B",
+        family="wan2.1-1.3b",
+        licence="Apache-2.0",
+        folder=PUBLISHED / "wan2.1-1.3b",
+        sources=WAN_FILES,
+        height=480,
+        width=832,
+        num_frames=81,
+        fps=16,
+        half=True,
+        memory_gb=0.1,
+        flow_shift=8.0,  # its README, for this size
+        spacing="trailing",
+        default_guidance=6.0,  # its README, for this size
+        **_TEACHER,
+    ),
+]
+
 # T2V_MODELS_DIR is a folder of models that were trained here: `training.distil` writes one.
 _LOCAL = os.environ.get("T2V_MODELS_DIR")
 _LOCAL_CARDS = find_local(Path(_LOCAL).expanduser()) if _LOCAL else []
 
-CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_LOCAL_CARDS]
+CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_WAN_CARDS, *_LOCAL_CARDS]
 
 MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
 DEFAULT_MODEL = "shapes-turbo"

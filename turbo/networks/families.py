@@ -12,7 +12,12 @@ from diffusers import AutoencoderKL, AutoencoderKLWan
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, UMT5Config, UMT5EncoderModel
 
-from turbo.networks.text import CLIPTextEncoder, UMT5TextEncoder
+from turbo.networks.text import (
+    CLIPTextEncoder,
+    UMT5TextEncoder,
+    load_tokenizer,
+    load_umt5_tokenizer,
+)
 from turbo.networks.unet import VideoUNet
 from turbo.networks.wan import WanNetwork
 
@@ -51,6 +56,17 @@ def load_text_encoder(
     """Load a text encoder and its tokenizer from their folders."""
     kind = TEXT_ENCODERS[_read_config(folder)["model_type"]]
     return kind.load(tokenizer, folder, dtype)
+
+
+def check_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Check that a tokenizer belongs to the text encoder in a folder.
+
+    Raises:
+        ValueError: as for `load_tokenizer`.
+    """
+    config = _read_config(folder)
+    load = load_umt5_tokenizer if config.get("model_type") == "umt5" else load_tokenizer
+    load(tokenizer, config["vocab_size"])
 
 
 def network_on_meta(folder: Path, changes: dict[str, Any] | None = None) -> Network:

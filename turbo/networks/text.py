@@ -77,6 +77,27 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]
     return ids.masked_fill(after_end, 0)
 
 
+def read_umt5_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Read UMT5's tokenizer from its tokenizer.json."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), model_max_length=512, **special)
+
+
+def load_umt5_tokenizer(folder: Path, num_tokens: int) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a text encoder with this number of tokens.
+
+    Raises:
+        ValueError: it has more tokens; the encoder's number is rounded up.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > num_tokens:
+        raise ValueError(
+            f"The tokenizer in {folder} has {len(tokenizer):,} tokens, but its text encoder has "
+            f"{num_tokens:,}. Delete that folder, then convert or fetch the model again."
+        )
+    return tokenizer
+
+
 def find_unread(tokenizer: CLIPTokenizer | PreTrainedTokenizerFast, prompt: str, read: int) -> str:
     """Return the words at the end of a prompt that are beyond its first `read` tokens."""
     text = clean_prompt(prompt)
@@ -157,15 +178,10 @@ class UMT5TextEncoder:
         """Load from two folders written by `save_pretrained`.
 
         Raises:
-            ValueError: the tokenizer has tokens that the model lacks.
+            ValueError: as for `load_umt5_tokenizer`.
         """
         transformer = UMT5EncoderModel.from_pretrained(model, local_files_only=True, dtype=dtype)
-        words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        if len(words) > transformer.config.vocab_size:  # which is rounded up
-            raise ValueError(
-                f"The tokenizer in {tokenizer} has {len(words):,} tokens, but its text encoder has "
-                f"{transformer.config.vocab_size:,}. Delete that folder, then fetch it again."
-            )
+        words = load_umt5_tokenizer(tokenizer, transformer.config.vocab_size)
         return cls(words, transformer)
 
     def to(self, device: torch.device | str) -> "UMT5TextEncoder":
