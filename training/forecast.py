@@ -146,10 +146,10 @@ def describe_run(config: Config) -> str:
             f"rewards: {rewards}",
             f"watch: {watch}",
             f"trained: {found.trained:,} parameters",
-            f"memory per process, UNet alone: {found.memory / 2**30:.2f} GiB = "
+            f"memory per process, network alone: {found.memory / 2**30:.2f} GiB = "
             f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
             f"averages + {found.activations / 2**30:.2f} activations",
-            f"time on one A100 at 40 % of its peak, UNet alone: {flops / UTILISATION / 3600:.1f} h "
+            f"time on one A100 at 40 % of its peak, network alone: {flops / UTILISATION / 3600:.1f} h "
             f"for {run.steps} steps of {run.batch} videos",
         ]
     )

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
-    PreTrainedTokenizerBase,
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
@@ -75,7 +73,7 @@ def write_tiny(name: str, folder: Path) -> ModelCard:
     return card
 
 
-def _unet_parts(name: str) -> dict[str, nn.Module | PreTrainedTokenizerBase]:
+def _unet_parts(name: str) -> dict[str, Any]:
     tokenizer = _tokenizer()
     return {
         "teacher": VideoUNet(**(_LAYERS | UNETS[name])),

@@ -58,8 +58,16 @@ from turbo.networks.unet import VideoUNet
 from turbo.networks.wan import WanNetwork
 
 Kind = Literal[
-    *("checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters", "named"),
-    *("wan-network", "wan-vae", "wan-text"),
+    "checkpoint",
+    "videocrafter-unet",
+    "modelscope-unet",
+    "vae",
+    "text",
+    "adapters",
+    "named",
+    "wan-network",
+    "wan-vae",
+    "wan-text",
 ]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."

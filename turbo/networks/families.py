@@ -5,7 +5,7 @@ A new family is a line in each table that its classes are missing from.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
@@ -22,7 +22,7 @@ from turbo.networks.unet import VideoUNet
 from turbo.networks.wan import WanNetwork
 
 Network = VideoUNet | WanNetwork
-VideoVAE = AutoencoderKL | AutoencoderKLWan
+VideoVAE: TypeAlias = AutoencoderKL | AutoencoderKLWan
 
 NETWORKS: dict[str, type[Network]] = {
     "VideoUNet": VideoUNet,
