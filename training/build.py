@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from torch import nn
 
 from training.config import Config, RewardTable
@@ -31,17 +30,16 @@ from turbo.diffusion.distillation import (
     student_of,
 )
 from turbo.diffusion.motion import MOTION_LAYERS
-from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
+from turbo.networks.families import Network, VideoVAE
 from turbo.networks.lora import add_lora
-from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import encode_frames
 from turbo.pipeline import load_card
-from turbo.rewards import WeightedReward, stride_frames
+from turbo.rewards import WeightedReward, Window, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
-from turbo.types import Frames, PerVideo, Reward, TextEncoder
+from turbo.types import Frames, PerVideo, Reward, Schedule, TextEncoder
 
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
@@ -51,9 +49,9 @@ class Parts:
     """Everything that a run needs."""
 
     card: ModelCard  # the teacher's
-    teacher: VideoUNet
-    student: VideoUNet
-    vae: AutoencoderKL
+    teacher: Network
+    student: Network
+    vae: VideoVAE
     text_encoder: TextEncoder
     captions: list[str]  # of the training videos
     draw_encoded: Callable[[Slot], EncodedBatch]
@@ -102,7 +100,6 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         workers=config.data.workers,
         max_broken=config.data.max_broken,
     )
-    assert isinstance(pipeline.vae, AutoencoderKL)
     needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
     def draw_encoded(slot: Slot) -> EncodedBatch:
@@ -127,7 +124,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     )
 
 
-def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
+def build_student(teacher: Network, config: Config) -> Network:
     """Return the student: adapters on the teacher's own weights, or a copy that is trained whole.
 
     What is trained is in float32.
@@ -152,11 +149,24 @@ def build_student(teacher: VideoUNet, config: Config) -> VideoUNet:
     return student
 
 
-def set_dropout(student: VideoUNet, share: float) -> None:
-    """Set the dropout of the temporal convolutions."""
-    for name, module in student.named_modules():
-        if isinstance(module, nn.Dropout) and ".temp_convs." in name:
-            module.p = share
+def set_dropout(student: Network, share: float) -> None:
+    """Set the dropout of the temporal convolutions.
+
+    Raises:
+        ValueError: the network has none.
+    """
+    layers = [
+        module
+        for name, module in student.named_modules()
+        if isinstance(module, nn.Dropout) and ".temp_convs." in name
+    ]
+    if not layers:
+        raise ValueError(
+            "Expected no student.temporal_dropout for this teacher: it has no temporal "
+            "convolutions. Leave it out."
+        )
+    for layer in layers:
+        layer.p = share
 
 
 def clip_shape(config: Config, card: ModelCard) -> ClipShape:
@@ -169,9 +179,9 @@ def encode(
     clips: list[Clip],
     slot: Slot,
     config: Config,
-    vae: AutoencoderKL,
+    vae: VideoVAE,
     text_encoder: TextEncoder,
-    student: VideoUNet,
+    student: Network,
     device: torch.device,
 ) -> EncodedBatch:
     """Encode clips and captions; the posterior of the VAE is sampled, as in the published code."""
@@ -236,10 +246,11 @@ def build_reward(
         frames=table.frames,
         select=SELECT[table.select],
         random_crop=table.crop == "random",
+        window=Window(table.window, table.window_at == "start") if table.window else None,
     )
 
 
-def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfig:
+def build_settings(config: Config, schedule: Schedule) -> DistillationConfig:
     """Return the settings of the training step."""
     run, student, motion = config.run, config.student, config.motion
     low, high = config.teacher.guidance

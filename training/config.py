@@ -58,6 +58,14 @@ class RewardTable(_Table):
     frames: int = Field(ge=1)  # decoded per video
     select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones; per video
     crop: Literal["none", "random"] = "none"  # random: a square, drawn per video
+    window: int | None = Field(None, ge=1)  # consecutive frames to select from; default: all
+    window_at: Literal["random", "start"] = "random"  # place of the window; random: per video
+
+    @model_validator(mode="after")
+    def _fits_window(self) -> "RewardTable":
+        if self.window is not None and self.window < self.frames:
+            raise ValueError(f"window {self.window} has fewer frames than the {self.frames} scored")
+        return self
 
 
 class JudgeTable(_Table):

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
-from diffusers import AutoencoderKL
 from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
@@ -45,20 +44,20 @@ from turbo.diffusion.distillation import (
 )
 from turbo.diffusion.motion import motion_strength
 from turbo.diffusion.teacher_cache import record_teacher, step_from_record
-from turbo.networks.unet import VideoUNet
+from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
 
 
 def distil(
-    teacher: VideoUNet,
-    student: VideoUNet,
+    teacher: Network,
+    student: Network,
     draw_encoded: Callable[[Slot], EncodedBatch],
     folder: Path,
     config: DistillationConfig,
     *,
     rewards: Sequence[WeightedReward],
-    vae: AutoencoderKL,
+    vae: VideoVAE,
     accelerator: Accelerator | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepStats]:
@@ -133,9 +132,9 @@ def _rewards_of(
 
 
 def compare(
-    student: VideoUNet,
-    target: VideoUNet,
-    teacher: VideoUNet,
+    student: Network,
+    target: Network,
+    teacher: Network,
     batch: DistillationBatch,
     config: DistillationConfig,
 ) -> ConsistencyLoss:

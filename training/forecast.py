@@ -1,10 +1,13 @@
 """What a run will do and need, before anything is trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,12 +17,19 @@ from training.config import Config
 from training.video_folder import read_captions
 from training.watch import read_held_out
 from turbo.card import ModelCard
+from turbo.convert.vae import published_vae
+from turbo.networks.families import Network, VideoVAE, network_on_meta, part_on_meta
+from turbo.networks.text import UMT5TextEncoder
 from turbo.networks.unet import VideoUNet
+from turbo.networks.vae import latent_shape
+from turbo.networks.wan import WanNetwork
 from turbo.types import Conditioning
 
-UNET_FAMILIES = {  # networks that need not be on this disk
-    "videocrafter2": {"fps_conditioning": True},
-    "modelscope": {"skip_temporal_for_one_frame": True},
+# Networks and VAEs that need not be on this disk.
+FAMILIES: dict[str, tuple[Callable[[], Network], Callable[[], VideoVAE]]] = {
+    "videocrafter2": (partial(VideoUNet, fps_conditioning=True), published_vae),
+    "modelscope": (partial(VideoUNet, skip_temporal_for_one_frame=True), published_vae),
+    "wan2.1-1.3b": (WanNetwork, AutoencoderKLWan),
 }
 UTILISATION = 125e12  # floating-point operations per second: 40 % of an A100 in half precision
 
@@ -85,33 +95,29 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
     )
 
 
-def _network(card: ModelCard) -> VideoUNet:
+def _network(card: ModelCard) -> Network:
     folder = card.folder / card.unet
     if (folder / "config.json").is_file():
-        return VideoUNet.from_config(VideoUNet.load_config(folder))
-    if card.family in UNET_FAMILIES:
-        return VideoUNet(**UNET_FAMILIES[card.family])
+        return network_on_meta(folder)
+    if card.family in FAMILIES:
+        return FAMILIES[card.family][0]()
     raise ValueError(f"The configuration of {card.name} is missing in {folder}.")
 
 
 def _inputs(
-    config: Config, card: ModelCard, teacher: VideoUNet
+    config: Config, card: ModelCard, teacher: Network
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    videos, unet = config.run.micro_batch, teacher.config
-    scale = _pixels_per_latent(card.folder / "vae")
-    noisy = torch.empty(
-        videos, unet.in_channels, card.num_frames, card.height // scale, card.width // scale
-    )
+    videos, folder = config.run.micro_batch, card.folder / "vae"
+    here = (folder / "config.json").is_file()
+    vae = part_on_meta(folder) if here else FAMILIES[card.family][1]()
+    shape = latent_shape(cast(VideoVAE, vae), card.num_frames, card.height, card.width)
     steps = torch.zeros(videos, dtype=torch.long)
-    embeds = torch.empty(videos, 77, unet.cross_attention_dim)
-    return noisy, steps, embeds, steps if unet.fps_conditioning else None
-
-
-def _pixels_per_latent(vae: Path) -> int:
-    """Return the side of a latent in pixels; that of the published VAE, if it is not here."""
-    if not (vae / "config.json").is_file():
-        return 8
-    return 2 ** (len(AutoencoderKL.load_config(vae)["block_out_channels"]) - 1)
+    if isinstance(teacher, WanNetwork):
+        tokens, width = UMT5TextEncoder.TOKENS, teacher.config.text_dim
+    else:
+        tokens, width = 77, teacher.config.cross_attention_dim
+    embeds = torch.empty(videos, tokens, width)
+    return torch.empty(videos, *shape), steps, embeds, steps if teacher.takes_fps else None
 
 
 def describe_run(config: Config) -> str:
@@ -140,10 +146,10 @@ def describe_run(config: Config) -> str:
             f"rewards: {rewards}",
             f"watch: {watch}",
             f"trained: {found.trained:,} parameters",
-            f"memory per process, UNet alone: {found.memory / 2**30:.2f} GiB = "
+            f"memory per process, network alone: {found.memory / 2**30:.2f} GiB = "
             f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
             f"averages + {found.activations / 2**30:.2f} activations",
-            f"time on one A100 at 40 % of its peak, UNet alone: {flops / UTILISATION / 3600:.1f} h "
+            f"time on one A100 at 40 % of its peak, network alone: {flops / UTILISATION / 3600:.1f} h "
             f"for {run.steps} steps of {run.batch} videos",
         ]
     )

@@ -8,8 +8,7 @@ import torch
 from training.loop import FitConfig
 from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
 from turbo.diffusion.motion import MOTION_LAYERS, PERCENTAGE, STRENGTH
-from turbo.diffusion.schedule import NoiseSchedule
-from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds
+from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds, Schedule
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class DistillationConfig:
     """Settings of one distillation."""
 
     fit: FitConfig
-    schedule: NoiseSchedule  # the teacher's
+    schedule: Schedule  # the teacher's
     grid: SolverGrid
     draw_guidance: Callable[[int, torch.Generator], PerVideo]  # (batch size, generator) -> w
     target_ema: float  # decay of the target's weights; 0: those of the student, as last updated

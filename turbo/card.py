@@ -61,6 +61,7 @@ class ModelCard:
     half: bool = False  # half precision on an accelerator; float32 on a CPU
     prediction_type: PredictionType = "epsilon"
     beta_end: float = 0.012  # of the noise schedule
+    flow_shift: float | None = None  # of a flow-matching model; None: it has a noise schedule
     spacing: Spacing = "leading"  # of DDIM timesteps
     eta: float = 0.0  # share of fresh noise in a DDIM step; 1 is VideoCrafter2's own setting
     clean_rescale: bool = False  # VideoCrafter2's teacher was trained on weakened latents

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from turbo import __version__
@@ -23,24 +22,30 @@ from turbo.diffusion.consistency import (
 )
 from turbo.diffusion.ddim import ddim_timesteps, sample_ddim, signal_scales
 from turbo.diffusion.distillation import student_of
-from turbo.diffusion.guidance import bind_guided_unet
+from turbo.diffusion.guidance import bind_guided
 from turbo.diffusion.motion import motion_strength
-from turbo.diffusion.schedule import NoiseSchedule, draw_noise
+from turbo.diffusion.schedule import draw_noise, schedule_of
 from turbo.models.errors import explained_damage
 from turbo.models.footprint import DECODE_CHUNK
 from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
+from turbo.networks.families import (
+    Network,
+    VideoVAE,
+    load_network,
+    load_text_encoder,
+    load_vae,
+)
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
-from turbo.networks.text import CLIPTextEncoder
-from turbo.networks.unet import VideoUNet
-from turbo.networks.vae import decode_latents, quicken_on_cpu
+from turbo.networks.vae import decode_latents, latent_shape, quicken_on_cpu
 from turbo.request import Request, check_request
 from turbo.types import (
     Latents,
     PerVideo,
     PromptEmbeds,
     SamplerStep,
+    Schedule,
     TextEncoder,
     Timesteps,
     checked,
@@ -90,10 +95,10 @@ class VideoPipeline:
     def __init__(
         self,
         card: ModelCard,
-        unet: VideoUNet,
-        vae: AutoencoderKL,
+        unet: Network,
+        vae: VideoVAE,
         text_encoder: TextEncoder,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         *,
         weights_sha256: str = "",
         placement: Placement | None = None,
@@ -154,10 +159,9 @@ class VideoPipeline:
 
     @classmethod
     def _read(cls, card: ModelCard, placement: Placement) -> "VideoPipeline":
-        local = {"local_files_only": True, "use_safetensors": True}
         # Adapters are merged in float32; without adapters, weights are read in their final dtype.
         exact = torch.float32 if card.lora else placement.dtype
-        unet = VideoUNet.from_pretrained(card.folder / card.unet, torch_dtype=exact, **local)
+        unet = load_network(card.folder / card.unet, exact)
         if card.lora:
             student = student_of(unet, share=True)  # one copy of the weights is enough
             adapted = load_lora(student, card.folder / card.lora / LORA_FILE)
@@ -165,15 +169,11 @@ class VideoPipeline:
         return cls(
             card,
             unet,
-            AutoencoderKL.from_pretrained(
-                card.folder / "vae", torch_dtype=placement.dtype, **local
-            ),
-            CLIPTextEncoder.load(
+            load_vae(card.folder / "vae", placement.dtype),
+            load_text_encoder(
                 card.folder / "tokenizer", card.folder / "text_encoder", placement.dtype
             ),
-            NoiseSchedule.scaled_linear(
-                beta_end=card.beta_end, prediction_type=card.prediction_type
-            ),
+            schedule_of(card),
             weights_sha256=card.weights_sha256(),
             placement=placement,
         )
@@ -325,7 +325,8 @@ class VideoPipeline:
         """
         device, card, requests = self.placement.device, self.card, batch.requests
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-        like = torch.empty((len(requests), *self.latent_shape), device=device, dtype=torch.float32)
+        exact = torch.promote_types(self.placement.dtype, torch.float32)
+        like = torch.empty((len(requests), *self.latent_shape), device=device, dtype=exact)
         noise = draw_noise(like, generators)  # drawn also if given: later draws stay the same
         if batch.noise is not None:
             noise = batch.noise.to(like)
@@ -353,7 +354,7 @@ class VideoPipeline:
             return sampler, 1
         embeds = self._encode([*prompts, ""], batch)
         uncond_embeds = embeds[-1:].expand(len(requests), -1, -1)
-        denoiser = bind_guided_unet(self.unet, embeds[:-1], uncond_embeds, scale, fps)
+        denoiser = bind_guided(self.unet, self.schedule, embeds[:-1], uncond_embeds, scale, fps)
         timesteps = ddim_timesteps(requests[0].steps, spacing=card.spacing).to(device)
         sampler = sample_ddim(
             denoiser,
@@ -391,10 +392,7 @@ class VideoPipeline:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Return the shape of one video's latents: C, F, h, w."""
-        config = self.vae.config
-        shrink = 2 ** (len(config.block_out_channels) - 1)
-        height, width = self.card.height // shrink, self.card.width // shrink
-        return config.latent_channels, self.card.num_frames, height, width
+        return latent_shape(self.vae, self.card.num_frames, self.card.height, self.card.width)
 
     def _recipe(self, request: Request, batch: _Batch) -> dict[str, Any]:
         """Return all that determines the frames; tensors of the caller by name only."""

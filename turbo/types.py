@@ -1,10 +1,11 @@
 """The contracts between the parts of a model: array types, protocols, and their run-time check.
 
-Axes: B videos, C latent channels, F frames, h w latent size, H W pixel size, L tokens, D features.
+Axes: B videos, C latent channels, F latent frames, N frames, h w latent size, H W pixel size,
+L tokens, D features.
 
-A model is a `VideoNetwork`, a `TextEncoder` and a `VAE`. Binding a network to its prompts and its
-guidance gives a `Denoiser` (a teacher) or a `ConsistencyFunction` (a student), which is all that a
-sampler knows of a model. A `Reward` scores the decoded frames in training.
+A model is a `VideoNetwork` with its `Schedule`, a `TextEncoder` and a `VAE`. Binding a network to
+its prompts and its guidance gives a `Denoiser` (a teacher) or a `ConsistencyFunction` (a student),
+which is all that a sampler knows of a model. A `Reward` scores the decoded frames in training.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from beartype import BeartypeConf, BeartypeViolationVerbosity, beartype
-from jaxtyping import Float, Int, jaxtyped
+from jaxtyping import Float, Int, Real, jaxtyped
 from torch import Tensor
 
 Latents = Float[Tensor, "B C F h w"]  # VAE latents, already scaled to unit variance
-Frames = Float[Tensor, "B F 3 H W"]  # RGB in [0, 1]
+Frames = Float[Tensor, "B N 3 H W"]  # RGB in [0, 1]; N is F, or more for a causal VAE
 Timesteps = Int[Tensor, " B"]  # index into the noise schedule, from 0 (nearly clean) to T - 1
+ToldTime = Real[Tensor, " B"]  # what a network is told for a timestep: `Schedule.told`
 PerVideo = Float[Tensor, " B"]  # one number per video: a reward, a loss, a guidance scale
+Level = Float[Tensor, "B 1 1 1 1"]  # of signal or noise, per video
 FrameRate = Int[Tensor, " B"]  # frames per second
 PromptEmbeds = Float[Tensor, "B L D"]  # the text encoder's output for every token
 Embedding = Float[Tensor, "B D"]  # one vector per video
@@ -58,7 +61,7 @@ class Conditioning:
 
 @runtime_checkable
 class VideoNetwork(Protocol):
-    """A denoising network, teacher or student: `turbo.networks.unet.VideoUNet`."""
+    """A denoising network, teacher or student: one of `turbo.networks.families.Network`."""
 
     @property
     def guidance_size(self) -> int | None:
@@ -73,12 +76,12 @@ class VideoNetwork(Protocol):
     def __call__(
         self,
         noisy: Latents,
-        timesteps: Timesteps,
+        told: ToldTime,
         prompt_embeds: PromptEmbeds,
         conditioning: Conditioning | None = None,
         /,
     ) -> Latents:
-        """Return the raw output, noise or velocity; `NoiseSchedule.split` converts it.
+        """Return the raw output, noise or velocity; `Schedule.split` converts it.
 
         Latents keep their dtype, whatever that of the weights. Differentiable in `noisy`.
         """
@@ -86,8 +89,51 @@ class VideoNetwork(Protocol):
 
 
 @runtime_checkable
+class Schedule(Protocol):
+    """How much signal and noise latents hold at each timestep: `turbo.diffusion.schedule`."""
+
+    def __len__(self) -> int:
+        """Return the number of timesteps."""
+        ...
+
+    def to(self, device: torch.device | str) -> "Schedule":
+        """Return it on a device."""
+        ...
+
+    def told(self, timesteps: Timesteps) -> ToldTime:
+        """Return what the network is told for these timesteps."""
+        ...
+
+    def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
+        """Return the levels of signal and noise, alpha and sigma."""
+        ...
+
+    def add_noise(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return alpha * clean + sigma * noise."""
+        ...
+
+    def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return the clean latents of which `noise` makes `noisy`."""
+        ...
+
+    def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return the training target of a network that outputs the velocity."""
+        ...
+
+    def split(
+        self, noisy: Latents, output: Latents, timesteps: Timesteps
+    ) -> tuple[Latents, Latents]:
+        """Convert a network's raw output to its estimates of the clean latents and the noise."""
+        ...
+
+    def ddim_step(self, clean: Latents, noise: Latents, end: Timesteps) -> Latents:
+        """Step along the probability-flow ODE to `end`, from the estimates at the start."""
+        ...
+
+
+@runtime_checkable
 class Denoiser(Protocol):
-    """A network bound to its prompts and guidance: `guidance.bind_guided_unet`."""
+    """A network bound to its prompts and guidance: `guidance.bind_guided`."""
 
     def __call__(self, noisy: Latents, timesteps: Timesteps, /) -> Latents:
         """Return the guided raw output, noise or velocity."""

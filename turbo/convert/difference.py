@@ -34,6 +34,8 @@ _MEANINGS = {  # the first pattern found in a name applies
     r"attentions|(put_blocks\.\d+|middle_block)\.1\.": "the UNet: spatial attention",
     r"time_embed": "the UNet: timestep embedding",
     r"put_blocks|middle_block|(down|up|mid)_block": "the UNet: spatial convolution",
+    r"^(blocks|head|text_embedding|time_projection|patch_embedding)\b": "Wan's network or text "
+    "encoder",
     r"^(conv_|out\.)": "the UNet: its first or last convolution",
 }
 

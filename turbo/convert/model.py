@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from filelock import FileLock
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import Job, plan_jobs
 from turbo.convert.stream import write_tensors
 from turbo.disk_space import LOCK_SECONDS, check_space
-from turbo.networks.text import clip_tokenizer
-from turbo.networks.unet import VideoUNet
+from turbo.networks.text import clip_tokenizer, read_umt5_tokenizer
 
-TOKENIZER_SIZE = 5_000_000  # bytes, rounded up
+TOKENIZER_SIZE = 40_000_000  # bytes, rounded up
 PARTIAL = ".converting-"  # prefix of an unfinished folder
+TOKENIZER_FILE = "tokenizer.json"  # published beside Wan's weights
 DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of diffusers' layout
 
 
@@ -47,19 +47,25 @@ def convert_model(
         ValueError: a file is damaged, contains code, or does not belong to the model.
         OSError: the disk is full.
     """
-    checkpoints = [open_checkpoint(file) for path in paths for file in files_at(path)]
+    words = [path for path in paths if path.name == TOKENIZER_FILE]
+    checkpoints = [
+        open_checkpoint(file) for path in paths if path not in words for file in files_at(path)
+    ]
     jobs = plan_jobs(card, checkpoints, projection)
     card.folder.parent.mkdir(parents=True, exist_ok=True)
     lock = card.folder.with_name(f".{card.folder.name}.lock")
     # The caller may resume us in another thread of a pool. The wait has a limit because filelock
     # refuses an endless one in the thread of the first conversion as a deadlock.
     with FileLock(lock, timeout=LOCK_SECONDS, thread_local=False):
-        yield from _convert_jobs(card, jobs, replace=replace)
+        yield from _convert_jobs(card, jobs, words, replace=replace)
 
 
-def _convert_jobs(card: ModelCard, jobs: list[Job], *, replace: bool) -> Iterator[tuple[int, int]]:
+def _convert_jobs(
+    card: ModelCard, jobs: list[Job], words: list[Path], *, replace: bool
+) -> Iterator[tuple[int, int]]:
     missing = set(card.missing)
-    wants_tokenizer = replace or "tokenizer" in missing
+    published = any("tokenizer" in source.gives for source in card.sources)
+    wants_tokenizer = bool(words) if published else replace or "tokenizer" in missing
     own = [job for job in jobs if job.folder in card.parts]  # without a teacher that is only merged
     wanted = [job for job in own if replace or job.folder in missing]
     if not wanted and not wants_tokenizer:
@@ -78,7 +84,12 @@ def _convert_jobs(card: ModelCard, jobs: list[Job], *, replace: bool) -> Iterato
             yield done, total
     if wants_tokenizer:
         with _complete_folder(card.folder / "tokenizer") as partial:
-            clip_tokenizer().save_pretrained(partial)
+            _tokenizer(words).save_pretrained(partial)
+
+
+def _tokenizer(words: list[Path]) -> PreTrainedTokenizerBase:
+    """Return the published tokenizer, or CLIP's, which is published nowhere beside the weights."""
+    return read_umt5_tokenizer(words[0]) if words else clip_tokenizer()
 
 
 def _write(job: Job, folder: Path) -> Iterator[int]:
@@ -110,9 +121,9 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
 
 def _save_configuration(network: nn.Module | None, folder: Path) -> None:
     """Write a network's configuration; adapters have none."""
-    if isinstance(network, CLIPTextModel):
+    if isinstance(network, PreTrainedModel):
         network.config.save_pretrained(folder)
-    elif isinstance(network, VideoUNet | AutoencoderKL):
+    elif isinstance(network, ModelMixin):
         network.save_config(folder)
 
 

@@ -81,5 +81,12 @@ def renamed_part(
     Args:
         rename: returns the published name of a tensor, given ours.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = saved_shapes(network)
     return Part(network, {name: Origin(rename(name), shapes[name]) for name in shapes}, unused)
+
+
+def saved_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a file holds: without second names of tied weights."""
+    tied = getattr(network, "_tied_weights_keys", None) or {}
+    weights = network.state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in weights.items() if name not in tied}

@@ -42,11 +42,32 @@ from turbo.convert.vae import (
     map_latent_diffusion_vae,
     published_vae,
 )
+from turbo.convert.wan import (
+    map_wan_network,
+    map_wan_text,
+    map_wan_vae,
+    published_wan_network,
+    published_wan_text,
+    published_wan_vae,
+    wan_network_part,
+    wan_text_part,
+    wan_vae_part,
+)
 from turbo.networks.lora import DOWN, LORA_FILE, UP, check_lora
 from turbo.networks.unet import VideoUNet
+from turbo.networks.wan import WanNetwork
 
 Kind = Literal[
-    "checkpoint", "videocrafter-unet", "modelscope-unet", "vae", "text", "adapters", "named"
+    "checkpoint",
+    "videocrafter-unet",
+    "modelscope-unet",
+    "vae",
+    "text",
+    "adapters",
+    "named",
+    "wan-network",
+    "wan-vae",
+    "wan-text",
 ]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
@@ -62,10 +83,14 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "text": "a text encoder in transformers' layout",
     "adapters": "a list of adapters",
     "named": "named adapters",
+    "wan-network": "the network of Wan",
+    "wan-vae": "the VAE of Wan",
+    "wan-text": "the text encoder of Wan",
 }
 _ACCEPTED: dict[str, tuple[Kind, ...]] = {  # by model family
     "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
     "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
+    "wan2.1-1.3b": ("wan-network", "wan-vae", "wan-text"),
 }
 
 
@@ -103,6 +128,9 @@ def recognise(checkpoint: Checkpoint) -> Kind:
         "checkpoint": f"{UNET}input_blocks.0.0.weight" in names,
         "videocrafter-unet": "input_blocks.0.0.weight" in names,
         "modelscope-unet": "conv_in.weight" in names and "transformer_in.norm.weight" in names,
+        "wan-network": "patch_embedding.weight" in names and "head.modulation" in names,
+        "wan-vae": "encoder.downsamples.0.residual.0.gamma" in names,
+        "wan-text": "blocks.0.pos_embedding.embedding.weight" in names,
         "vae": "encoder.conv_in.weight" in names,
         "text": any(name.endswith("embeddings.token_embedding.weight") for name in names),
     }
@@ -110,7 +138,7 @@ def recognise(checkpoint: Checkpoint) -> Kind:
         if marked:
             return kind
     raise ValueError(
-        f"{checkpoint.path} is not a file of VideoCrafter2, ModelScope or T2V-Turbo: it holds "
+        f"{checkpoint.path} is not a file of VideoCrafter2, ModelScope, T2V-Turbo or Wan: it holds "
         f"{len(names)} tensors, the first of which are {[*names][:3]}. "
         "`python -m turbo.models show NAME` lists the files of a model."
     )
@@ -133,6 +161,9 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         "modelscope-unet": lambda shapes: {"unet": map_modelscope_unet(shapes)},
         "vae": lambda shapes: {"vae": map_diffusers_vae(shapes)},
         "text": lambda shapes: {"text_encoder": map_transformers_text(shapes, blocks=BLOCKS)},
+        "wan-network": lambda shapes: {"unet": map_wan_network(shapes)},
+        "wan-vae": lambda shapes: {"vae": map_wan_vae(shapes)},
+        "wan-text": lambda shapes: {"text_encoder": map_wan_text(shapes)},
         "adapters": lambda shapes: {},
         "named": lambda shapes: {},
     }
@@ -168,6 +199,9 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "modelscope-unet": lambda: [modelscope_part(on_meta(student))],
         "vae": lambda: [diffusers_part(published_vae(), names)],
         "text": lambda: [transformers_part(published_text_encoder(), prefix)],
+        "wan-network": lambda: [wan_network_part(published_wan_network())],
+        "wan-vae": lambda: [wan_vae_part(published_wan_vae())],
+        "wan-text": lambda: [wan_text_part(published_wan_text())],
         "adapters": lambda: [],
         "named": lambda: [],
     }
@@ -247,8 +281,8 @@ def _refuse_projection(
 
 
 def _is_student(part: Part) -> bool:
-    assert isinstance(part.network, VideoUNet)
-    return part.network.config.time_cond_proj_dim is not None
+    assert isinstance(part.network, VideoUNet | WanNetwork)
+    return part.network.guidance_size is not None
 
 
 def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: Kind) -> str | None:
@@ -257,9 +291,7 @@ def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: K
     Raises:
         ValueError: the UNet belongs to another model.
     """
-    assert isinstance(part.network, VideoUNet)
-    config, path = part.network.config, checkpoint.path
-    is_student = _is_student(part)
+    path, is_student = checkpoint.path, _is_student(part)
     if card.unet == "teacher":
         if is_student:
             raise ValueError(
@@ -274,6 +306,8 @@ def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: K
             f"{path} is a teacher, not the student {card.name}: it lacks the guidance projection "
             f"time_cond_proj.weight. `python -m turbo.models show {card.name}` lists its files."
         )
+    assert isinstance(part.network, VideoUNet)
+    config = part.network.config
     if config.motion_conditioning and card.motion_layers == "never":
         raise ValueError(
             f"{path} is T2V-Turbo-v2, not {card.name}: it holds motion_cond_proj.weight. "

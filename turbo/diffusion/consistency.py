@@ -10,16 +10,18 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from turbo.diffusion.schedule import Level, NoiseSchedule, step_noises
+from turbo.diffusion.schedule import step_noises
 from turbo.types import (
     Conditioning,
     ConsistencyFunction,
     Embedding,
     FrameRate,
     Latents,
+    Level,
     PerVideo,
     PromptEmbeds,
     SamplerStep,
+    Schedule,
     Timesteps,
     VideoNetwork,
     checked,
@@ -66,7 +68,7 @@ def embed_guidance_scale(scale: PerVideo, size: int = 256) -> Embedding:
 @checked
 def bind_consistency_function(
     network: VideoNetwork,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     prompt_embeds: PromptEmbeds,
     guidance_scale: PerVideo,
     fps: FrameRate | None = None,
@@ -87,7 +89,7 @@ def bind_consistency_function(
     if network.guidance_size is None:
         raise ValueError(
             "Expected a network that takes a guidance embedding, got a teacher. "
-            "Bind a teacher with `guidance.bind_guided_unet`, or make a student: `student_of`."
+            "Bind a teacher with `guidance.bind_guided`, or make a student: `student_of`."
         )
     bound = Conditioning(
         guidance=embed_guidance_scale(guidance_scale, network.guidance_size), fps=fps
@@ -98,7 +100,7 @@ def bind_consistency_function(
         if motion_at is not None:
             motion = embed_guidance_scale(motion_at(timesteps))
             conditioning = replace(bound, motion=motion)
-        output = network(noisy, timesteps, prompt_embeds, conditioning)
+        output = network(noisy, schedule.told(timesteps), prompt_embeds, conditioning)
         clean, _ = schedule.split(noisy, output, timesteps)
         c_skip, c_out = boundary_scalings(timesteps)
         return c_skip * noisy + c_out * clean
@@ -132,7 +134,7 @@ def few_step_timesteps(
 @torch.inference_mode()
 def sample_consistency(
     consistency_fn: ConsistencyFunction,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     noise: Latents,
     timesteps: Int[Tensor, " steps"],
     generators: Sequence[torch.Generator] = (),

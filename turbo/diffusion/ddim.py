@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from turbo.card import Spacing
-from turbo.diffusion.schedule import Level, NoiseSchedule, step_noises
-from turbo.types import Denoiser, Latents, SamplerStep, Timesteps
+from turbo.diffusion.schedule import NoiseSchedule, step_noises
+from turbo.types import Denoiser, Latents, Level, SamplerStep, Schedule, Timesteps
 
 
 def ddim_timesteps(
@@ -57,7 +57,7 @@ def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
 @torch.inference_mode()
 def sample_ddim(
     denoiser: Denoiser,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     noise: Latents,
     timesteps: Int[Tensor, " steps"],
     *,
@@ -72,7 +72,7 @@ def sample_ddim(
     estimates at z, n is fresh noise, and s is `eta` times the standard deviation of DDPM.
 
     Args:
-        denoiser: usually `guidance.bind_guided_unet(...)`.
+        denoiser: usually `guidance.bind_guided(...)`.
         noise: where to start: standard normal at the first timestep.
         timesteps: falling, from `ddim_timesteps`.
         eta: 0 follows the ODE; 1 adds as much noise as DDPM would (VideoCrafter2's own setting).
@@ -82,6 +82,8 @@ def sample_ddim(
 
     Source: DDIM, arXiv:2010.02502, Eq. 12 and 16.
     """
+    if eta and not isinstance(schedule, NoiseSchedule):
+        raise ValueError(f"Expected eta 0 for a flow-matching model, got {eta}.")
     latents, draws = noise, step_noises(noise, generators, step_noise)
     for t, t_next in zip_longest(timesteps, timesteps[1:], fillvalue=torch.tensor(0)):
         start, end = (step.to(noise.device).expand(len(noise)) for step in (t, t_next))
@@ -94,6 +96,7 @@ def sample_ddim(
         if eta == 0:
             latents = schedule.ddim_step(scaled, direction, end)
         else:
+            assert isinstance(schedule, NoiseSchedule)
             fresh, kept = _noise_shares(schedule, start, end, eta)
             alpha, _ = schedule.levels(end)
             latents = alpha * scaled + kept * direction + fresh * next(draws)

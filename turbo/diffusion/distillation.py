@@ -10,21 +10,22 @@ before training, and reads the record (`turbo/diffusion/teacher_cache.py`, then 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from turbo.diffusion.consistency import bind_consistency_function
-from turbo.diffusion.guidance import bind_guided_unet
-from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.unet import MOTION_EMBEDDING_SIZE, VideoUNet
+from turbo.diffusion.guidance import bind_guided
+from turbo.networks.families import Network
 from turbo.types import (
     ConsistencyFunction,
     FrameRate,
     Latents,
     PerVideo,
     PromptEmbeds,
+    Schedule,
     Timesteps,
     VideoNetwork,
     checked,
@@ -146,14 +147,15 @@ def squared(error: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 @checked
 @torch.no_grad()
 def teacher_step(
-    teacher: VideoNetwork, schedule: NoiseSchedule, noisy: Latents, batch: DistillationBatch
+    teacher: VideoNetwork, schedule: Schedule, noisy: Latents, batch: DistillationBatch
 ) -> Latents:
     """Take the guided teacher's DDIM step from `batch.start` to `batch.end`.
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 13, the augmented PF-ODE.
     """
-    guided = bind_guided_unet(
+    guided = bind_guided(
         teacher,
+        schedule,
         batch.prompt_embeds,
         batch.uncond_embeds,
         batch.guidance_scale + 1,
@@ -192,7 +194,7 @@ def solver_step_loss(
     student: VideoNetwork,
     target: VideoNetwork,
     step: SolverStep,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
 ) -> ConsistencyLoss:
@@ -206,7 +208,7 @@ def solver_step_loss(
     return ConsistencyLoss(distance(clean - goal).mean(), clean, goal)
 
 
-def _bind(network: VideoNetwork, step: SolverStep, schedule: NoiseSchedule) -> ConsistencyFunction:
+def _bind(network: VideoNetwork, step: SolverStep, schedule: Schedule) -> ConsistencyFunction:
     """Bind a network to the inputs of a step, which are the same at both of its ends."""
     strength = step.motion_strength
     return bind_consistency_function(
@@ -224,7 +226,7 @@ def consistency_loss(
     target: VideoNetwork,
     teacher: VideoNetwork,
     batch: DistillationBatch,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
 ) -> ConsistencyLoss:
@@ -250,19 +252,17 @@ def consistency_loss(
     return solver_step_loss(student, target, step, schedule, distance=distance)
 
 
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+
+
 def student_of(
-    teacher: VideoUNet, guidance_size: int = 256, *, share: bool = False, motion: bool = False
-) -> VideoUNet:
+    teacher: AnyNetwork, guidance_size: int = 256, *, share: bool = False, motion: bool = False
+) -> AnyNetwork:
     """Copy a teacher into a network that also takes the guidance scale.
 
-    The projection of the guidance scale starts at zero, so the student starts as its teacher at
-    every scale. (The published code leaves it random and frozen, so its LoRA files alone do not
-    define a network.)
-
-    With `motion`, the projections C([P_w(w), P_m(m)]) start at P_w = 0, C = [identity | 0] and a
-    fixed random P_m: also the teacher, at every w and m. Zeros everywhere would stay zero for ever,
-    since the gradient of each layer is a product with the others. Here P_w and C learn from the
-    first step, and P_m from the second.
+    The student starts as its teacher at every scale: its new layers are those of the network's
+    `guidance_layers`. (The published code leaves the projection of the guidance scale random and
+    frozen, so its LoRA files alone do not define a network.)
 
     Args:
         share: use the teacher's own tensors, for a student of which only new tensors are trained
@@ -271,24 +271,18 @@ def student_of(
         motion: also take T2V-Turbo-v2's motion strength.
     """
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    added = {"time_cond_proj_dim": guidance_size, "motion_conditioning": motion}
+    added, layers = teacher.guidance_layers(guidance_size, motion=motion)
     with torch.device("meta"):
-        student = VideoUNet(**{**config, **added})
+        student = type(teacher)(**{**config, **added})
     weights = teacher.state_dict() if share else copy.deepcopy(teacher.state_dict())
-    like, width = teacher.conv_in.weight, student.config.block_out_channels[0]
-    weights["time_embedding.cond_proj.weight"] = like.new_zeros(width, guidance_size)
-    if motion:
-        projection = torch.empty(width, MOTION_EMBEDDING_SIZE)
-        bound = MOTION_EMBEDDING_SIZE**-0.5  # torch's initialisation of a Linear layer
-        projection.uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
-        weights["time_embedding.motion_cond_proj.weight"] = projection.to(like)
-        identity = torch.eye(width, 2 * width)  # [identity | 0]
-        weights["time_embedding.combine_proj.weight"] = identity.to(like)
-    student.load_state_dict(weights, assign=True)
+    student.load_state_dict({**weights, **layers}, assign=True)
+    for name, buffer in teacher.named_buffers():  # those that no file holds, such as frequencies
+        module, _, leaf = name.rpartition(".")
+        setattr(student.get_submodule(module), leaf, buffer)
     return student.train(teacher.training)
 
 
-def frozen_shared_copy(student: VideoUNet) -> VideoUNet:
+def frozen_shared_copy(student: AnyNetwork) -> AnyNetwork:
     """Copy a student for use as its target: trained parameters are copied, frozen ones shared."""
     frozen = {id(p): p for p in student.parameters() if not p.requires_grad}
     return copy.deepcopy(student, frozen).requires_grad_(False)

@@ -17,6 +17,7 @@ from turbo.types import (
     Latents,
     PerVideo,
     PromptEmbeds,
+    Schedule,
     Timesteps,
     VideoNetwork,
     checked,
@@ -38,8 +39,9 @@ def guide(cond: Latents, uncond: Latents, scale: PerVideo | float) -> Latents:
 
 
 @checked
-def bind_guided_unet(
+def bind_guided(
     network: VideoNetwork,
+    schedule: Schedule,
     prompt_embeds: PromptEmbeds,
     uncond_embeds: PromptEmbeds,
     scale: PerVideo,
@@ -58,14 +60,15 @@ def bind_guided_unet(
     conditioning = Conditioning(fps=fps)
 
     def denoiser(noisy: Latents, timesteps: Timesteps) -> Latents:
+        told = schedule.told(timesteps)
         if one_call:
             both = Conditioning(fps=None if fps is None else torch.cat([fps, fps]))
             embeds = torch.cat([prompt_embeds, uncond_embeds])
-            output = network(torch.cat([noisy] * 2), torch.cat([timesteps] * 2), embeds, both)
+            output = network(torch.cat([noisy] * 2), torch.cat([told] * 2), embeds, both)
             cond, uncond = output.chunk(2)
             return guide(cond, uncond, scale)
-        cond = network(noisy, timesteps, prompt_embeds, conditioning)
-        uncond = network(noisy, timesteps, uncond_embeds, conditioning)
+        cond = network(noisy, told, prompt_embeds, conditioning)
+        uncond = network(noisy, told, uncond_embeds, conditioning)
         return guide(cond, uncond, scale)
 
     return denoiser

@@ -19,7 +19,6 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.unet import VideoUNet
 from turbo.types import (
     Conditioning,
@@ -28,6 +27,7 @@ from turbo.types import (
     PerVideo,
     PromptEmbeds,
     SamplerStep,
+    Schedule,
     Timesteps,
     VideoNetwork,
     checked,
@@ -73,7 +73,7 @@ def guide_motion(
     noise: Latents,
     score: Latents,
     strength: PerVideo,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     timesteps: Timesteps,
 ) -> Latents:
     """Return noise - m sqrt(1 - alpha) score, which steps down the motion energy.
@@ -92,7 +92,7 @@ def guide_motion(
 @torch.no_grad()
 def invert_latents(
     teacher: VideoNetwork,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     clean: Latents,
     timesteps: Int[Tensor, " steps"],
     prompt_embeds: PromptEmbeds,
@@ -112,7 +112,7 @@ def invert_latents(
     conditioning = Conditioning(fps=fps)
     for near, far in pairwise([0, *timesteps.tolist()]):
         start, end = (torch.full_like(clean[:, 0, 0, 0, 0], t).long() for t in (near, far))
-        output = teacher(latents, end, prompt_embeds, conditioning)
+        output = teacher(latents, schedule.told(end), prompt_embeds, conditioning)
         _, noise = schedule.split(latents, output, end)
         step = invert_step(schedule, latents, noise, start, end)
         latents = step.latents
@@ -120,7 +120,7 @@ def invert_latents(
 
 
 def invert_step(
-    schedule: NoiseSchedule, latents: Latents, noise: Latents, start: Timesteps, end: Timesteps
+    schedule: Schedule, latents: Latents, noise: Latents, start: Timesteps, end: Timesteps
 ) -> SamplerStep:
     """Take a DDIM step towards more noise; `ddim_step` back, with the same noise, undoes it."""
     clean = schedule.remove_noise(latents, noise, start)
@@ -131,7 +131,7 @@ def invert_step(
 def invert_to(
     start: Timesteps,
     teacher: VideoNetwork,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     clean: Latents,
     timesteps: Int[Tensor, " steps"],
     prompt_embeds: PromptEmbeds,

@@ -8,14 +8,42 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from turbo.card import PredictionType
-from turbo.types import Latents, Timesteps, checked
+from turbo.card import ModelCard, PredictionType
+from turbo.types import Latents, Level, Schedule, Timesteps, ToldTime, checked
 
-Level = Float[Tensor, "B 1 1 1 1"]
+
+class _Mixture:
+    """What schedules share: noisy latents are `alpha * clean + sigma * noise`."""
+
+    def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
+        raise NotImplementedError
+
+    @checked
+    def add_noise(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Diffuse clean latents to `timesteps`."""
+        alpha, sigma = self.levels(timesteps)
+        return alpha * clean + sigma * noise
+
+    @checked
+    def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return the clean latents of which `noise` makes `noisy`."""
+        alpha, sigma = self.levels(timesteps)
+        return (noisy - sigma * noise) / alpha
+
+    @checked
+    def ddim_step(self, clean: Latents, noise: Latents, end: Timesteps) -> Latents:
+        """Step along the probability-flow ODE to `end`, from the estimates at the start.
+
+        Deterministic (eta = 0). Guidance is applied to the estimates before this call. In a
+        `FlowSchedule` this is Euler's step.
+
+        Source: DDIM, arXiv:2010.02502, Eq. 12 with sigma = 0.
+        """
+        return self.add_noise(clean, noise, end)
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(_Mixture):
     """Noisy latents are `alpha * clean + sigma * noise`, where alpha² + sigma² = 1.
 
     `prediction_type` is what the network of this schedule outputs: the noise ("epsilon", both
@@ -51,23 +79,15 @@ class NoiseSchedule:
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return type(self)(self.alphas_cumprod.to(device), self.prediction_type)
 
+    def told(self, timesteps: Timesteps) -> ToldTime:
+        """Return the timesteps themselves."""
+        return timesteps
+
     @checked
     def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
         """Return alpha and sigma, shaped to broadcast over `Latents`."""
         alpha_squared = rearrange(self.alphas_cumprod[timesteps], "B -> B 1 1 1 1")
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
-
-    @checked
-    def add_noise(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Diffuse clean latents to `timesteps`."""
-        alpha, sigma = self.levels(timesteps)
-        return alpha * clean + sigma * noise
-
-    @checked
-    def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the clean latents of which `noise` makes `noisy`."""
-        alpha, sigma = self.levels(timesteps)
-        return (noisy - sigma * noise) / alpha
 
     @checked
     def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
@@ -89,15 +109,71 @@ class NoiseSchedule:
         alpha, sigma = self.levels(timesteps)
         return alpha * noisy - sigma * output, sigma * noisy + alpha * output
 
-    @checked
-    def ddim_step(self, clean: Latents, noise: Latents, end: Timesteps) -> Latents:
-        """Step along the probability-flow ODE to `end`, from the estimates at the start.
 
-        Deterministic (eta = 0). Guidance is applied to the estimates before this call.
+@dataclass(frozen=True)
+class FlowSchedule(_Mixture):
+    """Noisy latents are `(1 - sigma) * clean + sigma * noise`; the network outputs a velocity.
 
-        Source: DDIM, arXiv:2010.02502, Eq. 12 with sigma = 0.
+    The velocity is `noise - clean`, the direction of the straight line from a video to its noise.
+    The network is told 1000 sigma.
+
+    Source: Flow Matching, arXiv:2210.02747; Rectified Flow, arXiv:2209.03003.
+    """
+
+    sigmas: Float[Tensor, " T"]  # per timestep, rising; 0 at timestep 0
+
+    @classmethod
+    def shifted(
+        cls, shift: float, *, num_timesteps: int = 1000, dtype: torch.dtype = torch.float32
+    ) -> "FlowSchedule":
+        """Build sigma_t = shift u / (1 + (shift - 1) u) with u = t / num_timesteps.
+
+        Args:
+            shift: above 1 spends more timesteps at high noise; larger videos need more.
+
+        Source: Stable Diffusion 3, arXiv:2403.03206, Eq. 23.
         """
-        return self.add_noise(clean, noise, end)
+        if shift <= 0:
+            raise ValueError(f"Expected a shift above 0, got {shift}. 1 leaves the times as is.")
+        times = torch.arange(num_timesteps, dtype=torch.float64) / num_timesteps
+        return cls((shift * times / (1 + (shift - 1) * times)).to(dtype))
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+    def to(self, device: torch.device | str) -> "FlowSchedule":
+        return type(self)(self.sigmas.to(device))
+
+    @checked
+    def told(self, timesteps: Timesteps) -> ToldTime:
+        """Return 1000 sigma, which need not be whole."""
+        return 1000 * self.sigmas[timesteps]
+
+    @checked
+    def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
+        """Return 1 - sigma and sigma, shaped to broadcast over `Latents`."""
+        sigma = rearrange(self.sigmas[timesteps], "B -> B 1 1 1 1")
+        return 1 - sigma, sigma
+
+    @checked
+    def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return the training target, noise - clean, the same at every timestep."""
+        return noise - clean
+
+    @checked
+    def split(
+        self, noisy: Latents, output: Latents, timesteps: Timesteps
+    ) -> tuple[Latents, Latents]:
+        """Convert a velocity to estimates of the clean latents and the noise: follow its line."""
+        alpha, sigma = self.levels(timesteps)
+        return noisy - sigma * output, noisy + alpha * output
+
+
+def schedule_of(card: ModelCard) -> Schedule:
+    """Return the schedule that a model was trained on."""
+    if card.flow_shift is not None:
+        return FlowSchedule.shifted(card.flow_shift)
+    return NoiseSchedule.scaled_linear(beta_end=card.beta_end, prediction_type=card.prediction_type)
 
 
 def draw_noise(like: Latents, generators: Sequence[torch.Generator]) -> Latents:

@@ -15,7 +15,6 @@ import torch
 from turbo.diffusion.distillation import DistillationBatch, SolverGrid, SolverStep
 from turbo.diffusion.guidance import guide
 from turbo.diffusion.motion import MOTION_LAYERS, guide_motion, invert_to, motion_score
-from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.unet import VideoUNet
 from turbo.types import (
     Conditioning,
@@ -23,6 +22,7 @@ from turbo.types import (
     Latents,
     PerVideo,
     PromptEmbeds,
+    Schedule,
     Timesteps,
     checked,
 )
@@ -44,7 +44,7 @@ class TeacherRecord:
 
 def record_teacher(
     teacher: VideoUNet,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     batch: DistillationBatch,
     grid: SolverGrid,
     *,
@@ -60,9 +60,9 @@ def record_teacher(
         layers: temporal attentions to guide, as for `motion.capture_attention`.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    conditioning = Conditioning(fps=batch.fps)
+    conditioning, told = Conditioning(fps=batch.fps), schedule.told(batch.start)
     with torch.no_grad():
-        uncond = teacher(noisy, batch.start, batch.uncond_embeds, conditioning)
+        uncond = teacher(noisy, told, batch.uncond_embeds, conditioning)
     if motion:
         prompt_embeds, fps = batch.prompt_embeds, batch.fps
         example = invert_to(
@@ -74,7 +74,7 @@ def record_teacher(
         cond, score = scored.output, scored.score
     else:
         with torch.no_grad():
-            cond = teacher(noisy, batch.start, batch.prompt_embeds, conditioning)
+            cond = teacher(noisy, told, batch.prompt_embeds, conditioning)
         score = torch.zeros_like(noisy)
     return TeacherRecord(
         noisy=noisy,
@@ -93,7 +93,7 @@ def record_teacher(
 def step_from_record(
     record: TeacherRecord,
     guidance_scale: PerVideo,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     motion_strength: PerVideo | None = None,
 ) -> SolverStep:
     """Take the step that the recorded teacher would take at this guidance scale.

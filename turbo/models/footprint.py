@@ -22,6 +22,10 @@ DECODE_CHUNK: dict[Memory, int] = {"full": 8, "sliced": 1, "offload": 1}
 # feed-forward layer of the first temporal transformer, else the outermost layers of the UNet.
 TRANSFORMER_IN_ACTIVATIONS, UNET_ACTIVATIONS = 20.5, 26.5
 VAE_ACTIVATIONS = 6.0  # per pixel and channel of the VAE's outermost layers
+# Wan: per token, and channel of its feed-forward layers and of its stream; per pixel and channel of
+# the causal VAE, which decodes four frames at a time whatever their number.
+WAN_FEED_FORWARD_ACTIVATIONS, WAN_ACTIVATIONS, CAUSAL_VAE_ACTIVATIONS = 2.0, 5.0, 53.0
+WAN_TEXT_TOKENS = 512
 TRANSFORMER_IN_HEADS = 8  # of the first temporal transformer, in every network
 # Convolution workspaces and memory that the allocator cannot use. A guess, on the safe side.
 HEADROOM = 1.15
@@ -35,8 +39,8 @@ class Footprint:
     unet: int  # weights
     vae: int  # weights
     denoise: int  # activations of one UNet call, for one video
-    decode: int  # activations of the VAE, for one frame
-    frames: int
+    decode: int  # activations of the VAE, for one frame; of a causal VAE, for all
+    frames: int  # for how many of them at most; 1 for a causal VAE
 
     def peak(self, memory: Memory, itemsize: int) -> int:
         """Return the peak memory in bytes for one video, at `itemsize` bytes per element."""
@@ -56,16 +60,39 @@ def measure_footprint(card: ModelCard) -> Footprint:
     """
     with explained_damage(card):
         unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
-        downscale = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
-        positions = (card.height // downscale) * (card.width // downscale)
+        if "ffn_dim" in unet:
+            denoise, decode, frames = _count_wan(card, unet, vae)
+        else:
+            denoise, frames = _count_unet(card, unet, vae), card.num_frames
+            decode = VAE_ACTIVATIONS * card.height * card.width * vae["block_out_channels"][0]
         return Footprint(
             text_encoder=count_weights(card.folder / "text_encoder"),
             unet=count_weights(card.folder / card.unet),
             vae=count_weights(card.folder / "vae"),
-            denoise=int(card.num_frames * positions * _activations_per_position(unet)),
-            decode=int(VAE_ACTIVATIONS * card.height * card.width * vae["block_out_channels"][0]),
-            frames=card.num_frames,
+            denoise=int(denoise),
+            decode=int(decode),
+            frames=frames,
         )
+
+
+def _count_unet(card: ModelCard, unet: dict, vae: dict) -> float:
+    """Return the activations of one call of a video UNet."""
+    downscale = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
+    positions = (card.height // downscale) * (card.width // downscale)
+    return card.num_frames * positions * _activations_per_position(unet)
+
+
+def _count_wan(card: ModelCard, network: dict, vae: dict) -> tuple[float, float, int]:
+    """Return the activations of one call of Wan's network, and those of its VAE."""
+    time, space = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
+    depth, height, width = network["patch_size"]
+    frames = (card.num_frames - 1) // time + 1
+    tokens = (frames // depth) * (card.height // space // height) * (card.width // space // width)
+    channels = network["num_attention_heads"] * network["attention_head_dim"]
+    per_token = WAN_FEED_FORWARD_ACTIVATIONS * network["ffn_dim"] + WAN_ACTIVATIONS * channels
+    decode = CAUSAL_VAE_ACTIVATIONS * card.height * card.width * vae["base_dim"]
+    text = WAN_TEXT_TOKENS * channels  # kept for every layer
+    return tokens * per_token + text, decode, 1
 
 
 def _activations_per_position(unet: dict) -> float:

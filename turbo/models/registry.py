@@ -83,6 +83,38 @@ MODELSCOPE_FILES = (
     ),
 )
 
+_WAN_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B"
+WAN_FILES = (
+    HubFile(
+        repository=_WAN_REPOSITORY,
+        path="diffusion_pytorch_model.safetensors",
+        size=5_676_070_424,
+        gives=("teacher",),
+        sha256="96b6b242ca1c2f24e9d02cd6596066fab6d310e2d7538f33ae267cb18d957e8f",
+    ),
+    HubFile(
+        repository=_WAN_REPOSITORY,
+        path="Wan2.1_VAE.pth",
+        size=507_609_880,
+        gives=("vae",),
+        sha256="38071ab59bd94681c686fa51d75a1968f64e470262043be31f7a094e442fd981",
+    ),
+    HubFile(
+        repository=_WAN_REPOSITORY,
+        path="models_t5_umt5-xxl-enc-bf16.pth",
+        size=11_361_920_418,
+        gives=("text_encoder",),
+        sha256="7cace0da2b446bbbbc57d031ab6cf163a3d59b366da94e5afe36745b746fd81d",
+    ),
+    HubFile(
+        repository=_WAN_REPOSITORY,
+        path="google/umt5-xxl/tokenizer.json",
+        size=16_837_417,
+        gives=("tokenizer",),
+        sha256="6e197b4d3dbd71da14b4eb255f4fa91c9c1f2068b20a2de2472967ca3d22602b",
+    ),
+)
+
 _SHAPES: dict[str, Any] = {
     "family": "shapes",
     "folder": WEIGHTS / "shapes",
@@ -314,11 +346,32 @@ _PAPER_CARDS = [
     ),
 ]
 
+_WAN_CARDS = [
+    ModelCard(
+        name="wan2.1-1.3b",
+        title="Wan2.1 1.3B",
+        family="wan2.1-1.3b",
+        licence="Apache-2.0",
+        folder=PUBLISHED / "wan2.1-1.3b",
+        sources=WAN_FILES,
+        height=480,
+        width=832,
+        num_frames=81,
+        fps=16,
+        half=True,
+        memory_gb=21.3,
+        flow_shift=8.0,  # its README, for this size
+        spacing="trailing",
+        default_guidance=6.0,  # its README, for this size
+        **_TEACHER,
+    ),
+]
+
 # T2V_MODELS_DIR is a folder of models that were trained here: `training.distil` writes one.
 _LOCAL = os.environ.get("T2V_MODELS_DIR")
 _LOCAL_CARDS = find_local(Path(_LOCAL).expanduser()) if _LOCAL else []
 
-CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_LOCAL_CARDS]
+CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_WAN_CARDS, *_LOCAL_CARDS]
 
 MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
 DEFAULT_MODEL = "shapes-turbo"

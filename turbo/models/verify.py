@@ -4,17 +4,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from turbo.card import CONVERSION, ModelCard, describe_remedy
 from turbo.convert.checkpoint import Checkpoint, open_checkpoint
 from turbo.convert.difference import find_differences
-from turbo.convert.part import Origin, Part
+from turbo.convert.part import Part, renamed_part
 from turbo.convert.plan import (
     GUIDANCE_SIZE,
     Kind,
@@ -25,12 +19,10 @@ from turbo.convert.plan import (
     published_parts,
     recognise,
 )
-from turbo.convert.unet import on_meta
 from turbo.manifest import sha256_of
 from turbo.models.errors import DAMAGE
+from turbo.networks.families import check_tokenizer, network_on_meta, part_on_meta
 from turbo.networks.lora import NO_STUDENT, find_absent, find_foreign
-from turbo.networks.text import load_tokenizer
-from turbo.networks.unet import VideoUNet
 
 PUBLISHED_PARAMETERS = {
     1_413_284_420: "VideoCrafter2",
@@ -40,6 +32,9 @@ PUBLISHED_PARAMETERS = {
     1_411_315_780: "T2V-Turbo (MS)",
     83_653_863: "the VAE of both teachers",
     340_387_840: "the text encoder of both teachers",
+    1_418_996_800: "Wan2.1 1.3B",
+    126_892_531: "the VAE of Wan2.1",
+    5_680_910_336: "the text encoder of Wan2.1",
 }
 
 
@@ -136,9 +131,7 @@ def verify_model(card: ModelCard) -> Iterator[Finding]:
 def _verify_folder(card: ModelCard, folder: str) -> Finding:
     path = card.folder / folder
     if folder == "tokenizer":
-        load_tokenizer(
-            path, CLIPTextConfig.from_pretrained(card.folder / "text_encoder").vocab_size
-        )
+        check_tokenizer(path, card.folder / "text_encoder")
         return Finding(path, 0)
     files = sorted(path.glob("*.safetensors"))
     if len(files) > 1:
@@ -151,17 +144,16 @@ def _verify_folder(card: ModelCard, folder: str) -> Finding:
 
 
 def _verify_network(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Finding:
-    network = _network_of(file.parent)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    part = Part(network, {name: Origin(name, shape) for name, shape in shapes.items()})
+    part = renamed_part(part_on_meta(file.parent))
     problems = [str(d) for d in find_differences([part], checkpoint.shapes)]
     problems += find_strange_size(card, part)
     return Finding(file.parent, part.parameters, problems + _damages(checkpoint) + _changes(file))
 
 
 def _verify_adapters(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Finding:
-    configuration = VideoUNet.load_config(card.folder / card.unet)
-    student = on_meta({**configuration, "time_cond_proj_dim": GUIDANCE_SIZE})
+    folder = card.folder / card.unet
+    added, _ = network_on_meta(folder).guidance_layers(GUIDANCE_SIZE, motion=False)
+    student = network_on_meta(folder, added)
     problems = [
         f"unexpected {name}: no layer of {card.unet} has this adapter"
         for name in find_foreign(student, checkpoint.tensors)
@@ -171,17 +163,6 @@ def _verify_adapters(card: ModelCard, checkpoint: Checkpoint, file: Path) -> Fin
     ]
     parameters = sum(tensor.numel() for tensor in checkpoint.tensors.values())
     return Finding(file.parent, parameters, problems + _damages(checkpoint) + _changes(file))
-
-
-def _network_of(folder: Path) -> nn.Module:
-    """Return the network of a folder's configuration, on the meta device."""
-    configuration: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    if configuration.get("_class_name") == "VideoUNet":
-        return on_meta(VideoUNet.load_config(folder))
-    with torch.device("meta"):
-        if configuration.get("_class_name") == "AutoencoderKL":
-            return AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
-        return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
 
 
 def _damages(checkpoint: Checkpoint) -> list[str]:

@@ -12,6 +12,7 @@ BLOCKS = (
     "RecomputedResnet",
     "ResnetBlock2D",  # of the VAE
     "SkipOneFrameConv",
+    "WanTransformerBlock",
 )
 SHAPES = 64  # upper bound on the shapes of one block in any network here
 

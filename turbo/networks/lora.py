@@ -1,4 +1,4 @@
-"""LoRA adapters of a video UNet: add, save, load, merge."""
+"""LoRA adapters of a network: add, save, load, merge."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from turbo.networks.unet import VideoUNet
+from turbo.networks.families import Network
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
@@ -25,10 +25,10 @@ NO_STUDENT = (
 )
 
 
-def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
+def _adapted_layers(network: Network) -> dict[str, int]:
     """Return the layers to adapt, each with the largest useful rank: its smaller dimension."""
     widths = {}
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if name.rpartition(".")[2] in TRAINED_IN_FULL:
             continue
         if isinstance(module, nn.Linear):
@@ -39,12 +39,12 @@ def _adapted_layers(unet: VideoUNet) -> dict[str, int]:
 
 
 def add_lora(
-    unet: VideoUNet,
+    network: Network,
     rank: int,
     *,
     generator: torch.Generator | None = None,
     dropout: float = 0.0,
-) -> VideoUNet:
+) -> Network:
     """Add an adapter to every linear and convolutional layer, in place, and freeze the rest.
 
     W becomes W + B A, where A starts as N(0, 1 / rank²) and B as zero, so the network starts
@@ -59,22 +59,22 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"Expected rank of at least 1, got {rank}.")
-    widths = _adapted_layers(unet)
-    inject_adapters(unet, {name: min(rank, width) for name, width in widths.items()})
-    for module in unet.modules():
+    widths = _adapted_layers(network)
+    inject_adapters(network, {name: min(rank, width) for name, width in widths.items()})
+    for module in network.modules():
         if isinstance(module, LoraLayer):
             down = module.lora_A["default"].weight
             nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
             if dropout and isinstance(module.get_base_layer(), nn.Linear | nn.Conv2d):
                 module.lora_B["default"].register_forward_hook(partial(_drop, share=dropout))
-    return unet
+    return network
 
 
 def _drop(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, *, share: float) -> Tensor:
     return nn.functional.dropout(output, share, layer.training)
 
 
-def inject_adapters(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
+def inject_adapters(network: Network, ranks: Mapping[str, int]) -> None:
     """Add adapters of these ranks and scale 1 to the named layers, and freeze the rest."""
     rank = max(ranks.values())
     narrow = {f"^{re.escape(name)}$": width for name, width in ranks.items() if width < rank}
@@ -86,28 +86,28 @@ def inject_adapters(unet: VideoUNet, ranks: Mapping[str, int]) -> None:
         target_modules=list(ranks),
         init_lora_weights="gaussian",
     )
-    inject_adapter_in_model(config, unet)
-    unet.train(unet.training)  # new modules are in train mode
-    for name, parameter in unet.named_parameters():
+    inject_adapter_in_model(config, network)
+    network.train(network.training)  # new modules are in train mode
+    for name, parameter in network.named_parameters():
         if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:
             parameter.requires_grad_(True)
 
 
-def save_lora(unet: VideoUNet, path: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Save the adapters and the layers trained in full, by name, as safetensors."""
     tensors = {
         name: parameter.detach().to("cpu", dtype).contiguous()
-        for name, parameter in unet.named_parameters()
+        for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
-    ranks = [m.r["default"] for m in unet.modules() if isinstance(m, LoraLayer)]
+    ranks = [m.r["default"] for m in network.modules() if isinstance(m, LoraLayer)]
     if not ranks:
         raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"rank": str(max(ranks))})
 
 
-def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
+def load_lora(network: Network, path: Path) -> Network:
     """Add the adapters saved in `path` to a network without any, in place.
 
     The file determines which layers are adapted, and the ranks.
@@ -118,40 +118,40 @@ def load_lora(unet: VideoUNet, path: Path) -> VideoUNet:
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    check_lora(unet, tensors, path)
+    check_lora(network, tensors, path)
     ranks = {n.removesuffix(DOWN): len(t) for n, t in tensors.items() if n.endswith(DOWN)}
-    inject_adapters(unet, ranks)
-    unet.load_state_dict(tensors, strict=False)
-    return unet
+    inject_adapters(network, ranks)
+    network.load_state_dict(tensors, strict=False)
+    return network
 
 
-def check_lora(unet: VideoUNet, tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_lora(network: Network, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise unless these are adapters of this network, with the layers that only students have.
 
     Raises:
         ValueError: as for `load_lora`.
     """
-    foreign = find_foreign(unet, tensors)
+    foreign = find_foreign(network, tensors)
     if foreign or not any(name.endswith(DOWN) for name in tensors):
         raise ValueError(
             f"{path} does not hold adapters of this network: {[*foreign, 'it has none'][0]}. "
             "Choose the adapters that were trained on it."
         )
-    if absent := find_absent(unet, tensors):
+    if absent := find_absent(network, tensors):
         raise ValueError(
             f"{path} lacks the layer {absent[0]}, which only students have. {NO_STUDENT}"
         )
 
 
-def find_foreign(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+def find_foreign(network: Network, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the saved tensors that fit no layer of this network."""
-    weights = dict(unet.named_parameters())
+    weights = dict(network.named_parameters())
     return [name for name, tensor in tensors.items() if not _fits(weights, name, tensor)]
 
 
-def find_absent(unet: VideoUNet, tensors: Mapping[str, Tensor]) -> list[str]:
+def find_absent(network: Network, tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the weights that only students have, and that were not saved."""
-    names = (name for name, _ in unet.named_modules())
+    names = (name for name, _ in network.named_modules())
     in_full = [f"{n}.weight" for n in names if n.rpartition(".")[2] in TRAINED_IN_FULL]
     return [name for name in in_full if name not in tensors]
 
@@ -168,7 +168,7 @@ def _fits(weights: Mapping[str, Tensor], name: str, tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
+def merge_lora(network: Network, dtype: torch.dtype | None = None) -> Network:
     """Add the adapters to the weights, in place; names become those of the plain network again.
 
     Layer by layer, into new tensors: weights in a memory-mapped file are read and never written,
@@ -177,11 +177,19 @@ def merge_lora(unet: VideoUNet, dtype: torch.dtype | None = None) -> VideoUNet:
     Args:
         dtype: final precision; None keeps the present one. Sums are computed before the cast.
     """
-    for name, module in list(unet.named_modules()):
+    exact = network._keep_in_fp32_modules or ()  # as when it is loaded in half precision
+
+    def final(name: str) -> torch.dtype | None:
+        return torch.float32 if any(part in name.split(".") for part in exact) else dtype
+
+    for name, module in list(network.named_modules()):
         if isinstance(module, LoraLayer):
             layer = module.get_base_layer()
-            layer.weight.data = (layer.weight + module.get_delta_weight("default")).to(dtype)
-            unet.set_submodule(name, layer)
-    unet.__dict__.pop("peft_config", None)
-    nn.Module.to(unet, dtype)  # diffusers' own `to` would log a warning
-    return unet
+            merged = layer.weight + module.get_delta_weight("default")
+            layer.weight.data = merged.to(None if dtype is None else final(name))
+            network.set_submodule(name, layer)
+    network.__dict__.pop("peft_config", None)
+    for name, weight in network.named_parameters():
+        if dtype is not None:
+            weight.data = weight.data.to(final(name))
+    return network

@@ -1,4 +1,4 @@
-"""The text encoder: CLIP's byte-pair tokenizer, then CLIP's text transformer."""
+"""Text encoders: a tokenizer, then a text transformer. CLIP for the video UNet, UMT5 for Wan."""
 
 import html
 import re
@@ -6,9 +6,16 @@ from pathlib import Path
 
 import ftfy
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    UMT5EncoderModel,
+)
 
 from turbo.types import PromptEmbeds
 
@@ -70,6 +77,39 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]
     return ids.masked_fill(after_end, 0)
 
 
+def read_umt5_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Read UMT5's tokenizer from its tokenizer.json."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), model_max_length=512, **special)
+
+
+def load_umt5_tokenizer(folder: Path, num_tokens: int) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a text encoder with this number of tokens.
+
+    Raises:
+        ValueError: it has more tokens; the encoder's number is rounded up.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if len(tokenizer) > num_tokens:
+        raise ValueError(
+            f"The tokenizer in {folder} has {len(tokenizer):,} tokens, but its text encoder has "
+            f"{num_tokens:,}. Delete that folder, then convert or fetch the model again."
+        )
+    return tokenizer
+
+
+def find_unread(tokenizer: CLIPTokenizer | PreTrainedTokenizerFast, prompt: str, read: int) -> str:
+    """Return the words at the end of a prompt that are beyond its first `read` tokens."""
+    text = clean_prompt(prompt)
+    offsets = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
+    if len(offsets) <= read:
+        return ""
+    begin, _ = offsets[read]
+    return text[text.rfind(" ", 0, begin + 1) + 1 :].strip()
+
+
 class CLIPTextEncoder:
     """A tokenizer and a text transformer; the UNet attends to the embedding of every token.
 
@@ -105,18 +145,62 @@ class CLIPTextEncoder:
 
         A word that is read in part counts as unread. The text is that of `clean_prompt`.
         """
-        text = clean_prompt(prompt)
-        read = self.tokenizer.model_max_length - 2  # without the start and the end token
-        offsets = self.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        ).offset_mapping
-        if len(offsets) <= read:
-            return ""
-        begin, _ = offsets[read]
-        return text[text.rfind(" ", 0, begin + 1) + 1 :].strip()
+        # without the start and the end token
+        return find_unread(self.tokenizer, prompt, self.tokenizer.model_max_length - 2)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """Embed every token of every prompt; the empty prompt is the unconditional one."""
         tokens = self.tokenize(prompts).to(self.model.device)
         return self.model(input_ids=tokens).last_hidden_state
+
+
+class UMT5TextEncoder:
+    """UMT5's SentencePiece tokenizer and its encoder, as Wan reads it: zeros after the end.
+
+    A `turbo.types.TextEncoder`. The published one is four times as large as the network that it
+    serves, so memory "offload" keeps it off the device once it has encoded.
+
+    Source: Wan, arXiv:2503.20314, section 4.2.
+    """
+
+    TOKENS = 512  # to which prompts are cut and padded
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, model: UMT5EncoderModel) -> None:
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+        self.num_tokens = min(self.TOKENS, tokenizer.model_max_length)
+
+    @classmethod
+    def load(
+        cls, tokenizer: Path, model: Path, dtype: torch.dtype = torch.float32
+    ) -> "UMT5TextEncoder":
+        """Load from two folders written by `save_pretrained`.
+
+        Raises:
+            ValueError: as for `load_umt5_tokenizer`.
+        """
+        transformer = UMT5EncoderModel.from_pretrained(model, local_files_only=True, dtype=dtype)
+        words = load_umt5_tokenizer(tokenizer, transformer.config.vocab_size)
+        return cls(words, transformer)
+
+    def to(self, device: torch.device | str) -> "UMT5TextEncoder":
+        self.model.to(device)
+        return self
+
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that are beyond the tokens the model reads."""
+        return find_unread(self.tokenizer, prompt, self.num_tokens - 1)  # without the end token
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
+        """Embed every token of every prompt; zeros after the end token."""
+        tokens = self.tokenizer(
+            [clean_prompt(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.num_tokens,
+            return_tensors="pt",
+        ).to(self.model.device)
+        embeds = self.model(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        return embeds * rearrange(tokens.attention_mask, "B L -> B L 1").to(embeds)

@@ -65,7 +65,7 @@ class ConditionedTimestepEmbedding(TimestepEmbedding):
         if condition.guidance is not None and self.cond_proj is None:
             raise ValueError(
                 "Expected no guidance embedding for a network without `cond_proj`, got one. "
-                "Guide a teacher with `guidance.bind_guided_unet`."
+                "Guide a teacher with `guidance.bind_guided`."
             )
         if condition.motion is not None and (condition.guidance is None or not self.combine_proj):
             raise ValueError(
@@ -246,6 +246,29 @@ class VideoUNet(UNet3DConditionModel):
         """Return whether it is conditioned on the frame rate."""
         return self.config.fps_conditioning
 
+    def guidance_layers(
+        self, size: int, *, motion: bool
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what makes this teacher a student: new configuration, and its new weights.
+
+        The projection of the guidance scale starts at zero, so the student starts as its teacher.
+
+        With `motion`, the projections C([P_w(w), P_m(m)]) start at P_w = 0, C = [identity | 0] and
+        a fixed random P_m: also the teacher, at every w and m. Zeros everywhere would stay zero for
+        ever, since the gradient of each layer is a product with the others. Here P_w and C learn
+        from the first step, and P_m from the second.
+        """
+        like, width = self.conv_in.weight, self.config.block_out_channels[0]
+        layers = {"time_embedding.cond_proj.weight": like.new_zeros(width, size)}
+        if motion:
+            projection = torch.empty(width, MOTION_EMBEDDING_SIZE)
+            bound = MOTION_EMBEDDING_SIZE**-0.5  # torch's initialisation of a Linear layer
+            projection.uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
+            layers["time_embedding.motion_cond_proj.weight"] = projection.to(like)
+            identity = torch.eye(width, 2 * width)  # [identity | 0]
+            layers["time_embedding.combine_proj.weight"] = identity.to(like)
+        return {"time_cond_proj_dim": size, "motion_conditioning": motion}, layers
+
     @checked
     def forward(
         self,
@@ -254,7 +277,7 @@ class VideoUNet(UNet3DConditionModel):
         prompt_embeds: types.PromptEmbeds,
         conditioning: Conditioning | None = None,
     ) -> types.Latents:
-        """Return the raw output, noise or velocity; `NoiseSchedule.split` converts it."""
+        """Return the raw output, noise or velocity; `Schedule.split` converts it."""
         p = self.config.patch_size
         patches = rearrange(noisy, "B C F (h p) (w q) -> B (C p q) F h w", p=p, q=p)
         # The parent passes `timestep_cond` to `time_embedding` unchanged, so it can be our object.

@@ -1,8 +1,14 @@
-"""The image VAE, applied to the frames of a video: between pixels and latents."""
+"""Between pixels and latents: the image VAE of the video UNet, and Wan's causal VAE.
+
+The image VAE encodes every frame by itself. The causal VAE encodes 4 k + 1 frames to k + 1 latent
+frames: the first frame alone, then four at a time, and each depends on all before it.
+"""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,11 +19,39 @@ def _scaling(vae: VAE) -> tuple[float, float]:
     return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
-def quicken_on_cpu(vae: AutoencoderKL) -> AutoencoderKL:
-    """Store the weights in channels-last order, in place: the fastest for convolutions on a CPU.
+def latent_shape(vae: VAE, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the shape of the latents of a video of this size: C, F, h, w."""
+    config = vae.config
+    if isinstance(vae, AutoencoderKLWan):
+        shrink = config.scale_factor_spatial
+        return config.z_dim, latent_index(vae, frames - 1) + 1, height // shrink, width // shrink
+    shrink = 2 ** (len(config.block_out_channels) - 1)
+    return config.latent_channels, frames, height // shrink, width // shrink
+
+
+def latent_index(vae: VAE, frame: int) -> int:
+    """Return which latent frame holds a frame."""
+    return -(-frame // vae.config.scale_factor_temporal) if _is_causal(vae) else frame
+
+
+def first_frame(vae: VAE, latent: int) -> int:
+    """Return the first frame that a latent frame holds; of the one after the last, their number."""
+    if not _is_causal(vae):
+        return latent
+    return max(0, vae.config.scale_factor_temporal * (latent - 1) + 1)
+
+
+def _is_causal(vae: VAE) -> bool:
+    return isinstance(vae, AutoencoderKLWan)
+
+
+def quicken_on_cpu(vae: VAE) -> VAE:
+    """Store an image VAE's weights in channels-last order, in place: fastest on a CPU.
 
     Decoded frames differ in the last bits.
     """
+    if not isinstance(vae, AutoencoderKL):
+        return vae
     return nn.Module.to(vae, memory_format=torch.channels_last)
 
 
@@ -35,7 +69,12 @@ def encode_frames(
         generator: samples the posterior, as the published training does; None takes its mode.
 
     Latents have the dtype of the frames, whatever that of the VAE.
+
+    Raises:
+        ValueError: a causal VAE cannot encode this number of frames.
     """
+    if isinstance(vae, AutoencoderKLWan):
+        return _encode_causal(vae, frames, generator)
     shift, scale = _scaling(vae)
     images = rearrange(2 * frames - 1, "B F C H W -> (B F) C H W").to(vae.dtype)
     posteriors = (vae.encode(part).latent_dist for part in images.split(chunk))
@@ -58,7 +97,10 @@ def decode_latents(
             returns what the decoder computed, which may leave that range.
         recompute: decode frame by frame, and again in the backward pass, which then needs the
             activations of one frame instead of all (1.7 GiB each at 320 x 512, in bfloat16).
+            A causal VAE: latent frame by latent frame, as it always does.
     """
+    if isinstance(vae, AutoencoderKLWan):
+        return decode_window(vae, latents, 0, clamp=clamp, recompute=recompute)
     shift, scale = _scaling(vae)
     images = rearrange(latents / scale + shift, "B C F h w -> (B F) C h w").to(vae.dtype)
 
@@ -71,5 +113,102 @@ def decode_latents(
         parts = [decode(part) for part in images.split(chunk)]
     decoded = torch.cat(parts)
     frames = rearrange(decoded, "(B F) C H W -> B F C H W", B=len(latents)).to(latents.dtype)
+    return _to_unit_range(frames, clamp=clamp)
+
+
+def _to_unit_range(frames: Tensor, *, clamp: bool) -> Frames:
     frames = frames / 2 + 0.5
     return frames.clamp(0, 1) if clamp else frames
+
+
+@checked
+def decode_chosen(
+    vae: VAE, latents: Latents, chosen: Int[Tensor, "B M"], *, recompute: bool = False
+) -> Frames:
+    """Decode the frames at these indices, video by video.
+
+    A causal VAE decodes from the first frame to the last chosen one. Only the latents from the
+    first chosen frame on get a gradient: the history before them is decoded without.
+
+    Args:
+        recompute: as for `decode_latents`.
+    """
+    if not isinstance(vae, AutoencoderKLWan):
+        picked = [video[:, own] for video, own in zip(latents, chosen, strict=True)]
+        return decode_latents(vae, torch.stack(picked), recompute=recompute)
+    videos = []
+    for video, own in zip(latents.split(1), chosen, strict=True):
+        first, last = (latent_index(vae, int(end)) for end in (own.min(), own.max()))
+        window = decode_window(vae, video[:, :, : last + 1], first, recompute=recompute)
+        videos.append(window[:, own - first_frame(vae, first)])
+    return torch.cat(videos)
+
+
+def _moments(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the latents, per channel."""
+    if vae.config.patch_size is not None:
+        raise ValueError("Expected the VAE of Wan2.1, got one with patches, as in Wan2.2.")
+    values = (vae.config.latents_mean, vae.config.latents_std)
+    mean, std = (rearrange(like.new_tensor(value), "C -> C 1 1 1") for value in values)
+    return mean, std
+
+
+def _encode_causal(
+    vae: AutoencoderKLWan, frames: Frames, generator: torch.Generator | None
+) -> Latents:
+    stride, count = vae.config.scale_factor_temporal, frames.shape[1]
+    if count % stride != 1:
+        raise ValueError(
+            f"Expected a multiple of {stride} frames and one more, got {count}. "
+            f"Give it {count // stride * stride + 1}."
+        )
+    images = rearrange(2 * frames - 1, "B F C H W -> B C F H W").to(vae.dtype)
+    posteriors = (vae.encode(video).latent_dist for video in images.split(1))
+    latents = torch.cat(
+        [p.mode() if generator is None else p.sample(generator) for p in posteriors]
+    ).to(frames.dtype)
+    mean, std = _moments(vae, latents)
+    return (latents - mean) / std
+
+
+def decode_window(
+    vae: AutoencoderKLWan,
+    latents: Latents,
+    first: int,
+    *,
+    clamp: bool = True,
+    recompute: bool = False,
+) -> Frames:
+    """Decode causally; return the frames of the latent frames from `first` on.
+
+    Frames equal those of a decoding of all. Latents before `first` get no gradient: what the
+    decoder remembers of them counts as constant, so memory holds activations of the window alone.
+
+    Args:
+        clamp, recompute: as for `decode_latents`.
+    """
+    mean, std = _moments(vae, latents)
+    hidden = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
+
+    def decode(
+        latent: Float[Tensor, "B C 1 h w"], is_first: bool, *memory: Tensor | str | None
+    ) -> tuple[Tensor, list[Tensor | str | None]]:
+        kept = list(memory)  # what every causal convolution has seen before; the decoder updates it
+        frames = vae.decoder(latent, feat_cache=kept, feat_idx=[0], first_chunk=is_first)
+        return frames, kept
+
+    layers = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+    memory: list[Tensor | str | None] = [None] * layers
+    window = []
+    for index, latent in enumerate(hidden.split(1, dim=2)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= first):
+            if recompute and torch.is_grad_enabled():
+                frames, memory = checkpoint(
+                    decode, latent, index == 0, *memory, use_reentrant=False
+                )
+            else:
+                frames, memory = decode(latent, index == 0, *memory)
+        if index >= first:
+            window.append(frames)
+    decoded = rearrange(torch.cat(window, dim=2), "B C F H W -> B F C H W").to(latents.dtype)
+    return _to_unit_range(decoded, clamp=clamp)

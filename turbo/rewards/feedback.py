@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from turbo.networks.vae import decode_latents
-from turbo.types import Frames, Latents, PerVideo, Reward
+from turbo.networks.vae import decode_chosen, first_frame
+from turbo.types import VAE, Frames, Latents, PerVideo, Reward
 
 # (available frames, frames to select, generator) -> their indices
 SelectFrames = Callable[[int, int, torch.Generator], Int[Tensor, " M"]]
@@ -49,6 +48,31 @@ def _check_count(count: int, available: int) -> None:
         raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
 
 
+@dataclass(frozen=True)
+class Window:
+    """Consecutive frames of a video, among which a reward selects.
+
+    A causal VAE decodes every frame up to the last one selected, but a gradient takes memory only
+    from the first one selected on. So a window bounds the memory, and one at the start of the
+    video, where there is no history to decode, also the time.
+    """
+
+    frames: int
+    at_start: bool = False  # else at a place drawn for each video
+
+    def draw(self, available: int, generator: torch.Generator) -> int:
+        """Return its first frame.
+
+        Raises:
+            ValueError: the video is shorter.
+        """
+        _check_count(self.frames, available)
+        if self.at_start:
+            return 0
+        places = available - self.frames + 1
+        return int(torch.randint(places, (), generator=generator, device=generator.device))
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightedReward:
     """One term of the reward mixture."""
@@ -59,6 +83,7 @@ class WeightedReward:
     frames: int  # how many decoded frames of each video it scores
     select: SelectFrames = draw_frames
     random_crop: bool = False  # it sees a square of each video, drawn by `draw_squares`
+    window: Window | None = None  # consecutive frames to select from; None: all
 
 
 @dataclass(frozen=True)
@@ -72,7 +97,7 @@ class MixedReward:
 def mix_rewards(
     clean: Latents,
     prompts: list[str],
-    vae: AutoencoderKL,
+    vae: VAE,
     rewards: Iterable[WeightedReward],
     generator: torch.Generator,
     *,
@@ -80,7 +105,8 @@ def mix_rewards(
 ) -> MixedReward:
     """Decode some frames of the estimates, with gradient, and score them by every reward.
 
-    Without rewards the loss is 0.
+    Without rewards the loss is 0. Through a causal VAE the gradient reaches the latents from the
+    first selected frame on, see `decode_chosen`.
 
     Args:
         clean: `ConsistencyLoss.clean`, with gradient.
@@ -89,9 +115,8 @@ def mix_rewards(
     """
     scores, loss = {}, clean.new_zeros(())
     for reward in rewards:
-        frames = torch.stack(
-            [reward.select(clean.shape[2], reward.frames, generator) for _ in prompts]
-        )
+        available = first_frame(vae, clean.shape[2])
+        frames = torch.stack([_select(reward, available, generator) for _ in prompts])
         crop = generator if reward.random_crop else None
         score = score_frames(
             clean, frames, prompts, vae, reward.model, crop=crop, recompute=recompute
@@ -101,11 +126,21 @@ def mix_rewards(
     return MixedReward(scores, loss)
 
 
+def _select(
+    reward: WeightedReward, available: int, generator: torch.Generator
+) -> Int[Tensor, " M"]:
+    """Return the frames of one video that a reward scores."""
+    if reward.window is None:
+        return reward.select(available, reward.frames, generator)
+    first = reward.window.draw(available, generator)
+    return first + reward.select(reward.window.frames, reward.frames, generator)
+
+
 def score_frames(
     clean: Latents,
     frames: Int[Tensor, "B M"],
     prompts: list[str],
-    vae: AutoencoderKL,
+    vae: VAE,
     reward: Reward,
     *,
     crop: torch.Generator | None = None,
@@ -117,10 +152,7 @@ def score_frames(
         crop: draws the square that is scored; None scores whole frames.
         recompute: as for `decode_latents`.
     """
-    chosen = torch.stack(
-        [video[:, own] for video, own in zip(clean, frames.to(clean.device), strict=True)]
-    )
-    decoded = decode_latents(vae, chosen, recompute=recompute)
+    decoded = decode_chosen(vae, clean, frames.to(clean.device), recompute=recompute)
     return reward(decoded if crop is None else draw_squares(decoded, crop), prompts)
 
 

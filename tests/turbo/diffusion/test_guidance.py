@@ -6,7 +6,7 @@ from diffusers import LatentConsistencyModelPipeline
 from torch.testing import assert_close
 
 from turbo.diffusion.consistency import embed_guidance_scale
-from turbo.diffusion.guidance import bind_guided_unet, guide
+from turbo.diffusion.guidance import bind_guided, guide
 
 # w, first four sines, sine 127, first four cosines, cosine 127
 PUBLISHED = [
@@ -76,12 +76,12 @@ def test_guide_gives_each_video_its_own_scale():
     assert guided[1].unique().tolist() == [5.0]
 
 
-def test_guided_unet_combines_its_two_predictions(tiny_unet):
+def test_guided_unet_combines_its_two_predictions(tiny_unet, schedule):
     noisy, timesteps = torch.randn(2, 4, 3, 4, 4), torch.tensor([519, 19])
     prompts, empty = torch.randn(2, 2, 6, 16)
     scale = torch.tensor([3.0, 7.0])
 
-    guided = bind_guided_unet(tiny_unet, prompts, empty, scale)(noisy, timesteps)
+    guided = bind_guided(tiny_unet, schedule, prompts, empty, scale)(noisy, timesteps)
 
     cond, uncond = (tiny_unet(noisy, timesteps, text) for text in (prompts, empty))
     assert_close(guided, guide(cond, uncond, scale))

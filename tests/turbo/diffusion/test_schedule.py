@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.testing import assert_close
 
-from turbo.diffusion.schedule import NoiseSchedule
+from turbo.diffusion.schedule import FlowSchedule, NoiseSchedule
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -112,3 +112,36 @@ def test_split_has_parity_with_the_published_code(kind, golden):
 
     assert_close(clean, recorded[f"pred_x0/{kind}"], rtol=1e-5, atol=1e-5)
     assert_close(noise, recorded[f"pred_noise/{kind}"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+def test_a_flow_schedule_has_the_shifted_times_of_diffusers(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)  # its times fall from 1000 to 1
+    theirs = scheduler.timesteps.flip(0)
+
+    told = FlowSchedule.shifted(shift).told(torch.arange(1000))
+
+    assert told[0] == 0
+    assert_close(told[1:], theirs[:-1], rtol=1e-6, atol=1e-4)
+
+
+def test_a_step_of_a_flow_is_that_of_euler():
+    noisy, output = torch.randn(2, 2, 4, 3, 4, 4, dtype=torch.float64)
+    schedule = FlowSchedule.shifted(5.0, dtype=torch.float64)
+    start, end = torch.tensor([999, 500]), torch.tensor([600, 0])
+
+    stepped = schedule.ddim_step(*schedule.split(noisy, output, start), end)
+
+    length = (schedule.sigmas[end] - schedule.sigmas[start]).view(2, 1, 1, 1, 1)
+    assert_close(stepped, noisy + length * output, rtol=0, atol=1e-13)
+
+
+def test_the_velocity_of_a_flow_leads_back_to_its_ends():
+    clean, noise = torch.randn(2, 2, 4, 3, 4, 4, dtype=torch.float64)
+    schedule, timesteps = FlowSchedule.shifted(3.0, dtype=torch.float64), torch.tensor([999, 20])
+    noisy = schedule.add_noise(clean, noise, timesteps)
+
+    found = schedule.split(noisy, schedule.velocity(clean, noise, timesteps), timesteps)
+
+    assert_close(found, (clean, noise))
+    assert_close(schedule.remove_noise(noisy, noise, timesteps), clean)

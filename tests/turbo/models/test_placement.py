@@ -7,6 +7,7 @@ import struct
 import weakref
 from copy import deepcopy
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from turbo.convert.part import saved_shapes
+from turbo.convert.wan import published_wan_network, published_wan_text, published_wan_vae
 from turbo.diffusion.distillation import student_of
 from turbo.models import placement
 from turbo.models.footprint import HEADROOM, Footprint, measure_footprint
@@ -222,9 +225,9 @@ def _save_heads(network: torch.nn.Module, folder: Path) -> None:
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     (folder / "config.json").write_text(json.dumps(config, default=str))
     heads, end = {}, 0
-    for name, tensor in network.state_dict().items():
-        begin, end = end, end + 2 * tensor.numel()
-        place = {"shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for name, shape in saved_shapes(network).items():
+        begin, end = end, end + 2 * prod(shape)
+        place = {"shape": list(shape), "data_offsets": [begin, end]}
         heads[name] = {"dtype": "F16", **place}
     text = json.dumps(heads).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
@@ -265,6 +268,18 @@ def test_cards_state_the_estimated_memory_of_the_full_networks(name, tmp_path):
     estimated = round(measure_footprint(card).peak("full", 2) / 1e9, 1)
 
     assert {other.memory_gb for other in CARDS if other.family == card.family} == {estimated}
+
+
+def test_the_card_of_wan_states_the_estimated_memory(tmp_path):
+    card = replace(find_card("wan2.1-1.3b"), folder=tmp_path)
+    _save_heads(published_wan_network(), tmp_path / "teacher")
+    _save_heads(published_wan_vae(), tmp_path / "vae")
+    _save_heads(published_wan_text(), tmp_path / "text_encoder")
+
+    footprint = measure_footprint(card)
+
+    assert round(footprint.peak("full", 2) / 1e9, 1) == card.memory_gb
+    assert footprint.peak("offload", 2) < 14e9  # the text encoder alone
 
 
 def test_the_cards_of_tiny_models_state_an_upper_bound():

@@ -1,0 +1,146 @@
+"""Wan's published files: every name accounted for, and the weights in their places."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import (
+    convert_wan_transformer_to_diffusers,
+    convert_wan_vae_to_diffusers,
+)
+from safetensors.torch import save_file
+from transformers import UMT5Config, UMT5EncoderModel
+
+from tests.support.tiny_models import randomise
+from training.tiny import wan_parts
+from turbo.card import ModelCard
+from turbo.convert.model import convert_model
+from turbo.convert.part import Part
+from turbo.convert.wan import (
+    map_wan_network,
+    map_wan_text,
+    map_wan_vae,
+    published_wan_network,
+    published_wan_text,
+    published_wan_vae,
+    wan_network_part,
+    wan_text_part,
+    wan_vae_part,
+)
+from turbo.models.registry import find_card
+from turbo.models.verify import verify_model
+from turbo.networks.wan import WanNetwork
+from turbo.pipeline import load_card
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, Part]:
+    """The three networks in miniature, with the proportions that the files do not state."""
+    network = WanNetwork(
+        num_attention_heads=1,
+        attention_head_dim=12,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+    )
+    text = UMT5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, pad_token_id=0
+    )
+    return {
+        "teacher": wan_network_part(randomise(network)),
+        "vae": wan_vae_part(AutoencoderKLWan(base_dim=4).eval()),
+        "text_encoder": wan_text_part(randomise(UMT5EncoderModel(text))),
+    }
+
+
+def published(part: Part) -> dict[str, torch.Tensor]:
+    """Return the weights of a part under their published names."""
+    weights = part.network.state_dict()
+    return {origin.name: weights[name].clone() for name, origin in part.origins.items()}
+
+
+@pytest.mark.parametrize(
+    "name, convert",
+    [("teacher", convert_wan_transformer_to_diffusers), ("vae", convert_wan_vae_to_diffusers)],
+)
+def test_names_are_those_that_diffusers_converts(name, convert, parts):
+    ours = parts[name].network.state_dict()
+
+    theirs = convert(published(parts[name]))
+
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
+
+
+def test_the_published_files_have_as_many_tensors():
+    """As listed in the files' own headers."""
+    assert len(wan_network_part(published_wan_network()).expected) == 825
+    assert len(wan_vae_part(published_wan_vae()).expected) == 194
+    assert len(wan_text_part(published_wan_text()).expected) == 242
+
+
+@pytest.mark.parametrize(
+    "name, build",
+    [("teacher", map_wan_network), ("vae", map_wan_vae), ("text_encoder", map_wan_text)],
+)
+def test_the_shapes_of_a_file_determine_its_network(name, build, parts):
+    part = build({name: tuple(tensor.shape) for name, tensor in published(parts[name]).items()})
+
+    assert part.shapes == parts[name].shapes
+    assert part.origins == parts[name].origins
+
+
+@pytest.fixture
+def files(parts, tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "Wan2.1_VAE.pth"]
+    paths += [tmp_path / "models_t5_umt5-xxl-enc-bf16.pth"]
+    save_file(published(parts["teacher"]), paths[0])
+    torch.save(published(parts["vae"]), paths[1])
+    torch.save(published(parts["text_encoder"]), paths[2])
+    wan_parts()["tokenizer"].save_pretrained(tmp_path / "umt5")
+    return [*paths, tmp_path / "umt5" / "tokenizer.json"]
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> ModelCard:
+    shape = {"height": 16, "width": 16, "num_frames": 5, "default_steps": 2}
+    return replace(find_card("wan2.1-1.3b"), folder=tmp_path / "wan", **shape)
+
+
+def test_published_files_become_a_model_that_makes_clips(card, files, parts):
+    list(convert_model(card, files))
+
+    assert card.is_ready()
+    pipeline = load_card(card, "cpu")
+    assert pipeline("a cat").frames.shape == (5, 16, 16, 3)
+    loaded = {
+        "teacher": pipeline.unet,
+        "vae": pipeline.vae,
+        "text_encoder": pipeline.text_encoder.model,
+    }
+    for name, network in loaded.items():
+        weights = network.state_dict()
+        for key, weight in parts[name].network.state_dict().items():
+            assert torch.equal(weights[key], weight), key
+    assert [finding.problems for finding in verify_model(replace(card, sources=()))] == [[]] * 4
+
+
+def test_a_file_of_another_model_is_refused(card, files, tiny_unet, tmp_path):
+    save_file(tiny_unet.state_dict(), tmp_path / "unet.safetensors")
+
+    with pytest.raises(ValueError, match="not a file of wan"):
+        list(convert_model(card, [tmp_path / "unet.safetensors"]))
+    with pytest.raises(ValueError, match="not a file of modelscope"):
+        list(convert_model(find_card("modelscope"), files[:1]))
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(card, parts, tmp_path):
+    weights = published(parts["teacher"])
+    del weights["blocks.1.ffn.0.bias"]
+    save_file(weights, tmp_path / "network.safetensors")
+
+    with pytest.raises(ValueError, match=r"blocks\.1\.ffn\.0\.bias"):
+        list(convert_model(card, [tmp_path / "network.safetensors"]))
