@@ -11,17 +11,12 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from training.config import Config, RewardTable
+from training.data.captions import read_captions
+from training.data.order import ClipSource
+from training.data.video_folder import Clip, ClipShape, VideoFolder, stack_frames
 from training.loop import FitConfig, Slot
 from training.settings import DistillationConfig, EncodedBatch, MotionGuidance
 from training.tiny import TINY, write_tiny
-from training.video_folder import (
-    Clip,
-    ClipShape,
-    ClipSource,
-    VideoFolder,
-    read_captions,
-    stack_frames,
-)
 from turbo.card import ModelCard
 from turbo.diffusion.distillation import (
     SolverGrid,
@@ -180,7 +175,7 @@ def encode(
         latents = encode_frames(vae, stack_frames(clips).to(device), slot.generator)
         embeds = text_encoder.encode([clip.text for clip in clips]).float()
         empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
-    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
+    told = [clip.window.fps if data.told_fps == "true" else data.fps for clip in clips]
     scored: list[str | None] = [
         (clip.short_text or None) if data.rewards_on == "short" else clip.text for clip in clips
     ]

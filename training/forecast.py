@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.build import build_student, clip_shape, teacher_card
 from training.config import Config
-from training.video_folder import read_captions
+from training.data.captions import read_captions
 from training.watch import read_held_out
 from turbo.card import ModelCard
 from turbo.networks.unet import VideoUNet

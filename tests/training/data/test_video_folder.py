@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from training.data.captions import Caption, read_captions
+from training.data.order import ClipSource
+from training.data.video_folder import ClipShape, VideoFolder, read_clip, stack_frames
 from training.loop import Slot
-from training.video_folder import (
-    Caption,
-    ClipShape,
-    ClipSource,
-    VideoFolder,
-    read_captions,
-    read_clip,
-    stack_frames,
-)
 from turbo.video import Video
 
 SHAPE = ClipShape(frames=4, height=16, width=16, fps=8, stride="exact", resize="crop")
@@ -56,10 +50,11 @@ def test_frames_are_taken_at_the_rate_that_is_reported(tmp_path, native, fps, st
     video = write_ramp(tmp_path / "a.mp4", fps=native)
     shape = ClipShape(4, 16, 16, fps, stride, "crop")
 
-    pixels, found = read_clip(video, shape, np.random.default_rng(0))
+    window = read_clip(video, shape, np.random.default_rng(0))
 
-    numbers = frame_numbers(pixels)
-    assert found == pytest.approx(rate)
+    numbers = frame_numbers(window.frames)
+    assert window.fps == pytest.approx(rate)
+    assert (window.native_fps, window.seconds) == (native, pytest.approx(40 / native, abs=0.01))
     assert np.diff(numbers).tolist() == [step] * 3
     assert 0 <= numbers[0] and numbers[-1] < 40
 
@@ -68,7 +63,7 @@ def test_windows_start_anywhere_in_the_video(tmp_path: Path):
     video = write_ramp(tmp_path / "a.mp4")
 
     starts = {
-        frame_numbers(read_clip(video, SHAPE, np.random.default_rng(seed))[0])[0]
+        frame_numbers(read_clip(video, SHAPE, np.random.default_rng(seed)).frames)[0]
         for seed in range(60)
     }
 
@@ -82,7 +77,7 @@ def test_a_wide_frame_is_cropped_or_squashed(tmp_path: Path, resize, kept):
     Video(pixels, 8).save(tmp_path / "wide.mp4")
     shape = ClipShape(4, 16, 16, 8, "exact", resize)
 
-    clip, _ = read_clip(tmp_path / "wide.mp4", shape, np.random.default_rng(0))
+    clip = read_clip(tmp_path / "wide.mp4", shape, np.random.default_rng(0)).frames
 
     assert clip.shape == (4, 16, 16, 3)
     assert bool(clip[:, :, :3].mean() > 128) == kept
@@ -144,7 +139,7 @@ def test_a_resumed_run_continues_with_the_clips_it_would_have_seen(videos):
 
     for clip, again in zip(clips[3], resumed, strict=True):
         assert clip.text == again.text
-        assert np.array_equal(clip.frames, again.frames)
+        assert np.array_equal(clip.window.frames, again.window.frames)
 
 
 def test_workers_decode_the_same_clips(videos):
