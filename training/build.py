@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from training.config import Config, RewardTable
-from training.data.captions import read_captions
 from training.data.order import ClipSource
-from training.data.video_folder import Clip, ClipShape, VideoFolder, stack_frames
+from training.data.source import PreparedClip, PreparedClips, encode, open_clips
+from training.data.video_folder import Clip
 from training.loop import FitConfig, Slot
 from training.settings import DistillationConfig, EncodedBatch, MotionGuidance
 from training.tiny import TINY, write_tiny
@@ -31,8 +31,7 @@ from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.lora import add_lora
 from turbo.networks.unet import VideoUNet
-from turbo.networks.vae import encode_frames
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
@@ -72,45 +71,58 @@ def teacher_card(config: Config) -> ModelCard:
     return card
 
 
+def load_teacher(card: ModelCard, config: Config, device: torch.device) -> VideoPipeline:
+    """Load the teacher with its VAE and text encoder."""
+    return load_card(
+        card,
+        "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
+        dtype="bfloat16" if config.run.precision == "bf16" else "float32",
+        memory="full",
+    )
+
+
 def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     """Load and build everything, on the device of this process.
 
     Raises:
         ValueError: a file is missing or of another kind, or the settings do not fit each other.
     """
-    captions = read_captions(Path(config.data.folder), config.data.captions)
+    half, device = config.run.precision == "bf16", accelerator.device
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
-    half, device = config.run.precision == "bf16", accelerator.device
-    pipeline = load_card(
-        card,
-        "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
-        dtype="bfloat16" if half else "float32",
-        memory="full",
-    )
-    teacher = pipeline.unet
+    videos = open_clips(config, card)
+    pipeline = load_teacher(card, config, device)
+    if isinstance(videos, PreparedClips):
+        videos.check_weights(pipeline.weights_sha256)
+    teacher, vae = pipeline.unet, pipeline.vae
+    assert isinstance(vae, AutoencoderKL)
     student = build_student(teacher, config)
-    videos = VideoFolder(captions, clip_shape(config, card), config.run.seed)
-    source = ClipSource(
+    source: ClipSource[Clip | PreparedClip] = ClipSource(
         videos,
         config.run.micro_batch,
         workers=config.data.workers,
         max_broken=config.data.max_broken,
     )
-    assert isinstance(pipeline.vae, AutoencoderKL)
     needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
     def draw_encoded(slot: Slot) -> EncodedBatch:
-        clips = source(slot, accelerator.num_processes)
-        return encode(clips, slot, config, pipeline.vae, pipeline.text_encoder, student, device)
+        return encode(
+            source(slot, accelerator.num_processes),
+            slot.generator,
+            config.data,
+            vae,
+            pipeline.text_encoder,
+            device,
+            takes_fps=student.takes_fps,
+        )
 
     return Parts(
         card,
         teacher,
         student,
-        pipeline.vae,
+        vae,
         pipeline.text_encoder,
-        [caption.text for caption in captions],
+        [caption.text for caption in videos.captions],
         draw_encoded,
         tuple(
             build_reward(
@@ -152,35 +164,6 @@ def set_dropout(student: VideoUNet, share: float) -> None:
     for name, module in student.named_modules():
         if isinstance(module, nn.Dropout) and ".temp_convs." in name:
             module.p = share
-
-
-def clip_shape(config: Config, card: ModelCard) -> ClipShape:
-    """Return the shape of training clips: the teacher's, at the rate of the configuration."""
-    data = config.data
-    return ClipShape(card.num_frames, card.height, card.width, data.fps, data.stride, data.resize)
-
-
-def encode(
-    clips: list[Clip],
-    slot: Slot,
-    config: Config,
-    vae: AutoencoderKL,
-    text_encoder: TextEncoder,
-    student: VideoUNet,
-    device: torch.device,
-) -> EncodedBatch:
-    """Encode clips and captions; the posterior of the VAE is sampled, as in the published code."""
-    data = config.data
-    with torch.no_grad():
-        latents = encode_frames(vae, stack_frames(clips).to(device), slot.generator)
-        embeds = text_encoder.encode([clip.text for clip in clips]).float()
-        empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
-    told = [clip.window.fps if data.told_fps == "true" else data.fps for clip in clips]
-    scored: list[str | None] = [
-        (clip.short_text or None) if data.rewards_on == "short" else clip.text for clip in clips
-    ]
-    rates = torch.tensor([round(rate) for rate in told], device=device)
-    return EncodedBatch(latents, scored, embeds, empty, rates if student.takes_fps else None)
 
 
 def brightness(frames: Frames, prompts: list[str]) -> PerVideo:

@@ -21,12 +21,12 @@ import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from training.build import build_parts
+from training.checkpoints import only_process_in
 from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
@@ -176,25 +176,8 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
-    with _only_run_in(out) if accelerator.is_main_process else nullcontext():
+    with only_process_in(out) if accelerator.is_main_process else nullcontext():
         return _train_and_export(config, accelerator)
-
-
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a second run in a folder. The system lets go of the lock of a killed process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as failure:
-        raise ValueError(
-            f"Another process trains in {folder}. Wait for it, or choose another run.out."
-        ) from failure
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _train_and_export(config: Config, accelerator: Accelerator) -> Path:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.build import build_student, clip_shape, teacher_card
+from training.build import build_student, teacher_card
 from training.config import Config
-from training.data.captions import read_captions
+from training.data.source import clip_shape, open_clips
+from training.data.video_folder import VideoFolder
 from training.watch import read_held_out
 from turbo.card import ModelCard
 from turbo.networks.unet import VideoUNet
@@ -119,13 +120,6 @@ def describe_run(config: Config) -> str:
     card = teacher_card(config)
     found, run, shape = forecast(config, card), config.run, clip_shape(config, card)
     flops = found.step_flops * run.batch * run.steps
-    if config.data.folder:
-        captions = read_captions(Path(config.data.folder), config.data.captions)
-        missing = sum(not caption.path.is_file() for caption in captions)
-        epochs = run.steps * run.batch / len(captions)
-        data = f"{len(captions)} videos, {missing} of them missing; {epochs:.2f} epochs"
-    else:
-        data = "set data.folder=PATH"
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
     watch = "none"
     if config.watch:
@@ -135,7 +129,7 @@ def describe_run(config: Config) -> str:
     return "\n".join(
         [
             config.model_dump_json(indent=2),
-            f"data: {data}; {shape.frames} frames of {shape.width} x {shape.height}",
+            f"data: {describe_data(config, card)}; {shape.frames} frames of {shape.width} x {shape.height}",
             f"teacher: {card.title}, {'ready' if card.is_ready() else 'not on this disk'}",
             f"rewards: {rewards}",
             f"watch: {watch}",
@@ -147,3 +141,14 @@ def describe_run(config: Config) -> str:
             f"for {run.steps} steps of {run.batch} videos",
         ]
     )
+
+
+def describe_data(config: Config, card: ModelCard) -> str:
+    """Return how many videos there are, and how often a run shows them."""
+    if not config.data.folder:
+        return "set data.folder=PATH"
+    videos = open_clips(config, card)
+    missing = sum(not caption.path.is_file() for caption in videos.captions)
+    state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"
+    epochs = config.run.steps * config.run.batch / len(videos)
+    return f"{len(videos)} videos, {state}; {epochs:.2f} epochs"

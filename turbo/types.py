@@ -140,7 +140,7 @@ class VAE(Protocol):
     dtype: torch.dtype
 
     def encode(self, images: Tensor) -> Any:
-        """Return an object whose `latent_dist` has `mode()` and `sample(generator)`."""
+        """Return an object whose `latent_dist` has `parameters`: means, then log variances."""
         ...
 
     def decode(self, latents: Tensor) -> Any:

@@ -52,6 +52,10 @@ class Clip:
     short_text: str
     unusable: dict[str, str] = field(default_factory=dict)  # videos that were tried before: why not
 
+    @property
+    def fps(self) -> float:
+        return self.window.fps
+
 
 def read_clip(path: Path, shape: ClipShape, rng: np.random.Generator) -> Window:
     """Decode a random window of a video.
