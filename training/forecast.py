@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.build import build_student, teacher_card
 from training.config import Config
-from training.data.source import clip_shape, open_clips
+from training.data.source import open_clips
 from training.data.video_folder import VideoFolder
 from training.watch import read_held_out
 from turbo.card import ModelCard
@@ -118,7 +118,7 @@ def _pixels_per_latent(vae: Path) -> int:
 def describe_run(config: Config) -> str:
     """Return settings, data, memory and time of a run, for `--dry-run`."""
     card = teacher_card(config)
-    found, run, shape = forecast(config, card), config.run, clip_shape(config, card)
+    found, run = forecast(config, card), config.run
     flops = found.step_flops * run.batch * run.steps
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
     watch = "none"
@@ -129,7 +129,7 @@ def describe_run(config: Config) -> str:
     return "\n".join(
         [
             config.model_dump_json(indent=2),
-            f"data: {describe_data(config, card)}; {shape.frames} frames of {shape.width} x {shape.height}",
+            f"data: {describe_data(config, card)}",
             f"teacher: {card.title}, {'ready' if card.is_ready() else 'not on this disk'}",
             f"rewards: {rewards}",
             f"watch: {watch}",
@@ -151,4 +151,5 @@ def describe_data(config: Config, card: ModelCard) -> str:
     missing = sum(not caption.path.is_file() for caption in videos.captions)
     state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"
     epochs = config.run.steps * config.run.batch / len(videos)
-    return f"{len(videos)} videos, {state}; {epochs:.2f} epochs"
+    shape = f"{card.num_frames} frames of {card.width} x {card.height}"
+    return f"{len(videos)} videos, {state}; {epochs:.2f} epochs; {shape}"

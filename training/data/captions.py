@@ -3,13 +3,23 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from turbo.text_files.decoding import read_text
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 _COLUMNS = {"path": PATH_NAMES, "text": ("text", *PROMPT_NAMES)}  # and, optionally, short_text
+
+
+@dataclass(frozen=True)
+class Member:
+    """A video inside a tar file."""
+
+    name: str
+    offset: int  # bytes
+    size: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,25 @@ class Caption:
     path: Path
     text: str
     short_text: str = ""
+    member: Member | None = None  # where `path` is a tar
+
+    @property
+    def name(self) -> str:
+        """Return how a message names the video."""
+        return f"{self.path}/{self.member.name}" if self.member else str(self.path)
+
+    def open(self) -> BinaryIO:
+        """Open the video.
+
+        Raises:
+            OSError: it is not there.
+        """
+        file = self.path.open("rb")
+        if self.member is None:
+            return file
+        with file:
+            file.seek(self.member.offset)
+            return BytesIO(file.read(self.member.size))
 
 
 def read_captions(folder: Path, file: str) -> list[Caption]:

@@ -108,7 +108,7 @@ def run_job(
                 usable = [(place, clip) for place, clip in found if not isinstance(clip, str)]
                 for (_, row), clip in found:
                     if isinstance(clip, str):
-                        refused[str(captions[row].path)] = clip
+                        refused[captions[row].name] = clip
                     else:
                         facts.append(_facts(row, captions[row], clip))
                 if usable:
@@ -146,7 +146,7 @@ def _facts(row: int, caption: Caption, clip: Clip | PreparedClip) -> ClipFacts:
     window = clip.window
     return ClipFacts(
         row=row,
-        path=str(caption.path),
+        path=caption.name,
         text=clip.text,
         short_text=clip.short_text,
         fps=window.fps,

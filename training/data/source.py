@@ -22,6 +22,7 @@ from training.data.shards import (
     check_settings,
     read_settings,
 )
+from training.data.tar_files import read_tars
 from training.data.video_folder import Clip, ClipShape, VideoFolder, stack_frames
 from training.settings import EncodedBatch
 from turbo.card import ModelCard
@@ -113,16 +114,35 @@ def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
     data, seed = config.data, config.run.seed
     folder = Path(data.folder)
     if not is_prepared(data):
-        return VideoFolder(read_captions(folder, data.captions), clip_shape(config, card), seed)
+        return VideoFolder(list_captions(folder, data.captions), clip_shape(config, card), seed)
     settings = read_settings(folder)
     wanted = {"kind": "clips", **describe_clips(config, card)}
     check_settings(folder / SETTINGS, settings, wanted)
     return PreparedClips(ShardFolder(folder, settings), seed)
 
 
+def list_captions(folder: Path, file: str) -> list[Caption]:
+    """Read which videos there are: those of the table of captions, else those of the tar files.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    if not (folder / file).exists() and next(folder.glob("*.tar"), None):
+        return read_tars(folder)
+    return read_captions(folder, file)
+
+
 def hash_captions(captions: Sequence[Caption]) -> str:
     """Return the SHA-256 of a table of captions, wherever its folder is."""
-    rows = [[caption.path.name, caption.text, caption.short_text] for caption in captions]
+    rows = [
+        [
+            caption.path.name,
+            caption.member and caption.member.name,
+            caption.text,
+            caption.short_text,
+        ]
+        for caption in captions
+    ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

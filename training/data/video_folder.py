@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -57,7 +56,7 @@ class Clip:
         return self.window.fps
 
 
-def read_clip(path: Path, shape: ClipShape, rng: np.random.Generator) -> Window:
+def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> Window:
     """Decode a random window of a video.
 
     With the stride "whole", every n-th frame is taken, n = round(native rate / fps), as in the
@@ -67,7 +66,7 @@ def read_clip(path: Path, shape: ClipShape, rng: np.random.Generator) -> Window:
         ValueError: the video is broken, shorter than the clip, or slower than its frame rate.
     """
     try:
-        with av.open(str(path)) as container:
+        with caption.open() as file, av.open(file) as container:
             stream = container.streams.video[0]
             native = float(stream.average_rate or stream.guessed_rate or 0)
             duration = _duration(container, stream)
@@ -150,9 +149,9 @@ class VideoFolder(Dataset[Clip]):
         for _ in range(ATTEMPTS):
             caption = self.captions[row]
             try:
-                window = read_clip(caption.path, self.shape, rng)
+                window = read_clip(caption, self.shape, rng)
             except ValueError as refusal:
-                unusable[str(caption.path)] = str(refusal)
+                unusable[caption.name] = str(refusal)
                 row = int(rng.integers(len(self.captions)))
             else:
                 return Clip(window, caption.text, caption.short_text, unusable)
@@ -170,7 +169,7 @@ class VideoFolder(Dataset[Clip]):
         """
         caption = self.captions[row]
         rng = np.random.default_rng([self.seed, epoch, WINDOWS, row])
-        return Clip(read_clip(caption.path, self.shape, rng), caption.text, caption.short_text)
+        return Clip(read_clip(caption, self.shape, rng), caption.text, caption.short_text)
 
 
 def stack_frames(clips: Sequence[Clip]) -> torch.Tensor:

@@ -97,7 +97,7 @@ def test_a_run_on_prepared_clips_takes_the_steps_of_one_on_the_videos(videos, pr
     losses = []
     for data in (videos, prepared):
         out = tmp_path / data.name
-        distil.run(config_of(data, out, "run.steps=3"))
+        distil.run(config_of(data, out, "run.steps=2"))
         losses.append(np.genfromtxt(out / "log.csv", delimiter=",", names=True)["loss"])
 
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
@@ -260,9 +260,9 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_does_nothing_twice(
     options = ["--config", str(TINY), "--passes=2", "--clips-per-shard=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     written: dict[str, int] = {}
-    for _ in range(10):
+    for goal in (2, 5):
         job = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
-        shards, goal = tmp_path / "shards", len(written) + 1
+        shards = tmp_path / "shards"
         while job.poll() is None and len([*shards.glob("*.json")]) < goal:
             time.sleep(0.002)
         job.send_signal(signal.SIGKILL)
@@ -270,8 +270,6 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_does_nothing_twice(
         complete = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.json")}
         assert written.items() <= complete.items()
         written = complete
-        if len(written) == 6:
-            break
 
     assert written
     assert subprocess.run([*command, *options], env=environment).returncode == 0

@@ -15,12 +15,11 @@ from turbo.video import Video
 SHAPE = ClipShape(frames=4, height=16, width=16, fps=8, stride="exact", resize="crop")
 
 
-def write_ramp(path: Path, frames: int = 40, fps: float = 16, height: int = 16, width: int = 16):
+def write_ramp(path: Path, frames: int = 40, fps: float = 16) -> Caption:
     """A video whose frame n is grey of level 4 n."""
     levels = 4 * np.arange(frames, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    pixels = np.broadcast_to(levels, (frames, height, width, 3)).copy()
-    Video(pixels, fps).save(path)
-    return path
+    pixels = np.broadcast_to(levels, (frames, 16, 16, 3)).copy()
+    return Caption(Video(pixels, fps).save(path), "grey")
 
 
 def frame_numbers(pixels: np.ndarray) -> list[int]:
@@ -77,7 +76,7 @@ def test_a_wide_frame_is_cropped_or_squashed(tmp_path: Path, resize, kept):
     Video(pixels, 8).save(tmp_path / "wide.mp4")
     shape = ClipShape(4, 16, 16, 8, "exact", resize)
 
-    clip = read_clip(tmp_path / "wide.mp4", shape, np.random.default_rng(0)).frames
+    clip = read_clip(Caption(tmp_path / "wide.mp4", "wide"), shape, np.random.default_rng(0)).frames
 
     assert clip.shape == (4, 16, 16, 3)
     assert bool(clip[:, :, :3].mean() > 128) == kept
@@ -87,7 +86,7 @@ def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
     write_ramp(tmp_path / "short.mp4", frames=4)
     write_ramp(tmp_path / "slow.mp4", fps=4)
     (tmp_path / "text.mp4").write_text("no video")
-    whole = write_ramp(tmp_path / "whole.mp4").read_bytes()
+    whole = write_ramp(tmp_path / "whole.mp4").path.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
 
     for name, reason in {
@@ -98,12 +97,14 @@ def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
         "none": "cannot be decoded",
     }.items():
         with pytest.raises(ValueError, match=reason):
-            read_clip(tmp_path / f"{name}.mp4", SHAPE, np.random.default_rng(3))
+            read_clip(Caption(tmp_path / f"{name}.mp4", name), SHAPE, np.random.default_rng(3))
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> list[Caption]:
-    return [Caption(write_ramp(tmp_path / f"{i}.mp4", frames=10), f"video {i}") for i in range(5)]
+    return [
+        Caption(write_ramp(tmp_path / f"{i}.mp4", frames=10).path, f"video {i}") for i in range(5)
+    ]
 
 
 def texts(source: ClipSource, wanted: list[Slot], processes: int) -> list[list[str]]:
