@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import Config, RewardTable
 from training.data.order import ClipSource
-from training.data.source import PreparedClip, PreparedClips, encode, open_clips
+from training.data.source import PreparedClip, PreparedClips, encode, open_data, stack_records
 from training.data.video_folder import Clip
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch, MotionGuidance
+from training.settings import DistillationConfig, EncodedBatch, MotionGuidance, RecordedBatch
 from training.tiny import TINY, write_tiny
 from turbo.card import ModelCard
 from turbo.diffusion.distillation import (
@@ -25,7 +25,7 @@ from turbo.diffusion.distillation import (
     squared,
     student_of,
 )
-from turbo.diffusion.motion import MOTION_LAYERS
+from turbo.diffusion.motion import MOTION_LAYERS, MotionEnergy
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
@@ -35,8 +35,11 @@ from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
-from turbo.types import Frames, PerVideo, Reward, TextEncoder
+from turbo.types import Energy, Frames, PerVideo, Reward, TextEncoder
 
+ENERGIES: dict[str, Callable[[VideoUNet, NoiseSchedule, Tensor, tuple[str, ...]], Energy]] = {
+    "motion": MotionEnergy,
+}
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
 
@@ -50,7 +53,7 @@ class Parts:
     vae: AutoencoderKL
     text_encoder: TextEncoder
     captions: list[str]  # of the training videos
-    draw_encoded: Callable[[Slot], EncodedBatch]
+    draw_data: Callable[[Slot], EncodedBatch | RecordedBatch]
     rewards: tuple[WeightedReward, ...]
     settings: DistillationConfig
 
@@ -90,7 +93,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     half, device = config.run.precision == "bf16", accelerator.device
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
-    videos = open_clips(config, card)
+    videos = open_data(config, card)
     pipeline = load_teacher(card, config, device)
     if isinstance(videos, PreparedClips):
         videos.check_weights(pipeline.weights_sha256)
@@ -105,15 +108,18 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     )
     needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
-    def draw_encoded(slot: Slot) -> EncodedBatch:
+    def draw_data(slot: Slot) -> EncodedBatch | RecordedBatch:
+        clips, takes_fps = source(slot, accelerator.num_processes), student.takes_fps
+        if config.data.record:
+            return stack_records(clips, config.data, device, takes_fps=takes_fps)
         return encode(
-            source(slot, accelerator.num_processes),
+            clips,
             slot.generator,
             config.data,
             vae,
             pipeline.text_encoder,
             device,
-            takes_fps=student.takes_fps,
+            takes_fps=takes_fps,
         )
 
     return Parts(
@@ -123,14 +129,14 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         vae,
         pipeline.text_encoder,
         [caption.text for caption in videos.captions],
-        draw_encoded,
+        draw_data,
         tuple(
             build_reward(
                 table, device, half=half, recompute=config.run.recompute, load=row in needed
             )
             for row, table in enumerate(config.rewards)
         ),
-        build_settings(config, pipeline.schedule),
+        build_settings(config, pipeline.schedule, teacher),
     )
 
 
@@ -217,9 +223,35 @@ def build_reward(
     )
 
 
-def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfig:
+def build_motion(
+    config: Config, schedule: NoiseSchedule, teacher: VideoUNet
+) -> MotionGuidance | None:
+    """Return the guidance of the teacher's steps; None if the student does not take it.
+
+    Raises:
+        ValueError: there is no such energy.
+    """
+    motion = config.motion
+    if motion is None or not config.takes_motion:
+        return None
+    if motion.energy not in ENERGIES:
+        raise ValueError(
+            f"There is no energy {motion.energy!r}. Choose from: {', '.join(ENERGIES)}."
+        )
+    timesteps = SolverGrid(config.teacher.grid_steps).timesteps
+    layers = tuple(motion.layers or MOTION_LAYERS)
+    return MotionGuidance(
+        strength=motion.strength,
+        percentage=motion.percentage,
+        energy=ENERGIES[motion.energy](teacher, schedule, timesteps, layers),
+    )
+
+
+def build_settings(
+    config: Config, schedule: NoiseSchedule, teacher: VideoUNet
+) -> DistillationConfig:
     """Return the settings of the training step."""
-    run, student, motion = config.run, config.student, config.motion
+    run, student = config.run, config.student
     low, high = config.teacher.guidance
     fit = FitConfig(
         steps=run.steps,
@@ -246,13 +278,7 @@ def build_settings(config: Config, schedule: NoiseSchedule) -> DistillationConfi
         distance=squared
         if student.distance == "l2"
         else partial(pseudo_huber, kappa=student.kappa),
-        motion=None
-        if motion is None or not config.takes_motion
-        else MotionGuidance(
-            strength=motion.strength,
-            percentage=motion.percentage,
-            layers=tuple(motion.layers or MOTION_LAYERS),
-        ),
+        motion=build_motion(config, schedule, teacher),
         split_rewards=run.split_rewards,
         recompute=run.recompute,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,

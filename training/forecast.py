@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.build import build_student, teacher_card
 from training.config import Config
-from training.data.source import open_clips
+from training.data.source import open_data
 from training.data.video_folder import VideoFolder
 from training.watch import read_held_out
 from turbo.card import ModelCard
@@ -145,9 +145,9 @@ def describe_run(config: Config) -> str:
 
 def describe_data(config: Config, card: ModelCard) -> str:
     """Return how many videos there are, and how often a run shows them."""
-    if not config.data.folder:
+    if not (config.data.folder or config.data.record):
         return "set data.folder=PATH"
-    videos = open_clips(config, card)
+    videos = open_data(config, card)
     missing = sum(not caption.path.is_file() for caption in videos.captions)
     state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"
     epochs = config.run.steps * config.run.batch / len(videos)

@@ -4,7 +4,8 @@ Axes: B videos, C latent channels, F frames, h w latent size, H W pixel size, L 
 
 A model is a `VideoNetwork`, a `TextEncoder` and a `VAE`. Binding a network to its prompts and its
 guidance gives a `Denoiser` (a teacher) or a `ConsistencyFunction` (a student), which is all that a
-sampler knows of a model. A `Reward` scores the decoded frames in training.
+sampler knows of a model. In training, a `Reward` scores the decoded frames, and an `Energy` guides
+the teacher.
 """
 
 from collections.abc import Callable
@@ -109,6 +110,35 @@ class SamplerStep:
 
     clean: Latents  # the estimate of the clean latents
     latents: Latents  # at the timestep reached; after a sampler's last step, the sample
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyScore:
+    """The gradient of an energy, and what the same call of the teacher predicted."""
+
+    score: Latents  # gradient of the energy with respect to the noisy latents
+    energy: PerVideo
+    output: Latents  # the teacher's raw output for the prompt
+
+
+@runtime_checkable
+class Energy(Protocol):
+    """What guidance lowers, bound to a teacher: `turbo.diffusion.motion.MotionEnergy`."""
+
+    def __call__(
+        self,
+        noisy: Latents,
+        clean: Latents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds,
+        fps: FrameRate | None,
+        /,
+    ) -> EnergyScore:
+        """Return the energy of each noisy video, and its gradient.
+
+        `clean` are the same videos without noise: what they should resemble. No graph is kept.
+        """
+        ...
 
 
 @runtime_checkable

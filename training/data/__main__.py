@@ -5,43 +5,43 @@ python -m training.data inspect prepared
 """
 
 import argparse
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
-from accelerate import Accelerator
 
 from training.checkpoints import only_process_in
-from training.config import Config, load_config
+from training.config import load_config
 from training.data.job import long_accelerator
 from training.data.prepare import prepare
-from training.data.shards import SETTINGS
+from training.data.record import record
 from training.data.summary import inspect
 
 
-def _load(options: argparse.Namespace, *changes: str) -> Config:
-    return load_config(options.config, [*options.changes, *changes, f"run.out={options.out}"])
-
-
-def _lock(options: argparse.Namespace, accelerator: Accelerator) -> AbstractContextManager[None]:
-    return only_process_in(options.out) if accelerator.is_main_process else nullcontext()
-
-
 def _prepare(options: argparse.Namespace) -> str:
-    config = _load(options, f"data.folder={options.videos}")
+    broken = _run(prepare, options, f"data.folder={options.videos}")
+    return _describe(options, broken, "data.folder")
+
+
+def _record(options: argparse.Namespace) -> str:
+    return _describe(options, _run(record, options), "data.record")
+
+
+def _run(job: Callable[..., dict[str, str]], options: argparse.Namespace, *changes: str) -> int:
+    config = load_config(options.config, [*options.changes, *changes, f"run.out={options.out}"])
     accelerator = long_accelerator()
-    with _lock(options, accelerator):
-        broken = prepare(
-            config,
-            options.out,
-            accelerator,
-            passes=options.passes,
-            clips_per_shard=options.clips_per_shard,
-        )
-    return f"{options.out / SETTINGS} is complete; {len(broken)} videos are unusable." + (
-        f"\nLook at it: python -m training.data inspect {options.out}\n"
-        f"Train on it: python -m training.distil {options.config} data.folder={options.out}"
+    alone = only_process_in(options.out) if accelerator.is_main_process else nullcontext()
+    sizes = {"passes": options.passes, "clips_per_shard": options.clips_per_shard}
+    with alone:
+        return len(job(config, options.out, accelerator, **sizes))
+
+
+def _describe(options: argparse.Namespace, broken: int, key: str) -> str:
+    return (
+        f"{options.out} is complete; {broken} videos are left out.\n"
+        f"Look at it: python -m training.data inspect {options.out}\n"
+        f"Train on it: python -m training.distil {options.config} {key}={options.out}"
     )
 
 
@@ -60,18 +60,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
 
     command = commands.add_parser("prepare", help="decode and encode videos once")
-    command.add_argument("videos", type=Path, help="folder with a table of captions")
+    command.add_argument("videos", type=Path, help="folder with a table of captions, or tar files")
     command.add_argument("out", type=Path, help="folder of shards, for data.folder")
     command.add_argument("--config", type=Path, required=True, help="of the distillation")
-    command.add_argument("--passes", type=_count, default=1, help="clips per video (1)")
-    command.add_argument("--clips-per-shard", type=_count, default=64, help="(64)")
-    command.add_argument("changes", nargs="*", metavar="table.key=value", help="of the config")
+    _add_options(command, "clips per video", clips_per_shard=64)
     command.set_defaults(run=_prepare)
+
+    command = commands.add_parser("record", help="compute the teacher's outputs once")
+    command.add_argument("config", type=Path, help="of the distillation")
+    command.add_argument("out", type=Path, help="folder of shards, for data.record")
+    _add_options(command, "draws of noise and timestep per video", clips_per_shard=16)
+    command.set_defaults(run=_record)
 
     command = commands.add_parser("inspect", help="check shards, and describe them")
     command.add_argument("out", type=Path, help="folder of shards")
     command.set_defaults(run=_inspect)
     return parser
+
+
+def _add_options(command: argparse.ArgumentParser, passes: str, clips_per_shard: int) -> None:
+    command.add_argument("--passes", type=_count, default=1, help=f"{passes} (1)")
+    command.add_argument(
+        "--clips-per-shard", type=_count, default=clips_per_shard, help=f"({clips_per_shard})"
+    )
+    command.add_argument("changes", nargs="*", metavar="table.key=value", help="of the config")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

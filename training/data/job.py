@@ -142,7 +142,7 @@ def _split(places: list[Place], batch: int) -> list[list[Place]]:
 
 def _facts(row: int, caption: Caption, clip: Clip | PreparedClip) -> ClipFacts:
     if isinstance(clip, PreparedClip):
-        return clip.facts
+        return clip.facts.model_copy(update={"row": row})
     window = clip.window
     return ClipFacts(
         row=row,

@@ -125,7 +125,7 @@ def read_settings(folder: Path) -> DatasetSettings:
         raise ValueError(f"{path} cannot be read: {failure}.") from failure
 
 
-def check_settings(path: Path, found: DatasetSettings, wanted: dict[str, Any]) -> None:
+def check_settings(path: Path, found: BaseModel, wanted: dict[str, Any]) -> None:
     """Refuse a data set that differs in one of the `wanted` settings.
 
     Raises:

@@ -18,21 +18,25 @@ from training.data.order import EpochOrder
 from training.data.shards import (
     SETTINGS,
     ClipFacts,
+    RecordSettings,
     ShardFolder,
     check_settings,
     read_settings,
 )
 from training.data.tar_files import read_tars
 from training.data.video_folder import Clip, ClipShape, VideoFolder, stack_frames
-from training.settings import EncodedBatch
+from training.settings import EncodedBatch, RecordedBatch
 from turbo.card import ModelCard
+from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.networks.vae import encode_frames, sample_posterior
-from turbo.types import TextEncoder
+from turbo.types import FrameRate, TextEncoder
+
+RECORDED = ("noisy", "cond", "uncond", "score", "prompt_embeds")  # floating-point tensors
 
 
 @dataclass(frozen=True)
 class PreparedClip:
-    """A clip and its caption, encoded before training."""
+    """A clip and its caption, encoded before training, or the teacher's outputs for it."""
 
     facts: ClipFacts
     tensors: dict[str, Tensor]
@@ -67,10 +71,11 @@ class PreparedClips(Dataset[PreparedClip]):
 
     def __getitem__(self, position: int) -> PreparedClip:
         epoch, place = self.order(position)
-        return self.read(epoch, self.shards.rows[place])
+        return self.read(epoch, place)
 
-    def read(self, epoch: int, row: int) -> PreparedClip:
-        """Return the clip that an epoch shows of the video of a row."""
+    def read(self, epoch: int, place: int) -> PreparedClip:
+        """Return the clip that an epoch shows of one of the usable videos."""
+        row = self.shards.rows[place]
         return PreparedClip(self.shards.facts(epoch, row), self.shards.tensors(epoch, row))
 
     def check_weights(self, sha256: str) -> None:
@@ -103,6 +108,37 @@ def describe_clips(config: Config, card: ModelCard) -> dict[str, Any]:
 def is_prepared(data: DataTable) -> bool:
     """Return whether the folder holds prepared clips in place of videos."""
     return (Path(data.folder) / SETTINGS).is_file()
+
+
+def describe_record(config: Config) -> RecordSettings:
+    """Return how the teacher is recorded for a run."""
+    motion = config.motion if config.takes_motion else None
+    return RecordSettings(
+        grid_steps=config.teacher.grid_steps,
+        told_fps=config.data.told_fps,
+        energy=motion.energy if motion else None,
+        percentage=motion.percentage if motion else None,
+        layers=motion.layers if motion else None,
+    )
+
+
+def open_data(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
+    """Open what a run is trained on: teacher outputs, if the configuration names them, or clips.
+
+    A record with an energy also serves a run without motion guidance, which does not read it.
+
+    Raises:
+        ValueError: it cannot be read, or was made by other settings.
+    """
+    if not config.data.record:
+        return open_clips(config, card)
+    folder = Path(config.data.record)
+    settings, wanted = read_settings(folder), describe_record(config)
+    check_settings(folder / SETTINGS, settings, {"kind": "teacher", **describe_clips(config, card)})
+    assert settings.record is not None  # of this kind
+    unread = set() if config.takes_motion else {"energy", "percentage", "layers"}
+    check_settings(folder / SETTINGS, settings.record, wanted.model_dump(exclude=unread))
+    return PreparedClips(ShardFolder(folder, settings), config.run.seed)
 
 
 def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
@@ -171,9 +207,39 @@ def encode(
             latents = encode_frames(vae, stack_frames(videos).to(device), generator)
             embeds = text_encoder.encode([clip.text for clip in clips])
         empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
-    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
-    scored: list[str | None] = [
+    rates = told_rates(clips, data, device) if takes_fps else None
+    return EncodedBatch(latents, reward_prompts(clips, data), embeds.float(), empty, rates)
+
+
+def reward_prompts(clips: Sequence[Clip | PreparedClip], data: DataTable) -> list[str | None]:
+    """Return what rewards score each clip against; None is not scored."""
+    return [
         (clip.short_text or None) if data.rewards_on == "short" else clip.text for clip in clips
     ]
-    rates = torch.tensor([round(rate) for rate in told], device=device) if takes_fps else None
-    return EncodedBatch(latents, scored, embeds.float(), empty, rates)
+
+
+def told_rates(
+    clips: Sequence[Clip | PreparedClip], data: DataTable, device: torch.device
+) -> FrameRate:
+    """Return the frame rates that a network is told."""
+    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
+    return torch.tensor([round(rate) for rate in told], device=device)
+
+
+def stack_records(
+    clips: Sequence[Clip | PreparedClip],
+    data: DataTable,
+    device: torch.device,
+    *,
+    takes_fps: bool,
+) -> RecordedBatch:
+    """Return the teacher's outputs for clips that have them."""
+    recorded = [clip.tensors for clip in clips if isinstance(clip, PreparedClip)]
+    kept = {name: torch.stack([t[name] for t in recorded]).to(device) for name in recorded[0]}
+    record = TeacherRecord(
+        **{name: kept[name].float() for name in RECORDED},
+        start=kept["start"],
+        end=kept["end"],
+        fps=told_rates(clips, data, device) if takes_fps else None,
+    )
+    return RecordedBatch(record, reward_prompts(clips, data))

@@ -1,8 +1,8 @@
 """Training videos in WebDataset shards: tar files in which a sample is the files of one key.
 
 `000123.mp4` with `000123.txt` (the text), or with `000123.json` (keys `text` and `short_text`, or
-the other usual names). The key of a name ends at the first dot of its last part. The tars are read in
-place, since a run needs its clips in any order; the webdataset library reads them only in sequence.
+the other usual names). The key of a name ends at the first dot of its last part. The tars are read
+in place, since a run needs clips by position; the webdataset library reads them in sequence only.
 
 Source: the WebDataset format, https://github.com/webdataset/webdataset.
 """

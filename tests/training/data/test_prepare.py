@@ -84,7 +84,7 @@ def test_a_run_draws_from_prepared_clips_what_it_would_from_the_videos(videos, p
         for parts in (of_videos, of_clips):
             generator = torch.Generator().manual_seed(step)
             slots = [Slot(step, index, 4, False, generator) for index in range(4)]
-            drawn.append([parts.draw_encoded(slot) for slot in slots])
+            drawn.append([parts.draw_data(slot) for slot in slots])
         for there, here in zip(*drawn, strict=True):
             assert here.reward_prompts == there.reward_prompts
             for name in ("latents", "prompt_embeds", "uncond_embeds", "fps"):
