@@ -237,7 +237,7 @@ def test_the_energy_is_asked_for_the_guided_videos_alone(tiny_unet, batch, sched
 
     assert asked == [1]
     assert not mixed.score[0].any()
-    assert_close(mixed.score[1], moving.score[1])
+    assert (mixed.score[1] - moving.score[1]).norm() < 1e-3 * moving.score[1].norm()
     for name in ("noisy", "cond", "uncond"):
         assert_close(getattr(mixed, name), getattr(plain, name))
 
