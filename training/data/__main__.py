@@ -5,6 +5,7 @@ python -m training.data inspect prepared
 """
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -89,7 +90,11 @@ def _add_options(command: argparse.ArgumentParser, passes: str, clips_per_shard:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if any(not re.match(r"[\w.]+=", text) for text in rest) or (rest and "changes" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # changes after an option, which argparse does not take as positional
+        options.changes = [*options.changes, *rest]
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
         print(options.run(options))

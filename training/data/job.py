@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training.data.captions import Caption
-from training.data.order import as_list
+from training.data.order import as_list, exit_with_parent
 from training.data.shards import (
     ClipFacts,
     DatasetSettings,
@@ -132,6 +132,7 @@ def _read(
             batch_sampler=places,
             num_workers=workers,
             collate_fn=as_list,
+            worker_init_fn=exit_with_parent,
         )
     )
 

@@ -252,6 +252,18 @@ def test_a_dry_run_knows_prepared_clips(prepared, tmp_path):
     assert describe_data(config, teacher_card(config)).startswith("6 videos, prepared")
 
 
+def test_changes_may_come_after_options(videos, tmp_path, capsys):
+    command = ["prepare", str(videos), str(tmp_path), "--config", str(TINY), "--passes", "2"]
+    main([*command, "data.resize=squash", "data.stride=whole"])
+
+    settings = read_settings(tmp_path)
+    assert (settings.resize, settings.stride, settings.passes) == ("squash", "whole", 2)
+    for wrong in ("--pases=3", "unknown"):
+        with pytest.raises(SystemExit):
+            main([*command, wrong])
+        assert f"unrecognized arguments: {wrong}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_job_killed_at_any_moment_loses_nothing_and_does_nothing_twice(
     videos, prepared, tmp_path

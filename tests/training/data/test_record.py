@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -207,7 +208,8 @@ def test_processes_that_were_killed_leave_the_record_of_one(videos, tmp_path):
     while jobs.poll() is None and len([*shared.glob("shards/*.json")]) < 2:
         time.sleep(0.005)
     for process in [*jobs.children(recursive=True), jobs]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs([jobs])
     assert 2 <= len([*shared.glob("shards/*.json")]) < 6
     assert start(2, shared).wait(300) == 0

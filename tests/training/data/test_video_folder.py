@@ -1,8 +1,12 @@
 """Training videos: which frames, at which rate, in which order, and what is unusable."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -219,3 +223,42 @@ def test_frames_become_numbers_from_zero_to_one(videos):
 
     assert frames.shape == (2, 4, 3, 16, 16)
     assert 0 <= frames.min() and frames.max() < 0.2
+
+
+BIG = """
+import numpy as np
+from training.data.order import ClipSource
+from training.loop import Slot
+from dataclasses import dataclass, field
+
+@dataclass
+class Big:
+    content: np.ndarray
+    unusable: dict = field(default_factory=dict)
+
+class Endless:
+    def __len__(self): return 10
+    def __getitem__(self, position): return Big(np.zeros(10_000_000, np.uint8))
+
+source = ClipSource(Endless(), 1, workers=2, max_broken=0)
+source(Slot(0, 0, 1, True, None), 1)
+print("ready", flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_run_end():
+    """They have clips to hand over, which are larger than a pipe."""
+    with psutil.Popen(
+        [sys.executable, "-c", BIG],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as run:
+        assert run.stdout.readline() == b"ready\n"
+        workers = run.children()
+        run.kill()
+
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
