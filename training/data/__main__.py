@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
+from accelerate import PartialState
 
 from training.checkpoints import only_process_in
 from training.config import load_config
@@ -97,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.changes = [*options.changes, *rest]
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
-        print(options.run(options))
+        text = options.run(options)
+        if PartialState().is_main_process:
+            print(text)
     except (ValueError, OSError, FloatingPointError) as refusal:
         parser.error(str(refusal))
 

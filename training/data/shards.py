@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 SETTINGS = "dataset.json"
+_REMEDY = "It is damaged: delete it, and run the command that made it again."
 PICTURES = "pictures"  # a tensor of every shard of clips, for people
 
 
@@ -200,13 +201,12 @@ def read_index(folder: Path, number: int) -> ShardIndex | None:
     except FileNotFoundError:
         return None
     except ValidationError as failure:
-        raise ValueError(f"{path.with_suffix('.json')} cannot be read: {failure}.") from failure
+        raise ValueError(
+            f"{path.with_suffix('.json')} cannot be read: {failure}. {_REMEDY}"
+        ) from failure
     if size != index.bytes:
         raise ValueError(f"{path} has {size} bytes, expected {index.bytes}. {_REMEDY}")
     return index
-
-
-_REMEDY = "It is damaged: delete it, and run the command that made it again."
 
 
 def verify_shard(folder: Path, number: int, index: ShardIndex) -> None:

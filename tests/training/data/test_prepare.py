@@ -1,5 +1,6 @@
 """Prepared clips: those of the videos, complete after any stop, and refused where they differ."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from training import distil
 from training.build import build_parts, teacher_card
 from training.config import Config, load_config
 from training.data import prepare as module
+from training.data import shards
 from training.data.__main__ import main
 from training.data.prepare import prepare
 from training.data.shards import ShardFolder, read_index, read_settings
@@ -132,6 +134,24 @@ def test_a_job_that_dies_continues_with_what_is_missing(videos, prepared, tmp_pa
     assert files(tmp_path) == files(prepared)
 
 
+def test_a_full_disk_keeps_what_is_complete(videos, prepared, tmp_path, monkeypatch):
+    left = iter(range(4))  # settings, a shard, its index, a shard
+
+    def sync(file: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shards.os, "fsync", sync)
+    with pytest.raises(OSError, match="No space left.*run the same command again"):
+        prepare_tiny(videos, tmp_path, passes=2)
+    monkeypatch.undo()
+    assert sorted(files(tmp_path)) == ["000000.json", "000000.safetensors", "000001.safetensors"]
+
+    prepare_tiny(videos, tmp_path, passes=2)
+
+    assert files(tmp_path) == files(prepared)
+
+
 def test_processes_share_the_shards(videos, prepared, tmp_path):
     one = Accelerator(cpu=True)
 
@@ -161,10 +181,10 @@ def test_unusable_videos_are_left_out_and_named(videos, tmp_path):
     broken = prepare_tiny(folder, out, "data.max_broken=0.2")
 
     assert [*broken] == [str(folder / "3.mp4")]
-    shards = ShardFolder(out, read_settings(out))
-    assert shards.rows == [0, 1, 2, 4, 5]
-    kept = [clip.path for index in shards.indexes for clip in index.clips]
-    assert kept == [str(folder / f"{row}.mp4") for row in shards.rows]
+    found = ShardFolder(out, read_settings(out))
+    assert found.rows == [0, 1, 2, 4, 5]
+    kept = [clip.path for index in found.indexes for clip in index.clips]
+    assert kept == [str(folder / f"{row}.mp4") for row in found.rows]
     assert [read_index(out, shard).broken != {} for shard in range(3)] == [False, True, False]
 
 
@@ -274,12 +294,12 @@ def test_a_job_killed_at_any_moment_loses_nothing_and_does_nothing_twice(
     written: dict[str, int] = {}
     for goal in (2, 5):
         job = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
-        shards = tmp_path / "shards"
-        while job.poll() is None and len([*shards.glob("*.json")]) < goal:
+        written_to = tmp_path / "shards"
+        while job.poll() is None and len([*written_to.glob("*.json")]) < goal:
             time.sleep(0.002)
         job.send_signal(signal.SIGKILL)
         job.wait()
-        complete = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.json")}
+        complete = {path.name: path.stat().st_mtime_ns for path in written_to.glob("*.json")}
         assert written.items() <= complete.items()
         written = complete
 
