@@ -3,8 +3,8 @@
     python -m tests.benchmarks.prepare [--clips 1000] [--workers 2]
 
 Clips have 16 frames of 256 x 160. The VAE is a random one with as few channels as it can have; with
-a real one a GPU is the limit. `cpu seconds to decode` counts decoding and scaling alone, per clip of
-512 x 320, the size of the published models.
+a real one a GPU is the limit. `cpu seconds to decode` counts decoding and scaling alone, per clip
+of 512 x 320, the size of the published models.
 Prints a table for people and, last, one JSON line for machines.
 """
 

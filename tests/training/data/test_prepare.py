@@ -239,6 +239,19 @@ def test_a_folder_that_is_not_complete_is_refused(prepared, tmp_path):
         open_prepared(folder, tmp_path)
 
 
+def test_a_video_that_lacks_a_pass_is_left_out(prepared, tmp_path):
+    folder = copy_of(prepared, tmp_path)
+    path = folder / "shards/000004.json"  # rows 2 and 3 of the second pass
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"clips": index["clips"][:1]}))
+
+    clips = open_prepared(folder, tmp_path)
+
+    assert clips.shards.rows == [0, 1, 2, 4, 5]
+    texts = {clips[position].text for position in range(10)}
+    assert texts == {f"the video number {row}" for row in clips.shards.rows}
+
+
 def test_damage_is_found(prepared, tmp_path, capsys):
     folder = copy_of(prepared, tmp_path)
     shard = folder / "shards/000004.safetensors"

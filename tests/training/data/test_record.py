@@ -18,7 +18,7 @@ from training import build, distil
 from training.build import load_teacher, teacher_card
 from training.config import Config, load_config
 from training.data.record import record
-from training.data.source import PreparedClips, open_data, stack_records
+from training.data.source import RECORDED, PreparedClips, open_data, stack_records
 from training.settings import RecordedBatch
 from turbo.diffusion.distillation import DistillationBatch, teacher_step
 from turbo.diffusion.schedule import NoiseSchedule
@@ -181,6 +181,15 @@ def test_outputs_that_are_not_finite_are_not_recorded(videos, tmp_path, monkeypa
     with pytest.raises(FloatingPointError, match="score"):
         record_tiny(videos, tmp_path, "motion.percentage=1.0")
     assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.slow
+def test_half_precision_is_kept_as_published(videos, tmp_path):
+    record_tiny(videos, tmp_path, "run.precision=bf16")
+
+    tensors = open_record(tmp_path, tmp_path).read(0, 0).tensors
+
+    assert {tensors[name].dtype for name in RECORDED} == {torch.float16}
 
 
 @pytest.mark.slow
