@@ -104,19 +104,20 @@ def run_job(
             facts: list[ClipFacts] = []
             refused: dict[str, str] = {}
             for places in _split(settings.items(number), batch):
-                found = list(zip(places, next(batches), strict=True))
-                usable = [(place, clip) for place, clip in found if not isinstance(clip, str)]
-                for (_, row), clip in found:
+                usable: list[tuple[Place, Clip | PreparedClip]] = []
+                for place, clip in zip(places, next(batches), strict=True):
+                    caption = captions[place[1]]
                     if isinstance(clip, str):
-                        refused[captions[row].name] = clip
+                        refused[caption.name] = clip
                     else:
-                        facts.append(_facts(row, captions[row], clip))
+                        facts.append(_facts(place[1], caption, clip))
+                        usable.append((place, clip))
                 if usable:
                     tensors.append(encode(*zip(*usable, strict=True)))
-                broken = _limited(broken | refused, limit, settings)
                 bar.update(len(places))
-                bar.set_postfix(broken=len(broken))
             write_shard(folder, number, _concatenate(tensors), facts, refused)
+            broken = _limited(broken | refused, limit, settings)
+            bar.set_postfix(broken=len(broken))
     accelerator.wait_for_everyone()
     indexes = (read_index(folder, number) for number in range(settings.shards))
     return _broken((index for index in indexes if index), limit, settings)
