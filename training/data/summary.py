@@ -43,8 +43,7 @@ def describe_shards(shards: ShardFolder) -> list[str]:
     size = sum(index.bytes for index in shards.indexes)
     return [
         f"{settings.kind} for {settings.teacher}: {len(facts)} of {settings.videos} videos, "
-        f"{settings.passes} clips each; {settings.frames} frames of {settings.width} x "
-        f"{settings.height}, {settings.resize}",
+        f"passes: {settings.passes}; {settings.frames} frames of {settings.width} x {settings.height}",
         f"files: {settings.shards} shards, {size / 1e6:.1f} MB, checksums right",
         f"length of videos: {seconds[0]:.2f} to {seconds[-1]:.2f} s, median {median(seconds):.2f}; "
         f"{sum(seconds) / 3600:.2f} h in all",
@@ -80,5 +79,6 @@ def _draw_clip(pictures: torch.Tensor, facts: ClipFacts) -> Image.Image:
     strip = Image.fromarray(rearrange(pictures, "F h w rgb -> h (F w) rgb").numpy())
     cell = Image.new("RGB", (max(strip.width, 320), strip.height + MARGIN), "white")
     cell.paste(strip)
-    ImageDraw.Draw(cell).text((2, strip.height + 2), f"{facts.row}: {facts.text[:52]}", "black")
+    text = " ".join(facts.text.split())[:52]
+    ImageDraw.Draw(cell).text((2, strip.height + 2), f"{facts.row}: {text}", "black")
     return cell

@@ -274,7 +274,7 @@ def test_an_inspection_says_what_there_is_and_draws_it(prepared, tmp_path, capsy
     main(["inspect", str(folder)])
 
     shown = capsys.readouterr().out
-    for fact in ("6 of 6 videos", "2 clips each", "median 0.75", "16 (6)", "8 (6)", "text: 3"):
+    for fact in ("6 of 6 videos", "passes: 2", "median 0.75", "16 (6)", "8 (6)", "text: 3"):
         assert fact in shown
     assert np.asarray(Image.open(folder / "contact_sheet.png")).std() > 10
 
