@@ -43,7 +43,8 @@ def describe_shards(shards: ShardFolder) -> list[str]:
     size = sum(index.bytes for index in shards.indexes)
     return [
         f"{settings.kind} for {settings.teacher}: {len(facts)} of {settings.videos} videos, "
-        f"passes: {settings.passes}; {settings.frames} frames of {settings.width} x {settings.height}",
+        f"passes: {settings.passes}; {settings.frames} frames of "
+        f"{settings.width} x {settings.height}",
         f"files: {settings.shards} shards, {size / 1e6:.1f} MB, checksums right",
         f"length of videos: {seconds[0]:.2f} to {seconds[-1]:.2f} s, median {median(seconds):.2f}; "
         f"{sum(seconds) / 3600:.2f} h in all",
