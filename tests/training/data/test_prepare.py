@@ -136,15 +136,18 @@ def test_a_job_that_dies_continues_with_what_is_missing(videos, prepared, tmp_pa
 
 def test_a_full_disk_keeps_what_is_complete(videos, prepared, tmp_path, monkeypatch):
     left = iter(range(4))  # settings, a shard, its index, a shard
+    there: list[str] = []
 
     def sync(file: int) -> None:
         if next(left, None) is None:
+            there.extend(files(tmp_path))
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shards.os, "fsync", sync)
     with pytest.raises(OSError, match="No space left.*run the same command again"):
         prepare_tiny(videos, tmp_path, passes=2)
     monkeypatch.undo()
+    assert "000001.json" not in there and "000001.json.partial" in there
     assert sorted(files(tmp_path)) == ["000000.json", "000000.safetensors", "000001.safetensors"]
 
     prepare_tiny(videos, tmp_path, passes=2)
