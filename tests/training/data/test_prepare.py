@@ -134,6 +134,7 @@ def test_a_job_that_dies_continues_with_what_is_missing(videos, prepared, tmp_pa
     assert files(tmp_path) == files(prepared)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_complete(videos, prepared, tmp_path, monkeypatch):
     left = iter(range(4))  # settings, a shard, its index, a shard
     there: list[str] = []
@@ -288,6 +289,7 @@ def test_a_dry_run_knows_prepared_clips(prepared, tmp_path):
     assert describe_data(config, teacher_card(config)).startswith("6 videos, prepared")
 
 
+@pytest.mark.slow
 def test_changes_may_come_after_options(videos, tmp_path, capsys):
     command = ["prepare", str(videos), str(tmp_path), "--config", str(TINY), "--passes", "2"]
     main([*command, "data.resize=squash", "data.stride=whole"])

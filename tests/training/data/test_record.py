@@ -114,6 +114,7 @@ def test_every_video_and_pass_has_its_own_noise_and_timestep(recorded, tmp_path)
             assert not torch.allclose(found.noisy[one], found.noisy[other], atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_record_does_not_depend_on_the_videos_computed_beside_it(videos, recorded, tmp_path):
     record_tiny(videos, tmp_path, "run.micro_batch=2")
 
