@@ -1,7 +1,7 @@
 """Prepare training data, record a teacher, and look at what there is.
 
     python -m training.data prepare videos prepared --config training/configs/vc2.toml
-    python -m training.data record training/configs/v2.toml recorded data.folder=prepared
+    python -m training.data record training/configs/v2.toml recorded data.folder=videos
     python -m training.data inspect prepared
 
 `accelerate launch -m training.data ...` divides the work among processes. The same command again
