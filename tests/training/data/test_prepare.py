@@ -69,9 +69,10 @@ def copy_of(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-def copy_with_broken(videos: Path, tmp_path: Path) -> Path:
+def copy_with_broken(videos: Path, tmp_path: Path, *rows: int) -> Path:
     folder = Path(shutil.copytree(videos, tmp_path / "videos"))
-    (folder / "3.mp4").write_text("broken")
+    for row in rows:
+        (folder / f"{row}.mp4").write_text("broken")
     return folder
 
 
@@ -180,7 +181,7 @@ def test_processes_share_the_shards(videos, prepared, tmp_path):
 
 
 def test_unusable_videos_are_left_out_and_named(videos, tmp_path):
-    folder, out = copy_with_broken(videos, tmp_path), tmp_path / "out"
+    folder, out = copy_with_broken(videos, tmp_path, 3), tmp_path / "out"
 
     broken = prepare_tiny(folder, out, "data.max_broken=0.2")
 
@@ -193,14 +194,14 @@ def test_unusable_videos_are_left_out_and_named(videos, tmp_path):
 
 
 def test_more_unusable_videos_than_allowed_stop_the_job_until_the_limit_is_raised(videos, tmp_path):
-    folder, out = copy_with_broken(videos, tmp_path), tmp_path / "out"
+    folder, out = copy_with_broken(videos, tmp_path, 2, 3, 5), tmp_path / "out"
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="1 of 6 videos are unusable"):
+        with pytest.raises(ValueError, match="2 of 6 videos are unusable"):
             prepare_tiny(folder, out)
 
     assert "000000.json" in files(out)
-    assert len(prepare_tiny(folder, out, "data.max_broken=0.2")) == 1
+    assert len(prepare_tiny(folder, out, "data.max_broken=0.5")) == 3
 
 
 @pytest.mark.parametrize(
