@@ -7,20 +7,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import Config, RewardTable
+from training.data.order import ClipSource
+from training.data.source import PreparedClip, PreparedClips, encode, open_data, stack_records
+from training.data.video_folder import Clip
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch, MotionGuidance
+from training.settings import DistillationConfig, EncodedBatch, MotionGuidance, RecordedBatch
 from training.tiny import TINY, write_tiny
-from training.video_folder import (
-    Clip,
-    ClipShape,
-    ClipSource,
-    VideoFolder,
-    read_captions,
-    stack_frames,
-)
 from turbo.card import ModelCard
 from turbo.diffusion.distillation import (
     SolverGrid,
@@ -29,18 +24,21 @@ from turbo.diffusion.distillation import (
     squared,
     student_of,
 )
-from turbo.diffusion.motion import MOTION_LAYERS
+from turbo.diffusion.motion import MOTION_LAYERS, MotionEnergy
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
 from turbo.networks.lora import add_lora
-from turbo.networks.vae import encode_frames
-from turbo.pipeline import load_card
+from turbo.networks.unet import VideoUNet
+from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, Window, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
-from turbo.types import Frames, PerVideo, Reward, Schedule, TextEncoder
+from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder
 
+ENERGIES: dict[str, Callable[[VideoUNet, Schedule, Tensor, tuple[str, ...]], Energy]] = {
+    "motion": MotionEnergy,
+}
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
 
@@ -54,7 +52,7 @@ class Parts:
     vae: VideoVAE
     text_encoder: TextEncoder
     captions: list[str]  # of the training videos
-    draw_encoded: Callable[[Slot], EncodedBatch]
+    draw_data: Callable[[Slot], EncodedBatch | RecordedBatch]
     rewards: tuple[WeightedReward, ...]
     settings: DistillationConfig
 
@@ -75,26 +73,32 @@ def teacher_card(config: Config) -> ModelCard:
     return card
 
 
+def load_teacher(card: ModelCard, config: Config, device: torch.device) -> VideoPipeline:
+    """Load the teacher with its VAE and text encoder."""
+    return load_card(
+        card,
+        "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
+        dtype="bfloat16" if config.run.precision == "bf16" else "float32",
+        memory="full",
+    )
+
+
 def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     """Load and build everything, on the device of this process.
 
     Raises:
         ValueError: a file is missing or of another kind, or the settings do not fit each other.
     """
-    captions = read_captions(Path(config.data.folder), config.data.captions)
+    half, device = config.run.precision == "bf16", accelerator.device
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
-    half, device = config.run.precision == "bf16", accelerator.device
-    pipeline = load_card(
-        card,
-        "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
-        dtype="bfloat16" if half else "float32",
-        memory="full",
-    )
-    teacher = pipeline.unet
+    videos = open_data(config, card)
+    pipeline = load_teacher(card, config, device)
+    if isinstance(videos, PreparedClips):
+        videos.check_weights(pipeline.weights_sha256)
+    teacher, vae = pipeline.unet, pipeline.vae
     student = build_student(teacher, config)
-    videos = VideoFolder(captions, clip_shape(config, card), config.run.seed)
-    source = ClipSource(
+    source: ClipSource[Clip | PreparedClip] = ClipSource(
         videos,
         config.run.micro_batch,
         workers=config.data.workers,
@@ -102,25 +106,35 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     )
     needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
 
-    def draw_encoded(slot: Slot) -> EncodedBatch:
-        clips = source(slot, accelerator.num_processes)
-        return encode(clips, slot, config, pipeline.vae, pipeline.text_encoder, student, device)
+    def draw_data(slot: Slot) -> EncodedBatch | RecordedBatch:
+        clips, takes_fps = source(slot, accelerator.num_processes), student.takes_fps
+        if config.data.record:
+            return stack_records(clips, config.data, device, takes_fps=takes_fps)
+        return encode(
+            clips,
+            slot.generator,
+            config.data,
+            vae,
+            pipeline.text_encoder,
+            device,
+            takes_fps=takes_fps,
+        )
 
     return Parts(
         card,
         teacher,
         student,
-        pipeline.vae,
+        vae,
         pipeline.text_encoder,
-        [caption.text for caption in captions],
-        draw_encoded,
+        [caption.text for caption in videos.captions],
+        draw_data,
         tuple(
             build_reward(
                 table, device, half=half, recompute=config.run.recompute, load=row in needed
             )
             for row, table in enumerate(config.rewards)
         ),
-        build_settings(config, pipeline.schedule),
+        build_settings(config, pipeline.schedule, teacher),
     )
 
 
@@ -167,35 +181,6 @@ def set_dropout(student: Network, share: float) -> None:
         )
     for layer in layers:
         layer.p = share
-
-
-def clip_shape(config: Config, card: ModelCard) -> ClipShape:
-    """Return the shape of training clips: the teacher's, at the rate of the configuration."""
-    data = config.data
-    return ClipShape(card.num_frames, card.height, card.width, data.fps, data.stride, data.resize)
-
-
-def encode(
-    clips: list[Clip],
-    slot: Slot,
-    config: Config,
-    vae: VideoVAE,
-    text_encoder: TextEncoder,
-    student: Network,
-    device: torch.device,
-) -> EncodedBatch:
-    """Encode clips and captions; the posterior of the VAE is sampled, as in the published code."""
-    data = config.data
-    with torch.no_grad():
-        latents = encode_frames(vae, stack_frames(clips).to(device), slot.generator)
-        embeds = text_encoder.encode([clip.text for clip in clips]).float()
-        empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
-    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
-    scored: list[str | None] = [
-        (clip.short_text or None) if data.rewards_on == "short" else clip.text for clip in clips
-    ]
-    rates = torch.tensor([round(rate) for rate in told], device=device)
-    return EncodedBatch(latents, scored, embeds, empty, rates if student.takes_fps else None)
 
 
 def brightness(frames: Frames, prompts: list[str]) -> PerVideo:
@@ -250,9 +235,36 @@ def build_reward(
     )
 
 
-def build_settings(config: Config, schedule: Schedule) -> DistillationConfig:
+def build_motion(config: Config, schedule: Schedule, teacher: Network) -> MotionGuidance | None:
+    """Return the guidance of the teacher's steps; None if the student does not take it.
+
+    Raises:
+        ValueError: there is no such energy, or not for this teacher.
+    """
+    motion = config.motion
+    if motion is None or not config.takes_motion:
+        return None
+    if motion.energy not in ENERGIES:
+        raise ValueError(
+            f"There is no energy {motion.energy!r}. Choose from: {', '.join(ENERGIES)}."
+        )
+    if not isinstance(teacher, VideoUNet):
+        raise ValueError(
+            f"Expected a teacher with temporal attention for the energy {motion.energy!r}, got "
+            f"{type(teacher).__name__}. Remove [motion]."
+        )
+    timesteps = SolverGrid(config.teacher.grid_steps).timesteps
+    layers = tuple(motion.layers or MOTION_LAYERS)
+    return MotionGuidance(
+        strength=motion.strength,
+        percentage=motion.percentage,
+        energy=ENERGIES[motion.energy](teacher, schedule, timesteps, layers),
+    )
+
+
+def build_settings(config: Config, schedule: Schedule, teacher: Network) -> DistillationConfig:
     """Return the settings of the training step."""
-    run, student, motion = config.run, config.student, config.motion
+    run, student = config.run, config.student
     low, high = config.teacher.guidance
     fit = FitConfig(
         steps=run.steps,
@@ -279,13 +291,7 @@ def build_settings(config: Config, schedule: Schedule) -> DistillationConfig:
         distance=squared
         if student.distance == "l2"
         else partial(pseudo_huber, kappa=student.kappa),
-        motion=None
-        if motion is None or not config.takes_motion
-        else MotionGuidance(
-            strength=motion.strength,
-            percentage=motion.percentage,
-            layers=tuple(motion.layers or MOTION_LAYERS),
-        ),
+        motion=build_motion(config, schedule, teacher),
         split_rewards=run.split_rewards,
         recompute=run.recompute,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,

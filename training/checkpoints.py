@@ -1,10 +1,13 @@
 """Checkpoints of a run: one file per saved step, complete or absent, the newest ones kept."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 SUFFIX = ".pt"
 
@@ -57,3 +60,24 @@ def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """Return the content of the checkpoint of a step. Tensors only, no code."""
     path = folder / f"{step:08d}{SUFFIX}"
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def only_process_in(folder: Path) -> Iterator[None]:
+    """Refuse a second job in a folder. The system releases the lock of a killed process.
+
+    Raises:
+        ValueError: another process writes to the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as failure:
+        raise ValueError(
+            f"Another process writes to {folder}. Wait for it, or choose another folder."
+        ) from failure
+    try:
+        yield
+    finally:
+        lock.release()

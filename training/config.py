@@ -33,6 +33,7 @@ class MotionTable(_Table):
 
     strength: float = Field(ge=0)  # m; 0 trains a network that does not take it
     percentage: float = Field(gt=0, le=1)  # the noisiest share of timesteps
+    energy: str = "motion"  # in `training.build.ENERGIES`
     layers: list[str] | None = None  # temporal attentions; default: the published nine
 
 
@@ -88,9 +89,10 @@ class WatchTable(_Table):
 
 
 class DataTable(_Table):
-    """Training videos: a folder with a table of captions."""
+    """Training videos: a folder with a table of captions, or with tar files, or prepared clips."""
 
     folder: str = ""  # set it on the command line: data.folder=PATH
+    record: str = ""  # of teacher outputs, in place of the folder
     captions: str = "captions.csv"  # or .jsonl: columns path, text and, optionally, short_text
     fps: float = Field(gt=0)
     stride: Literal["exact", "whole"]  # whole: every n-th frame, at the rate that results

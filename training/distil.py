@@ -20,18 +20,18 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
-from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from training.build import build_parts
+from training.checkpoints import only_process_in
 from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
-from training.settings import DistillationConfig, EncodedBatch
+from training.settings import DistillationConfig, EncodedBatch, RecordedBatch
 from training.watch import Watch
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
@@ -42,17 +42,17 @@ from turbo.diffusion.distillation import (
     solver_step_loss,
     update_ema,
 )
-from turbo.diffusion.motion import motion_strength
-from turbo.diffusion.teacher_cache import record_teacher, step_from_record
+from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
+from turbo.types import PerVideo
 
 
 def distil(
     teacher: Network,
     student: Network,
-    draw_encoded: Callable[[Slot], EncodedBatch],
+    draw_data: Callable[[Slot], EncodedBatch | RecordedBatch],
     folder: Path,
     config: DistillationConfig,
     *,
@@ -68,7 +68,7 @@ def distil(
 
     Args:
         student: made from the teacher by `student_of`, usually with `share` and `add_lora`.
-        draw_encoded: draws a micro-batch of training videos, encoded.
+        draw_data: draws a micro-batch of training videos, encoded, or of teacher outputs.
         folder: of the checkpoints.
         rewards: of the student's estimates of clean latents, decoded by `vae`. Without
             rewards this is plain consistency distillation.
@@ -85,27 +85,32 @@ def distil(
     def draw_loss(slot: Slot) -> Float[Tensor, ""]:
         if slot.is_first and target is not student:
             update_ema(target, student, config.target_ema)
-        encoded = draw_encoded(slot)
-        batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
-            encoded.latents,
-            encoded.prompt_embeds,
-            encoded.uncond_embeds,
-            config.draw_guidance(len(encoded.latents), slot.generator),
-            grid=config.grid,
-            generator=slot.generator,
-            fps=encoded.fps,
-        )
-        consistency = compare(student, target, teacher, batch, config)
-        scored = [row for row, prompt in enumerate(encoded.reward_prompts) if prompt is not None]
+        drawn = draw_data(slot)
+        if isinstance(drawn, RecordedBatch):
+            record = drawn.record
+            scale = config.draw_guidance(len(record.noisy), slot.generator).to(record.noisy.device)
+            consistency = compare_recorded(student, target, record, scale, config)
+        else:
+            batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
+                drawn.latents,
+                drawn.prompt_embeds,
+                drawn.uncond_embeds,
+                config.draw_guidance(len(drawn.latents), slot.generator),
+                grid=config.grid,
+                generator=slot.generator,
+                fps=drawn.fps,
+            )
+            consistency = compare(student, target, teacher, batch, config)
+        scored = [row for row, prompt in enumerate(drawn.reward_prompts) if prompt is not None]
         reward = mix_rewards(
             consistency.clean[scored],
-            [prompt for prompt in encoded.reward_prompts if prompt is not None],
+            [prompt for prompt in drawn.reward_prompts if prompt is not None],
             vae,
             _rewards_of(slot, rewards, config) if scored else (),
             slot.generator,
             recompute=config.recompute,
         )
-        return consistency.value + len(scored) / len(batch.clean) * reward.loss
+        return consistency.value + len(scored) / len(drawn.reward_prompts) * reward.loss
 
     trained = {name for name, weight in student.named_parameters() if weight.requires_grad}
     companions = {name: weight for name, weight in target.named_parameters() if name in trained}
@@ -143,19 +148,23 @@ def compare(
         return consistency_loss(
             student, target, teacher, batch, config.schedule, distance=config.distance
         )
-    guidance = config.motion
-    strength = motion_strength(
-        batch.start, guidance.strength, guidance.percentage, num_timesteps=len(config.schedule)
-    )
-    record = record_teacher(
-        teacher,
-        config.schedule,
-        batch,
-        config.grid,
-        motion=bool(strength.any()),
-        layers=guidance.layers,
-    )
-    step = step_from_record(record, batch.guidance_scale, config.schedule, strength)
+    guided = config.motion.strength_at(batch.start, len(config.schedule)) > 0
+    record = record_teacher(teacher, config.schedule, batch, config.motion.energy, guided)
+    return compare_recorded(student, target, record, batch.guidance_scale, config)
+
+
+def compare_recorded(
+    student: Network,
+    target: Network,
+    record: TeacherRecord,
+    guidance_scale: PerVideo,
+    config: DistillationConfig,
+) -> ConsistencyLoss:
+    """Take the step of the recorded teacher, and compare student and target at its two ends."""
+    strength = None
+    if config.motion is not None:
+        strength = config.motion.strength_at(record.start, len(config.schedule))
+    step = step_from_record(record, guidance_scale, config.schedule, strength)
     return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
 
 
@@ -175,25 +184,8 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
-    with _only_run_in(out) if accelerator.is_main_process else nullcontext():
+    with only_process_in(out) if accelerator.is_main_process else nullcontext():
         return _train_and_export(config, accelerator)
-
-
-@contextmanager
-def _only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a second run in a folder. The system lets go of the lock of a killed process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as failure:
-        raise ValueError(
-            f"Another process trains in {folder}. Wait for it, or choose another run.out."
-        ) from failure
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
@@ -206,7 +198,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
         steps = distil(
             parts.teacher,
             parts.student,
-            parts.draw_encoded,
+            parts.draw_data,
             out / "checkpoints",
             parts.settings,
             rewards=parts.rewards,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.build import build_student, clip_shape, teacher_card
+from training.build import build_student, teacher_card
 from training.config import Config
-from training.video_folder import read_captions
+from training.data.source import open_data
+from training.data.video_folder import VideoFolder
 from training.watch import read_held_out
 from turbo.card import ModelCard
 from turbo.convert.vae import published_vae
@@ -123,15 +124,8 @@ def _inputs(
 def describe_run(config: Config) -> str:
     """Return settings, data, memory and time of a run, for `--dry-run`."""
     card = teacher_card(config)
-    found, run, shape = forecast(config, card), config.run, clip_shape(config, card)
+    found, run = forecast(config, card), config.run
     flops = found.step_flops * run.batch * run.steps
-    if config.data.folder:
-        captions = read_captions(Path(config.data.folder), config.data.captions)
-        missing = sum(not caption.path.is_file() for caption in captions)
-        epochs = run.steps * run.batch / len(captions)
-        data = f"{len(captions)} videos, {missing} of them missing; {epochs:.2f} epochs"
-    else:
-        data = "set data.folder=PATH"
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
     watch = "none"
     if config.watch:
@@ -141,7 +135,7 @@ def describe_run(config: Config) -> str:
     return "\n".join(
         [
             config.model_dump_json(indent=2),
-            f"data: {data}; {shape.frames} frames of {shape.width} x {shape.height}",
+            f"data: {describe_data(config, card)}",
             f"teacher: {card.title}, {'ready' if card.is_ready() else 'not on this disk'}",
             f"rewards: {rewards}",
             f"watch: {watch}",
@@ -149,7 +143,19 @@ def describe_run(config: Config) -> str:
             f"memory per process, network alone: {found.memory / 2**30:.2f} GiB = "
             f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
             f"averages + {found.activations / 2**30:.2f} activations",
-            f"time on one A100 at 40 % of its peak, network alone: {flops / UTILISATION / 3600:.1f} h "
+            f"time on one A100 at 40 % of its peak, network: {flops / UTILISATION / 3600:.1f} h "
             f"for {run.steps} steps of {run.batch} videos",
         ]
     )
+
+
+def describe_data(config: Config, card: ModelCard) -> str:
+    """Return how many videos there are, and how often a run shows them."""
+    if not (config.data.folder or config.data.record):
+        return "set data.folder=PATH"
+    videos = open_data(config, card)
+    missing = sum(not caption.path.is_file() for caption in videos.captions)
+    state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"
+    epochs = config.run.steps * config.run.batch / len(videos)
+    shape = f"{card.num_frames} frames of {card.width} x {card.height}"
+    return f"{len(videos)} videos, {state}; {epochs:.2f} epochs; {shape}"

@@ -7,8 +7,9 @@ import torch
 
 from training.loop import FitConfig
 from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
-from turbo.diffusion.motion import MOTION_LAYERS, PERCENTAGE, STRENGTH
-from turbo.types import FrameRate, Latents, PerVideo, PromptEmbeds, Schedule
+from turbo.diffusion.motion import PERCENTAGE, STRENGTH, motion_strength
+from turbo.diffusion.teacher_cache import TeacherRecord
+from turbo.types import Energy, FrameRate, Latents, PerVideo, PromptEmbeds, Schedule, Timesteps
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,27 @@ class EncodedBatch:
     fps: FrameRate | None = None  # for networks that take it
 
 
+@dataclass(frozen=True)
+class RecordedBatch:
+    """A batch of training videos of which the teacher's outputs were recorded."""
+
+    record: TeacherRecord
+    reward_prompts: list[str | None]  # as for `EncodedBatch`
+
+
 @dataclass(frozen=True, kw_only=True)
 class MotionGuidance:
     """T2V-Turbo-v2's: the teacher's step follows the motion of the training video."""
 
     strength: float = STRENGTH
     percentage: float = PERCENTAGE  # the noisiest share of the timesteps
-    layers: tuple[str, ...] = MOTION_LAYERS
+    energy: Energy  # whose gradient the step follows
+
+    def strength_at(self, timesteps: Timesteps, num_timesteps: int) -> PerVideo:
+        """Return m at the start of each video's step."""
+        return motion_strength(
+            timesteps, self.strength, self.percentage, num_timesteps=num_timesteps
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

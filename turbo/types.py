@@ -5,7 +5,8 @@ L tokens, D features.
 
 A model is a `VideoNetwork` with its `Schedule`, a `TextEncoder` and a `VAE`. Binding a network to
 its prompts and its guidance gives a `Denoiser` (a teacher) or a `ConsistencyFunction` (a student),
-which is all that a sampler knows of a model. A `Reward` scores the decoded frames in training.
+which is all that a sampler knows of a model. In training, a `Reward` scores the decoded frames, and
+an `Energy` guides the teacher.
 """
 
 from collections.abc import Callable
@@ -157,6 +158,35 @@ class SamplerStep:
     latents: Latents  # at the timestep reached; after a sampler's last step, the sample
 
 
+@dataclass(frozen=True, eq=False)
+class EnergyScore:
+    """The gradient of an energy, and what the same call of the teacher predicted."""
+
+    score: Latents  # gradient of the energy with respect to the noisy latents
+    energy: PerVideo
+    output: Latents  # the teacher's raw output for the prompt
+
+
+@runtime_checkable
+class Energy(Protocol):
+    """What guidance lowers, bound to a teacher: `turbo.diffusion.motion.MotionEnergy`."""
+
+    def __call__(
+        self,
+        noisy: Latents,
+        clean: Latents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds,
+        fps: FrameRate | None,
+        /,
+    ) -> EnergyScore:
+        """Return the energy of each noisy video, and its gradient.
+
+        `clean` are the same videos without noise: what they should resemble. No graph is kept.
+        """
+        ...
+
+
 @runtime_checkable
 class TextEncoder(Protocol):
     """Prompts to embeddings: `turbo.networks.text.CLIPTextEncoder`."""
@@ -186,7 +216,7 @@ class VAE(Protocol):
     dtype: torch.dtype
 
     def encode(self, images: Tensor) -> Any:
-        """Return an object whose `latent_dist` has `mode()` and `sample(generator)`."""
+        """Return an object whose `latent_dist` has `parameters`: means, then log variances."""
         ...
 
     def decode(self, latents: Tensor) -> Any:

@@ -33,11 +33,11 @@ def test_a_process_loads_the_rewards_of_its_micro_batches_alone():
         load_config(CONFIGS / "vc2.toml", ["run.split_rewards=true", "run.batch=1"])
 
 
-def test_the_distance_of_student_and_target_is_that_of_the_file(schedule):
+def test_the_distance_of_student_and_target_is_that_of_the_file(schedule, tiny_unet):
     error = torch.tensor([0.0, 0.5])
 
     for changes, expected in (((), 0.499001), (("student.distance=l2",), 0.25)):
-        settings = build_settings(load_config(CONFIGS / "vc2.toml", changes), schedule)
+        settings = build_settings(load_config(CONFIGS / "vc2.toml", changes), schedule, tiny_unet)
         assert settings.distance(error).tolist() == pytest.approx([0, expected], abs=1e-6)
 
 

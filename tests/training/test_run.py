@@ -178,7 +178,7 @@ def kill_tree(run: subprocess.Popen[bytes]) -> None:
 def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
     config = load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path))
 
-    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="Another process trains"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="Another process writes"):
         command.run(config)
 
 

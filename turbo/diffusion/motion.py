@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from turbo.networks.unet import VideoUNet
 from turbo.types import (
     Conditioning,
+    EnergyScore,
     FrameRate,
     Latents,
     PerVideo,
@@ -109,14 +110,25 @@ def invert_latents(
     Source: DDIM, arXiv:2010.02502, section 4.3, in reverse.
     """
     latents = clean
-    conditioning = Conditioning(fps=fps)
     for near, far in pairwise([0, *timesteps.tolist()]):
-        start, end = (torch.full_like(clean[:, 0, 0, 0, 0], t).long() for t in (near, far))
-        output = teacher(latents, schedule.told(end), prompt_embeds, conditioning)
-        _, noise = schedule.split(latents, output, end)
-        step = invert_step(schedule, latents, noise, start, end)
+        step = _call_and_invert(teacher, schedule, latents, near, far, prompt_embeds, fps)
         latents = step.latents
         yield step
+
+
+def _call_and_invert(
+    teacher: VideoNetwork,
+    schedule: Schedule,
+    latents: Latents,
+    near: int,
+    far: int,
+    prompt_embeds: PromptEmbeds,
+    fps: FrameRate | None,
+) -> SamplerStep:
+    start, end = (torch.full_like(latents[:, 0, 0, 0, 0], t).long() for t in (near, far))
+    output = teacher(latents, schedule.told(end), prompt_embeds, Conditioning(fps=fps))
+    _, noise = schedule.split(latents, output, end)
+    return invert_step(schedule, latents, noise, start, end)
 
 
 def invert_step(
@@ -128,6 +140,7 @@ def invert_step(
 
 
 @checked
+@torch.no_grad()
 def invert_to(
     start: Timesteps,
     teacher: VideoNetwork,
@@ -139,16 +152,22 @@ def invert_to(
 ) -> Latents:
     """Return each video inverted to its own timestep: the example of its motion.
 
+    The teacher is called for the videos alone that are not there yet.
+
     Args:
         start: the timestep of each video, one of `timesteps`.
-        timesteps: as for `invert_latents`, which runs only as far as needed.
+        timesteps: as for `invert_latents`.
     """
-    example = clean
-    needed = timesteps[timesteps <= start.max().item()]
-    steps = invert_latents(teacher, schedule, clean, needed, prompt_embeds, fps)
-    for timestep, step in zip(needed.tolist(), steps, strict=True):
-        reached = rearrange(start == timestep, "B -> B 1 1 1 1")
-        example = torch.where(reached, step.latents, example)
+    example = clean.clone()
+    for near, far in pairwise([0, *timesteps.tolist()]):
+        going = start >= far
+        if not going.any():
+            break
+        rates = None if fps is None else fps[going]
+        step = _call_and_invert(
+            teacher, schedule, example[going], near, far, prompt_embeds[going], rates
+        )
+        example[going] = step.latents
     return example
 
 
@@ -235,15 +254,6 @@ def motion_energy(maps: list[AttentionMap], examples: list[AttentionMap]) -> Per
     return ENERGY_SCALE * torch.stack(errors).mean(dim=0)
 
 
-@dataclass(frozen=True)
-class MotionScore:
-    """The gradient of the motion energy, and what the same call of the teacher predicted."""
-
-    score: Latents  # gradient of the energy with respect to the noisy latents
-    energy: PerVideo
-    output: Latents  # the teacher's raw output for the prompt
-
-
 @checked
 def motion_score(
     teacher: VideoUNet,
@@ -254,7 +264,7 @@ def motion_score(
     example_embeds: PromptEmbeds,
     fps: FrameRate | None = None,
     layers: Sequence[str] = MOTION_LAYERS,
-) -> MotionScore:
+) -> EnergyScore:
     """Return the gradient of the motion energy of a noisy video relative to its example.
 
     Two calls of the teacher and one backward pass through the second; each video of a batch has
@@ -278,4 +288,31 @@ def motion_score(
         )
         energy = motion_energy(maps, examples)
         (score,) = torch.autograd.grad(energy.sum(), variable)
-    return MotionScore(score, energy.detach(), output.detach())
+    return EnergyScore(score, energy.detach(), output.detach())
+
+
+@dataclass(frozen=True)
+class MotionEnergy:
+    """The motion of a video against its own, as a `turbo.types.Energy`."""
+
+    teacher: VideoUNet
+    schedule: Schedule
+    timesteps: Int[Tensor, " steps"]  # rising; those of the grid of the distillation
+    layers: tuple[str, ...] = MOTION_LAYERS
+
+    def __call__(
+        self,
+        noisy: Latents,
+        clean: Latents,
+        timesteps: Timesteps,
+        prompt_embeds: PromptEmbeds,
+        fps: FrameRate | None,
+        /,
+    ) -> EnergyScore:
+        """Invert the clean videos, and return the `motion_score` of the noisy ones."""
+        example = invert_to(
+            timesteps, self.teacher, self.schedule, clean, self.timesteps, prompt_embeds, fps
+        )
+        return motion_score(
+            self.teacher, noisy, example, timesteps, prompt_embeds, prompt_embeds, fps, self.layers
+        )

@@ -7,17 +7,19 @@ guidance scale.
 Source: T2V-Turbo-v2, arXiv:2410.05677, section 4, and its released code.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
-from turbo.diffusion.distillation import DistillationBatch, SolverGrid, SolverStep
+from turbo.diffusion.distillation import DistillationBatch, SolverStep
 from turbo.diffusion.guidance import guide
-from turbo.diffusion.motion import MOTION_LAYERS, guide_motion, invert_to, motion_score
+from turbo.diffusion.motion import guide_motion
 from turbo.networks.unet import VideoUNet
 from turbo.types import (
     Conditioning,
+    Energy,
     FrameRate,
     Latents,
     PerVideo,
@@ -35,7 +37,7 @@ class TeacherRecord:
     noisy: Latents  # at `start`
     cond: Latents  # its raw output for the prompt
     uncond: Latents  # and for the empty prompt
-    motion_score: Latents  # gradient of the motion energy; zeros if not computed
+    score: Latents  # gradient of the energy; zeros if not computed
     start: Timesteps
     end: Timesteps
     prompt_embeds: PromptEmbeds
@@ -46,41 +48,46 @@ def record_teacher(
     teacher: VideoUNet,
     schedule: Schedule,
     batch: DistillationBatch,
-    grid: SolverGrid,
-    *,
-    motion: bool,
-    layers: Sequence[str] = MOTION_LAYERS,
+    energy: Energy | None = None,
+    guided: Bool[Tensor, " B"] | None = None,
 ) -> TeacherRecord:
     """Compute everything that training on the batch needs from the teacher.
 
     Args:
-        grid: the one the batch was drawn on.
-        motion: whether to compute the motion score too, which takes an inversion of up to
-            `grid.num_steps` calls, and one backward pass.
-        layers: temporal attentions to guide, as for `motion.capture_attention`.
+        energy: what guidance will lower, such as `MotionEnergy`; None: nothing.
+        guided: the videos that need its gradient; None: all. It costs an inversion of up to
+            `grid.num_steps` calls a video, and one backward pass.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    conditioning, told = Conditioning(fps=batch.fps), schedule.told(batch.start)
+    cond, score = torch.empty_like(noisy), torch.zeros_like(noisy)
+    if guided is None:
+        guided = torch.ones_like(batch.start, dtype=torch.bool)
+    if energy is None:
+        guided = torch.zeros_like(guided)
+    fps = batch.fps
+
+    def ask(rows: Tensor, embeds: Tensor) -> Tensor:
+        conditioning = Conditioning(fps=None if fps is None else fps[rows])
+        return teacher(noisy[rows], schedule.told(batch.start[rows]), embeds[rows], conditioning)
+
     with torch.no_grad():
-        uncond = teacher(noisy, told, batch.uncond_embeds, conditioning)
-    if motion:
-        prompt_embeds, fps = batch.prompt_embeds, batch.fps
-        example = invert_to(
-            batch.start, teacher, schedule, batch.clean, grid.timesteps, prompt_embeds, fps
+        uncond = ask(torch.ones_like(guided), batch.uncond_embeds)
+        if not guided.all():
+            cond[~guided] = ask(~guided, batch.prompt_embeds)
+    if energy is not None and guided.any():
+        scored = energy(
+            noisy[guided],
+            batch.clean[guided],
+            batch.start[guided],
+            batch.prompt_embeds[guided],
+            None if fps is None else fps[guided],
         )
-        scored = motion_score(
-            teacher, noisy, example, batch.start, prompt_embeds, prompt_embeds, fps, layers
-        )
-        cond, score = scored.output, scored.score
-    else:
-        with torch.no_grad():
-            cond = teacher(noisy, told, batch.prompt_embeds, conditioning)
-        score = torch.zeros_like(noisy)
+        cond[guided], score[guided] = scored.output, scored.score
     return TeacherRecord(
         noisy=noisy,
         cond=cond,
         uncond=uncond,
-        motion_score=score,
+        score=score,
         start=batch.start,
         end=batch.end,
         prompt_embeds=batch.prompt_embeds,
@@ -102,13 +109,13 @@ def step_from_record(
 
     Args:
         guidance_scale: w in the LCM convention; drawn anew at every use of a record.
-        motion_strength: m, from `motion.motion_strength`, 0 for a video without motion score; None
+        motion_strength: m, from `motion.motion_strength`, 0 for a video without score; None
             trains a network that does not take m.
     """
     output = guide(record.cond, record.uncond, guidance_scale + 1)
     clean, noise = schedule.split(record.noisy, output, record.start)
     if motion_strength is not None:
-        noise = guide_motion(noise, record.motion_score, motion_strength, schedule, record.start)
+        noise = guide_motion(noise, record.score, motion_strength, schedule, record.start)
     return SolverStep(
         noisy=record.noisy,
         stepped=schedule.ddim_step(clean, noise, record.end),

@@ -7,12 +7,15 @@ frames: the first frame alone, then four at a time, and each depends on all befo
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from turbo.types import VAE, Frames, Latents, checked
+
+Moments = Float[Tensor, "B D F h w"]  # of a posterior: C means, then C log variances (D = 2 C)
 
 
 def _scaling(vae: VAE) -> tuple[float, float]:
@@ -75,13 +78,37 @@ def encode_frames(
     """
     if isinstance(vae, AutoencoderKLWan):
         return _encode_causal(vae, frames, generator)
-    shift, scale = _scaling(vae)
+    moments = encode_moments(vae, frames, chunk=chunk)
+    return sample_posterior(vae, moments, generator, chunk=chunk).to(frames.dtype)
+
+
+@checked
+def encode_moments(vae: VAE, frames: Frames, *, chunk: int = 8) -> Moments:
+    """Encode frames to means and log variances of their posteriors, in the dtype of the VAE.
+
+    Of an image VAE.
+    """
     images = rearrange(2 * frames - 1, "B F C H W -> (B F) C H W").to(vae.dtype)
-    posteriors = (vae.encode(part).latent_dist for part in images.split(chunk))
+    moments = torch.cat([vae.encode(part).latent_dist.parameters for part in images.split(chunk)])
+    return rearrange(moments, "(B F) D h w -> B D F h w", B=len(frames))
+
+
+@checked
+def sample_posterior(
+    vae: VAE, moments: Moments, generator: torch.Generator | None = None, *, chunk: int = 8
+) -> Latents:
+    """Return latents of unit variance, in float32 at least, drawn in the order of `encode_frames`.
+
+    Args:
+        generator: None takes the mode.
+    """
+    shift, scale = _scaling(vae)
+    parts = rearrange(moments, "B D F h w -> (B F) D h w").split(chunk)
+    posteriors = [DiagonalGaussianDistribution(part) for part in parts]
     latents = torch.cat(
         [p.mode() if generator is None else p.sample(generator) for p in posteriors]
-    ).to(frames.dtype)
-    return rearrange((latents - shift) * scale, "(B F) C h w -> B C F h w", B=len(frames))
+    ).to(torch.promote_types(moments.dtype, torch.float32))
+    return rearrange((latents - shift) * scale, "(B F) C h w -> B C F h w", B=len(moments))
 
 
 @checked

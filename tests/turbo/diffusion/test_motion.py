@@ -290,9 +290,14 @@ def test_an_example_is_where_its_own_video_is(unet, videos):
     timesteps = SolverGrid(4).timesteps
     walk = [s.latents for s in invert_latents(unet, schedule, videos["noisy"], timesteps, text)]
 
+    called: list[int] = []
+    hook = unet.register_forward_pre_hook(lambda module, inputs: called.append(len(inputs[0])))
+
     example = invert_to(timesteps[[2, 0]], unet, schedule, videos["noisy"], timesteps, text)
 
+    hook.remove()
     assert_close(example, torch.stack([walk[2][0], walk[0][1]]))
+    assert called == [2, 1, 1]  # the second video is there after one step
 
 
 def test_recomputing_activations_keeps_the_score():

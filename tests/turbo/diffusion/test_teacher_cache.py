@@ -21,12 +21,14 @@ from turbo.diffusion.distillation import (
     teacher_step,
 )
 from turbo.diffusion.motion import (
+    MotionEnergy,
     capture_attention,
     invert_to,
     motion_energy,
     motion_strength,
     temporal_attention_layers,
 )
+from turbo.diffusion.schedule import NoiseSchedule
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.unet import VideoUNet
 from turbo.rewards.feedback import score_frames
@@ -55,6 +57,10 @@ def assert_near(ours: torch.Tensor, recorded: torch.Tensor, tolerance: float) ->
     assert_close(ours.to(recorded.dtype), recorded, rtol=1e-4, atol=tolerance)
 
 
+def motion_of(teacher: VideoUNet, schedule: NoiseSchedule) -> MotionEnergy:
+    return MotionEnergy(teacher, schedule, GRID.timesteps, LAYERS)
+
+
 @pytest.fixture
 def batch() -> DistillationBatch:
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +83,7 @@ def recorded_step(recorded: Golden, settings: dict) -> tuple[TeacherRecord, torc
         noisy=recorded["step/z_t"].double(),
         cond=recorded["step/cond_teacher_out"].double(),
         uncond=recorded["step/uncond_teacher_out"].double(),
-        motion_score=recorded["step/score"].double(),
+        score=recorded["step/score"].double(),
         start=start,
         end=end,
         prompt_embeds=recorded["step/prompt_emb"].double(),
@@ -170,7 +176,7 @@ def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
     student = make_unet(seed=3, time_cond_proj_dim=256)
     asked = consistency_loss(student, student, tiny_unet, batch, schedule)
 
-    record = record_teacher(tiny_unet, schedule, batch, GRID, motion=False)
+    record = record_teacher(tiny_unet, schedule, batch)
     hop = step_from_record(record, batch.guidance_scale, schedule)
     read = solver_step_loss(student, student, hop, schedule)
 
@@ -186,7 +192,7 @@ def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
 
 
 def test_a_recorded_score_leads_towards_the_motion_of_the_video(tiny_unet, batch, schedule):
-    record = record_teacher(tiny_unet, schedule, batch, GRID, motion=True, layers=LAYERS)
+    record = record_teacher(tiny_unet, schedule, batch, motion_of(tiny_unet, schedule))
     example = invert_to(
         batch.start, tiny_unet, schedule, batch.clean, GRID.timesteps, batch.prompt_embeds
     )
@@ -200,27 +206,45 @@ def test_a_recorded_score_leads_towards_the_motion_of_the_video(tiny_unet, batch
         )
         return motion_energy(seen, wanted)
 
-    steps = 1e-3 / record.motion_score.flatten(1).norm(dim=1).square()
+    steps = 1e-3 / record.score.flatten(1).norm(dim=1).square()
     steps = steps * energy(record.noisy)  # as far as should lower each energy by a thousandth
-    downhill = record.noisy - steps[:, None, None, None, None] * record.motion_score
+    downhill = record.noisy - steps[:, None, None, None, None] * record.score
 
     assert (energy(downhill) < energy(record.noisy)).all()
 
 
 def test_a_record_with_motion_differs_by_its_score_alone(tiny_unet, batch, schedule):
     plain, moving = (
-        record_teacher(tiny_unet, schedule, batch, GRID, motion=motion, layers=LAYERS)
-        for motion in (False, True)
+        record_teacher(tiny_unet, schedule, batch, energy)
+        for energy in (None, motion_of(tiny_unet, schedule))
     )
 
-    assert not plain.motion_score.any() and moving.motion_score.flatten(1).any(dim=1).all()
+    assert not plain.score.any() and moving.score.flatten(1).any(dim=1).all()
     for name in ("noisy", "cond", "uncond", "start", "end", "prompt_embeds"):
         assert_close(getattr(moving, name), getattr(plain, name))
 
 
+def test_the_energy_is_asked_for_the_guided_videos_alone(tiny_unet, batch, schedule):
+    energy = motion_of(tiny_unet, schedule)
+    plain, moving = (record_teacher(tiny_unet, schedule, batch, e) for e in (None, energy))
+    asked = []
+
+    def ask(noisy, *rest):
+        asked.append(len(noisy))
+        return energy(noisy, *rest)
+
+    mixed = record_teacher(tiny_unet, schedule, batch, ask, torch.tensor([False, True]))
+
+    assert asked == [1]
+    assert not mixed.score[0].any()
+    assert (mixed.score[1] - moving.score[1]).norm() < 1e-3 * moving.score[1].norm()
+    for name in ("noisy", "cond", "uncond"):
+        assert_close(getattr(mixed, name), getattr(plain, name))
+
+
 def test_no_strength_is_another_thing_than_none(tiny_unet, told_student, batch, schedule):
     """A network that was told m is always told m: without it, it skips a layer."""
-    record = record_teacher(tiny_unet, schedule, batch, GRID, motion=False)
+    record = record_teacher(tiny_unet, schedule, batch)
     zero = step_from_record(record, batch.guidance_scale, schedule, torch.zeros(2))
     none = step_from_record(record, batch.guidance_scale, schedule)
 
@@ -231,7 +255,7 @@ def test_no_strength_is_another_thing_than_none(tiny_unet, told_student, batch, 
 
 def test_both_jumps_are_told_the_strength_of_the_start(tiny_unet, told_student, batch, schedule):
     """Motion is guided above timestep 499 only; a hop from there may well end below."""
-    record = record_teacher(tiny_unet, schedule, batch, GRID, motion=True, layers=LAYERS)
+    record = record_teacher(tiny_unet, schedule, batch, motion_of(tiny_unet, schedule))
     heard = []
     told_student.time_embedding.register_forward_pre_hook(
         lambda module, inputs: heard.append(inputs[1].motion)
@@ -262,7 +286,8 @@ def test_every_call_of_the_teacher_is_told_the_frame_rate(schedule):
     )
 
     layers = temporal_attention_layers(teacher)
-    record_teacher(teacher, schedule, batch, SolverGrid(20), motion=True, layers=layers)
+    energy = MotionEnergy(teacher, schedule, SolverGrid(20).timesteps, layers)
+    record_teacher(teacher, schedule, batch, energy)
 
     assert len(told) == 7  # uncond, four of the inversion, two of the score
     assert all(fps == [12] for fps in told)

@@ -1,32 +1,29 @@
 """Training videos: which frames, at which rate, in which order, and what is unusable."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
+from training.data.captions import Caption, read_captions
+from training.data.order import ClipSource
+from training.data.video_folder import ClipShape, VideoFolder, read_clip, stack_frames
 from training.loop import Slot
-from training.video_folder import (
-    Caption,
-    ClipShape,
-    ClipSource,
-    VideoFolder,
-    read_captions,
-    read_clip,
-    stack_frames,
-)
 from turbo.video import Video
 
 SHAPE = ClipShape(frames=4, height=16, width=16, fps=8, stride="exact", resize="crop")
 
 
-def write_ramp(path: Path, frames: int = 40, fps: float = 16, height: int = 16, width: int = 16):
+def write_ramp(path: Path, frames: int = 40, fps: float = 16) -> Caption:
     """A video whose frame n is grey of level 4 n."""
     levels = 4 * np.arange(frames, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    pixels = np.broadcast_to(levels, (frames, height, width, 3)).copy()
-    Video(pixels, fps).save(path)
-    return path
+    pixels = np.broadcast_to(levels, (frames, 16, 16, 3)).copy()
+    return Caption(Video(pixels, fps).save(path), "grey")
 
 
 def frame_numbers(pixels: np.ndarray) -> list[int]:
@@ -56,10 +53,11 @@ def test_frames_are_taken_at_the_rate_that_is_reported(tmp_path, native, fps, st
     video = write_ramp(tmp_path / "a.mp4", fps=native)
     shape = ClipShape(4, 16, 16, fps, stride, "crop")
 
-    pixels, found = read_clip(video, shape, np.random.default_rng(0))
+    window = read_clip(video, shape, np.random.default_rng(0))
 
-    numbers = frame_numbers(pixels)
-    assert found == pytest.approx(rate)
+    numbers = frame_numbers(window.frames)
+    assert window.fps == pytest.approx(rate)
+    assert (window.native_fps, window.seconds) == (native, pytest.approx(40 / native, abs=0.01))
     assert np.diff(numbers).tolist() == [step] * 3
     assert 0 <= numbers[0] and numbers[-1] < 40
 
@@ -68,7 +66,7 @@ def test_windows_start_anywhere_in_the_video(tmp_path: Path):
     video = write_ramp(tmp_path / "a.mp4")
 
     starts = {
-        frame_numbers(read_clip(video, SHAPE, np.random.default_rng(seed))[0])[0]
+        frame_numbers(read_clip(video, SHAPE, np.random.default_rng(seed)).frames)[0]
         for seed in range(60)
     }
 
@@ -82,7 +80,7 @@ def test_a_wide_frame_is_cropped_or_squashed(tmp_path: Path, resize, kept):
     Video(pixels, 8).save(tmp_path / "wide.mp4")
     shape = ClipShape(4, 16, 16, 8, "exact", resize)
 
-    clip, _ = read_clip(tmp_path / "wide.mp4", shape, np.random.default_rng(0))
+    clip = read_clip(Caption(tmp_path / "wide.mp4", "wide"), shape, np.random.default_rng(0)).frames
 
     assert clip.shape == (4, 16, 16, 3)
     assert bool(clip[:, :, :3].mean() > 128) == kept
@@ -92,7 +90,7 @@ def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
     write_ramp(tmp_path / "short.mp4", frames=4)
     write_ramp(tmp_path / "slow.mp4", fps=4)
     (tmp_path / "text.mp4").write_text("no video")
-    whole = write_ramp(tmp_path / "whole.mp4").read_bytes()
+    whole = write_ramp(tmp_path / "whole.mp4").path.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
 
     for name, reason in {
@@ -103,12 +101,14 @@ def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
         "none": "cannot be decoded",
     }.items():
         with pytest.raises(ValueError, match=reason):
-            read_clip(tmp_path / f"{name}.mp4", SHAPE, np.random.default_rng(3))
+            read_clip(Caption(tmp_path / f"{name}.mp4", name), SHAPE, np.random.default_rng(3))
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> list[Caption]:
-    return [Caption(write_ramp(tmp_path / f"{i}.mp4", frames=10), f"video {i}") for i in range(5)]
+    return [
+        Caption(write_ramp(tmp_path / f"{i}.mp4", frames=10).path, f"video {i}") for i in range(5)
+    ]
 
 
 def texts(source: ClipSource, wanted: list[Slot], processes: int) -> list[list[str]]:
@@ -144,7 +144,7 @@ def test_a_resumed_run_continues_with_the_clips_it_would_have_seen(videos):
 
     for clip, again in zip(clips[3], resumed, strict=True):
         assert clip.text == again.text
-        assert np.array_equal(clip.frames, again.frames)
+        assert np.array_equal(clip.window.frames, again.window.frames)
 
 
 def test_workers_decode_the_same_clips(videos):
@@ -223,3 +223,42 @@ def test_frames_become_numbers_from_zero_to_one(videos):
 
     assert frames.shape == (2, 4, 3, 16, 16)
     assert 0 <= frames.min() and frames.max() < 0.2
+
+
+BIG = """
+import numpy as np
+from training.data.order import ClipSource
+from training.loop import Slot
+from dataclasses import dataclass, field
+
+@dataclass
+class Big:
+    content: np.ndarray
+    unusable: dict = field(default_factory=dict)
+
+class Endless:
+    def __len__(self): return 10
+    def __getitem__(self, position): return Big(np.zeros(10_000_000, np.uint8))
+
+source = ClipSource(Endless(), 1, workers=2, max_broken=0)
+source(Slot(0, 0, 1, True, None), 1)
+print("ready", flush=True)
+input()
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_run_end():
+    """They have clips to hand over, which are larger than a pipe."""
+    with psutil.Popen(
+        [sys.executable, "-c", BIG],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as run:
+        assert run.stdout.readline() == b"ready\n"
+        workers = run.children()
+        run.kill()
+
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == []

@@ -1,0 +1,89 @@
+"""Which training videos there are: a folder of files with a table of captions."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from turbo.text_files.decoding import read_text
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
+
+_COLUMNS = {"path": PATH_NAMES, "text": ("text", *PROMPT_NAMES)}  # and, optionally, short_text
+
+
+@dataclass(frozen=True)
+class Member:
+    """A video inside a tar file."""
+
+    name: str
+    offset: int  # bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One row of the table of captions."""
+
+    path: Path
+    text: str
+    short_text: str = ""
+    member: Member | None = None  # where `path` is a tar
+
+    @property
+    def name(self) -> str:
+        """Return how a message names the video."""
+        return f"{self.path}/{self.member.name}" if self.member else str(self.path)
+
+    def open(self) -> BinaryIO:
+        """Open the video.
+
+        Raises:
+            OSError: it is not there.
+        """
+        file = self.path.open("rb")
+        if self.member is None:
+            return file
+        with file:
+            file.seek(self.member.offset)
+            return BytesIO(file.read(self.member.size))
+
+
+def read_captions(folder: Path, file: str) -> list[Caption]:
+    """Read the table of captions, CSV or JSONL, with `path` (inside `folder`) and `text`.
+
+    The columns of a CSV file may have the other usual names, such as `video` and `caption`.
+
+    Raises:
+        ValueError: it cannot be read, or a column, a path or a text is missing.
+    """
+    path = folder / file
+    rows: Mapping[int, Mapping[str, Any]]
+    if path.suffix == ".jsonl":
+        lines = enumerate(read_text(path).splitlines(), 1)
+        rows = {number: _parse_line(path, number, line) for number, line in lines if line.strip()}
+    else:
+        table = read_table(path, _COLUMNS)
+        require_columns(table, path, _COLUMNS)
+        rows = table.rows
+    captions = []
+    for number, row in rows.items():
+        if not row.get("path") or not (row.get("text") or "").strip():
+            raise ValueError(f"{path}, line {number}: expected a path and a text, got {row}.")
+        captions.append(
+            Caption(folder / row["path"], row["text"], (row.get("short_text") or "").strip())
+        )
+    if not captions:
+        raise ValueError(f"{path} lists no videos.")
+    return captions
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as failure:
+        raise ValueError(f"{path}, line {number}: {failure}.") from failure
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: expected an object, got {line[:60]!r}.")
+    return row

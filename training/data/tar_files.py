@@ -1,0 +1,72 @@
+"""Training videos in WebDataset shards: tar files in which a sample is the files of one key.
+
+`000123.mp4` with `000123.txt` (the text), or with `000123.json` (keys `text` and `short_text`, or
+the other usual names). The key of a name ends at the first dot of its last part. The tars are read
+in place, since a run needs clips by position; the webdataset library reads them in sequence only.
+
+Source: the WebDataset format, https://github.com/webdataset/webdataset.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from training.data.captions import Caption, Member
+from turbo.text_files.tables import PROMPT_NAMES
+
+VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "gif")
+
+
+def read_tars(folder: Path) -> list[Caption]:
+    """Read which videos the tars of a folder hold, by name of the tar, in their order.
+
+    Raises:
+        ValueError: a tar cannot be read, or a sample has no video, several, or no text.
+    """
+    captions = [caption for path in sorted(folder.glob("*.tar")) for caption in _read_tar(path)]
+    if not captions:
+        raise ValueError(f"The tar files in {folder} hold no videos.")
+    return captions
+
+
+def _read_tar(path: Path) -> list[Caption]:
+    samples: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for entry in tar:
+                if not entry.isfile():
+                    continue
+                key, ending = _split_name(entry.name)
+                sample = samples.setdefault(key, {"videos": []})
+                if ending in VIDEOS:
+                    sample["videos"].append(Member(entry.name, entry.offset_data, entry.size))
+                elif ending in ("txt", "json"):
+                    file = tar.extractfile(entry)
+                    assert file is not None  # of a regular file
+                    sample[ending] = file.read().decode()
+        return [_caption(path, key, sample) for key, sample in samples.items()]
+    except (tarfile.TarError, OSError, UnicodeDecodeError) as failure:
+        raise ValueError(f"{path} cannot be read: {failure}.") from failure
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    folder, slash, file = name.rpartition("/")
+    key, _, ending = file.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _caption(path: Path, key: str, sample: dict[str, Any]) -> Caption:
+    if len(sample["videos"]) != 1:
+        raise ValueError(f"{path}: {key} has {len(sample['videos'])} videos, expected one.")
+    try:
+        facts = json.loads(sample.get("json", "{}"))
+    except json.JSONDecodeError as failure:
+        raise ValueError(f"{path}: {key}.json is not JSON: {failure}.") from failure
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: {key}.json is not an object.")
+    texts = (facts.get(name) for name in ("text", *PROMPT_NAMES))
+    text = sample.get("txt") or next((text for text in texts if text), "")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{path}: {key} has no text, expected {key}.txt or {key}.json.")
+    return Caption(path, text.strip(), str(facts.get("short_text") or ""), sample["videos"][0])

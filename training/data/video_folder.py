@@ -1,0 +1,178 @@
+"""Clips of training videos: which window of a video, at which rate, and of which size."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Colorspace, Interpolation
+from einops import rearrange
+from jaxtyping import UInt8
+from torch.utils.data import Dataset
+
+from training.data.captions import Caption
+from training.data.order import EpochOrder
+
+ATTEMPTS = 100  # videos to try for one position
+WINDOWS = 2  # separates the draws of windows from those of the order
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What a clip is cut and scaled to."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    stride: Literal["exact", "whole"]
+    resize: Literal["crop", "squash"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some frames of a video."""
+
+    frames: UInt8[np.ndarray, "F H W 3"]
+    fps: float  # at which the frames were taken
+    native_fps: float  # of the video
+    seconds: float  # of the whole video
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A training clip as drawn from the folder."""
+
+    window: Window
+    text: str
+    short_text: str
+    unusable: dict[str, str] = field(default_factory=dict)  # videos that were tried before: why not
+
+    @property
+    def fps(self) -> float:
+        return self.window.fps
+
+
+def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> Window:
+    """Decode a random window of a video.
+
+    With the stride "whole", every n-th frame is taken, n = round(native rate / fps), as in the
+    published code; "exact" takes the nearest frame to each time.
+
+    Raises:
+        ValueError: the video is broken, shorter than the clip, or slower than its frame rate.
+    """
+    try:
+        with caption.open() as file, av.open(file) as container:
+            stream = container.streams.video[0]
+            native = float(stream.average_rate or stream.guessed_rate or 0)
+            duration = _duration(container, stream)
+            if native < shape.fps - 0.01:
+                raise ValueError(f"{native:.2f} frames per second, expected {shape.fps}")
+            rate = native / round(native / shape.fps) if shape.stride == "whole" else shape.fps
+            spare = duration - (shape.frames - 1) / rate - 1 / native
+            if spare < -1e-3:
+                raise ValueError(f"{duration:.2f} seconds are too short")
+            start = rng.uniform(0, max(spare, 0))
+            if shape.stride == "whole":
+                start = round(start * native) / native  # on a frame
+            wanted = start + np.arange(shape.frames) / rate
+            frames = np.stack(list(_decode_at(container, stream, wanted, native, shape)))
+            return Window(frames, rate, native, duration)
+    except (av.FFmpegError, OSError, IndexError) as failure:
+        raise ValueError(f"it cannot be decoded: {failure}") from failure
+
+
+def _duration(container: Any, stream: Any) -> float:
+    """Return the length in seconds, as the stream or else the container states it."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return float(Fraction(container.duration, av.time_base))
+    raise ValueError("its length is not stated")
+
+
+def _decode_at(
+    container: Any, stream: Any, wanted: np.ndarray, native: float, shape: ClipShape
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Yield the frame nearest to each of the wanted times, in seconds from the first frame."""
+    origin = float((stream.start_time or 0) * stream.time_base)
+    container.seek(int((origin + wanted[0]) / stream.time_base), stream=stream)
+    left = list(origin + wanted)
+    for frame in container.decode(stream):
+        while left and frame.time > left[0] - 0.5 / native - 1e-6:
+            left.pop(0)
+            yield _resized(frame, shape)
+        if not left:
+            return
+    raise ValueError(f"it ends {len(left)} frames early")
+
+
+def _resized(frame: av.VideoFrame, shape: ClipShape) -> UInt8[np.ndarray, "H W 3"]:
+    """Scale a frame: to the size ("squash"), or to cover it, and cut the middle ("crop")."""
+    height, width = shape.height, shape.width
+    if shape.resize == "crop":
+        scale = max(shape.height / frame.height, shape.width / frame.width)
+        height, width = (max(1, round(scale * side)) for side in (frame.height, frame.width))
+        height, width = max(height, shape.height), max(width, shape.width)
+    scaled = frame.reformat(
+        width,
+        height,
+        "rgb24",
+        src_colorspace=Colorspace.ITU709,
+        interpolation=Interpolation.LANCZOS,
+    ).to_ndarray()
+    top, left = (height - shape.height) // 2, (width - shape.width) // 2
+    return scaled[top : top + shape.height, left : left + shape.width]
+
+
+class VideoFolder(Dataset[Clip]):
+    """The clips of a run by position. Every epoch shows another window of each video.
+
+    An unusable video is replaced by another, drawn from its position, and named in the clip.
+    """
+
+    def __init__(self, captions: Sequence[Caption], shape: ClipShape, seed: int) -> None:
+        self.captions, self.shape, self.seed = captions, shape, seed
+        self.order = EpochOrder(seed, len(captions))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, position: int) -> Clip:
+        epoch, row = self.order(position)
+        rng = np.random.default_rng([self.seed, epoch, WINDOWS, row])
+        unusable: dict[str, str] = {}
+        for _ in range(ATTEMPTS):
+            caption = self.captions[row]
+            try:
+                window = read_clip(caption, self.shape, rng)
+            except ValueError as refusal:
+                unusable[caption.name] = str(refusal)
+                row = int(rng.integers(len(self.captions)))
+            else:
+                return Clip(window, caption.text, caption.short_text, unusable)
+        path, reason = [*unusable.items()][-1]
+        raise ValueError(
+            f"None of {ATTEMPTS} videos is usable. The last: {path}: {reason}. Check the paths in "
+            "the table of captions, data.fps, and the codecs of the files."
+        )
+
+    def read(self, epoch: int, row: int) -> Clip:
+        """Return the clip that an epoch shows of the video of a row.
+
+        Raises:
+            ValueError: the video is unusable.
+        """
+        caption = self.captions[row]
+        rng = np.random.default_rng([self.seed, epoch, WINDOWS, row])
+        return Clip(read_clip(caption, self.shape, rng), caption.text, caption.short_text)
+
+
+def stack_frames(clips: Sequence[Clip]) -> torch.Tensor:
+    """Return the frames of clips of one shape, (B, F, 3, H, W) in [0, 1]."""
+    frames = torch.from_numpy(np.stack([clip.window.frames for clip in clips]))
+    return rearrange(frames, "B F H W rgb -> B F rgb H W").float() / 255
