@@ -247,7 +247,8 @@ def _read_requests(options: argparse.Namespace, system: System) -> list[Request]
     return requests
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a positive whole number for argparse."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
@@ -299,13 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="N clips of each prompt of FILE, with the seeds SEED to SEED + N - 1",
     )
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="clips of FILE to make at once, default 1; more can be faster, needs more memory, and "

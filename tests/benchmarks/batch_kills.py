@@ -27,7 +27,7 @@ MODEL, STEPS = "shapes-turbo", 4
 
 
 def _prompts(count: int) -> list[str]:
-    return [f"a red star moving left on a black background, number {n}" for n in range(count)]
+    return [f"a red star moving left, {n}" for n in range(count)]
 
 
 def undisturbed(folder: Path, *, prompts: int) -> dict[str, str]:
@@ -56,9 +56,9 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
             if kill % 4 < 3:
                 while len(_rows(folder)) == before and running.poll() is None:
                     time.sleep(0.02)
-                time.sleep(draw.uniform(0, 0.5 * prompts * 0.1 / kills))
+                time.sleep(draw.uniform(0, 0.1 * prompts / kills))
             else:
-                time.sleep(draw.uniform(0, 8))
+                time.sleep(draw.uniform(0, 12))
             _kill(running, whole=draw.random() < 0.5, draw=draw)
         kill += 1
     with _started(folder) as running:
@@ -71,8 +71,8 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
 
 
 def _started(folder: Path) -> subprocess.Popen[bytes]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-port", "0", "-m", "turbo.generate", "--model", MODEL]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", "-m", "turbo.generate", "--model", MODEL]
     launch += [
         "--steps",
         str(STEPS),

@@ -16,10 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from tabulate import tabulate
-
 from turbo.batch import Share, bytes_of_clip, check_room, make_clips
 from turbo.card import Dtype, Memory
+from turbo.generate import positive
 from turbo.manifest import Manifest
 from turbo.models.registry import MODELS, find_card
 from turbo.pipeline import load_pipeline
@@ -135,7 +134,7 @@ def total(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     results = read_results(options.results)
     if is_second(results):
         groups = compute_totals_2(results.scores)
-        print(tabulate([(name, f"{100 * value:.2f}") for name, value in groups.items()]))
+        print("\n".join(f"{name:16}{100 * value:8.2f}" for name, value in groups.items()))
         return
     table = _read_table(options.table)
     found = compute_totals(results.scores, table)
@@ -152,9 +151,8 @@ def total(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         [f"{row['system']}, table {row['table']}", row["total"], row["quality"], row["semantic"]]
         for row in paper_rows()
     ]
-    print(
-        tabulate(lines, headers=["percent", "Total", "Quality", "Semantic"], disable_numparse=True)
-    )
+    for name, *values in [["percent", "Total", "Quality", "Semantic"], *lines]:
+        print(f"{name:34}" + "".join(f"{value:>16}" for value in values))
     if options.results.is_dir():
         content = {
             "percent": row,
@@ -183,8 +181,8 @@ def _read_table(path: Path | None) -> Table:
             raise ValueError("it does not name the 16 dimensions")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no normalisation table ({error}). Write an object of lists: dimension, then "
-            "low, high and weight."
+            f"{path} is no normalisation table ({error}). Write an object of lists: dimension, "
+            "then low, high and weight."
         ) from error
     return table
 
@@ -203,19 +201,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m turbo.vbench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    info = {"type": Path, "help": "VBench_full_info.json; downloaded without it"}
+    info = argparse.ArgumentParser(add_help=False)
+    info.add_argument("--info", type=Path, help="VBench_full_info.json; downloaded without it")
 
-    command = commands.add_parser("plan", help=plan.__doc__)
+    command = commands.add_parser("plan", help=plan.__doc__, parents=[info])
     command.set_defaults(command=plan)
     command.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     command.add_argument("--model", required=True, choices=list(MODELS), metavar="NAME")
-    command.add_argument("--info", **info)
     command.add_argument("--augmented", type=Path, help="a longer prompt for each line")
     command.add_argument("--dimension", nargs="+", default=[], choices=list(DIMENSIONS))
-    command.add_argument("--samples", type=int, default=SAMPLES, help="clips of a prompt")
+    command.add_argument("--samples", type=positive, default=SAMPLES, help="clips of a prompt")
     command.add_argument(
         "--flicker-samples",
-        type=int,
+        type=positive,
         default=SAMPLES,
         help="clips of a prompt of temporal flickering; VBench asks for 25 and its static filter",
     )
@@ -230,13 +228,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     command.add_argument("--memory", choices=get_args(Memory))
 
-    command = commands.add_parser("score", help=(score.__doc__ or "").partition("\n")[0])
+    command = commands.add_parser("score", help="Score the clips of a plan.", parents=[info])
     command.set_defaults(command=score)
     command.add_argument("run", type=Path, metavar="RUN")
     command.add_argument("--python", type=Path, help="of an environment with the public package")
     command.add_argument("--dimension", nargs="+", default=[], choices=list(DIMENSIONS))
     command.add_argument("--device", default="cuda")
-    command.add_argument("--info", **info)
 
     command = commands.add_parser("total", help=total.__doc__)
     command.set_defaults(command=total)

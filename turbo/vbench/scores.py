@@ -87,14 +87,15 @@ def compute_totals(scores: Mapping[str, float], table: Table = DIMENSIONS) -> To
             f"A total needs all {len(DIMENSIONS)} dimensions; {', '.join(missing)} missing. Score "
             "them, or add the files with their results."
         )
-    return Totals(*map(float, _totals({name: np.asarray(scores[name]) for name in table}, table)))
+    found = _totals({name: np.array([scores[name]]) for name in table}, table)
+    return Totals(*(float(values[0]) for values in found))
 
 
 def _totals(scores: Mapping[str, np.ndarray], table: Table) -> tuple[np.ndarray, ...]:
     def mean(names: Mapping[str, Scale]) -> np.ndarray:
         scales = [(scores[name], table[name]) for name in names]
         scaled = [s.weight * (score - s.low) / (s.high - s.low) for score, s in scales]
-        return sum(scaled, np.zeros(())) / sum(scale.weight for _, scale in scales)
+        return sum(scaled, np.zeros(1)) / sum(scale.weight for _, scale in scales)
 
     quality, semantic = mean(QUALITY), mean(SEMANTIC)
     total = (QUALITY_WEIGHT * quality + semantic) / (QUALITY_WEIGHT + 1)
