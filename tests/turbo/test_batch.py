@@ -17,10 +17,10 @@ from turbo.request import check_request
 from turbo.video import load_video
 
 
-@pytest.fixture(params=[None, 1], ids=["decoded at once", "decoded apart"])
-def model(request, tiny_pipeline):
-    """A tiny student, on all threads and on one, which decodes in another thread."""
-    tiny_pipeline.card = replace(tiny_pipeline.card, cpu_threads=request.param)
+@pytest.fixture
+def model(tiny_pipeline):
+    """A tiny student on one thread, whose clips are decoded in another."""
+    tiny_pipeline.card = replace(tiny_pipeline.card, cpu_threads=1)
     return tiny_pipeline
 
 
@@ -34,8 +34,10 @@ def _digests(folder):
     return {path: row["sha256"] for path, row in Manifest(folder).rows().items()}
 
 
-def test_a_batch_makes_the_frames_of_single_requests(model, tmp_path):
-    clips = _clips(model)
+@pytest.mark.parametrize("threads", [None, 1], ids=["decoded at once", "decoded apart"])
+def test_a_batch_makes_the_frames_of_single_requests(threads, model, tmp_path):
+    model.card = replace(model.card, cpu_threads=threads)
+    clips = _clips(model, 3)
 
     assert make_clips(model, clips, tmp_path) == []
 
