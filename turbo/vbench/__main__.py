@@ -20,12 +20,13 @@ from turbo.batch import Share, bytes_of_clip, check_room, make_clips
 from turbo.card import Dtype, Memory
 from turbo.generate import positive
 from turbo.manifest import Manifest
-from turbo.models.registry import MODELS, find_card
+from turbo.models.registry import MODELS, PUBLISHED, find_card
 from turbo.pipeline import load_pipeline
 from turbo.vbench.flickering import score_clips
 from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan
 from turbo.vbench.scores import (
     DIMENSIONS,
+    RESULTS,
     Results,
     Scale,
     Table,
@@ -38,7 +39,9 @@ from turbo.vbench.scores import (
 )
 from turbo.vbench.verify import TOTAL, compare
 
+CACHE = PUBLISHED / "vbench"
 FLICKERING = "temporal_flickering"
+OWN = "own_eval_results.json"
 # Run by the interpreter of an environment that has the public package, whose versions of numpy and
 # transformers exclude ours. Arguments: device, prompts, output folder, clips, name, dimensions.
 PUBLIC = """
@@ -54,18 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        options.command(options, parser)
+        trouble = options.command(options)
     except (ValueError, MemoryError, OSError) as refusal:
         parser.error(str(refusal))
     except KeyboardInterrupt:
         parser.exit(130, "\nStopped. Run the same command again to continue.\n")
+    if trouble:
+        parser.exit(1, f"{trouble}\n")
 
 
-def plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def plan(options: argparse.Namespace) -> str:
     """Write the plan of a run."""
     made = make_plan(
         find_card(options.model),
-        options.info or fetch_info(Path.home() / ".cache" / "t2v-turbo" / "vbench"),
+        options.info or fetch_info(CACHE),
         augmented=options.augmented,
         dimensions=options.dimension,
         samples=options.samples,
@@ -76,10 +81,11 @@ def plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     )
     path = made.write(options.run)
     print(f"{path}: {made.protocol.prompts} different prompts, {len(made.clips)} clips.")
+    return ""
 
 
-def make(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Make the clips of a plan; under a launcher, over several processes."""
+def make(options: argparse.Namespace) -> str:
+    """Make the clips of a plan; under a launcher, over several processes. Return what failed."""
     planned = Plan.read(options.run)
     card = find_card(planned.model)
     clips, share = planned.requests(card), Share.of_launch()
@@ -93,12 +99,11 @@ def make(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "another folder."
         )
     failures = share.gather(make_clips(pipeline, clips, options.run, share=share))
-    if failures:
-        listed = "\n  ".join(failures)
-        parser.exit(1, f"{len(failures)} clips failed. Run again to retry:\n  {listed}\n")
+    listed = "\n  ".join(failures)
+    return f"{len(failures)} clips failed. Run again to retry:\n  {listed}" if failures else ""
 
 
-def score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def score(options: argparse.Namespace) -> str:
     """Score the clips: by the public package where --python is given, else what needs no network.
 
     The public package skips clips that are missing; here they are an error.
@@ -110,16 +115,10 @@ def score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             f"python -m turbo.vbench make {options.run}"
         )
     if options.python is None:
-        names = [clip.name for clip in planned.clips if FLICKERING in clip.dimensions]
-        if not names:
-            raise ValueError(f"The plan has no clips of {FLICKERING}. Score the rest by --python.")
-        path = options.run / "own_eval_results.json"
-        result = {FLICKERING: score_clips([folder / name for name in names])}
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-        print(f"{path}: {FLICKERING}. The other dimensions need --python.")
-        return
+        _score_flickering(planned, options.run)
+        return ""
     dimensions = options.dimension or list(DIMENSIONS)
-    info = options.info or fetch_info(Path.home() / ".cache" / "t2v-turbo" / "vbench")
+    info = options.info or fetch_info(CACHE)
     place = [options.device, info, options.run, folder, planned.model]
     command = [options.python, "-c", PUBLIC, *map(str, place), *dimensions]
     if code := subprocess.run(command).returncode:
@@ -127,15 +126,33 @@ def score(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             f"The public package ended with {code}. See its messages above; its environment is "
             "made by: python3.10 -m venv ENV && ENV/bin/pip install vbench==0.1.5"
         )
+    if FLICKERING in dimensions:
+        (options.run / OWN).unlink(missing_ok=True)
+    return ""
 
 
-def total(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def _score_flickering(planned: Plan, run: Path) -> None:
+    names = [clip.name for clip in planned.clips if FLICKERING in clip.dimensions]
+    if not names:
+        raise ValueError(f"The plan has no clips of {FLICKERING}. Score the rest by --python.")
+    result = score_clips([run / CLIPS / name for name in names])
+    (run / OWN).unlink(missing_ok=True)
+    public = read_results(run).scores if any(run.glob(RESULTS)) else {}
+    if FLICKERING in public:
+        print(f"{FLICKERING}: {result[0]:.6f} here, {public[FLICKERING]:.6f} there already.")
+        return
+    content = json.dumps({FLICKERING: result}, indent=1, ensure_ascii=False)
+    (run / OWN).write_text(content, encoding="utf-8")
+    print(f"{run / OWN}: {FLICKERING} {result[0]:.6f}. The other dimensions need --python.")
+
+
+def total(options: argparse.Namespace) -> str:
     """Print the totals of results with their intervals, beside the paper's."""
     results = read_results(options.results)
     if is_second(results):
         groups = compute_totals_2(results.scores)
         print("\n".join(f"{name:16}{100 * value:8.2f}" for name, value in groups.items()))
-        return
+        return ""
     table = _read_table(options.table)
     found = compute_totals(results.scores, table)
     row = {key: 100 * value for key, value in asdict(found).items()}
@@ -161,6 +178,7 @@ def total(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "table": {name: list(asdict(scale).values()) for name, scale in table.items()},
         }
         (options.results / TOTAL).write_text(json.dumps(content, indent=1) + "\n")
+    return ""
 
 
 def _ends(results: Results, table: Table) -> dict[str, tuple[float, float]]:
@@ -187,14 +205,12 @@ def _read_table(path: Path | None) -> Table:
     return table
 
 
-def verify(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Print which choices of two runs differ; exit with 1 if any does."""
+def verify(options: argparse.Namespace) -> str:
+    """Return which choices of two runs differ, the first one first."""
     if not (found := compare(options.run, options.other)):
         print("No choice of the protocol differs.")
-        return
-    first, *others = found
-    further = "".join(f"\nThen: {choice}" for choice in others)
-    parser.exit(1, f"The first choice that differs: {first}{further}\n")
+        return ""
+    return "\nThen: ".join([f"The first choice that differs: {found[0]}", *found[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,10 +21,11 @@ def temporal_flickering(frames: UInt8[np.ndarray, "F H W 3"]) -> float:
     return 1 - float(np.mean([np.abs(after - before).mean() for before, after in pairs])) / 255
 
 
-def score_clips(paths: list[Path]) -> list[object]:
+def score_clips(paths: list[Path]) -> tuple[float, list[dict[str, object]]]:
     """Return the score of clips and their single numbers, as the public package writes them."""
+    scores = [temporal_flickering(load_video(path).frames) for path in paths]
     videos = [
-        {"video_path": str(path), "video_results": temporal_flickering(load_video(path).frames)}
-        for path in paths
+        {"video_path": str(path), "video_results": score}
+        for path, score in zip(paths, scores, strict=True)
     ]
-    return [float(np.mean([video["video_results"] for video in videos])), videos]
+    return float(np.mean(scores)), videos

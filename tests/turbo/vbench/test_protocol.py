@@ -105,6 +105,12 @@ def test_a_run_is_made_scored_and_totalled(run, model, capsys):
     own = json.loads((run / "own_eval_results.json").read_text())["temporal_flickering"]
     assert len(own[1]) == 6
     assert 0 < own[0] < 1
+    _score(run, Plan.read(run))  # the public package has scored it, too
+    (run / "own_eval_results.json").unlink()
+    capsys.readouterr()
+    command.main(["score", str(run)])
+    assert f"{own[0]:.6f} here, 0.500000 there" in capsys.readouterr().out
+    assert not (run / "own_eval_results.json").exists()
     content = json.loads((run / "total.json").read_text())
     assert content["percent"].keys() == {"total", "quality", "semantic"}
     assert content["interval"]["total"][0] <= content["percent"]["total"]
