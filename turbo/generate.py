@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run_one(options: argparse.Namespace) -> list[str]:
     """Check everything before loading the model; then make the clip."""
-    card = MODELS[options.model]
+    card = MODELS[options.model or DEFAULT_MODEL]
     settings = {"steps": options.steps, "guidance": options.guidance}
     request = check_request(card, options.prompt, seed=options.seed, **settings)
     out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
@@ -197,8 +197,8 @@ def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Re
 def _read_systems(options: argparse.Namespace) -> list[System]:
     """Return the systems of a batch; that of --model, --steps and --guidance has no folder."""
     if options.systems is None:
-        return [System(MODELS[options.model], options.steps, options.guidance)]
-    if not options.model == DEFAULT_MODEL or options.steps or options.guidance:
+        return [System(MODELS[options.model or DEFAULT_MODEL], options.steps, options.guidance)]
+    if {options.model, options.steps, options.guidance} != {None}:
         raise ValueError(
             "--systems names the models, their steps and guidance. Leave --model, --steps and "
             "--guidance out."
@@ -279,7 +279,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
         choices=list(MODELS),
         metavar="NAME",
         help=f"one of {', '.join(MODELS)}; default: {DEFAULT_MODEL}",

@@ -49,8 +49,8 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
     """
     folder.mkdir(parents=True)
     (folder / "prompts.txt").write_text("\n".join(_prompts(prompts)))
-    draw, kill = random.Random(seed), 0
-    while kill < kills:
+    draw = random.Random(seed)
+    for kill in range(kills):
         with _started(folder) as running:
             before = len(_rows(folder))
             if kill % 4 < 3:
@@ -59,8 +59,8 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
                 time.sleep(draw.uniform(0, 0.1 * prompts / kills))
             else:
                 time.sleep(draw.uniform(0, 12))
+            assert running.poll() is None, "The batch ended before it was killed. Add prompts."
             _kill(running, whole=draw.random() < 0.5, draw=draw)
-        kill += 1
     with _started(folder) as running:
         assert running.wait() == 0
     rows = _rows(folder)
@@ -92,8 +92,6 @@ def _started(folder: Path) -> subprocess.Popen[bytes]:
 
 def _kill(running: subprocess.Popen[bytes], *, whole: bool, draw: random.Random) -> None:
     """End all processes of a launch by SIGKILL: together, or one first and then the launcher."""
-    if running.poll() is not None:
-        return
     workers = psutil.Process(running.pid).children(recursive=True)
     if not whole and workers:
         draw.choice(workers).kill()
