@@ -22,7 +22,8 @@ FORBIDDEN = {
 ORDER = {
     "turbo.text_files": ["decoding", "tables", "prompts"],
     "turbo": ["types", "text_files", "manifest", "video", "disk_space", "card", "request"]
-    + ["networks", "diffusion", "convert", "models", "pipeline", "rewards", "generate"],
+    + ["networks", "diffusion", "convert", "models", "pipeline", "rewards", "batch"]
+    + ["generate", "vbench"],
     "human_eval": [
         "errors",
         "definition",

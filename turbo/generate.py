@@ -2,33 +2,43 @@
 
 python -m turbo.generate "a red star moving left on a black background" --out clip.mp4
 python -m turbo.generate --prompts prompts.txt --out clips/
+accelerate launch -m turbo.generate --prompts prompts.txt --seeds 5 \\
+    --systems shapes-teacher:50,shapes-turbo:4 --out clips/
 """
 
 import argparse
-import hashlib
 import io
-import json
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import transformers
 from tqdm import tqdm
 
-from turbo.card import Dtype, Memory
-from turbo.manifest import Manifest, ManifestRow, sha256_of
+from turbo.batch import Share, bytes_of_clip, check_room, clip_name, make_clips, warn_of_unread
+from turbo.card import Dtype, Memory, ModelCard
+from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file
-from turbo.video import SUFFIX, Video, remove_unfinished
+from turbo.video import SUFFIX, remove_unfinished
 
 VIDEO_SUFFIXES = {SUFFIX, ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".png"}
+
+
+@dataclass(frozen=True)
+class System:
+    """A model and its settings; None takes the model's own."""
+
+    card: ModelCard
+    steps: object = None  # these two are checked with the prompts
+    guidance: object = None
+    folder: str = ""  # of its clips, in that of the batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,9 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         parser.error("Give either a PROMPT or --prompts FILE.")
+    if options.prompts is None and (options.systems or options.seeds or options.batch_size > 1):
+        parser.error("--systems, --seeds and --batch-size need --prompts FILE.")
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
-        _run(options)
+        failures = _run_one(options) if options.prompts is None else _run_batch(options)
     except (ValueError, MemoryError) as refusal:
         parser.error(str(refusal))
     except OSError as failure:
@@ -55,30 +67,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         advice = "" if options.prompts is None else " Run the same command again to continue."
         parser.exit(130, f"\nStopped.{advice}\n")
+    if failures:
+        listed = "\n  ".join(failures)
+        parser.exit(1, f"{len(failures)} clips failed. Run again to retry:\n  {listed}\n")
 
 
-def _run(options: argparse.Namespace) -> None:
-    """Check everything before loading the model; then make the clips."""
-    requests = _read_requests(options)
-    batch = options.prompts is not None
-    default = "clips" if batch else "clip.mp4"
-    out = check_out(default if options.out is None else options.out, batch=batch)
+def _run_one(options: argparse.Namespace) -> list[str]:
+    """Check everything before loading the model; then make the clip."""
+    card = MODELS[options.model or DEFAULT_MODEL]
+    settings = {"steps": options.steps, "guidance": options.guidance}
+    request = check_request(card, options.prompt, seed=options.seed, **settings)
+    out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
+    make_one(_load(options, card), request, out)
+    return []
+
+
+def _run_batch(options: argparse.Namespace) -> list[str]:
+    """Check everything before loading a model; then make the clips of one system after another.
+
+    Returns:
+        What failed, in any process.
+    """
+    systems = _read_systems(options)
+    requests = [_read_requests(options, system) for system in systems]
+    out = check_out("clips" if options.out is None else options.out, batch=True)
+    share, failures = Share.of_launch(), []
+    sizes = [
+        bytes_of_clip(system.card) * len(made)
+        for system, made in zip(systems, requests, strict=True)
+    ]
+    needed = check_room(out, sizes)
+    if share.rank == 0:
+        print(f"{sum(map(len, requests))} clips in all; at most {needed / 1e9:.2f} GB to write.")
+    for system, wanted in zip(systems, requests, strict=True):
+        pipeline = _load(options, system.card, quiet=share.rank > 0)
+        clips = {
+            Path(
+                system.folder, clip_name(pipeline, request, options.batch_size)
+            ).as_posix(): request
+            for request in wanted
+        }
+        failures += make_clips(pipeline, clips, out, batch_size=options.batch_size, share=share)
+    return share.gather(failures)
+
+
+def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) -> VideoPipeline:
     pipeline = load_pipeline(
-        options.model,
+        card.name,
         options.device,
         dtype=options.dtype,
         memory=options.memory,
         compiled=options.compile,
     )
     placement = pipeline.placement
-    print(
-        f"{options.model} on {placement.device} in {str(placement.dtype).removeprefix('torch.')}, "
-        f"memory {placement.memory}, about {placement.peak / 1e9:.1f} GB at peak"
-    )
-    if batch:
-        make_batch(pipeline, requests, out)
-    else:
-        make_one(pipeline, requests[0], out)
+    if not quiet:
+        print(
+            f"{card.name} on {placement.device} in {str(placement.dtype).removeprefix('torch.')}, "
+            f"memory {placement.memory}, about {placement.peak / 1e9:.1f} GB at peak"
+        )
+    return pipeline
 
 
 def check_out(name: str, *, batch: bool) -> Path:
@@ -127,7 +174,7 @@ def _check_clip_path(out: Path, name: str) -> None:
 
 def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
     """Make one clip, with a progress bar over its steps."""
-    _warn_of_unread(pipeline, request)
+    warn_of_unread(pipeline, request)
     steps = tqdm(total=request.steps, unit="step", desc=pipeline.card.name)
     with steps:
         for update in _stream(pipeline, request):
@@ -141,81 +188,70 @@ def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
     return out
 
 
-def make_batch(pipeline: VideoPipeline, requests: list[Request], folder: Path) -> None:
-    """Make the clips missing in `folder`; add each to its manifest when the file is complete."""
-    manifest = Manifest(folder)
-    paths = {clip_path(pipeline, request): request for request in requests}
-    missing = manifest.missing(list(paths))
-    print(f"{len(paths) - len(missing)} of {len(paths)} clips exist already.")
-    for path in tqdm(missing, unit="clip", desc=pipeline.card.name):
-        request = paths[path]
-        _warn_of_unread(pipeline, request)
-        *_, result = _stream(pipeline, request)
-        assert isinstance(result, Result)
-        result.videos[0].save(folder / path, enlarge=pipeline.card.enlarge)
-        manifest.add(_row(pipeline, request, result.videos[0], folder, path))
-
-
-def _warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
-    if unread := pipeline.unread(request.prompt):
-        tqdm.write(
-            f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
-            f"{unread}",
-            file=sys.stderr,
-        )
-
-
-def clip_path(pipeline: VideoPipeline, request: Request) -> str:
-    """Name a clip after everything that determines it, so that one folder can hold many runs."""
-    precision = str(pipeline.placement.dtype)
-    recipe = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
-    slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
-    return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"
-
-
-def _row(
-    pipeline: VideoPipeline, request: Request, video: Video, folder: Path, path: str
-) -> ManifestRow:
-    return ManifestRow(
-        path=path,
-        model=pipeline.card.name,
-        prompt=request.prompt,
-        seed=request.seed,
-        num_steps=request.steps,
-        guidance=request.guidance,
-        fps=video.fps,
-        sha256=sha256_of(folder / path),
-        weights_sha256=pipeline.weights_sha256,
-    )
-
-
 def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Result]:
     return pipeline.stream(
         [request.prompt], [request.seed], steps=request.steps, guidance=request.guidance
     )
 
 
-def _read_requests(options: argparse.Namespace) -> list[Request]:
-    """Return one request per prompt; prompt n of a file (from 0) gets the seed `--seed` + n."""
-    card = MODELS[options.model]
-    settings = {"steps": options.steps, "guidance": options.guidance}
-    if options.prompts is None:
-        return [check_request(card, options.prompt, seed=options.seed, **settings)]
+def _read_systems(options: argparse.Namespace) -> list[System]:
+    """Return the systems of a batch; that of --model, --steps and --guidance has no folder."""
+    if options.systems is None:
+        return [System(MODELS[options.model or DEFAULT_MODEL], options.steps, options.guidance)]
+    if {options.model, options.steps, options.guidance} != {None}:
+        raise ValueError(
+            "--systems names the models, their steps and guidance. Leave --model, --steps and "
+            "--guidance out."
+        )
+    systems = [_read_system(text.strip()) for text in options.systems.split(",")]
+    folders = [system.folder for system in systems]
+    if repeated := [folder for folder in folders if folders.count(folder) > 1]:
+        raise ValueError(f"--systems names {repeated[0]} twice. Remove one.")
+    return systems
+
+
+def _read_system(text: str) -> System:
+    name, *settings = text.split(":")
+    if name not in MODELS or len(settings) > 2:
+        raise ValueError(
+            f"{text!r} in --systems is no system. Write MODEL, MODEL:STEPS or "
+            f"MODEL:STEPS:GUIDANCE; the models are {', '.join(MODELS)}."
+        )
+    steps, guidance, *_ = [*map(_number, settings), None, None]
+    return System(MODELS[name], steps, guidance, "-".join([name, *settings]))
+
+
+def _read_requests(options: argparse.Namespace, system: System) -> list[Request]:
+    """Return the requests of a file of prompts.
+
+    With `--seeds` N, each prompt gets the seeds `--seed` to `--seed` + N - 1. Otherwise prompt n
+    of the file (from 0) gets the one seed `--seed` + n.
+    """
+    settings = {"steps": system.steps, "guidance": system.guidance}
     entries = read_prompt_file(options.prompts)
     if not any(entry.text.strip() for entry in entries):
         raise ValueError(f"{options.prompts} contains no prompts. Write one per line.")
-    first = check_seed(options.seed)
-    requests = []
+    first, requests = check_seed(options.seed), []
     for entry in entries:
         if not entry.text.strip():
             continue
+        seeds = (
+            [first + n for n in range(options.seeds)] if options.seeds else [first + entry.number]
+        )
         try:
-            seed = first + entry.number
-            requests.append(check_request(card, entry.text, seed=seed, **settings))
+            requests += [
+                check_request(system.card, entry.text, seed=seed, **settings) for seed in seeds
+            ]
         except ValueError as refusal:
             raise ValueError(f"{options.prompts}, {entry.place}: {refusal}") from refusal
     return requests
+
+
+def positive(text: str) -> int:
+    """Read a positive whole number for argparse."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _number(text: str) -> int | float | str:
@@ -243,10 +279,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
         choices=list(MODELS),
         metavar="NAME",
         help=f"one of {', '.join(MODELS)}; default: {DEFAULT_MODEL}",
+    )
+    parser.add_argument(
+        "--systems",
+        metavar="MODEL[:STEPS[:GUIDANCE]],...",
+        help="several models, each with a folder of its own in --out; the same prompt and seed "
+        "start all of one family from the same noise",
     )
     parser.add_argument("--steps", type=_number, help="denoising steps; default: the model's")
     parser.add_argument("--guidance", type=_number, help="guidance scale; default: the model's")
@@ -255,6 +296,20 @@ def _parser() -> argparse.ArgumentParser:
         type=_number,
         default=0,
         help="default: 0; prompt n of FILE, from 0, gets SEED + n",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        metavar="N",
+        help="N clips of each prompt of FILE, with the seeds SEED to SEED + N - 1",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="clips of FILE to make at once, default 1; more can be faster, needs more memory, and "
+        "changes frames in their last bits",
     )
     parser.add_argument(
         "--device",

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -59,6 +59,7 @@ class Manifest:
         self.folder = folder
         self.path = folder / "manifest.csv"
         folder.mkdir(parents=True, exist_ok=True)
+        self._written: _Content | None = None  # what the file held after the last row added here
         self._read()
 
     def rows(self) -> dict[str, dict[str, str]]:
@@ -77,7 +78,7 @@ class Manifest:
     def add(self, row: ManifestRow) -> None:
         """Append a row; a clip made again replaces its former row on reading."""
         with FileLock(self.folder / ".manifest.csv.lock", timeout=LOCK_SECONDS, thread_local=False):
-            content = self._read()
+            content = self._read_end() or self._read()
             line = io.StringIO()
             writer = csv.writer(line, delimiter=content.delimiter, lineterminator="\n")
             writer.writerow(map(str, asdict(row).values()))
@@ -86,6 +87,24 @@ class Manifest:
                 file.write((content.missing + line.getvalue()).encode(content.encoding))
                 file.flush()
                 os.fsync(file.fileno())
+                self._written = replace(content, size=file.tell(), missing="")
+
+    def _read_end(self) -> _Content | None:
+        """Return how to add a row if whole rows alone were added since the last one from here.
+
+        A file of thousands of rows takes longer to read than some clips take to make.
+        """
+        written = self._written
+        if written is None or written.encoding != "utf-8" or not self.path.exists():
+            return None
+        header = written.delimiter.join(COLUMNS).encode()
+        with self.path.open("rb") as file:
+            same = file.read(len(header)) == header
+            file.seek(written.size - 1)
+            end = file.read()  # from the line end of that row on
+        if not (same and end.startswith(b"\n") and end.endswith(b"\n")):
+            return None
+        return replace(written, size=written.size - 1 + len(end))
 
     def _read(self) -> _Content:
         content = self.path.read_bytes() if self.path.exists() else b""

@@ -78,6 +78,14 @@ class Result:
     latents: Latents  # the samples, before decoding; see `networks.vae.decode_latents`
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What the sampler made of a batch of requests, before decoding."""
+
+    latents: Latents
+    recipes: list[dict[str, Any]]  # of the videos
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Videos to make at once, with the tensors that the caller gives for them."""
@@ -258,6 +266,29 @@ class VideoPipeline:
         return self._run(batches)
 
     @torch.inference_mode()
+    def sample(self, requests: list[Request]) -> Samples:
+        """Sample one batch of checked requests with equal steps, to be decoded by `decode`.
+
+        Apart, so that one thread can decode while another samples. See `stream` on how frames
+        depend on the size of a batch.
+        """
+        with explained_shortage(self.placement):
+            sampling = self._sample_batch(
+                _Batch(0, requests, None, None, None), _Clock(self.placement.device)
+            )
+            while True:
+                try:
+                    next(sampling)
+                except StopIteration as end:
+                    return end.value
+
+    @torch.inference_mode()
+    def decode(self, samples: Samples) -> list[Video]:
+        """Decode samples of this pipeline to videos."""
+        with explained_shortage(self.placement):
+            return self._decode(samples, _Clock(self.placement.device))
+
+    @torch.inference_mode()
     def _run(self, batches: list[_Batch]) -> Iterator[Progress | Result]:
         clock = _Clock(self.placement.device)
         videos: list[Video] = []
@@ -273,6 +304,12 @@ class VideoPipeline:
     def _make(
         self, batch: _Batch, clock: "_Clock"
     ) -> Generator[Progress, None, tuple[list[Video], Latents]]:
+        samples = yield from self._sample_batch(batch, clock)
+        steps = batch.requests[0].steps
+        yield Progress("decode", steps, steps, clock.elapsed, batch.first)
+        return self._decode(samples, clock), samples.latents
+
+    def _sample_batch(self, batch: _Batch, clock: "_Clock") -> Generator[Progress, None, Samples]:
         steps = batch.requests[0].steps
 
         def progress(stage: Stage, step: int, clean: Latents | None = None) -> Progress:
@@ -288,15 +325,16 @@ class VideoPipeline:
                     state = next(sampler)
                 clock.timings["unet_calls"] += calls
                 yield progress("denoise", step, state.clean)
-        yield progress("decode", steps)
+        return Samples(state.latents, [self._recipe(request, batch) for request in batch.requests])
+
+    def _decode(self, samples: Samples, clock: "_Clock") -> list[Video]:
         with self._working(clock, "decode"), self._on_device(self.vae):
             chunk = DECODE_CHUNK[self.placement.memory]
-            frames = decode_latents(self.vae, state.latents, chunk=chunk)
-            videos = [
-                Video.from_frames(clip, self.card.fps, self._recipe(request, batch))
-                for clip, request in zip(frames.split(1), batch.requests, strict=True)
+            frames = decode_latents(self.vae, samples.latents, chunk=chunk)
+            return [
+                Video.from_frames(clip, self.card.fps, recipe)
+                for clip, recipe in zip(frames.split(1), samples.recipes, strict=True)
             ]
-        return videos, state.latents
 
     @contextmanager
     def _working(self, clock: "_Clock", stage: Stage) -> Iterator[None]:

@@ -63,8 +63,9 @@ def find_sources(
 
     Args:
         folders: by system. A folder holds a `manifest.csv` with the columns path and prompt and,
-            optionally, seed, sha256 and model; or files named like EvalCrafter's, 0000.mp4,
-            0001.mp4, ..., numbered as the prompts; or like VBench's, PROMPT-0.mp4.
+            optionally, seed, sha256 and model, or is listed in that of the folder above; or files
+            named like EvalCrafter's, 0000.mp4, 0001.mp4, ..., numbered as the prompts; or like
+            VBench's, PROMPT-0.mp4.
         selection: which clips are meant, where this leaves a choice.
 
     Raises:
@@ -76,8 +77,8 @@ def find_sources(
             raise StudyError(
                 f"The folder {folder} of the clips of {system} does not exist. Check the path."
             )
-        if (folder / MANIFEST).is_file():
-            found += _from_manifest(system, folder / MANIFEST, prompts, selection)
+        if manifest := _find_manifest(folder):
+            found += _from_manifest(system, manifest, folder, prompts, selection)
         else:
             found += _from_names(system, folder, prompts, selection)
     return found
@@ -169,10 +170,19 @@ def _refuse_surplus(files: Sequence[Path]) -> None:
         )
 
 
+def _find_manifest(folder: Path) -> Path | None:
+    """Return the manifest in the folder, or the one above that lists its clips."""
+    own, above = folder / MANIFEST, folder.resolve().parent / MANIFEST
+    if own.is_file():
+        return own
+    listed = above.is_file() and f"{folder.resolve().name}/".encode() in above.read_bytes()
+    return above if listed else None
+
+
 def _from_manifest(
-    system: str, manifest: Path, prompts: Sequence[Prompt], selection: Selection
+    system: str, manifest: Path, folder: Path, prompts: Sequence[Prompt], selection: Selection
 ) -> list[Source]:
-    rows = _read_rows(manifest, system)
+    rows = _read_rows(manifest, system, folder)
     # A later row replaces an earlier one of the same file.
     latest = {row["path"]: row for row in rows}.values()
     clips = [(_key(row["prompt"]), _list_row(row, manifest)) for row in latest]
@@ -223,13 +233,15 @@ def _match_prompts(
     return sources
 
 
-def _read_rows(manifest: Path, system: str) -> list[dict[str, str]]:
+def _read_rows(manifest: Path, system: str, folder: Path) -> list[dict[str, str]]:
     try:
         table = read_table(manifest, COLUMNS)
         require_columns(table, manifest, {"path": PATH_NAMES, "prompt": PROMPT_NAMES})
     except FileRefused as refusal:
         raise StudyError(str(refusal)) from refusal
     rows = list(table.rows.values())
+    if manifest.parent != folder:
+        rows = [row for row in rows if row["path"].startswith(f"{folder.resolve().name}/")]
     models = sorted({row["model"] for row in rows}) if "model" in table.names else []
     if len(models) > 1:
         if system not in models:

@@ -140,3 +140,28 @@ def test_batches_that_begin_at_once_write_one_header(tmp_path):
 def _add_together(barrier, folder, name):
     barrier.wait()
     _add(folder, name)
+
+
+def test_rows_are_added_to_what_others_made_of_the_file_meanwhile(tmp_path):
+    """The second row of a manifest is added without reading the whole file again."""
+    manifest = Manifest(tmp_path)
+    manifest.add(_row("a.mp4"))
+    manifest.add(_row("b.mp4"))
+    Manifest(tmp_path).add(_row("c.mp4"))
+    manifest.add(_row("d.mp4"))
+    with manifest.path.open("ab") as file:
+        file.write(b"torn-cl")  # by a process that was killed
+    manifest.add(_row("e.mp4"))
+    manifest.path.write_text(manifest.path.read_text().replace(";", "").replace(",", ";"))
+    manifest.add(_row("f.mp4"))
+    manifest.path.write_bytes(manifest.path.read_bytes()[:-1])
+    manifest.add(_row("g.mp4"))
+    assert list(manifest.rows()) == [f"{name}.mp4" for name in "abcdefg"]
+
+    manifest.path.unlink()
+    manifest.add(_row("h.mp4"))
+    assert list(manifest.rows()) == ["h.mp4"]
+    manifest.path.write_text("not ours\n" * 50)
+    with pytest.raises(ValueError):
+        manifest.add(_row("i.mp4"))
+    assert manifest.path.read_text() == "not ours\n" * 50

@@ -107,3 +107,21 @@ def test_several_seeds_of_a_manifest_are_chosen_from(tmp_path):
         _find(tmp_path)
 
     assert _find(tmp_path, Selection(seed=4)) == {0: "0-4.mp4", 1: "1-4.mp4"}
+
+
+def test_one_manifest_lists_the_folders_of_several_systems(tmp_path):
+    rows = [f'{s}/{p.index}.mp4,"{p.text}",0' for s in ("turbo-4", "turbo-8") for p in PROMPTS]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,prompt,seed", *rows]))
+    for folder in ("turbo-4", "turbo-8"):
+        (tmp_path / folder).mkdir()
+        _touch(tmp_path / folder, "0.mp4", "1.mp4")
+
+        assert _find(tmp_path / folder) == {0: "0.mp4", 1: "1.mp4"}
+
+
+def test_a_manifest_above_that_lists_other_files_is_passed_over(tmp_path):
+    (tmp_path / "manifest.csv").write_text("file,label\nb.mp4,1")
+    (tmp_path / "a").mkdir()
+    _touch(tmp_path / "a", "0000.mp4", "0001.mp4")
+
+    assert _find(tmp_path / "a") == {0: "0000.mp4", 1: "0001.mp4"}

@@ -1,0 +1,128 @@
+"""Kill a batch over two processes at random moments, and compare it with an undisturbed one.
+
+    python -m tests.benchmarks.batch_kills [KILLS] [PROMPTS]
+
+Prints a line for people and, last, one JSON line for machines.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from turbo.batch import clip_name, make_clips
+from turbo.manifest import Manifest
+from turbo.pipeline import load_pipeline
+from turbo.request import check_request
+
+MODEL, STEPS = "shapes-turbo", 4
+
+
+def _prompts(count: int) -> list[str]:
+    return [f"a red star moving left, {n}" for n in range(count)]
+
+
+def undisturbed(folder: Path, *, prompts: int) -> dict[str, str]:
+    """Make all clips in this process; return their SHA-256 by path."""
+    pipeline = load_pipeline(MODEL)
+    requests = [
+        check_request(pipeline.card, prompt, seed=n, steps=STEPS)
+        for n, prompt in enumerate(_prompts(prompts))
+    ]
+    make_clips(pipeline, {clip_name(pipeline, request): request for request in requests}, folder)
+    return {path: row["sha256"] for path, row in Manifest(folder).rows().items()}
+
+
+def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[str, str]]:
+    """Make them over two processes, killed so many times; return every row of the manifest.
+
+    Each kill comes a random time after the first new clip, or for every fourth at a random moment
+    of the start. It ends the launcher and both processes at once, or one of the two.
+    """
+    folder.mkdir(parents=True)
+    (folder / "prompts.txt").write_text("\n".join(_prompts(prompts)))
+    draw = random.Random(seed)
+    for kill in range(kills):
+        with _started(folder) as running:
+            before = len(_rows(folder))
+            if kill % 4 < 3:
+                while len(_rows(folder)) == before and running.poll() is None:
+                    time.sleep(0.02)
+                time.sleep(draw.uniform(0, 0.1 * prompts / kills))
+            else:
+                time.sleep(draw.uniform(0, 12))
+            assert running.poll() is None, "The batch ended before it was killed. Add prompts."
+            _kill(running, whole=draw.random() < 0.5, draw=draw)
+    with _started(folder) as running:
+        assert running.wait() == 0
+    rows = _rows(folder)
+    assert not Manifest(folder).missing([row["path"] for row in rows])
+    assert not list(folder.glob(".unfinished*"))
+    assert {file.name for file in folder.glob("*.mp4")} == {row["path"] for row in rows}
+    return rows
+
+
+def _started(folder: Path) -> subprocess.Popen[bytes]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2", "-m", "turbo.generate", "--model", MODEL]
+    launch += [
+        "--steps",
+        str(STEPS),
+        "--prompts",
+        str(folder / "prompts.txt"),
+        "--out",
+        str(folder),
+    ]
+    return subprocess.Popen(
+        launch,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _kill(running: subprocess.Popen[bytes], *, whole: bool, draw: random.Random) -> None:
+    """End all processes of a launch by SIGKILL: together, or one first and then the launcher."""
+    workers = psutil.Process(running.pid).children(recursive=True)
+    if not whole and workers:
+        draw.choice(workers).kill()
+        time.sleep(draw.uniform(0, 1))
+    for process in [running, *workers]:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    running.wait()
+    psutil.wait_procs(workers)
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    """Return every row of the manifest, also repeated ones."""
+    if not (folder / "manifest.csv").exists():
+        return []
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    kills, prompts = map(int, (*sys.argv[1:], *("20", "200")[len(sys.argv) - 1 :]))
+    with TemporaryDirectory() as place:
+        expected = undisturbed(Path(place, "whole"), prompts=prompts)
+        rows = disturb(Path(place, "killed"), prompts=prompts, kills=kills, seed=0)
+    equal = {row["path"]: row["sha256"] for row in rows} == expected
+    repeated = len(rows) - len({row["path"] for row in rows})
+    print(f"{kills} kills, {prompts} clips: equal {equal}, listed twice {repeated}")
+    print(json.dumps({"bench": "batch_kills", "kills": kills, "equal": equal, "twice": repeated}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Many clips: the frames of single requests, whatever process, batch or earlier run made them."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.benchmarks.batch_kills import disturb, undisturbed
+from tests.support.tiny_models import make_unet
+from turbo import batch, disk_space, generate, pipeline
+from turbo.batch import Share, make_clips
+from turbo.diffusion.schedule import draw_noise
+from turbo.manifest import Manifest
+from turbo.models import cli
+from turbo.request import check_request
+from turbo.video import load_video
+
+
+@pytest.fixture
+def model(tiny_pipeline):
+    """A tiny student on one thread, whose clips are decoded in another."""
+    tiny_pipeline.card = replace(tiny_pipeline.card, cpu_threads=1)
+    return tiny_pipeline
+
+
+def _clips(model, count=5):
+    return {
+        f"s/{n}.mp4": check_request(model.card, f"a cat {n}", seed=n, steps=2) for n in range(count)
+    }
+
+
+def _digests(folder):
+    return {path: row["sha256"] for path, row in Manifest(folder).rows().items()}
+
+
+@pytest.mark.parametrize("threads", [None, 1], ids=["decoded at once", "decoded apart"])
+def test_a_batch_makes_the_frames_of_single_requests(threads, model, tmp_path):
+    model.card = replace(model.card, cpu_threads=threads)
+    clips = _clips(model, 3)
+
+    assert make_clips(model, clips, tmp_path) == []
+
+    for path, request in clips.items():
+        single = model(request.prompt, seed=request.seed, steps=2)
+        single.save(tmp_path / "single.mp4", enlarge=model.card.enlarge)
+        assert (tmp_path / "single.mp4").read_bytes() == (tmp_path / path).read_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_share_the_clips_without_changing_them(model, tmp_path, batch_size):
+    clips = _clips(model)
+    make_clips(model, clips, tmp_path / "one", batch_size=batch_size)
+
+    made = []
+    for rank in (2, 0, 1):
+        make_clips(model, clips, tmp_path / "more", batch_size=batch_size, share=Share(rank, 3))
+        made.append(len(_digests(tmp_path / "more")))
+
+    assert made[0] < made[1] < made[2] == len(clips)
+    assert _digests(tmp_path / "more") == _digests(tmp_path / "one")
+
+
+def test_a_clip_made_again_within_a_batch_is_the_same_and_its_neighbour_stays(model, tmp_path):
+    clips = _clips(model, 4)
+    make_clips(model, clips, tmp_path, batch_size=2)
+    before, kept = _digests(tmp_path), (tmp_path / "s/0.mp4").stat().st_mtime_ns
+    (tmp_path / "s/1.mp4").unlink()
+
+    make_clips(model, clips, tmp_path, batch_size=2)
+
+    assert _digests(tmp_path) == before
+    assert not Manifest(tmp_path).missing(list(clips))
+    assert (tmp_path / "s/0.mp4").stat().st_mtime_ns == kept
+
+
+def test_systems_start_from_the_same_noise_drawn_in_float32_on_the_cpu(
+    tiny_pipeline, teacher_card, monkeypatch
+):
+    parts = (tiny_pipeline.vae, tiny_pipeline.text_encoder, tiny_pipeline.schedule)
+    teacher = pipeline.VideoPipeline(teacher_card, make_unet(), *parts)
+    noise = []
+
+    def record(like, generators):
+        assert {generator.device.type for generator in generators} == {"cpu"}
+        drawn = draw_noise(like, generators)
+        noise.append(drawn)
+        return drawn
+
+    monkeypatch.setattr(pipeline, "draw_noise", record)
+    for model in (tiny_pipeline, teacher):
+        model.sample([check_request(model.card, f"a {model.card.name}", seed=7, steps=2)])
+
+    drawn = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(noise[0], drawn)
+    assert torch.equal(noise[1], drawn)
+
+
+def test_failures_are_listed_and_tried_again(model, tmp_path, monkeypatch):
+    clips, sample = _clips(model), model.sample
+
+    def fail(requests):
+        samples = sample(requests)
+        if requests[0].seed == 1:
+            return replace(samples, latents=samples.latents * torch.nan)
+        if requests[0].seed == 3:
+            raise RuntimeError("no such kernel")
+        return samples
+
+    monkeypatch.setattr(model, "sample", fail)
+    failures = make_clips(model, clips, tmp_path)
+    assert [line.partition(":")[0] for line in failures] == ["s/1.mp4", "s/3.mp4"]
+    assert "not finite" in failures[0] and "no such kernel" in failures[1]
+    assert len(_digests(tmp_path)) == 3
+
+    monkeypatch.setattr(model, "sample", sample)
+    assert make_clips(model, clips, tmp_path) == []
+    assert len(_digests(tmp_path)) == 5
+
+
+def test_a_full_disk_stops_the_batch_at_once(model, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("turbo.video.Video.save", fail)
+
+    with pytest.raises(OSError, match="No space left"):
+        make_clips(model, _clips(model), tmp_path)
+
+
+def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    disk = SimpleNamespace(free=10**6)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: disk)
+    (tmp_path / "there.mp4").write_bytes(bytes(10**6))
+
+    assert batch.check_room(tmp_path, [10**6, 10**6]) == 10**6
+    with pytest.raises(OSError, match="--out"):
+        batch.check_room(tmp_path, [3 * 10**6])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--systems", "none:4"], "is no system"),
+        (["--systems", "shapes-turbo:4:1:2"], "is no system"),
+        (["--systems", "shapes-turbo:4,shapes-turbo:4"], "twice"),
+        (["--systems", "shapes-turbo:0"], "The number of steps must be a whole number"),
+        (["--systems", "shapes-turbo:4", "--steps", "0"], "Leave --model, --steps"),
+        (["--systems", "shapes-turbo:4", "--model", "shapes-turbo"], "Leave --model, --steps"),
+        (["--seeds", "0"], "not a positive whole number"),
+        (["--seeds", "2", "--seed", str(2**32 - 1)], "The seed must be a whole number"),
+    ],
+)
+def test_a_batch_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+
+    with pytest.raises(SystemExit) as end:
+        generate.main(["--prompts", str(tmp_path / "prompts.txt"), *arguments])
+
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(cli.MODELS, model.card.name, model.card)
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: model)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    name = model.card.name
+
+    generate.main(
+        ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "2", "--seed", "5"]
+        + ["--systems", f"{name}:2,{name}:3:6.5", "--out", str(tmp_path / "out")]
+    )
+
+    rows = Manifest(tmp_path / "out").rows()
+    found = [(path.split("/")[0], row["prompt"], row["seed"]) for path, row in rows.items()]
+    assert found == [
+        (folder, prompt, seed)
+        for folder in (f"{name}-2", f"{name}-3-6.5")
+        for prompt in ("a cat", "a dog")
+        for seed in ("5", "6")
+    ]
+    path, row = list(rows.items())[-1]
+    assert load_video(tmp_path / "out" / path).recipe["guidance"] == float(row["guidance"]) == 6.5
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_ends_in_the_same_clips(tmp_path):
+    expected = undisturbed(tmp_path / "whole", prompts=30)
+
+    rows = disturb(tmp_path / "killed", prompts=30, kills=2, seed=0)
+
+    assert {row["path"]: row["sha256"] for row in rows} == expected
+    assert len(rows) == len(expected) == 30
