@@ -152,7 +152,11 @@ def test_rows_are_added_to_what_others_made_of_the_file_meanwhile(tmp_path):
     with manifest.path.open("ab") as file:
         file.write(b"torn-cl")  # by a process that was killed
     manifest.add(_row("e.mp4"))
-    manifest.path.write_text(manifest.path.read_text().replace(";", "").replace(",", ";"))
+    size = manifest.path.stat().st_size
+    rows = list(csv.reader(manifest.path.read_text().splitlines()))
+    with manifest.path.open("w", newline="") as file:
+        csv.writer(file, delimiter=";", lineterminator="\n").writerows(rows)
+    assert manifest.path.stat().st_size == size  # the length alone shows no other delimiter
     manifest.add(_row("f.mp4"))
     manifest.path.write_bytes(manifest.path.read_bytes()[:-1])
     manifest.add(_row("g.mp4"))
