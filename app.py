@@ -66,15 +66,32 @@ def open_clip_store(data_dir: Path) -> ClipStore:
 def keep_temporary_files_in(folder: Path) -> None:
     """Let Gradio copy files below the data folder: /tmp/gradio may belong to another user.
 
-    So do all libraries if the machine has no folder for temporary files that can be written.
+    If that is read-only, they go to a new folder among the temporary files of the machine. Where
+    the machine has none that can be written, all libraries use the data folder.
     """
-    if read_variable("GRADIO_TEMP_DIR") is None:
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    named = read_variable("GRADIO_TEMP_DIR")
+    if named is not None and not _can_write(Path(named)):
+        sys.exit(f"app.py: GRADIO_TEMP_DIR: {named} cannot be written. Name another folder.")
+    writable = _can_write(folder)
     try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        tempfile.tempdir = str(folder)
-        folder.mkdir(exist_ok=True)
+        elsewhere = tempfile.gettempdir()
+    except FileNotFoundError as missing:
+        if not writable:
+            sys.exit(f"app.py: Neither {folder} nor a temporary folder can be written: {missing}.")
+        tempfile.tempdir = elsewhere = str(folder)
+    if named is None:
+        own = str(folder) if writable else tempfile.mkdtemp(prefix="t2v-turbo-", dir=elsewhere)
+        os.environ["GRADIO_TEMP_DIR"] = own
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether folders can be made in a folder, which is created if it does not exist."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError:
+        return False
+    return True
 
 
 def read_flags() -> argparse.Namespace:

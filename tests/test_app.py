@@ -220,5 +220,28 @@ def test_temporary_files_go_below_the_data_folder(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("place", ["a file", "read-only"])
+def test_temporary_files_go_elsewhere_where_the_data_folder_cannot_be_written(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = Path("/proc") if place == "read-only" else tmp_path / "data"
+    if place == "a file":
+        folder.touch()
+
+    app.keep_temporary_files_in(folder)
+
+    own = Path(os.environ["GRADIO_TEMP_DIR"])
+    assert own.parent == tmp_path and own.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/proc/none")
+
+    with pytest.raises(SystemExit, match="GRADIO_TEMP_DIR"):
+        app.keep_temporary_files_in(tmp_path)
+
+
 def _no_temporary_folder():
     raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")

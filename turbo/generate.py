@@ -149,7 +149,9 @@ def check_out(name: str, *, batch: bool) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"The folder {folder} of --out is not writable. Choose another.")
     if batch:
-        Manifest(folder)  # refuses one that is not ours
+        manifest = Manifest(folder).path  # refuses one that is not ours
+        if manifest.exists() and not os.access(manifest, os.W_OK):
+            raise ValueError(f"{manifest} is not writable. Make it so, or choose another --out.")
     elif len(os.fsencode(out.name)) > os.pathconf(folder, "PC_NAME_MAX"):
         raise ValueError(f"The name of --out {name} is too long. Shorten it.")
     remove_unfinished(folder)

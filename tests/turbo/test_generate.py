@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -328,3 +329,12 @@ def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch
 def test_missing_weights_are_refused_in_words(student_card):
     with pytest.raises(FileNotFoundError, match="The weights of tiny-student are incomplete"):
         VideoPipeline.load(student_card)
+
+
+def test_a_manifest_that_cannot_be_written_is_refused_before_loading(tmp_path, monkeypatch):
+    generate.check_out(str(tmp_path), batch=True)
+    (tmp_path / "manifest.csv").write_text(",".join(COLUMNS) + "\n")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "manifest.csv")
+
+    with pytest.raises(ValueError, match="manifest.csv"):
+        generate.check_out(str(tmp_path), batch=True)

@@ -107,6 +107,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         named or _table_fits(path, head)
     )  # its length may look like a pickle
     is_pickle = head.startswith((b"PK", b"\x80")) and not has_table
+    if not has_table and _likely(head) != ".":
+        raise ValueError(
+            f"{path} is not a weight file: it begins with {head[:24]!r}{_likely(head)} "
+            f"{FETCH_AGAIN}"
+        )
     if has_table or (named and not is_pickle):
         return _open_safetensors(path, head)
     if named:  # torch goes by the name
@@ -130,6 +135,8 @@ def _table_fits(path: Path, head: bytes) -> bool:
 def _likely(head: bytes) -> str:
     if head.lstrip()[:1] == b"<":
         return ": a web page, perhaps one that asks you to log in."
+    if head.lstrip()[:1] == b"{" or head[:16].isascii() and head[:16].decode().isprintable():
+        return ": text, perhaps the message of a server or a pointer to the file."
     return "."
 
 

@@ -1,6 +1,7 @@
 """Convert the published files of one model into its folders."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -128,7 +129,12 @@ def _save_configuration(network: nn.Module | None, folder: Path) -> None:
 
 
 def files_at(path: Path) -> list[Path]:
-    """Return the weight files in a folder of diffusers' layout; of a file, the file itself."""
+    """Return the weight files in a folder of diffusers' layout; of a file, the file itself.
+
+    Raises:
+        FileNotFoundError: a part has none.
+        ValueError: those of a part are split.
+    """
     if not path.is_dir():
         return [path]
     found = []
@@ -138,12 +144,24 @@ def files_at(path: Path) -> list[Path]:
             for file in sorted((path / part).glob("*"))
             if file.suffix in (".safetensors", ".bin")
         ]
-        weights = [file for file in weights if ".fp16." not in file.name] or weights
+        weights.sort(key=_rank)
         safe = [file for file in weights if file.suffix == ".safetensors"]
         if not weights:
             raise FileNotFoundError(
                 f"There are no weights in {path / part}. "
                 "Choose the folder that contains unet/, vae/ and text_encoder/."
             )
-        found += (safe or weights)[:1]
+        chosen = (safe or weights)[0]
+        if re.search(r"-\d{5}-of-\d{5}", chosen.name):
+            raise ValueError(
+                f"The weights in {chosen.parent} are split into several files. Save them as one, "
+                'in diffusers by save_pretrained(..., max_shard_size="100GB").'
+            )
+        found.append(chosen)
     return found
+
+
+def _rank(file: Path) -> tuple[bool, int, str]:
+    """Order weight files: those named as libraries name them, without a variant such as fp16."""
+    usual = file.name.startswith(("diffusion_pytorch_model", "model", "pytorch_model"))
+    return not usual, file.name.count("."), file.name

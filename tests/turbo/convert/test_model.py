@@ -587,3 +587,29 @@ def test_half_precision_files_are_taken_where_there_are_no_others(tmp_path):
         "vae/model.safetensors",
         "text_encoder/model.fp16.safetensors",
     }
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["diffusion_pytorch_model.non_ema.safetensors"],
+        ["adapter.safetensors", "diffusion_pytorch_model.FP16.safetensors"],
+        ["diffusion_pytorch_model.bin", "a-00001-of-00002.safetensors"],
+    ],
+)
+def test_the_plain_weights_win_over_variants_and_other_files(tmp_path, others):
+    for part in ("unet", "vae", "text_encoder"):
+        (tmp_path / part).mkdir()
+        for name in ["diffusion_pytorch_model.safetensors", *others]:
+            (tmp_path / part / name).touch()
+
+    assert {file.name for file in files_at(tmp_path)} == {"diffusion_pytorch_model.safetensors"}
+
+
+def test_split_weights_are_refused_as_such(tmp_path):
+    (tmp_path / "unet").mkdir()
+    for number in (1, 2):
+        (tmp_path / "unet" / f"model-0000{number}-of-00002.safetensors").touch()
+
+    with pytest.raises(ValueError, match="split"):
+        files_at(tmp_path)
