@@ -13,13 +13,22 @@ from diffusers import (
 from torch import nn
 from torch.testing import assert_close
 
+from demo.models import describe_models, load_model, read_request
 from tests.support.tiny_models import randomise
 from tests.turbo.models.test_placement import _activations as count_activations
 from training.tiny import wan_parts, write_tiny
 from turbo.diffusion.ddim import ddim_timesteps
-from turbo.diffusion.distillation import student_of
+from turbo.diffusion.distillation import (
+    SolverGrid,
+    consistency_loss,
+    draw_batch,
+    student_of,
+    teacher_step,
+)
 from turbo.diffusion.schedule import FlowSchedule
 from turbo.models.footprint import measure_footprint
+from turbo.models.registry import MODELS
+from turbo.networks.lora import LORA_FILE, add_lora, load_lora, merge_lora, save_lora
 from turbo.networks.text import UMT5TextEncoder
 from turbo.networks.vae import decode_latents
 from turbo.networks.wan import WanNetwork
@@ -80,8 +89,18 @@ class ExactGrid(Grid):
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("frames, height, width", [(5, 32, 32), (9, 16, 48)])
-@pytest.mark.parametrize("shift, guidance", [(3.0, 1.0), (8.0, 5.0)])
+@pytest.mark.parametrize(
+    "frames, height, width", [pytest.param(5, 32, 32, marks=pytest.mark.slow), (9, 16, 48)]
+)
+@pytest.mark.parametrize(
+    "shift, guidance",
+    [
+        pytest.param(3.0, 1.0, marks=pytest.mark.slow),
+        pytest.param(3.0, 5.0, marks=pytest.mark.slow),
+        pytest.param(8.0, 1.0, marks=pytest.mark.slow),
+        (8.0, 5.0),
+    ],
+)
 def test_the_pipeline_is_that_of_diffusers(
     card, dtype, bound, frames, height, width, shift, guidance
 ):
@@ -207,3 +226,62 @@ def test_the_estimated_activations_are_those_of_a_call(card, tmp_path):
     decoded = count_activations(vae, lambda vae: vae.decode(arguments[0]))
     assert 0.95 < found.denoise / called < 1.2
     assert 0.95 < found.decode * found.frames / decoded < 1.2
+
+
+def test_adapters_are_saved_loaded_and_merged_without_a_change(tmp_path):
+    teacher = parts(torch.float32)["teacher"]
+    generator = torch.Generator().manual_seed(0)
+    student = add_lora(student_of(teacher).requires_grad_(False), 2, generator=generator)
+    for weight in student.parameters():
+        if weight.requires_grad:
+            weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
+    condition = Conditioning(guidance=torch.randn(1, 256))
+    inputs = torch.randn(1, 4, 2, 4, 4), torch.tensor([700.0]), torch.randn(1, 5, 16), condition
+    expected = student(*inputs)
+
+    save_lora(student, tmp_path / LORA_FILE)
+    loaded = load_lora(student_of(teacher), tmp_path / LORA_FILE)
+
+    assert not torch.allclose(expected, teacher(*inputs[:3]), atol=1e-3)
+    assert torch.equal(loaded(*inputs), expected)
+    assert_close(merge_lora(loaded)(*inputs), expected, rtol=0, atol=1e-5)
+
+
+def test_the_consistency_loss_takes_eulers_step_and_trains_the_adapters():
+    teacher, schedule = parts(torch.float32)["teacher"], FlowSchedule.shifted(3.0)
+    student = add_lora(student_of(teacher, share=True).requires_grad_(False), 2)
+    embeds = torch.randn(2, 5, 16)
+    batch = draw_batch(
+        torch.randn(2, 4, 2, 4, 4),
+        embeds,
+        torch.zeros_like(embeds),
+        torch.tensor([3.0, 6.0]),
+        grid=SolverGrid(50),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    stepped = teacher_step(teacher, schedule, noisy, batch)
+    loss = consistency_loss(student, student, teacher, batch, schedule)
+    loss.value.backward()
+
+    told = 1000 * schedule.sigmas[batch.start]
+    cond, uncond = teacher(noisy, told, embeds), teacher(noisy, told, batch.uncond_embeds)
+    scale = (batch.guidance_scale + 1).view(2, 1, 1, 1, 1)
+    length = (schedule.sigmas[batch.end] - schedule.sigmas[batch.start]).view(2, 1, 1, 1, 1)
+    assert_close(stepped, noisy + length * (uncond + scale * (cond - uncond)), rtol=0, atol=1e-4)
+    trained = {name: weight.grad for name, weight in student.named_parameters() if "lora_B" in name}
+    assert trained and all(torch.isfinite(grad).all() for grad in trained.values())
+    assert sum(grad.abs().sum() for grad in trained.values()) > 0
+
+
+@pytest.mark.slow
+def test_the_page_makes_a_clip_with_a_folder(card, monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, card.name, card)
+
+    generate = load_model(card.name)
+    request = read_request(describe_models(), card.name, "a cat", seed=1, steps=2)
+    *_, last = generate(request, tmp_path / "clip.mp4")
+
+    assert last.clip is not None and last.clip.frames == card.num_frames
+    assert (tmp_path / "clip.mp4").stat().st_size > 0

@@ -75,13 +75,15 @@ def test_names_are_those_that_diffusers_converts(name, convert, parts):
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
 
 
+@pytest.mark.slow
 def test_the_published_files_have_as_many_tensors():
-    """As listed in the files' own headers."""
+    """As others have counted in the released files, which were not available here."""
     assert len(wan_network_part(published_wan_network()).expected) == 825
     assert len(wan_vae_part(published_wan_vae()).expected) == 194
     assert len(wan_text_part(published_wan_text()).expected) == 242
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, build",
     [("teacher", map_wan_network), ("vae", map_wan_vae), ("text_encoder", map_wan_text)],
@@ -128,6 +130,7 @@ def test_published_files_become_a_model_that_makes_clips(card, files, parts):
     assert [finding.problems for finding in verify_model(replace(card, sources=()))] == [[]] * 4
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model_is_refused(card, files, tiny_unet, tmp_path):
     save_file(tiny_unet.state_dict(), tmp_path / "unet.safetensors")
 

@@ -469,7 +469,7 @@ def test_out_of_memory_while_loading_names_the_next_smaller_option(saved_card, m
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("turbo.pipeline.VideoUNet.from_pretrained", fail)
+    monkeypatch.setattr("turbo.pipeline.load_network", fail)
 
     with pytest.raises(MemoryError, match="The next smaller option is memory 'sliced'"):
         VideoPipeline.load(saved_card, "cpu", memory="full")
