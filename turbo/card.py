@@ -26,7 +26,7 @@ class HubFile:
     path: str  # inside the repository
     size: int  # bytes; to three digits where the Hub shows no more
     gives: tuple[str, ...] = ()  # parts of a model, as in `ModelCard.parts`
-    sha256: str | None = None  # as the Hub lists it; None if it was not accessible
+    sha256: str | None = None  # of the published file; None if unknown
 
     @property
     def address(self) -> str:

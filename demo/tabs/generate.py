@@ -232,7 +232,9 @@ def _connect_generation(context: PageContext, controls: Controls, outputs: Outpu
         }
 
     triggers = [controls.run.click, controls.prompt.submit]
+    # Gradio runs the events of one click in turn, so these must come before the computation.
     gr.on(triggers, None, js=_SCROLL_TO_STATUS, **NO_QUEUE)
+    gr.on(triggers, None, js=visit.BEGIN, **NO_QUEUE)
     return gr.on(
         triggers,
         on_generate,
@@ -379,7 +381,6 @@ def _connect_visit(
     ]
     gr.on(changes, None, settings, js=visit.KEEP_SETTINGS, **NO_QUEUE)
     outputs.history.change(None, outputs.history, js=visit.KEEP_CLIPS, **NO_QUEUE)
-    gr.on([controls.run.click, controls.prompt.submit], None, js=visit.BEGIN, **NO_QUEUE)
     for ended in (generating.success, generating.failure, controls.stop.click):
         ended(None, js=visit.END, **NO_QUEUE)
     outputs.clear.click(on_clear, None, [*restored, outputs.player, outputs.recipe], **NO_QUEUE)

@@ -240,8 +240,11 @@ def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
     again = page.get_by_role("button", name=f"Show again: {prompt}")
     again.wait_for()
     page.get_by_label("Prompt", exact=True).fill("half a pro")
+    page.wait_for_timeout(500)  # until the events of the end have run
 
     page.reload()
+    again.wait_for()
+    expect(page.locator("#status")).to_contain_text("Ready")
     again.click()
     page.locator(f"{VIDEO}[aria-label='Video: {prompt}']").wait_for()
     page.get_by_label("Prompt", exact=True).fill("half a pro")
