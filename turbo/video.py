@@ -86,8 +86,10 @@ def remove_unfinished(folder: Path) -> None:
     """
     prefix = _own_prefix()
     for file in folder.glob(f"{prefix}*{SUFFIX}"):
-        process = int(file.name.removeprefix(prefix).partition("-")[0])
-        if process == os.getpid() or not psutil.pid_exists(process):
+        process = file.name.removeprefix(prefix).partition("-")[0]
+        if not process.isdecimal():
+            continue  # somebody else's
+        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
             file.unlink(missing_ok=True)
 
 

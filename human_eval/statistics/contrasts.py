@@ -36,15 +36,16 @@ def tabulate_contrasts(
         `difference` with its interval (`low`, `high`), p, p_family (Holm); `note`, which
         comparison has both systems, or that they never met.
     """
-    cells = {}
+    cells, met = {}, {}
     for comparison, cell in split_primary(votes, definition):
+        if len(cell):
+            met[frozenset((comparison.a, comparison.b))] = comparison.key
         decisive = cell[cell["choice"].isin(["a", "b"])]
         if len(decisive):
             cells[comparison.key] = decisive[["prompt", "rater"]].assign(
                 won=decisive["choice"].eq("a").to_numpy(float)
             )
     compared = [entry for entry in definition.comparisons if entry.key in cells]
-    met = {frozenset((entry.a, entry.b)): entry.key for entry in compared}
     rows = [
         _contrast(cells, first, second, opponent, met, confidence)
         for opponent, first, second in _pairs(compared, cells)

@@ -207,6 +207,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_kept(
     killed, running = 2**22 + 1, os.getppid()
     prefix = video._own_prefix()
     names = [f"{prefix}{killed}-0a.mp4", f"{prefix}{running}-0b.mp4", ".unfinished-other-1-0c.mp4"]
+    names.append(f"{prefix}notes.mp4")
     for name in names:
         (tmp_path / name).touch()
 

@@ -86,3 +86,13 @@ def test_a_comparison_without_votes_is_no_meeting():
     [row] = tabulate_contrasts(votes[votes["comparison"] != "C3"], definition).to_dict("records")
 
     assert "never met" in row["note"]
+
+
+def test_a_comparison_of_ties_alone_is_a_meeting():
+    definition = parse_definition(MET.replace("primary", 'ties = "tie", primary'))
+    votes = make_votes(definition, prompts=12)
+    votes.loc[votes["comparison"] == "C3", "choice"] = "tie"
+
+    [row] = tabulate_contrasts(votes, definition).to_dict("records")
+
+    assert "C3" in row["note"]
