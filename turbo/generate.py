@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failures = _run_one(options) if options.prompts is None else _run_batch(options)
     except (ValueError, MemoryError) as refusal:
         parser.error(str(refusal))
+    except BrokenPipeError:
+        parser.error("The standard output was closed. Run the command again with it open.")
     except OSError as failure:
         if failure.errno is None:  # raised by this library, with advice
             parser.error(str(failure))

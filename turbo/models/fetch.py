@@ -40,6 +40,8 @@ from turbo.models.registry import check_home
 CHUNK = 4 * 2**20  # bytes between two progress reports
 SHA256_DIGITS = 64
 
+PROXIES = ("all_proxy", "http_proxy", "https_proxy")  # variables, in lower case
+
 
 @dataclass(frozen=True)
 class FetchProgress:
@@ -139,7 +141,7 @@ def check_proxies() -> None:
         ValueError: one cannot be used. The message does not contain its password.
     """
     for name, value in os.environ.items():
-        if name.lower() not in ("all_proxy", "http_proxy", "https_proxy") or not value.strip():
+        if name.lower() not in PROXIES or not value.strip():
             continue
         proxy = value if "://" in value else f"http://{value}"
         try:
@@ -295,7 +297,9 @@ def _digest(path: Path) -> Generator[FetchProgress, None, str]:
 
 
 def _unreachable(file: HubFile, error: Exception) -> str:
+    proxies = [name for name in os.environ if name.lower() in PROXIES and os.environ[name]]
+    hint = f", and the proxy that {' and '.join(proxies)} names," if proxies else ""
     return (
-        f"Downloading {file.path} from {file.repository} failed ({error}). Check the connection "
-        "and try again: the download continues where it stopped."
+        f"Downloading {file.path} from {file.repository} failed ({error}). Check the connection"
+        f"{hint} and try again: the download continues where it stopped."
     )

@@ -1,5 +1,7 @@
 // Storage of the browser. A browser that blocks it throws; the page then works without.
 
+export const PROBLEM = "human-eval-problem"; // in sessionStorage: why the page was loaded again
+
 /** Return the text under a key; null if there is none or storage is blocked. */
 export function read(kind, key) {
   try {

@@ -1,6 +1,7 @@
 // The page, from the consent to the completion code.
 
 import { Api, Refused } from "./api.js";
+import { PROBLEM, read, write } from "./browser_storage.js";
 import { connectDialogs } from "./dialogs.js";
 import { Rating, announce } from "./rating.js";
 import { offerReturn, stayHere } from "./return.js";
@@ -64,6 +65,8 @@ async function start() {
   const arriving = ["link", "invitation", "staff"].some((name) => query.has(name));
   if (study.entered && !arriving) await rate();
   else show("welcome");
+  complain(read("sessionStorage", PROBLEM) ?? "");
+  write("sessionStorage", PROBLEM, null);
 }
 
 function setTheme() {

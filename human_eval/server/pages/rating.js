@@ -2,6 +2,7 @@
 
 import { Refused } from "./api.js";
 import { Assignment } from "./assignment.js";
+import { PROBLEM, write } from "./browser_storage.js";
 import { Layout } from "./layout.js";
 import { Player } from "./player.js";
 import { Questions } from "./questions.js";
@@ -270,6 +271,7 @@ export class Rating {
     }
     Assignment.forget();
     if (problem.status === 403) {
+      write("sessionStorage", PROBLEM, problem.message);
       location.reload(); // the cookie has changed or is gone
       return;
     }

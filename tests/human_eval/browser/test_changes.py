@@ -123,3 +123,19 @@ def test_two_windows_of_one_rater_store_each_pair_once(study, open_rater):
         wait_for_pair(other, after=second)
 
     assert shown(study.votes()) == ["right", "right", "right"]
+
+
+@pytest.mark.slow
+def test_a_rater_without_the_cookie_reads_why_the_page_begins_anew(study, open_rater):
+    page = open_rater(study, expect="403")
+    begin(page)
+    page.locator("#watch-note.open").wait_for()
+    page.context.clear_cookies()
+
+    answer(page, "111")
+
+    page.locator("#welcome").wait_for()
+    until(page, "document.querySelector('#entry-problem').textContent !== ''")
+    page.reload()
+    page.locator("#welcome").wait_for()
+    assert page.locator("#entry-problem").inner_text() == ""
