@@ -66,12 +66,12 @@ def _lay_out(context: PageContext) -> _Parts:
         new_seed = gr.Button(
             "⚄ New seed", size="sm", scale=0, min_width=120, elem_id="compare-new-seed"
         )
-    notice = Notice(context.models, prompt)
     with gr.Row(elem_classes="actions"):
         run = gr.Button("Compare", variant="primary", scale=3, min_width=120, elem_id="compare")
         stop = gr.Button(
             "Stop", variant="stop", scale=1, min_width=80, interactive=False, elem_id="compare-stop"
         )
+    notice = Notice(context.models, prompt)
     status = gr.HTML(show_idle(), elem_id="compare-status")
     player = build_synced_player()
     return _Parts(prompt, notice, seed, new_seed, run, stop, status, player)

@@ -86,12 +86,12 @@ def _lay_out_controls(context: PageContext) -> Controls:
         max_lines=4,
         elem_id="prompt",
     )
-    notice = Notice(context.models, prompt)
     with gr.Row(elem_classes="actions"):
         run = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
         stop = gr.Button(
             "Stop", variant="stop", elem_id="stop", scale=1, min_width=80, interactive=False
         )
+    notice = Notice(context.models, prompt)
     model = gr.Dropdown(
         model_choices(context),
         value=context.default_model,

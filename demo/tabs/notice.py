@@ -11,7 +11,11 @@ from demo.widgets.html import escape
 
 
 class Notice:
-    """Explains which words a model knows, and suggests a prompt made of them."""
+    """Explains which words a model knows, and suggests a prompt made of them.
+
+    Lay it out below the buttons: it appears when a visitor presses one, since the prompt then loses
+    the focus, and a button that moves away under the pointer is not clicked.
+    """
 
     def __init__(self, models: Mapping[str, ModelInfo], prompt: gr.Textbox) -> None:
         self._models = models

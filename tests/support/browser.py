@@ -139,6 +139,8 @@ def open_page(chromium) -> Iterator[Callable]:
             page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/?__theme={theme}")
         page.get_by_role("button", name="Generate", exact=True).wait_for()
+        # They open in a new browser and move the page down: a click before that may miss.
+        page.locator("#guidelines-accept").wait_for()
         return page
 
     yield open_one

@@ -203,9 +203,11 @@ def test_an_unknown_prompt_gets_a_notice_with_a_suggestion_and_still_runs(fake_s
     page = open_page(fake_server)
     page.get_by_label("Prompt", exact=True).fill("a blue corgi 🏄 surfing <b>at</b> ${sunset}")
 
-    generate(page)
-
+    page.get_by_role("button", name="Generate", exact=True).hover()
+    page.mouse.down()  # the prompt loses the focus, so the notice appears
     page.get_by_text("Fake student does not know this prompt.").first.wait_for()
+    page.mouse.up()  # the button must still be there
+
     page.get_by_text("Done in").wait_for()
     page.get_by_role("button", name=re.compile("Use .a blue ")).click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('a blue ')")

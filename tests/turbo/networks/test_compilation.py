@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from tests.support.tiny_models import make_unet
 from turbo.networks.compilation import BLOCKS, compile_blocks
 from turbo.networks.unet import VideoUNet
+from turbo.networks.wan import WanNetwork
 from turbo.pipeline import VideoPipeline
 
 
@@ -35,6 +36,7 @@ def test_every_kind_of_block_exists():
             VideoUNet(),
             VideoUNet(skip_temporal_for_one_frame=True),
             AutoencoderKL(norm_num_groups=8, block_out_channels=(8,)),
+            WanNetwork(num_layers=1),
         ]
 
     found = {type(module).__name__ for network in networks for module in network.modules()}
