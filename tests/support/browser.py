@@ -139,8 +139,10 @@ def open_page(chromium) -> Iterator[Callable]:
             page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/?__theme={theme}")
         page.get_by_role("button", name="Generate", exact=True).wait_for()
-        # They open in a new browser and move the page down: a click before that may miss.
+        # The guidelines open in a new browser, and the notice of a model that loads goes away. Both
+        # move the page: a click before that may miss.
         page.locator("#guidelines-accept").wait_for()
+        page.locator("#readiness").wait_for(state="hidden")
         return page
 
     yield open_one

@@ -34,7 +34,11 @@ def test_an_arabic_page_runs_from_right_to_left_around_videos_that_stay(rate_stu
     assert lefts(page, ".current .choice") == sorted(lefts(page, ".current .choice"))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.set_viewport_size({"width": 1280, "height": 800})
-    assert lefts(page, "#left")[0] < lefts(page, "#right")[0]
+    until(
+        page,
+        "document.querySelector('#left').getBoundingClientRect().left"
+        " < document.querySelector('#right').getBoundingClientRect().left",
+    )
     press_elsewhere(page, "س", "KeyS")
     assert page.locator("#skip").is_visible()
 

@@ -166,13 +166,11 @@ def test_what_is_in_the_cache_is_held_against_the_card(hub):
 
 
 def test_a_download_that_fails_names_the_variable_of_its_proxy(hub, monkeypatch):
-    file = hub.offer("model.ckpt", b"content")
     monkeypatch.setenv("HTTP_PROXY", "http://user:secret@127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "")
 
-    with pytest.raises((OSError, ValueError), match="HTTP_PROXY") as refusal:
-        run([file])
-    assert "secret" not in str(refusal.value)
+    message = fetch._unreachable(hub.offer("model.ckpt", b""), OSError("refused"))
+
+    assert "HTTP_PROXY" in message and "secret" not in message
 
 
 def test_a_lost_connection_goes_on_where_it_ended(hub):
