@@ -72,15 +72,14 @@ def keep_temporary_files_in(folder: Path) -> None:
     named = read_variable("GRADIO_TEMP_DIR")
     if named is not None and not _can_write(Path(named)):
         sys.exit(f"app.py: GRADIO_TEMP_DIR: {named} cannot be written. Name another folder.")
-    writable = _can_write(folder)
     try:
-        elsewhere = tempfile.gettempdir()
+        tempfile.gettempdir()
     except FileNotFoundError as missing:
-        if not writable:
+        if not _can_write(folder):
             sys.exit(f"app.py: Neither {folder} nor a temporary folder can be written: {missing}.")
-        tempfile.tempdir = elsewhere = str(folder)
+        tempfile.tempdir = str(folder)
     if named is None:
-        own = str(folder) if writable else tempfile.mkdtemp(prefix="t2v-turbo-", dir=elsewhere)
+        own = str(folder) if _can_write(folder) else tempfile.mkdtemp(prefix="t2v-turbo-")
         os.environ["GRADIO_TEMP_DIR"] = own
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,15 +22,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:08d}{SUFFIX}"
-    partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with open_whole(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as failure:  # torch's writer raises a RuntimeError
-        partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as failure:
         raise OSError(
             f"The checkpoint of step {step} could not be written to {folder}: {failure}. Free some "
             f"space and run the same command again: it continues from {find_newest(folder)}."
@@ -60,6 +55,21 @@ def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """Return the content of the checkpoint of a step. Tensors only, no code."""
     path = folder / f"{step:08d}{SUFFIX}"
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing. It is complete or absent, whenever process or machine stops."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError):  # torch's writer raises a RuntimeError
+        partial.unlink(missing_ok=True)  # a full disk needs the space
+        raise
 
 
 @contextmanager

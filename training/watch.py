@@ -7,7 +7,6 @@ and a judge falls, the student exploits its rewards.
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 
 from training.build import Parts, build_model
-from training.checkpoints import find_newest, load_checkpoint
+from training.checkpoints import find_newest, load_checkpoint, open_whole
 from training.config import Config
 from training.export import student_card
 from turbo.models.placement import Placement
@@ -176,7 +175,8 @@ class Watch:
         if self.accelerator.is_main_process:
             self._keep_best(weights)
             lines = [json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in self.looks]
-            _write(self.out / "watch.jsonl", "".join(lines))
+            with open_whole(self.out / "watch.jsonl") as file:
+                file.write("".join(lines).encode())
         self.accelerator.wait_for_everyone()
 
     def _sample(self, pipeline: VideoPipeline, step: int, index: int) -> Video:
@@ -224,12 +224,3 @@ class Watch:
                     "or delete the file to start anew."
                 )
         return looks
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -88,7 +88,7 @@ def remove_unfinished(folder: Path) -> None:
     for file in folder.glob(f"{prefix}*{SUFFIX}"):
         process = file.name.removeprefix(prefix).partition("-")[0]
         if not process.isdecimal():
-            continue  # somebody else's
+            continue  # another program wrote it
         if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
             file.unlink(missing_ok=True)
 

@@ -197,20 +197,19 @@ def _read_vote(
 ) -> tuple[dict[str, str], str]:
     """Return a vote by the names of KNOWN, and why it is none, or ""."""
     row = {**dict.fromkeys(KNOWN, ""), **mapping.constants}
+    cells: dict[str, str] = {}
     for name, place in columns.items():
-        row[name] = cell = show_value(find_value(record, place))
+        row[name] = cells[name] = cell = show_value(find_value(record, place))
         if not cell:
             return row, f"no {name}"
-        if name in mapping.patterns and name != "choice":
+        if name in mapping.patterns:
             match = re.search(mapping.patterns[name], cell)
             if match is None:
                 return row, f"no {name} in {cell!r}"
             row[name] = match[1]
-    systems = (row["system_a"], row["system_b"])
-    if systems[0] == systems[1]:
-        return row, f"{systems[0]!r} against itself"
-    winners = dict(zip([show_value(find_value(record, columns[name])) if name in columns else ""
-                        for name in ("system_a", "system_b")], "ab", strict=True))  # fmt: skip
+    if row["system_a"] == row["system_b"]:
+        return row, f"{row['system_a']!r} against itself"
+    winners = {cells.get("system_a"): "a", cells.get("system_b"): "b"}
     choice = mapping.choices.get(row["choice"].lower()) or winners.get(row["choice"])
     if choice is None:
         return row, f"the choice {row['choice']!r} is not in the mapping"

@@ -11,7 +11,6 @@ an index is not complete, and is written again. So each process can write shards
 """
 
 import hashlib
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,9 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save
 from torch import Tensor
+
+from training.checkpoints import open_whole
+from turbo.manifest import sha256_of
 
 SETTINGS = "dataset.json"
 _REMEDY = "It is damaged: delete it, and run the command that made it again."
@@ -173,15 +175,10 @@ def write_shard(
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that is complete or absent, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with open_whole(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as failure:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written: {failure}. Free some space and run the same command "
             "again: it continues."
@@ -216,9 +213,7 @@ def verify_shard(folder: Path, number: int, index: ShardIndex) -> None:
         ValueError: they differ.
     """
     path = shard_path(folder, number)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != index.sha256:
+    if sha256_of(path) != index.sha256:
         raise ValueError(f"{path} does not have its checksum. {_REMEDY}")
 
 

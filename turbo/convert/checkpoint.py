@@ -107,14 +107,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         named or _table_fits(path, head)
     )  # its length may look like a pickle
     is_pickle = head.startswith((b"PK", b"\x80")) and not has_table
-    if not has_table and _likely(head) != ".":
-        raise ValueError(
-            f"{path} is not a weight file: it begins with {head[:24]!r}{_likely(head)} "
-            f"{FETCH_AGAIN}"
-        )
-    if has_table or (named and not is_pickle):
+    guess = _guess_text(head)
+    if has_table or (named and not is_pickle and not guess):
         return _open_safetensors(path, head)
-    if named:  # torch goes by the name
+    if named and is_pickle:  # torch goes by the name
         raise ValueError(
             f"{path} is named .safetensors but is a torch pickle. Rename it to end in .pt."
         )
@@ -123,7 +119,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if is_pickle:  # written by torch < 1.6, which cannot be memory-mapped
         return _from_object(path, _unpickle(path, mmap=False))
     raise ValueError(
-        f"{path} is not a weight file: it begins with {head[:24]!r}{_likely(head)} {FETCH_AGAIN}"
+        f"{path} is not a weight file: it begins with {head[:24]!r}{guess}. {FETCH_AGAIN}"
     )
 
 
@@ -132,12 +128,13 @@ def _table_fits(path: Path, head: bytes) -> bool:
     return int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
-def _likely(head: bytes) -> str:
+def _guess_text(head: bytes) -> str:
+    """Say what a file that is text may be; "" if it is none."""
     if head.lstrip()[:1] == b"<":
-        return ": a web page, perhaps one that asks you to log in."
-    if head.lstrip()[:1] == b"{" or head[:16].isascii() and head[:16].decode().isprintable():
-        return ": text, perhaps the message of a server or a pointer to the file."
-    return "."
+        return ": a web page, perhaps one that asks you to log in"
+    if head.lstrip()[:1] == b"{" or (head[:16].isascii() and head[:16].decode().isprintable()):
+        return ": text, perhaps the message of a server or a pointer to the file"
+    return ""
 
 
 def _open_archive(path: Path) -> Checkpoint:

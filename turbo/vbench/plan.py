@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import ModelCard
+from turbo.manifest import sha256_of
 from turbo.request import Request, check_request
 
 PLAN = "plan.json"
@@ -73,9 +74,7 @@ class Plan:
         path, text = folder / PLAN, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise ValueError(f"{path} is another plan. Choose another folder, or remove it.")
-        unfinished = path.with_name(f".{PLAN}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        _write_whole(path, text.encode())
         return path
 
     @classmethod
@@ -151,9 +150,9 @@ def make_plan(
         raise ValueError(f"No prompt has a dimension of {', '.join(sorted(chosen))}.")
     first = check_request(card, "any", seed=first_seed, steps=steps, guidance=guidance)
     protocol = Protocol(
-        prompt_file=_sha256(info),
+        prompt_file=sha256_of(info),
         prompts=len({clip.name.rpartition("-")[0] for clip in clips.values()}),
-        augmented=_sha256(augmented) if augmented else None,
+        augmented=sha256_of(augmented) if augmented else None,
         samples=samples,
         flicker_samples=flicker_samples,
         first_seed=first_seed,
@@ -210,11 +209,11 @@ def fetch_info(folder: Path) -> Path:
         if hashlib.sha256(content).hexdigest() != SHA256:
             raise ValueError(f"{UPSTREAM} is not the file that is known. Pass yours as --info.")
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{INFO}.{os.getpid()}")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        _write_whole(path, content)
     return path
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _write_whole(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)

@@ -22,7 +22,6 @@ from training import distil
 from training.build import build_parts, teacher_card
 from training.config import Config, load_config
 from training.data import prepare as module
-from training.data import shards
 from training.data.__main__ import main
 from training.data.prepare import prepare
 from training.data.shards import ShardFolder, read_index, read_settings
@@ -145,7 +144,7 @@ def test_a_full_disk_keeps_what_is_complete(videos, prepared, tmp_path, monkeypa
             there.extend(files(tmp_path))
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", sync)
+    monkeypatch.setattr("os.fsync", sync)
     with pytest.raises(OSError, match="No space left.*run the same command again"):
         prepare_tiny(videos, tmp_path, passes=2)
     monkeypatch.undo()
