@@ -65,7 +65,8 @@ async function start() {
   const arriving = ["link", "invitation", "staff"].some((name) => query.has(name));
   if (study.entered && !arriving) await rate();
   else show("welcome");
-  complain(read("sessionStorage", PROBLEM) ?? "");
+  const told = read("sessionStorage", PROBLEM);
+  if (told) complain(told);
   write("sessionStorage", PROBLEM, null);
 }
 

@@ -139,3 +139,17 @@ def test_a_rater_without_the_cookie_reads_why_the_page_begins_anew(study, open_r
     page.reload()
     page.locator("#welcome").wait_for()
     assert page.locator("#entry-problem").inner_text() == ""
+
+
+@pytest.mark.slow
+def test_a_rater_who_gets_no_pair_on_arrival_reads_why(study, open_rater):
+    page = open_rater(study, expect="403")
+    begin(page)
+    refusal = {"status": 403, "json": {"error": "Open the link again."}}
+    page.route("**/api/claim", lambda route: route.fulfill(**refusal))
+
+    page.reload()
+
+    page.locator("#welcome").wait_for()
+    page.wait_for_timeout(500)
+    assert page.locator("#entry-problem").inner_text() == "Open the link again."
