@@ -11,6 +11,7 @@ import { text } from "./text.js";
 const STALL = 10_000; // milliseconds without progress until the page offers to report the pair
 const SLOW = 500; // milliseconds until the page shows that the clips are loading
 const ENDED = Symbol("ended"); // in place of an assignment: there was none left
+const CLOSED = 410; // the status of a request to a study that takes no more answers
 const MARGIN = 500; // milliseconds that a correction may take to reach the server
 
 const $ = (id) => document.getElementById(id);
@@ -275,11 +276,10 @@ export class Rating {
       location.reload(); // the cookie has changed or is gone
       return;
     }
-    this.notify(
-      this.waiting
-        ? text("The time to change your answers is over. Your first answers count.")
-        : text("This pair is no longer open: its time is over, or it was answered elsewhere."),
-    );
+    const reason = this.waiting
+      ? text("The time to change your answers is over. Your first answers count.")
+      : text("This pair is no longer open: its time is over, or it was answered elsewhere.");
+    this.notify(problem.status === CLOSED ? problem.message : reason);
     this.waiting = null;
     this.sent = null;
     await this.#advance();

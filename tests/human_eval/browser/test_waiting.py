@@ -3,8 +3,9 @@
 import pytest
 
 from human_eval.collection.submission import give_back
+from human_eval.storage.study_state import CLOSED_MESSAGE
 from tests.human_eval.browser.rater_page import answer, begin, enter, until, wait_for_pair
-from tests.support.studies import claim_pair, enter_rater
+from tests.support.studies import claim_pair, enter_rater, set_closed
 
 pytestmark = pytest.mark.browser
 # Every clip arrives in ten pieces, until `hurry` is set.
@@ -106,3 +107,18 @@ def test_a_rater_waits_for_a_pair_that_others_hold(rate_study, open_rater):
     late.locator("#stop-waiting").click()
     late.locator("#code-box").wait_for()
     assert late.locator("#code").inner_text() == "NONE1234"
+
+
+@pytest.mark.slow
+def test_a_study_that_closes_under_a_pair_is_named_as_the_reason(rate_study, open_rater):
+    own = rate_study(pairs=2, frames=8)
+    page = open_rater(own, expect="410")
+    begin(page)
+    page.locator("#watch-note.open").wait_for()
+    set_closed(own.store, True, author="ada")
+
+    answer(page, "111")
+
+    page.locator("#end").wait_for()
+    assert page.locator("#end-text").inner_text() == CLOSED_MESSAGE
+    assert page.locator("#notice-text").text_content() == CLOSED_MESSAGE
