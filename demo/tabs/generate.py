@@ -37,6 +37,7 @@ class Controls:
     prompt: gr.Textbox
     notice: Notice
     model: gr.Dropdown
+    fitted: gr.State  # the model that the sliders belong to
     download: gr.Button  # hidden unless the model can be downloaded
     examples: gr.Dataset
     steps: gr.Slider
@@ -99,6 +100,7 @@ def _lay_out_controls(context: PageContext) -> Controls:
         filterable=False,
         elem_id="model",
     )
+    fitted = gr.State(context.default_model)
     download = gr.Button("Download this model", size="sm", visible=False, elem_id="download")
     steps, guidance = build_sliders(info)
     with gr.Row(elem_classes="seed-row"):
@@ -114,7 +116,8 @@ def _lay_out_controls(context: PageContext) -> Controls:
         elem_id="examples",
     )
     return Controls(
-        *(prompt, notice, model, download, examples, steps, guidance, seed, new_seed, run, stop)
+        *(prompt, notice, model, fitted, download, examples),
+        *(steps, guidance, seed, new_seed, run, stop),
     )
 
 
@@ -171,11 +174,14 @@ def _lay_out_outputs() -> Outputs:
 
 
 def _connect_controls(context: PageContext, controls: Controls) -> None:
-    def on_model(model: str) -> dict[Any, Any]:
+    def on_model(model: str, fitted: str) -> dict[Any, Any]:
+        if model == fitted:  # the visit or a video was restored, with its own settings
+            return {controls.fitted: gr.skip()}
         info = context.models[model]
         steps, guidance = build_sliders(info)
         return {
             controls.model: gr.Dropdown(model_choices(context)),
+            controls.fitted: model,
             controls.download: gr.Button(visible=can_download(context, model)),
             controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
             controls.steps: steps,
@@ -188,7 +194,13 @@ def _connect_controls(context: PageContext, controls: Controls) -> None:
         return gr.Dropdown(model_choices(context)), gr.Timer(active=False)
 
     changed = [controls.download, controls.examples, controls.steps, controls.guidance]
-    controls.model.input(on_model, controls.model, [controls.model, *changed], **NO_QUEUE)
+    # Not `input`: Gradio also sends it when the dropdown loses the focus.
+    controls.model.change(
+        on_model,
+        [controls.model, controls.fitted],
+        [controls.model, controls.fitted, *changed],
+        **NO_QUEUE,
+    )
     controls.notice.connect(controls.model, controls.run)
     controls.new_seed.click(draw_seed, None, controls.seed, **NO_QUEUE)
     controls.examples.click(
@@ -302,6 +314,7 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
         return {
             controls.prompt: recipe["prompt"],
             controls.model: recipe["model"],
+            controls.fitted: recipe["model"],
             controls.steps: steps,
             controls.guidance: guidance,
             controls.seed: recipe["seed"],
@@ -314,7 +327,7 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
     outputs.history.restore(
         on_restore,
         outputs.clips,
-        [*settings, outputs.player, outputs.status, outputs.recipe],
+        [*settings, controls.fitted, outputs.player, outputs.status, outputs.recipe],
         **NO_QUEUE,
     )
 
@@ -333,6 +346,7 @@ def _connect_visit(
         return {
             controls.prompt: prompt,
             controls.model: gr.Dropdown(model_choices(context), value=model),
+            controls.fitted: model,
             controls.download: gr.Button(visible=can_download(context, model)),
             controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
             controls.steps: steps_slider,
@@ -370,7 +384,7 @@ def _connect_visit(
     page = tab.parent and tab.parent.parent
     assert isinstance(page, gr.Blocks)
     restored = [
-        *(*settings, controls.download, controls.examples),
+        *(*settings, controls.fitted, controls.download, controls.examples),
         *(outputs.clips, outputs.history, outputs.status),
     ]
     saved = gr.Textbox(visible=False)  # the argument of `on_load`

@@ -128,7 +128,12 @@ def open_page(chromium) -> Iterator[Callable]:
     contexts, errors = [], []
 
     def open_one(
-        server: Server, *, width: int = 1280, theme: str = "light", errors_expected: bool = False
+        server: Server,
+        *,
+        width: int = 1280,
+        theme: str = "light",
+        errors_expected: bool = False,
+        loading: bool = False,
     ):
         context = chromium.new_context(viewport={"width": width, "height": 900})
         contexts.append(context)
@@ -142,7 +147,7 @@ def open_page(chromium) -> Iterator[Callable]:
         # The guidelines open in a new browser, and the notice of a model that loads goes away. Both
         # move the page: a click before that may miss.
         page.locator("#guidelines-accept").wait_for()
-        page.locator("#readiness").wait_for(state="hidden")
+        page.locator("#readiness").wait_for(state="visible" if loading else "hidden")
         return page
 
     yield open_one

@@ -43,7 +43,10 @@ export class Rating {
     });
     $("previous").addEventListener("click", () => this.questions.back());
     $("undo").addEventListener("click", () => this.undo());
-    $("notice-close").addEventListener("click", () => this.notify(""));
+    $("notice-close").addEventListener("click", () => {
+      this.notify("");
+      $("prompt").focus({ preventScroll: true }); // the hidden button must not take the next Enter
+    });
     setInterval(() => this.#showUndo(), 250);
   }
 

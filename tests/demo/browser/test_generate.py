@@ -105,6 +105,28 @@ def test_the_sliders_follow_the_model_and_explain_guidance(fake_server, open_pag
     assert page.get_by_label("number input for Guidance").input_value() == "3"
 
 
+def test_the_sliders_are_reset_by_another_model_alone(fake_server, open_page):
+    page = open_page(fake_server)
+    steps = page.get_by_label("number input for Steps")
+    replies = []
+    page.on("response", lambda r: replies.append(r) if is_reply_with(r, "minimum") else None)
+    choose_model(page, "Fake teacher")
+    page.get_by_text("The default of this model is 50").wait_for()
+    set_slider(page, "Steps", 57)
+
+    page.get_by_label("Model", exact=True).focus()
+    page.keyboard.press("Escape")  # closes the list
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(500)
+
+    assert (len(replies), steps.input_value()) == (1, "57")
+    page.get_by_label("Model", exact=True).focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.get_by_text("The default of this model is 4").wait_for()
+    assert steps.input_value() == "4"
+
+
 @pytest.mark.parametrize(
     "prompt, message",
     [
@@ -330,7 +352,7 @@ def test_every_control_has_a_name(fake_server, open_page):
 def test_the_page_works_while_the_model_still_loads(serve, open_page, tmp_path):
     loaded = tmp_path / "loaded"
     server = serve("-m", "tests.support.serve_fake_engine", "--load-when", str(loaded))
-    page = open_page(server)
+    page = open_page(server, loading=True)
     page.get_by_text("The model is loading.").wait_for()
 
     generate(page)
