@@ -43,6 +43,25 @@ def test_a_slow_line_shows_progress_and_offers_no_report(study, open_rater):
     assert page.locator("#loading").is_hidden()
 
 
+@pytest.mark.slow
+def test_a_connection_that_is_back_is_shown_while_the_clips_arrive(study, open_rater):
+    page = open_rater(study, "", expect="ERR_FAILED")
+    page.add_init_script(SLOW_LINE)
+    page.goto(f"{study.url}/rate")
+    page.route("**/media/*", lambda route: route.abort())
+    enter(page)
+    page.locator("#connection").wait_for()
+    page.locator("#loading").wait_for()
+
+    page.unroute("**/media/*")
+    page.locator("#connection").wait_for(state="hidden")
+    still_loading = page.locator("#loading").is_visible()
+    page.evaluate("window.hurry = true")
+    page.locator("#watch-note.open").wait_for()
+
+    assert still_loading
+
+
 def test_a_pair_that_was_answered_elsewhere_is_announced_in_sight(study, open_rater):
     page = open_rater(study, expect="409")
     first = begin(page)

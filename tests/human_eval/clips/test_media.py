@@ -66,13 +66,17 @@ def test_a_rotated_or_mirrored_clip_is_turned(tmp_path, matrix):
     assert (red.shape[0] > red.shape[1]) == (matrix[0] == 0)
 
 
-def test_a_rotation_by_45_degrees_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "matrix, name",
+    [((46341, 46341, 0, -46341, 46341), "rotated"), ((131072, 0, 0, 0, 131072), "scaled")],
+)
+def test_a_matrix_that_is_no_quarter_turn_is_refused_by_name(tmp_path, matrix, name):
     content = _encode(tmp_path / "a.mp4").read_bytes()
     at = content.index(struct.pack(">9i", *UPRIGHT), content.index(b"tkhd"))
-    turned = struct.pack(">9i", 46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", *matrix, 0, 0, 0, 1 << 30)
     (tmp_path / "a.mp4").write_bytes(content[:at] + turned + content[at + 36 :])
 
-    with pytest.raises(StudyError, match="rotated"):
+    with pytest.raises(StudyError, match=name):
         read_footage(tmp_path / "a.mp4")
 
 
