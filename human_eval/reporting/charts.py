@@ -582,13 +582,19 @@ def draw_e_values(
 ) -> Figure:
     """Draw the e-value of each comparison against its number of decisive votes.
 
-    A line has the colour of the system that leads after the last vote.
+    A line has the colour of the system that leads after the last vote. Of more than 60
+    comparisons, those with the most votes are drawn, and the title says so.
 
     Args:
         paths: by comparison, as `human_eval.statistics.e_values.e_value_path` returns them.
         threshold: the e-value at which a comparison is decided.
         width: of the figure, in inches.
     """
+    title = "SIMULATED VOTES" if simulated else "E-values after each vote"
+    if len(paths) > MAX_COMPARISONS:
+        title += f" ({MAX_COMPARISONS} of {len(paths)} comparisons)"
+        most = sorted(paths, key=lambda key: len(paths[key]), reverse=True)[:MAX_COMPARISONS]
+        paths = {key: path for key, path in paths.items() if key in most}
     compared = {entry.key: (entry.a, entry.b) for entry in definition.comparisons}
     drawn = 0
     with matplotlib.rc_context(STYLE):
@@ -632,7 +638,7 @@ def draw_e_values(
         )  # fmt: skip
         axes.set_xlabel("decisive votes on the primary question", fontsize=8)
         axes.set_ylabel("evidence, log10 e", fontsize=8)
-        axes.set_title("SIMULATED VOTES" if simulated else "E-values after each vote", fontsize=9)
+        axes.set_title(title, fontsize=9)
         if with_legend:
             figure.legend(
                 loc="outside lower left", frameon=False, ncols=columns, fontsize=SMALLEST,

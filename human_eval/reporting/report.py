@@ -510,7 +510,7 @@ def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:
         return f"- {row['comparison']}: {count_of(row['votes'], 'vote')}, none decisive."
     first, second = (definition.system(row[name]).title for name in ("system_a", "system_b"))
     winner, loser = (first, second) if row["rate"] > 0.5 else (second, first)
-    claim = "no difference can be claimed"
+    claim = f"no difference between {first} and {second} can be claimed"
     if row["claim"]:
         claim = f"**{winner} is preferred to {loser}**"
     share = f"{100 * row['rate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"

@@ -282,13 +282,13 @@ function end({ outcome, closed, code, finish, progress }) {
   if (outcome in POLLS) askAgain(outcome);
   if (outcome === ended && !$("end").hidden) return;
   ended = outcome;
-  const [title, told] = ENDINGS[outcome];
-  const explanation = closed && outcome !== "done" ? CLOSED : told;
+  const cut = closed && outcome !== "done";
+  const [title, told] = cut ? [text("The study ends here for you"), CLOSED] : ENDINGS[outcome];
   $("end-title").textContent = title;
   const { answered } = progress;
   $("end-text").textContent = answered
-    ? `${explanation} ${text("Answered pairs: {count}.", { count: answered })}`
-    : explanation;
+    ? `${told} ${text("Answered pairs: {count}.", { count: answered })}`
+    : told;
   $("code-box").hidden = !code;
   $("code").textContent = code;
   $("go-on").hidden = outcome !== "stopped" && outcome !== "paused";

@@ -139,5 +139,6 @@ def test_a_study_that_closes_under_a_pair_is_named_as_the_reason(rate_study, ope
     answer(page, "111")
 
     page.locator("#end").wait_for()
+    assert page.locator("#end-title").inner_text() == "The study ends here for you"
     assert page.locator("#end-text").inner_text() == CLOSED_MESSAGE
     assert page.locator("#notice-text").text_content() == CLOSED_MESSAGE

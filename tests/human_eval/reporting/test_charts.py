@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from human_eval.definition.definition import load_definition
+from human_eval.definition.definition import Comparison, load_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.charts import (
     COLOURS,
     DPI,
+    MAX_COMPARISONS,
     SMALLEST,
     choose_sides,
     describe_win_rates,
@@ -281,6 +282,24 @@ def test_evidence_has_the_names_and_colours_of_the_main_figure():
 
     assert "Ours vs. Theirs" in texts(figure)
     assert matplotlib.colors.to_hex(figure.axes[0].lines[0].get_color()) == COLOURS["b"]
+
+
+def test_evidence_of_many_comparisons_shows_those_with_the_most_votes():
+    path = e_value_path(make_votes(define_pair()))
+    keys = [f"C{number}" for number in range(MAX_COMPARISONS + 1)]
+    pair = define_pair()
+    opponents = [dataclasses.replace(pair.systems[1], key=key) for key in keys]
+    comparisons = [Comparison(key=key, a="ours", b=key) for key in keys]
+    definition = dataclasses.replace(
+        pair, systems=(pair.systems[0], *opponents), comparisons=tuple(comparisons)
+    )
+    paths = {key: path for key in keys} | {"C5": path[:3]}
+
+    axes = draw_e_values(paths, 20, definition).axes[0]
+
+    lengths = [len(line.get_xdata()) for line in axes.lines[:-1]]
+    assert lengths == [len(path)] * MAX_COMPARISONS
+    assert str(len(keys)) in axes.get_title()
 
 
 def test_the_words_at_the_threshold_stay_inside_the_evidence_chart():

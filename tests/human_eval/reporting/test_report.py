@@ -84,7 +84,7 @@ def test_report_names_the_winner_and_what_was_left_out(folder, definition):
     text = (folder / "report.md").read_text()
 
     assert "**Ours is preferred to Theirs**" in text
-    assert "no difference can be claimed" in text
+    assert "no difference between Third and Theirs can be claimed" in text
     assert "| too fast" in text
     assert "SIMULATED" not in text
 
@@ -197,7 +197,7 @@ def test_a_clear_interval_without_a_claim_is_explained(tmp_path):
     write_report(votes.assign(prompt="one"), define_pair(), tmp_path)
 
     [line] = [x for x in (tmp_path / "report.md").read_text().split("\n") if x.startswith("- C1")]
-    assert "no difference can be claimed" in line and "one prompt only" in line
+    assert "between Ours and Theirs can be claimed" in line and "one prompt only" in line
 
 
 def test_a_decision_that_fell_since_is_reconciled(tmp_path):
