@@ -29,7 +29,7 @@ _DIALOG = """
 _OPEN_ONCE = """
 const KEY = 't2v-turbo-guidelines-seen';
 const dialog = element.querySelector('dialog');
-const isSeen = () => { try { return localStorage.getItem(KEY) === 'yes'; } catch { return false; } };
+const isSeen = () => { try { return localStorage.getItem(KEY) === 'yes'; } catch {} };
 element.querySelector('.link').addEventListener('click', () => dialog.showModal());
 dialog.addEventListener('close', () => { try { localStorage.setItem(KEY, 'yes'); } catch {} });
 if (!isSeen()) dialog.showModal();
@@ -39,4 +39,6 @@ if (!isSeen()) dialog.showModal();
 def build_guidelines() -> gr.HTML:
     """Lay out the line with the link, and the closed dialog."""
     line = f"<p>By using this page, you agree to the {_BUTTON}.</p>"
-    return gr.HTML(line + _DIALOG, js_on_load=_OPEN_ONCE, elem_id="guidelines")
+    return gr.HTML(
+        line + _DIALOG, js_on_load=_OPEN_ONCE, apply_default_css=False, elem_id="guidelines"
+    )

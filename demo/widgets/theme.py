@@ -101,18 +101,19 @@ input[type=number]:focus-visible, textarea:focus-visible {
 /* A dot that separates links, of which there is one. */
 footer .divider { display: none !important; }
 #page-top { gap: 0 1.2rem; }
-#page-top > * { flex: none; width: auto; min-width: 0; }
+#page-top > * { flex: 0 1 auto; width: auto; min-width: 0; max-width: 100%; }
 #page-top p { margin: 0; color: var(--quiet); font-size: .88rem; }
 .badge::before { content: ""; display: inline-block; width: .55rem; height: .55rem;
   margin-right: .45rem; border-radius: 50%; background: #2e8b57; }
 .badge.loading::before { background: #d99a1c; } .badge.failed::before { background: #c0392b; }
 button.link { color: var(--accent); text-decoration: underline; cursor: pointer; }
-#guidelines dialog { width: min(40rem, calc(100vw - 1.5rem)); max-height: calc(100svh - 1.5rem);
-  margin: auto; padding: 1.1rem 1.2rem; overflow: auto; color: var(--ink);
-  background: var(--panel); border: 1px solid var(--line); border-radius: 6px; }
+#guidelines dialog { position: fixed; inset: 0; width: min(40rem, calc(100vw - 1.5rem));
+  height: fit-content; max-height: calc(100svh - 1.5rem); margin: auto; padding: 1.1rem 1.2rem;
+  overflow: auto; color: var(--ink); background: var(--panel); border: 1px solid var(--line);
+  border-radius: 6px; }
 #guidelines dialog::backdrop { background: rgb(0 0 0 / .55); }
 #guidelines dialog h2 { margin: 0 0 .5rem; font-size: 1.15rem; font-weight: 700; outline: none; }
-#guidelines dialog p { color: var(--ink); font-size: 1rem; }
+#guidelines dialog p, #guidelines dialog li { margin: .5rem 0; color: var(--ink); font-size: 1rem; }
 #guidelines dialog ul { margin: .5rem 0 .5rem 1.1rem; list-style: disc; }
 #guidelines-accept { margin-top: .9rem; padding: .6rem 1rem; border-radius: 4px; font-weight: 600;
   color: var(--panel); background: var(--accent); cursor: pointer; }
