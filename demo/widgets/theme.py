@@ -147,6 +147,11 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .links { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; justify-content: center;
   padding-top: .5rem; font-size: .9rem; }
 
+.drop-zone { display: block; padding: .8rem; text-align: center; font-size: .88rem;
+  color: var(--quiet); border: 1px dashed var(--line); border-radius: 4px; cursor: pointer; }
+.drop-zone:hover { border-color: var(--accent); }
+.drop-zone:focus-within { outline: 2px solid var(--accent); outline-offset: 2px; }
+
 .status-line { border: 1px solid var(--line); background: var(--panel); border-radius: 4px;
   overflow: hidden; min-height: 3.1rem; display: flex; flex-direction: column; }
 .status-text { display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: .55rem .8rem .45rem;

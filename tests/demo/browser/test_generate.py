@@ -292,6 +292,44 @@ def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
     )
 
 
+def test_a_video_that_is_dropped_or_linked_gives_its_settings_back(
+    fake_server, open_page, tmp_path
+):
+    page = open_page(fake_server, errors_expected=True)  # of the file that is refused
+    prompt = "a red star jumping in the desert"
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    set_slider(page, "Steps", 3)
+    generate(page)
+    page.get_by_text("Done in").wait_for()
+    link = page.get_by_role("link", name="Link to this recipe").get_attribute("href")
+    clip = tmp_path / "clip.mp4"
+    href = page.get_by_role("link", name="Download video").get_attribute("href")
+    with urlopen(f"{fake_server.url}/{href}") as file:
+        clip.write_bytes(file.read())
+    page.get_by_role("button", name="Clear", exact=True).click()
+    page.get_by_text("Your video will appear here").wait_for()
+
+    def is_filled_in(message: str):
+        page.locator("#status").get_by_text(message).wait_for()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
+        expect(page.get_by_label("number input for Steps")).to_have_value("3")
+
+    page.locator("#drop input").set_input_files(clip)
+    is_filled_in("The settings of the video are filled in.")
+    page.get_by_role("button", name="Check the dropped video").click()
+    page.locator("#status").get_by_text("Made by this recipe, bit for bit.").wait_for()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    page.get_by_text("Your video will appear here").wait_for()
+
+    page.goto(f"{fake_server.url}/{link}")
+    is_filled_in("The settings of the link are filled in.")
+    assert "recipe" not in page.url
+
+    (tmp_path / "other.mp4").write_bytes(b"no video")
+    page.locator("#drop input").set_input_files(tmp_path / "other.mp4")
+    page.locator("#drop").get_by_text("This file is no mp4 video").wait_for()
+
+
 @pytest.mark.slow
 def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page = open_page(fake_server)
