@@ -104,11 +104,12 @@ def compare_clips(clip: Path, reference: Path) -> Comparison:
         return Comparison("file")
     with _open(clip) as one, _open(reference) as other:
         ours, theirs = other.streams.video[0], one.streams.video[0]
-        if theirs.codec_context.name != ours.codec_context.name:
+        codec = theirs.codec_context  # None of a codec that FFmpeg does not know
+        if codec is None or codec.name != ours.codec_context.name:
             return Comparison("encoded again")
         if (theirs.width, theirs.height) != (ours.width, ours.height):
             return Comparison("other size")
-        theirs.codec_context.options = {"max_pixels": str(2 * ours.width * ours.height)}
+        codec.options = {"max_pixels": str(2 * ours.width * ours.height)}
         differences = []
         for ours_frame, their_frame in zip_longest(other.decode(ours), one.decode(theirs)):
             differences.append(_difference(ours_frame, their_frame))

@@ -67,6 +67,8 @@ def test_what_was_done_to_a_copy_is_told_apart(video, clip, tmp_path):
     assert (compare(shorter).kind, compare(shorter).worst) == ("other frames", 7)
     assert compare_clips(encode_again(clip, same, crf="23"), clip).kind == "encoded again"
     assert compare(Video(video.frames[:, :8], 8, RECIPE)).kind == "other size"
+    same.write_bytes(clip.read_bytes().replace(b"avc1", b"xxxx"))
+    assert compare_clips(same, clip).kind == "encoded again"
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"])
