@@ -89,6 +89,8 @@ def mount_options(context: PageContext) -> dict[str, Any]:
         "max_file_size": "1kb",  # nothing on the page takes a file
         "enable_monitoring": False,
         "ssr_mode": False,
+        # Its calls come back to the page from the address in the first caller's Host header, by one
+        # client for all callers, so that neither the limits nor the address can be trusted.
         "mcp_server": False,
         "pwa": False,
     }
