@@ -19,9 +19,9 @@ FOOTER = """
 """
 
 _READINESS = {
-    "loading": "The model is loading. You can already write.",
+    "loading": "The model is loading.",
     "ready": "The model is ready.",
-    "failed": "The model did not load. See the server's log.",
+    "failed": "The model did not load: see the log.",
 }
 
 
