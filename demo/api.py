@@ -8,6 +8,7 @@ from gradio import FileData
 
 from demo.context import ONE_AT_A_TIME, PageContext, error_message
 from demo.models import RequestError, read_request
+from demo.recipe_link import link_to
 from demo.session import EngineError, GeneratedClip, Update
 from demo.tabs.compare import read_comparison
 
@@ -33,7 +34,7 @@ def add_api(context: PageContext) -> None:
 
         Returns:
             Progress while it runs (stage, step, steps, seconds); finally the video, its recipe,
-            seconds by stage, and network calls.
+            the link to its settings, seconds by stage, and network calls.
         """
         try:
             request = read_request(
@@ -53,7 +54,7 @@ def add_api(context: PageContext) -> None:
 
         Returns:
             Progress while it runs (stage, step, steps, seconds); finally the rows, each with
-            its title, video, recipe, seconds by stage, and network calls.
+            its title, video, recipe, link, seconds by stage, and network calls.
         """
         rows: list[dict[str, Any]] = []
         try:
@@ -83,6 +84,7 @@ def _describe_clip(clip: GeneratedClip) -> dict[str, Any]:
         "stage": "done",
         "video": FileData(path=str(clip.path), mime_type="video/mp4").model_dump(),
         "recipe": clip.recipe,
+        "link": link_to(clip.recipe),  # relative to the page
         "seconds": clip.seconds,
         "unet_calls": clip.unet_calls,
     }

@@ -51,14 +51,21 @@ class ClipStore:
 
     def find(self, name: object) -> GeneratedClip | None:
         """Return the clip of a name that a browser has kept, or None if it is gone."""
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        path = self.path_of(name)
+        if path is None:
             return None
-        path = self.folder / f"{name}.mp4"
         try:
             facts = json.loads(path.with_suffix(".json").read_text())
         except (OSError, ValueError):
             return None
-        return GeneratedClip(**{**facts, "path": path}) if path.exists() else None
+        return GeneratedClip(**{**facts, "path": path})
+
+    def path_of(self, name: object) -> Path | None:
+        """Return the file of a name that a browser has kept, or None if it is gone."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            return None
+        path = self.folder / f"{name}.mp4"
+        return path if path.exists() else None
 
     def _try_to_write(self) -> None:
         with TemporaryFile(dir=self.folder) as file:

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from demo.clip_store import ClipStore
 from demo.context import PageContext
+from demo.dropped_clips import DroppedClips
 from demo.engine import Engine
 from demo.models import (
     COMPARE_ROWS,
@@ -54,6 +55,7 @@ def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
         rows=COMPARE_ROWS,
         engine=engine,
         study=StudyMount(open_store, frames=flags.deployment.frames),
+        dropped=DroppedClips(clips.folder.parent / "dropped"),
         availability=current_availability,
         download=download_model if flags.allow_download else None,
     )

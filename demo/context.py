@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.dropped_clips import DroppedClips
 from demo.engine import Engine
 from demo.models import ModelInfo
 from demo.session import CompareRow, Download
@@ -30,6 +31,7 @@ class PageContext:
     rows: Sequence[CompareRow]  # of the Compare tab
     engine: Engine
     study: StudyMount
+    dropped: DroppedClips
     availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
     download: Download | None = None  # None if the operator does not allow downloads
 

@@ -8,6 +8,8 @@ import errno
 import json
 import logging
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ COMPARE_ROWS = [
     CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     CompareRow(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
 ]
+READ_SECONDS = 30  # for another process to read a video
 # Example prompts of models without a `world.json`.
 EXAMPLES = (
     "a corgi surfing at sunset, slow motion",
@@ -200,6 +203,39 @@ def download_model(name: str) -> Updates:
             f"The download failed: {failure.strerror or type(failure).__name__}. "
             "Try again; it resumes where it stopped."
         ) from failure
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Return the fields of `turbo.provenance.Provenance` of a stranger's file.
+
+    Raises:
+        ValueError: it is no mp4, or is damaged; visitors see the text.
+    """
+    return _read_apart(path)
+
+
+def compare_clips(clip: Path, reference: Path) -> dict[str, Any]:
+    """Return the fields of `turbo.provenance.Comparison` of a stranger's file with one of ours.
+
+    Raises:
+        ValueError: it is no mp4, or is damaged; visitors see the text.
+    """
+    return _read_apart(clip, reference)
+
+
+def _read_apart(*files: Path) -> dict[str, Any]:
+    """Read files in a process of its own: a decoder may crash on a stranger's file, or not end."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "turbo.provenance", *(str(file.resolve()) for file in files)],
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            timeout=READ_SECONDS,
+            check=True,
+        )
+    except subprocess.SubprocessError as failure:
+        raise ValueError("This file is no mp4 video, or it is damaged.") from failure
+    return json.loads(done.stdout)
 
 
 def _read_world(card: ModelCard) -> World:

@@ -10,6 +10,7 @@ from demo.tabs.rate import build_rate_tab
 from demo.tabs.results import build_results_tab
 from demo.web.gradio_internals import Page
 from demo.widgets import theme
+from demo.widgets.guidelines import build_guidelines
 
 # A tab is a function that lays it out inside the open `gr.Tab`.
 TABS = {
@@ -26,8 +27,9 @@ def build_page(context: PageContext) -> Page:
     # Gradio deletes its own copies of clips after an hour; `ClipStore` keeps the clips.
     with Page(title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(theme.HEADER, elem_id="page-header")
-        _add_readiness(context)
-        _add_guidelines(page)
+        with gr.Row(elem_id="page-top"):
+            build_guidelines()
+            _add_readiness(context)
         with gr.Tabs():
             for title, build_tab in TABS.items():
                 with gr.Tab(title, id=title.lower()) as tab:
@@ -40,26 +42,12 @@ def build_page(context: PageContext) -> Page:
 
 
 def _add_readiness(context: PageContext) -> None:
-    """Show a message while the model loads."""
+    """Show whether the model is loaded. The line is always there, so that nothing moves."""
     badge = gr.HTML(theme.show_readiness("loading"), elem_id="readiness")
     timer = gr.Timer(1.0)
 
-    def on_tick() -> tuple[gr.HTML, gr.Timer]:
+    def on_tick() -> tuple[str, gr.Timer]:
         state = context.engine.readiness(context.default_model)
-        text = gr.HTML(theme.show_readiness(state), visible=state != "ready")
-        return text, gr.Timer(active=state == "loading")
+        return theme.show_readiness(state), gr.Timer(active=state == "loading")
 
     timer.tick(on_tick, None, [badge, timer], **NO_QUEUE)
-
-
-def _add_guidelines(page: gr.Blocks) -> None:
-    """Open the usage guidelines in a browser that has not accepted them yet."""
-    # The secret is not secret: a fixed one keeps the browser's state readable after a restart.
-    accepted = gr.BrowserState(False, storage_key="t2v-turbo-guidelines", secret="t2v-turbo")
-    with gr.Accordion("Usage guidelines", open=False, elem_id="guidelines") as guidelines:
-        gr.HTML(theme.GUIDELINES)
-        accept = gr.Button(
-            "I have read the guidelines", size="sm", min_width=160, elem_id="guidelines-accept"
-        )
-    page.load(lambda seen: gr.Accordion(open=not seen), accepted, guidelines, **NO_QUEUE)
-    accept.click(lambda: (True, gr.Accordion(open=False)), None, [accepted, guidelines], **NO_QUEUE)

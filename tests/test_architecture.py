@@ -21,7 +21,16 @@ FORBIDDEN = {
 # Each package may import itself and those before it. A name without a folder is a module.
 ORDER = {
     "turbo.text_files": ["decoding", "tables", "prompts"],
-    "turbo": ["types", "text_files", "manifest", "video", "disk_space", "card", "request"]
+    "turbo": [
+        "types",
+        "text_files",
+        "manifest",
+        "provenance",
+        "video",
+        "disk_space",
+        "card",
+        "request",
+    ]
     + ["networks", "diffusion", "convert", "models", "pipeline", "rewards", "batch"]
     + ["generate", "vbench"],
     "human_eval": [

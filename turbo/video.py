@@ -17,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
+from turbo.provenance import mark_generated, read_recipe
 from turbo.types import Frames
 
 # H.264 that every browser plays. All frames but the first are predicted from earlier ones only
@@ -50,6 +51,8 @@ class Video:
     def save(self, path: Path | str, *, enlarge: int = 1) -> Path:
         """Write an mp4 with the recipe in its comment; no half-written file is ever seen.
 
+        A video with a recipe is marked as made by a model (`turbo.provenance`).
+
         Args:
             enlarge: each pixel becomes a square of this side. Pixel art keeps its colours only
                 when enlarged, since the format stores colour at half resolution.
@@ -67,6 +70,8 @@ class Video:
         unfinished = path.with_name(f"{_own_prefix()}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
         try:
             _encode(frames, self.fps, json.dumps(self.recipe, ensure_ascii=False), unfinished)
+            if self.recipe:
+                mark_generated(unfinished)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -123,12 +128,4 @@ def load_video(path: Path | str) -> Video:
             for frame in container.decode(stream)
         ]
         rate = stream.average_rate or Fraction(0)
-        return Video(np.stack(frames), float(rate), _recipe(container.metadata))
-
-
-def _recipe(metadata: dict[str, str]) -> dict[str, Any]:
-    try:
-        recipe = json.loads(metadata.get("comment", "{}"))
-    except json.JSONDecodeError:  # somebody else's comment
-        return {}
-    return recipe if isinstance(recipe, dict) else {}
+        return Video(np.stack(frames), float(rate), read_recipe(container.metadata))

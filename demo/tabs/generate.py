@@ -9,9 +9,12 @@ import gradio as gr
 from gradio.events import Dependency
 
 from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext, warn
-from demo.models import ModelInfo, RequestError, draw_seed, read_request
+from demo.dropped_clips import DropError
+from demo.models import ModelInfo, Request, RequestError, draw_seed, read_request
+from demo.recipe_link import read_link, read_recipe
 from demo.session import EngineError, GeneratedClip, Update
 from demo.tabs import visit
+from demo.tabs.dropped import DroppedVideo, describe_comparison
 from demo.tabs.notice import Notice
 from demo.widgets.history import add_to_history, build_history, show_history
 from demo.widgets.player import show_clip, show_no_clip
@@ -56,6 +59,7 @@ class Outputs:
     status: gr.HTML
     recipe: gr.JSON
     clips: gr.State  # the history, newest first
+    dropped: DroppedVideo
     history: gr.HTML
     clear: gr.Button
 
@@ -70,9 +74,10 @@ def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
     _connect_controls(context, controls)
     generating = _connect_generation(context, controls, outputs)
     downloading = _connect_download(context, controls, outputs)
-    for computing in (generating, downloading):
+    checking = _connect_dropped(context, controls, outputs)
+    for computing in (generating, downloading, checking):
         connect_refusal(computing, outputs.status)
-    connect_stop([generating, downloading], controls.run, controls.stop, outputs.status)
+    connect_stop([generating, downloading, checking], controls.run, controls.stop, outputs.status)
     _connect_history(context, controls, outputs)
     _connect_visit(context, controls, outputs, generating, tab)
 
@@ -166,11 +171,12 @@ def _lay_out_outputs() -> Outputs:
     status = gr.HTML(show_idle(), elem_id="status")
     with gr.Accordion("Recipe", open=False):
         recipe = gr.JSON(value={}, show_label=False, elem_id="recipe")
+    dropped = DroppedVideo()
     with gr.Row(elem_classes="visit-row"):
         gr.HTML("<h2>This visit</h2>", elem_classes="heading")
         clear = gr.Button("Clear", size="sm", scale=0, min_width=80, elem_id="clear-visit")
     clips = gr.State([], time_to_live=24 * 3600)
-    return Outputs(player, status, recipe, clips, build_history(), clear)
+    return Outputs(player, status, recipe, clips, dropped, build_history(), clear)
 
 
 def _connect_controls(context: PageContext, controls: Controls) -> None:
@@ -301,6 +307,78 @@ def _connect_download(context: PageContext, controls: Controls, outputs: Outputs
     )
 
 
+def _connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:
+    dropped = outputs.dropped
+    settings = [controls.prompt, controls.model, controls.steps, controls.guidance, controls.seed]
+
+    def on_drop(event: gr.EventData) -> dict[Any, Any]:
+        name = getattr(event, "clip", None)
+        shown: dict[Any, Any] = {dropped.check: gr.Button(visible=False)}
+        try:
+            shown[outputs.recipe] = recipe = context.dropped.recipe(name)
+            model, request = read_recipe(recipe, context.models)
+        except (DropError, RequestError) as refusal:
+            return {**shown, outputs.status: show_refusal(str(refusal))}
+        return {
+            **shown,
+            **_show_request(context, controls, model, request),
+            outputs.status: show_idle("The settings of the video are filled in."),
+            dropped.name: name,
+            dropped.check: gr.Button(visible=True),
+        }
+
+    def on_check(name: str, clips: list[GeneratedClip]) -> Iterator[dict[Any, Any]]:
+        line = StatusLine()
+        idle = idle_buttons(controls.run, controls.stop)
+        yield {
+            outputs.status: line.show(Update(stage="queue")),
+            **busy_buttons(controls.run, controls.stop),
+        }
+        try:
+            recipe = context.dropped.recipe(name)
+            model, request = read_recipe(recipe, context.models)
+            clip = yield from context.engine.run(
+                model, request, lambda update: {outputs.status: line.show(update)}
+            )
+            found = context.dropped.compare(name, clip.path)
+        except (DropError, RequestError, EngineError) as error:
+            yield {outputs.status: show_refusal(str(error)), **idle}
+            return
+        verdict = describe_comparison(found, recipe, clip.recipe)
+        same = found["kind"] == "file"
+        yield {
+            outputs.status: show_idle(verdict) if same else show_refusal(verdict),
+            outputs.player: show_clip(clip),
+            outputs.recipe: clip.recipe,
+            outputs.clips: (clips := add_to_history(clips, clip)),
+            outputs.history: show_history(clips),
+            **idle,
+        }
+
+    dropped.zone.upload(
+        on_drop,
+        None,
+        [
+            *(*settings, controls.fitted, controls.download, controls.examples),
+            *(outputs.recipe, outputs.status, dropped.name, dropped.check),
+        ],
+        **NO_QUEUE,
+    )
+    return dropped.check.click(
+        on_check,
+        [dropped.name, outputs.clips],
+        [
+            *(outputs.player, outputs.status, outputs.recipe, outputs.clips, outputs.history),
+            *(controls.run, controls.stop),
+        ],
+        **ONE_AT_A_TIME,
+        trigger_mode="once",
+        show_progress="minimal",
+        show_progress_on=outputs.status,
+        api_visibility="private",
+    )
+
+
 def _connect_history(context: PageContext, controls: Controls, outputs: Outputs) -> None:
     def on_restore(clips: list[GeneratedClip], event: gr.EventData) -> dict[Any, Any]:
         index = getattr(event, "index", None)
@@ -332,34 +410,63 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
     )
 
 
+def _show_settings(
+    context: PageContext,
+    controls: Controls,
+    model: str,
+    prompt: str,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+) -> dict[Any, Any]:
+    """Return the controls with these settings. None is the model's default."""
+    info = context.models[model]
+    steps_slider, guidance_slider = build_sliders(info, steps, guidance)
+    return {
+        controls.prompt: prompt,
+        controls.model: gr.Dropdown(model_choices(context), value=model),
+        controls.fitted: model,
+        controls.download: gr.Button(visible=can_download(context, model)),
+        controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
+        controls.steps: steps_slider,
+        controls.guidance: guidance_slider,
+        controls.seed: seed,
+    }
+
+
+def _show_request(
+    context: PageContext, controls: Controls, model: str, request: Request
+) -> dict[Any, Any]:
+    return _show_settings(
+        context,
+        controls,
+        model,
+        request.prompt,
+        steps=request.steps,
+        guidance=request.guidance,
+        seed=request.seed,
+    )
+
+
 def _connect_visit(
     context: PageContext, controls: Controls, outputs: Outputs, generating: Dependency, tab: gr.Tab
 ) -> None:
     """Keep the visit in the browser, and bring it back when the page is loaded again."""
     settings = [controls.prompt, controls.model, controls.steps, controls.guidance, controls.seed]
 
-    def show_settings(
-        model: str, prompt: str, steps: int | None, guidance: float | None, seed: int
-    ) -> dict[Any, Any]:
-        info = context.models[model]
-        steps_slider, guidance_slider = build_sliders(info, steps, guidance)
-        return {
-            controls.prompt: prompt,
-            controls.model: gr.Dropdown(model_choices(context), value=model),
-            controls.fitted: model,
-            controls.download: gr.Button(visible=can_download(context, model)),
-            controls.examples: gr.Dataset(samples=[[example] for example in info.world.examples]),
-            controls.steps: steps_slider,
-            controls.guidance: guidance_slider,
-            controls.seed: seed,
-        }
-
-    def on_load(saved: str) -> dict[Any, Any]:
+    def on_load(saved: str, link: str) -> dict[Any, Any]:
         kept = visit.read_visit(saved, context.models, context.engine.clips)
         shown: dict[Any, Any] = {outputs.clips: gr.skip()}
         if kept and kept.model and kept.seed is not None:
-            shown |= show_settings(
-                kept.model, kept.prompt or "", kept.steps, kept.guidance, kept.seed
+            shown |= _show_settings(
+                context,
+                controls,
+                kept.model,
+                kept.prompt or "",
+                steps=kept.steps,
+                guidance=kept.guidance,
+                seed=kept.seed,
             )
         if kept and kept.clips:
             shown |= {outputs.clips: [*kept.clips], outputs.history: show_history(kept.clips)}
@@ -368,17 +475,25 @@ def _connect_visit(
                 "The page was loaded again before the video was finished. Press Generate to start "
                 "again."
             )
+        if link:
+            try:
+                model, request = read_link(link, context.models)
+            except RequestError as refusal:
+                return {**shown, outputs.status: show_refusal(str(refusal))}
+            shown |= _show_request(context, controls, model, request)
+            shown[outputs.status] = show_idle("The settings of the link are filled in.")
         return shown
 
     def on_clear() -> dict[Any, Any]:
         first = context.models[context.default_model].world.examples[0]
         return {
-            **show_settings(context.default_model, first, None, None, 0),
+            **_show_settings(context, controls, context.default_model, first),
             outputs.clips: [],
             outputs.history: show_history([]),
             outputs.player: show_no_clip(),
             outputs.recipe: {},
             outputs.status: show_idle(),
+            outputs.dropped.check: gr.Button(visible=False),
         }
 
     page = tab.parent and tab.parent.parent
@@ -387,8 +502,8 @@ def _connect_visit(
         *(*settings, controls.fitted, controls.download, controls.examples),
         *(outputs.clips, outputs.history, outputs.status),
     ]
-    saved = gr.Textbox(visible=False)  # the argument of `on_load`
-    page.load(on_load, saved, restored, js=visit.READ, **NO_QUEUE)
+    saved, link = gr.Textbox(visible=False), gr.Textbox(visible=False)  # arguments of `on_load`
+    page.load(on_load, [saved, link], restored, js=visit.READ, **NO_QUEUE)
     changes = [
         *(controls.prompt.change, controls.model.change, controls.steps.change),
         *(controls.guidance.change, controls.seed.change),
@@ -397,4 +512,5 @@ def _connect_visit(
     outputs.history.change(None, outputs.history, js=visit.KEEP_CLIPS, **NO_QUEUE)
     for ended in (generating.success, generating.failure, controls.stop.click):
         ended(None, js=visit.END, **NO_QUEUE)
-    outputs.clear.click(on_clear, None, [*restored, outputs.player, outputs.recipe], **NO_QUEUE)
+    cleared = [*restored, outputs.player, outputs.recipe, outputs.dropped.check]
+    outputs.clear.click(on_clear, None, cleared, **NO_QUEUE)

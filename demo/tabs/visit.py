@@ -77,7 +77,19 @@ const keep = (more) => {
 };
 """
 # The settings change while the page is laid out. They are kept once the former ones are read.
-READ = "() => {" + _STORAGE + "window.visitIsRead = true; return [read()]; }"
+# The settings of a link win, once: a reload brings back the visit.
+READ = (
+    "() => {"
+    + _STORAGE
+    + """
+window.visitIsRead = true;
+const address = new URL(location.href);
+const link = address.searchParams.get("recipe") ?? "";
+address.searchParams.delete("recipe");
+if (link) history.replaceState(history.state, "", address);
+return [read(), link];
+}"""
+)
 KEEP_SETTINGS = (
     "(prompt, model, steps, guidance, seed) => {"
     + _STORAGE

@@ -18,6 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from demo.dropped_clips import MAX_BYTES
 from demo.web.gradio_internals import (
     CALL_ROUTES,
     COPIED_HEADERS,
@@ -28,13 +29,14 @@ from demo.web.gradio_internals import (
     CallChecker,
     CallError,
 )
-from demo.web.limits import Limits, Sessions, TooMany, visitor
+from demo.web.limits import DROP, Limits, Sessions, TooMany, visitor
 from human_eval.hosting.proxies import path_below_root
 
 MAX_BODY = 64 * 1024  # bytes
 BODY_SECONDS = 15  # for a body to arrive
 METHODS = {"GET", "HEAD", "POST"}
-OWN_ROUTES = re.compile(r"/healthz|/rate|/(study|results|admin)(/[\w.~=+-]*)*")
+DROP_SECONDS = 60  # for a dropped video to arrive
+OWN_ROUTES = re.compile(r"/healthz|/rate|/dropped|/(study|results|admin)(/[\w.~=+-]*)*")
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -44,7 +46,7 @@ HEADERS = {
 NO_SUCH_ADDRESS = "This address does not exist."
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Python sets the traceback of an exception
 class Refusal(Exception):
     """A request that is not passed on; the message is for its user."""
 
@@ -91,6 +93,9 @@ class Guard:
             client = visitor(scope)
             self._check_route(scope["method"], path)
             self._limits.check(client, scope)
+            if path == DROP:
+                await self._receive_video(scope, receive, send)
+                return
             body = await _read_body(receive) if scope["method"] == "POST" else b""
             session = self._find_session(scope, path.rstrip("/"), body)
             if session is not None:
@@ -106,6 +111,12 @@ class Guard:
             await _refuse(Refusal(400, str(error)))(scope, receive, send)
         except TooMany as error:
             await _refuse(Refusal(429, str(error), retry_after=2))(scope, receive, send)
+
+    async def _receive_video(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_origin(scope, "video/mp4")
+        with self._limits.receiving():
+            body = await _read_body(receive, MAX_BYTES, DROP_SECONDS)
+            await self.app(scope, _replay(body, receive), send)
 
     def _check_route(self, method: str, path: str) -> None:
         if method not in METHODS:
@@ -157,30 +168,33 @@ class Guard:
         return send_with_headers
 
 
-def _check_origin(scope: Scope) -> None:
+def _check_origin(scope: Scope, wanted: str = "application/json") -> None:
     """Refuse the calls that a page of another site can make a browser send."""
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"sec-fetch-site") == "cross-site":
         raise Refusal(403, "Another site made this call. Open the page itself.")
     kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refusal(415, "The content type of a call is application/json.")
+    if kind != wanted:
+        raise Refusal(415, f"The content type must be {wanted}.")
 
 
-async def _read_body(receive: Receive) -> bytes:
+async def _read_body(
+    receive: Receive, limit: int = MAX_BODY, seconds: float | None = None
+) -> bytes:
     """Read the whole body before the application sees the request."""
     body = bytearray()
-    deadline = time.monotonic() + BODY_SECONDS
+    seconds = BODY_SECONDS if seconds is None else seconds
+    deadline = time.monotonic() + seconds
     while True:
         try:
             message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
         except TimeoutError as error:
-            raise Refusal(408, f"The body took longer than {BODY_SECONDS} seconds.") from error
+            raise Refusal(408, f"The body took longer than {seconds} seconds.") from error
         if message["type"] == "http.disconnect":
             raise Refusal(400, "The connection closed before the whole body arrived.")
         body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise Refusal(413, f"The body is too large. The limit is {MAX_BODY} bytes.")
+        if len(body) > limit:
+            raise Refusal(413, f"The body is too large. The limit is {limit} bytes.")
         if not message.get("more_body", False):
             return bytes(body)
 

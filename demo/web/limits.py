@@ -1,5 +1,6 @@
 """Limits per visitor's address: requests per second, open connections, and sessions."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from starlette.types import Scope
 from demo.web.gradio_internals import JOIN
 from human_eval.hosting.proxies import path_below_root
 
+DROP = "/dropped"  # where the page sends videos that are dropped on it
 MAX_CLIENTS = 20_000  # whose rates are remembered
 MAX_SESSIONS = 1_500  # below `gradio_internals.REMEMBERED_SESSIONS`
 SESSIONS_PER_CLIENT = 300
@@ -84,15 +86,19 @@ class Limits:
     join: Rate = Rate(1, 30)  # computations, per address
     rating: Rate = Rate(5, 60)  # requests about votes, per rater
     entering: Rate = Rate(1, 60)  # new raters and sign-ins, per address
+    dropping: Rate = Rate(0.2, 10)  # videos dropped on the page, per address
+    drops_in_all: int = 2  # videos that arrive at the same time
     streams: int = 100  # open connections per address
     streams_in_all: int = 1_000
     rater_cookie: str = ""
     _buckets: dict[str, TokenBuckets] = field(default_factory=dict, init=False, repr=False)
     _streams: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _slots: threading.Semaphore = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("any_request", "join", "rating", "entering"):
+        for name in ("any_request", "join", "rating", "entering", "dropping"):
             self._buckets[name] = TokenBuckets(getattr(self, name))
+        object.__setattr__(self, "_slots", threading.Semaphore(self.drops_in_all))
 
     def check(self, client: str, scope: Scope) -> None:
         """Count a request.
@@ -109,9 +115,25 @@ class Limits:
             kinds.append(("rating", f"{client} {rater}") if rater else ("entering", client))
         elif path.startswith("/admin") and scope["method"] == "POST":
             kinds.append(("entering", client))
+        elif path == DROP:
+            kinds.append(("dropping", client))
         for kind, key in kinds:
             if not self._buckets[kind].take(key):
                 raise TooMany("Too many requests. Wait a moment, then try again.")
+
+    @contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Count a dropped video that arrives, since it is held in memory.
+
+        Raises:
+            TooMany: others arrive already.
+        """
+        if not self._slots.acquire(blocking=False):
+            raise TooMany("Other videos are being read. Wait a moment, then drop yours again.")
+        try:
+            yield
+        finally:
+            self._slots.release()
 
     @contextmanager
     def streaming(self, client: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 Raters and readers have routes of their own and never wait in the queue of computations.
 """
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,9 +16,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse
 
 from demo.context import PageContext
+from demo.dropped_clips import DropError
 from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
-from demo.web.limits import Limits
+from demo.web.limits import DROP, Limits
 from demo.widgets import theme
 from human_eval.hosting.deployment import Deployment
 from human_eval.hosting.listener import address_of, serve_on
@@ -55,6 +57,7 @@ def create_page_app(
         app.add_route(path, _add_slash)
         app.mount(path, mounted)
     app.add_route("/rate", _lead_to_study)  # the address of `human_eval serve`
+    app.add_route(DROP, _keep_dropped(context), methods=["POST"])
     app.add_route("/healthz", _report_health(page, context))
     page.keep_queue_alive()
     page.slow_idle_queue()
@@ -86,6 +89,8 @@ def mount_options(context: PageContext) -> dict[str, Any]:
         "max_file_size": "1kb",  # nothing on the page takes a file
         "enable_monitoring": False,
         "ssr_mode": False,
+        # Its calls come back to the page from the address in the first caller's Host header, by one
+        # client for all callers, so that neither the limits nor the address can be trusted.
         "mcp_server": False,
         "pwa": False,
     }
@@ -101,6 +106,19 @@ def serve(app: FastAPI, listener: socket) -> None:
         h11_max_incomplete_event_size=32_768,
         timeout_graceful_shutdown=5,
     )
+
+
+def _keep_dropped(context: PageContext) -> Callable[[Request], Any]:
+    async def keep(request: Request) -> Response:
+        """Store a video that was dropped on the page, and reply with its name."""
+        content = await request.body()
+        try:
+            name = await asyncio.to_thread(context.dropped.keep, content)
+        except DropError as refusal:
+            return JSONResponse({"detail": str(refusal)}, 422)
+        return JSONResponse({"clip": name})
+
+    return keep
 
 
 def _report_health(page: Page, context: PageContext) -> Callable[[Request], Any]:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from demo.recipe_link import link_to
 from demo.session import GeneratedClip
 from demo.widgets.html import escape, file_url
 
@@ -66,6 +67,7 @@ def show_clip(clip: GeneratedClip) -> str:
         '<div class="links">'
         f'<a href="{file_url(clip.path)}" download="{escape(name)}.mp4">Download video</a>'
         f'<a href="{_data_url(recipe)}" download="{escape(name)}.json">Download recipe</a>'
+        f'<a href="{link_to(clip.recipe)}">Link to this recipe</a>'
         "</div></div>"
     )
 
@@ -116,6 +118,7 @@ def _tile(tile: Tile, slowest: float) -> str:
         "</video></div>"
         f'<div class="cost"><span>{total:.2f} s</span>'
         f"<span>{calls} network call{'' if calls == 1 else 's'}</span>"
+        f'<a href="{link_to(tile.clip.recipe)}" aria-label="Link to {escape(tile.title)}">link</a>'
         f'</div><i class="bar" style="width:{max(100 * total / slowest, 1):.1f}%"></i></figure>'
     )
 

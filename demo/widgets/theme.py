@@ -1,4 +1,4 @@
-"""The theme and styles of the page, and its header, footer and usage guidelines."""
+"""The theme and styles of the page, and its header and footer."""
 
 import gradio as gr
 
@@ -18,32 +18,16 @@ FOOTER = """
 </div>
 """
 
-GUIDELINES = """
-<div class="prose">
-<p>This is a research demonstration. By using it, you agree to these rules:</p>
-<ul>
-<li>Do not create videos that sexualise, harass, demean or threaten people, that show violence
-against real people, or that endanger minors.</li>
-<li>Do not depict real people without their consent, and do not present a generated video as a
-record of real events. When you share a video, state that a model generated it.</li>
-<li>Do not use the videos to break the law or to violate the rights of others.</li>
-</ul>
-<p>Every video contains its recipe (model, prompt, seed, settings) in its metadata. Your prompts
-are not logged and stay on the machine that runs this page.</p>
-</div>
-"""
-
 _READINESS = {
-    "loading": "The model is loading. You can already write your prompt.",
-    "ready": "",
-    "failed": "The model could not be loaded. The server's log has the reason.",
+    "loading": "The model is loading.",
+    "ready": "The model is ready.",
+    "failed": "The model did not load: see the log.",
 }
 
 
 def show_readiness(state: str) -> str:
-    """Return the message for "loading" or "failed"; nothing for "ready"."""
-    text = _READINESS[state]
-    return f'<div class="badge {state}" role="status">{text}</div>' if text else ""
+    """Return the line for "loading", "ready" or "failed"."""
+    return f'<p class="badge {state}" role="status">{_READINESS[state]}</p>'
 
 
 def build_theme() -> gr.themes.Base:
@@ -102,7 +86,6 @@ button:focus-visible, a:focus-visible, input[type=range]:focus-visible,
 input[type=number]:focus-visible, textarea:focus-visible {
   outline: 2px solid var(--accent) !important; outline-offset: 2px; }
 
-#guidelines-accept { width: fit-content; flex: none; }
 .html-container { padding: 0 !important; }
 
 #page-header h1 { display: flex; align-items: center; gap: .55rem; margin: .4rem 0 .2rem;
@@ -117,9 +100,23 @@ input[type=number]:focus-visible, textarea:focus-visible {
 #page-footer p { margin: .15rem 0; font-size: .82rem; color: var(--quiet); }
 /* A dot that separates links, of which there is one. */
 footer .divider { display: none !important; }
-.badge { padding: .55rem .8rem; border: 1px solid var(--warn-line); background: var(--warn);
-  border-radius: 4px; }
-.prose ul { margin: .4rem 0 .4rem 1.1rem; list-style: disc; }
+#page-top { gap: 0 1.2rem; }
+#page-top > * { flex: 0 1 auto; width: auto; min-width: 0; max-width: 100%; }
+#page-top p { margin: 0; color: var(--quiet); font-size: .88rem; }
+.badge::before { content: ""; display: inline-block; width: .55rem; height: .55rem;
+  margin-right: .45rem; border-radius: 50%; background: #2e8b57; }
+.badge.loading::before { background: #d99a1c; } .badge.failed::before { background: #c0392b; }
+button.link { color: var(--accent); text-decoration: underline; cursor: pointer; }
+#guidelines dialog { position: fixed; inset: 0; width: min(40rem, calc(100vw - 1.5rem));
+  height: fit-content; max-height: calc(100svh - 1.5rem); margin: auto; padding: 1.1rem 1.2rem;
+  overflow: auto; color: var(--ink); background: var(--panel); border: 1px solid var(--line);
+  border-radius: 6px; }
+#guidelines dialog::backdrop { background: rgb(0 0 0 / .55); }
+#guidelines dialog h2 { margin: 0 0 .5rem; font-size: 1.15rem; font-weight: 700; outline: none; }
+#guidelines dialog p, #guidelines dialog li { margin: .5rem 0; color: var(--ink); font-size: 1rem; }
+#guidelines dialog ul { margin: .5rem 0 .5rem 1.1rem; list-style: disc; }
+#guidelines-accept { margin-top: .9rem; padding: .6rem 1rem; border-radius: 4px; font-weight: 600;
+  color: var(--panel); background: var(--accent); cursor: pointer; }
 .heading h2 { margin: .3rem 0 0; font-size: .95rem; font-weight: 600; }
 .lead-in p { margin: 0; color: var(--quiet); max-width: 80ch; }
 .quiet { margin: 0; color: var(--quiet) !important; font-size: .88rem; }
@@ -149,6 +146,11 @@ button[role=tab].selected::after { background: var(--accent) !important; }
 .ghost { width: 6rem; fill: #e8793f; shape-rendering: crispEdges; }
 .links { display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; justify-content: center;
   padding-top: .5rem; font-size: .9rem; }
+
+.drop-zone { display: block; padding: .8rem; text-align: center; font-size: .88rem;
+  color: var(--quiet); border: 1px dashed var(--line); border-radius: 4px; cursor: pointer; }
+.drop-zone:hover { border-color: var(--accent); }
+.drop-zone:focus-within { outline: 2px solid var(--accent); outline-offset: 2px; }
 
 .status-line { border: 1px solid var(--line); background: var(--panel); border-radius: 4px;
   overflow: hidden; min-height: 3.1rem; display: flex; flex-direction: column; }

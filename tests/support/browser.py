@@ -144,10 +144,9 @@ def open_page(chromium) -> Iterator[Callable]:
             page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{server.url}/?__theme={theme}")
         page.get_by_role("button", name="Generate", exact=True).wait_for()
-        # The guidelines open in a new browser, and the notice of a model that loads goes away. Both
-        # move the page: a click before that may miss.
-        page.locator("#guidelines-accept").wait_for()
-        page.locator("#readiness").wait_for(state="visible" if loading else "hidden")
+        # A new browser shows the guidelines over the page.
+        page.locator("#guidelines-accept").click()
+        page.locator(f"#readiness .{'loading' if loading else 'ready'}").wait_for()
         return page
 
     yield open_one

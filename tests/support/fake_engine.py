@@ -1,6 +1,7 @@
 """A stand-in for the models: deterministic coloured frames, and a log of what was computed."""
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 
 from demo.clip_store import ClipStore
 from demo.context import PageContext
+from demo.dropped_clips import DroppedClips
 from demo.engine import Engine, Generate
 from demo.models import ModelInfo, Request
 from demo.session import CompareRow, GeneratedClip, Update, Updates
@@ -126,6 +128,7 @@ def create_fake_context(
         rows=ROWS,
         engine=Engine(load, MODELS, ClipStore(data_dir / "clips")),
         study=study,
+        dropped=DroppedClips(data_dir / "dropped"),
     )
 
 
@@ -133,6 +136,7 @@ def save_colours(model: str, request: Request, path: Path) -> None:
     """Write frames of one colour each, determined by model and request."""
     digest = hashlib.sha256(f"{model} {request}".encode()).digest()
     with av.open(str(path), "w", format="mp4") as container:
+        container.metadata["comment"] = json.dumps({"model": model, **asdict(request)})
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"

@@ -33,6 +33,7 @@ NO_LIMITS = Limits(
     join=Rate(1e9, 1e9),
     rating=Rate(1e9, 1e9),
     entering=Rate(1e9, 1e9),
+    dropping=Rate(1e9, 1e9),
     rater_cookie=COOKIE,
 )
 

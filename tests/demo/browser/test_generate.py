@@ -13,6 +13,12 @@ pytestmark = pytest.mark.browser
 VIDEO = "#screen video"
 PLAYS = "() => document.querySelector('#screen video')?.readyState >= 2"
 
+BLOCKED_STORAGE = """
+for (const kind of ["localStorage", "sessionStorage"]) {
+  Object.defineProperty(window, kind, { get() { throw new DOMException("", "SecurityError"); } });
+}
+"""
+
 
 def generate(page):
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -286,6 +292,44 @@ def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
     )
 
 
+def test_a_video_that_is_dropped_or_linked_gives_its_settings_back(
+    fake_server, open_page, tmp_path
+):
+    page = open_page(fake_server, errors_expected=True)  # of the file that is refused
+    prompt = "a red star jumping in the desert"
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    set_slider(page, "Steps", 3)
+    generate(page)
+    page.get_by_text("Done in").wait_for()
+    link = page.get_by_role("link", name="Link to this recipe").get_attribute("href")
+    clip = tmp_path / "clip.mp4"
+    href = page.get_by_role("link", name="Download video").get_attribute("href")
+    with urlopen(f"{fake_server.url}/{href}") as file:
+        clip.write_bytes(file.read())
+    page.get_by_role("button", name="Clear", exact=True).click()
+    page.get_by_text("Your video will appear here").wait_for()
+
+    def is_filled_in(message: str):
+        page.locator("#status").get_by_text(message).wait_for()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
+        expect(page.get_by_label("number input for Steps")).to_have_value("3")
+
+    page.locator("#drop input").set_input_files(clip)
+    is_filled_in("The settings of the video are filled in.")
+    page.get_by_role("button", name="Check the dropped video").click()
+    page.locator("#status").get_by_text("Made by this recipe, bit for bit.").wait_for()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    page.get_by_text("Your video will appear here").wait_for()
+
+    page.goto(f"{fake_server.url}/{link}")
+    is_filled_in("The settings of the link are filled in.")
+    assert "recipe" not in page.url
+
+    (tmp_path / "other.mp4").write_bytes(b"no video")
+    page.locator("#drop input").set_input_files(tmp_path / "other.mp4")
+    page.locator("#drop").get_by_text("This file is no mp4 video").wait_for()
+
+
 @pytest.mark.slow
 def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page = open_page(fake_server)
@@ -295,18 +339,48 @@ def test_the_new_seed_button_draws_another_seed(fake_server, open_page):
     page.wait_for_function("document.querySelector('#seed input').value !== '0'")
 
 
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
+def test_the_guidelines_are_shown_once_over_a_page_that_does_not_move(
+    fake_server, open_page, width
+):
+    page = open_page(fake_server, width=width)
+    place = page.locator("#generate").bounding_box()
+    dialog = page.get_by_role("dialog", name="Usage guidelines")
+    link = page.get_by_role("button", name="usage guidelines")
+    page.evaluate("localStorage.clear()")
+    page.reload()
+
+    dialog.wait_for()
+    assert page.locator("#generate").bounding_box() == place
+    assert page.evaluate("document.activeElement.textContent") == "Usage guidelines"
+    box = dialog.bounding_box()
+    assert box["x"] >= 0 and box["y"] >= 0 and box["x"] + box["width"] <= width
+    assert box["y"] + box["height"] <= 900
+    for _ in range(4):  # the page behind it is out of reach
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.closest('dialog, body').tagName") in (
+            "DIALOG",
+            "BODY",  # the browser's own controls
+        )
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    page.reload()
+    link.click()  # would be covered by an open dialog
+    page.locator("#guidelines-accept").click()
+    assert page.evaluate("document.activeElement.textContent") == "usage guidelines"
+
+
 @pytest.mark.slow
-def test_the_guidelines_are_shown_until_they_are_accepted(fake_server, open_page):
-    page = open_page(fake_server)
-    accept = page.get_by_role("button", name="I have read the guidelines")
-    accept.click()
-    accept.wait_for(state="hidden")
+def test_the_guidelines_are_shown_at_every_visit_where_storage_is_blocked(fake_server, open_page):
+    page = open_page(fake_server, errors_expected=True)
+    page.add_init_script(BLOCKED_STORAGE)
+    page.goto(f"{fake_server.url}/healthz")
+    page.set_content(f'<iframe src="{fake_server.url}" style="width:100%;height:90vh">')
+    inside = page.frame_locator("iframe")
 
-    with page.expect_response(lambda response: is_reply_with(response, "open")):
-        page.reload()
+    inside.locator("#guidelines-accept").click()
 
-    page.get_by_role("button", name="Generate", exact=True).wait_for()
-    assert not accept.is_visible()
+    inside.get_by_role("dialog").wait_for(state="hidden")
 
 
 @pytest.mark.slow

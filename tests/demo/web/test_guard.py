@@ -64,6 +64,7 @@ def call(client, path="/gradio_api/queue/join", **changes):
         "/assets/index-8fe1.js",
         "/theme.css",
         "/healthz",
+        "/?recipe=WyJhIl0",
         "/study/rate",
         "/study/media/WzEsImxlZnQiXQ.x-Y_z",
         "/results/chart.svg",
@@ -156,6 +157,32 @@ def test_a_body_that_never_ends_is_given_up(page, folder, monkeypatch):
     run_apart(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
 
     assert sent[0]["status"] == 408
+
+
+def test_a_dropped_video_may_be_large_but_not_too_large(client, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_BYTES", 3 * MAX_BODY)
+
+    def drop(size, kind="video/mp4", **headers):
+        headers = {"content-type": kind, **headers}
+        return client.post("/dropped", content=b"x" * size, headers=headers).status_code
+
+    assert [drop(size) for size in (2 * MAX_BODY, 3 * MAX_BODY + 1)] == [200, 413]
+    assert drop(1, "application/json") == drop(1, "text/plain") == 415
+    assert drop(1, **{"sec-fetch-site": "cross-site"}) == 403
+
+
+def test_few_dropped_videos_are_received_at_the_same_time_and_in_a_row(client):
+    rates = Limits(dropping=Rate(0.001, 3))
+    scope = {"path": "/dropped", "method": "POST", "headers": []}
+    with rates.receiving(), rates.receiving():
+        with pytest.raises(TooMany), rates.receiving():
+            pass
+    with rates.receiving():
+        pass
+    for _ in range(3):
+        rates.check("10.0.0.1", scope)
+    with pytest.raises(TooMany):
+        rates.check("10.0.0.1", scope)
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
             rng = random.Random(0)
             bodies = hostile_bodies(rng)
             values = ["x", "..", "%2e%2e%2f", "\u2603", "0" * 300, "predict", "-1"]
-            kinds = ["application/json", "text/plain", "multipart/form-data", ""]
+            kinds = ["application/json", "text/plain", "multipart/form-data", "video/mp4", ""]
             broken = Counter()
             await enter(server.client)
             addresses = [address for address in all_addresses(server) if "heartbeat" not in address]

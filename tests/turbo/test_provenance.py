@@ -1,0 +1,112 @@
+"""What an mp4 says about its making, and how a changed copy differs from it."""
+
+import json
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from turbo.provenance import AI_GENERATED, compare_clips, read_provenance
+from turbo.video import Video, load_video
+
+RECIPE = {"model": "shapes-turbo", "prompt": "a red star", "seed": 3, "dtype": "float32"}
+
+
+@pytest.fixture
+def video() -> Video:
+    """A red square crosses a blue sky."""
+    frames = np.full((8, 16, 16, 3), (20, 30, 160), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[4:8, index : index + 4] = (220, 30, 40)
+    return Video(frames, 8, RECIPE)
+
+
+@pytest.fixture
+def clip(video, tmp_path):
+    return video.save(tmp_path / "clip.mp4", enlarge=4)
+
+
+def encode_again(clip, path, **options):
+    with av.open(str(clip)) as source, av.open(str(path), "w") as target:
+        target.metadata["comment"] = source.metadata["comment"]
+        stream = target.add_stream("libx264", rate=8, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in source.decode(video=0):
+            frame.pict_type = 0
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    return path
+
+
+def test_a_generated_video_is_marked_as_such_for_programs_that_read_iptc(video, clip, tmp_path):
+    plain = Video(video.frames, 8).save(tmp_path / "plain.mp4", enlarge=4)
+
+    with av.open(str(clip), options={"export_xmp": "1"}) as container:
+        assert f'DigitalSourceType="{AI_GENERATED}"' in container.metadata["xmp"]
+    assert read_provenance(clip).ai_generated and not read_provenance(plain).ai_generated
+    assert read_provenance(clip).recipe == RECIPE == load_video(clip).recipe
+
+
+def test_what_was_done_to_a_copy_is_told_apart(video, clip, tmp_path):
+    edited = Video(video.frames, 8, {**RECIPE, "dtype": "float16"})
+    flipped = Video(video.frames.copy(), 8, RECIPE)
+    flipped.frames[4, 12, 3] = 255 - flipped.frames[4, 12, 3]
+    shorter = Video(video.frames[:6], 8, RECIPE)
+    same = tmp_path / "same.mp4"
+    same.write_bytes(clip.read_bytes())
+
+    def compare(changed: Video):
+        return compare_clips(changed.save(tmp_path / "changed.mp4", enlarge=4), clip)
+
+    assert compare_clips(same, clip).kind == "file"
+    assert compare(edited).kind == "frames"
+    assert (compare(flipped).kind, compare(flipped).worst) == ("other frames", 5)
+    assert compare(flipped).largest > 100
+    assert (compare(shorter).kind, compare(shorter).worst) == ("other frames", 7)
+    assert compare_clips(encode_again(clip, same, crf="23"), clip).kind == "encoded again"
+    assert compare(Video(video.frames[:, :8], 8, RECIPE)).kind == "other size"
+    same.write_bytes(clip.read_bytes().replace(b"avc1", b"xxxx"))
+    assert compare_clips(same, clip).kind == "encoded again"
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"])
+def test_a_file_that_is_no_mp4_is_refused(content, clip, tmp_path):
+    other = tmp_path / "other.mp4"
+    other.write_bytes(content)
+
+    with pytest.raises(ValueError, match="no mp4"):
+        read_provenance(other)
+    with pytest.raises(ValueError, match="no mp4"):
+        compare_clips(other, clip)
+
+
+def test_a_damaged_video_is_refused(clip, tmp_path):
+    content = clip.read_bytes()
+    start = content.index(b"mdat") + 40
+    other = tmp_path / "other.mp4"
+    other.write_bytes(content[:start] + bytes(len(content) - start))
+
+    with pytest.raises(ValueError, match="damaged"):
+        compare_clips(other, clip)
+
+
+def test_a_much_longer_video_is_not_decoded_to_its_end(video, clip, tmp_path):
+    longer = Video(np.repeat(video.frames, 20, axis=0), 8, RECIPE)
+
+    found = compare_clips(longer.save(tmp_path / "longer.mp4", enlarge=4), clip)
+
+    assert found.frames == len(video.frames) + 1
+
+
+def test_the_command_needs_no_torch(clip):
+    program = (
+        "import sys; sys.argv[1:] = [sys.argv[1]]; from turbo.provenance import main; main();"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(clip)], capture_output=True, text=True, check=True
+    )
+
+    assert json.loads(done.stdout) == {"recipe": RECIPE, "ai_generated": True}
