@@ -10,6 +10,7 @@ import pytest
 
 from training.config import Config, load_config
 from training.export import student_card
+from turbo.manifest import Manifest
 from turbo.models.local import read_card
 from turbo.video import load_video
 
@@ -78,7 +79,8 @@ def test_a_configuration_ends_in_a_model_that_makes_a_clip(path: Path, runs: Pat
     folder = runs / path.stem
 
     card = read_card(folder / "models" / config.name)
-    [clip] = (runs / "clips").glob(f"*/{config.name}-*.mp4")
+    rows = Manifest(runs / "clips").rows()
+    [clip] = [runs / "clips" / name for name, row in rows.items() if row["model"] == config.name]
 
     teacher = read_card(folder / "models" / TINY.get(config.teacher.model, config.teacher.model))
     expected = student_card(teacher, config, folder / "models" / config.name)
