@@ -57,7 +57,7 @@ def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompts.txt").write_text("a cat\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     distil = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    distil += ["-m", "tests.support.distil_all", str(folder / "runs.json")]
+    distil += ["-m", "tests.training.distil_all", str(folder / "runs.json")]
     subprocess.run([sys.executable, *distil], env=environment, timeout=1200, check=True)
     names = []
     for path in CONFIGS:

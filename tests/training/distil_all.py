@@ -1,6 +1,6 @@
 """Run several distillations in one process, because its start takes longer than a tiny run.
 
-torchrun --nproc-per-node 2 -m tests.support.distil_all runs.json
+torchrun --nproc-per-node 2 -m tests.training.distil_all runs.json
 
 The file holds the arguments of each run.
 """
