@@ -154,6 +154,7 @@ def build_student(teacher: Network, config: Config) -> Network:
             rank,
             generator=generator,
             dropout=config.student.lora_dropout,
+            skip=config.student.lora_skip,
         )
     else:
         student.requires_grad_(True)

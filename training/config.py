@@ -43,6 +43,7 @@ class StudentTable(_Table):
     lora_rank: int = Field(ge=0)  # 0 trains all weights
     temporal_rate: float = Field(1.0, ge=0)  # factor of the learning rate of temporal transformers
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
+    lora_skip: list[str] = []  # layers without adapter
     temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
     target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
     target_dropout: bool = True

@@ -33,6 +33,7 @@ from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
 from training.settings import DistillationConfig, EncodedBatch, RecordedBatch
 from training.watch import Watch
+from turbo.batch import exit_with_launcher
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
@@ -184,6 +185,7 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
+    exit_with_launcher(accelerator.num_processes)
     with only_process_in(out) if accelerator.is_main_process else nullcontext():
         return _train_and_export(config, accelerator)
 

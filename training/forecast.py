@@ -1,15 +1,18 @@
 """What a run will do and need, before anything is trained."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.build import build_student, teacher_card
@@ -41,13 +44,51 @@ class Forecast:
 
     trained: int  # parameters
     weights: int  # of teacher and student together, with what is trained
-    optimiser: int  # gradients, AdamW, target and averaged weights
-    activations: int  # of the student, kept for the backward pass
+    optimiser: int  # AdamW's moments, target and averaged weights
+    step: int  # activations and gradients, at the peak of a step
     step_flops: int  # of the UNet, for one video: student, teacher and target
 
     @property
     def memory(self) -> int:
-        return self.weights + self.optimiser + self.activations
+        return self.weights + self.optimiser + self.step
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Adds up the tensors that are alive, and keeps the largest sum; sizes in bytes."""
+
+    def __init__(self, present: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.alive: dict[int, Any] = {}
+        self.now = self.peak = 0
+        for tensor in present:
+            self._add(tensor)
+        self.start = self.now
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, made)
+        return made
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return
+
+        def free(reference: Any) -> None:
+            del self.alive[key]
+            self.now -= size
+
+        self.alive[key] = weakref.ref(storage, free)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
+    """Attend as accelerators and CPUs do; the meta device would keep all attention weights."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
 
 def forecast(config: Config, card: ModelCard) -> Forecast:
@@ -61,37 +102,35 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         student = build_student(teacher, config).train()
         if config.run.recompute:
             student.enable_gradient_checkpointing()
-        inputs = _inputs(config, card, teacher)
-    kept, storages = 0, {weight.untyped_storage()._cdata for weight in student.parameters()}
-    held: list[Tensor] = []  # so that no storage's address is used twice
+        noisy, timesteps, embeds, fps = _inputs(config, card, teacher)
+        guidance = torch.empty(len(noisy), 256)
 
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        storage = tensor.untyped_storage()
-        held.append(tensor)
-        if storage._cdata not in storages:
-            storages.add(storage._cdata)
-            kept += storage.nbytes()
-        return tensor
+    def call(network: Network, videos: int, guidance: Tensor | None) -> Tensor:
+        rows = [torch.cat([tensor] * videos) for tensor in (noisy, timesteps, embeds)]
+        told = None if fps is None else torch.cat([fps] * videos)
+        return network(*rows, Conditioning(guidance=guidance, fps=told))
 
-    guidance = torch.empty(config.run.micro_batch, 256, device="meta")
-    conditioning = Conditioning(guidance=guidance, fps=inputs[3])
-    with (
-        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-        saved_tensors_hooks(keep, lambda tensor: tensor),
-        FlopCounterMode(display=False) as forward,
-    ):
-        student(*inputs[:3], conditioning)
     own = [weight for weight in student.parameters() if weight.requires_grad]
+    attention = patch.object(nn.functional, "scaled_dot_product_attention", _fused_attention)
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    counter = FlopCounterMode(display=False)
+    with _PeakMemory([*student.parameters(), *teacher.parameters()]) as memory, attention:
+        with autocast:
+            with torch.no_grad():
+                call(teacher, 2, None)  # with the prompt and without
+            with counter:
+                output = call(student, 1, guidance)
+            with torch.no_grad():
+                call(student, 1, guidance)  # as the target
+        output.float().square().mean().backward()
     trained = sum(weight.numel() for weight in own)
     copies = (config.student.target_ema > 0) + (config.run.weight_ema > 0)  # target, average
-    shared = sum(w.numel() * w.element_size() for w in teacher.parameters())
-    flops = forward.get_total_flops() // config.run.micro_batch
+    flops = counter.get_total_flops() // config.run.micro_batch
     return Forecast(
         trained=trained,
-        weights=shared + 4 * trained,
-        optimiser=4 * trained * (3 + copies),  # gradient, two moments
-        activations=kept,
+        weights=memory.start,
+        optimiser=4 * trained * (2 + copies),
+        step=memory.peak - memory.start,
         step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
     )
 
@@ -142,7 +181,7 @@ def describe_run(config: Config) -> str:
             f"trained: {found.trained:,} parameters",
             f"memory per process, network alone: {found.memory / 2**30:.2f} GiB = "
             f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
-            f"averages + {found.activations / 2**30:.2f} activations",
+            f"averages + {found.step / 2**30:.2f} activations and gradients",
             f"time on one A100 at 40 % of its peak, network: {flops / UTILISATION / 3600:.1f} h "
             f"for {run.steps} steps of {run.batch} videos",
         ]

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -43,11 +46,37 @@ class Share:
     def of_launch(cls) -> "Share":
         """Return this process's share, and use its own device if there are several."""
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        exit_with_launcher(state.num_processes)
         return cls(state.process_index, state.num_processes)
 
     def gather(self, entries: list[str]) -> list[str]:
         """Return the entries of all processes, once all have come here."""
         return gather_object(entries) if self.processes > 1 else entries
+
+
+def exit_with_launcher(processes: int) -> None:
+    """End this process when the launcher of several is killed.
+
+    Without it they would wait for each other for days, or write beside those of the next launch.
+    """
+    if processes > 1:
+        exit_with_parent()
+
+
+def exit_with_parent(worker: int = 0) -> None:
+    """End this process when its parent is killed, whatever it waits for.
+
+    Args:
+        worker: its number, which a data loader passes.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def clip_name(pipeline: VideoPipeline, request: Request, batch_size: int = 1) -> str:

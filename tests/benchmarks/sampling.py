@@ -86,11 +86,13 @@ class Contestant:
         return sum(tensor.nbytes for tensor in tensors)
 
 
-def build(size: Size, device: torch.device, dtype: torch.dtype) -> Contestant:
-    """Return a student of VideoCrafter2's kind with random weights."""
+def build(
+    size: Size, device: torch.device, dtype: torch.dtype, guidance_size: int | None = 256
+) -> Contestant:
+    """Return a student of VideoCrafter2's kind with random weights; without guidance, a teacher."""
     torch.manual_seed(0)
     with device:
-        unet = VideoUNet(**size.unet, fps_conditioning=True, time_cond_proj_dim=256)
+        unet = VideoUNet(**size.unet, fps_conditioning=True, time_cond_proj_dim=guidance_size)
         vae = AutoencoderKL(
             block_out_channels=size.vae_widths,
             down_block_types=("DownEncoderBlock2D",) * len(size.vae_widths),

@@ -50,7 +50,17 @@ def start(tiny_vae, schedule, tmp_path: Path):
             teacher, student, draw_encoded, tmp_path / name, config, rewards=rewards, vae=tiny_vae
         )
 
+    start.teacher = teacher
     return start
+
+
+def test_the_teacher_drops_nothing_out(start):
+    start.teacher.train()
+
+    _, steps = start("run")
+    next(steps)
+
+    assert not any(module.training for module in start.teacher.modules())
 
 
 def brightness(weight: float) -> tuple[WeightedReward, ...]:

@@ -1,5 +1,8 @@
 """Many clips: the frames of single requests, whatever process, batch or earlier run made them."""
 
+import os
+import select
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -183,6 +186,36 @@ def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch
     ]
     path, row = list(rows.items())[-1]
     assert load_video(tmp_path / "out" / path).recipe["guidance"] == float(row["guidance"]) == 6.5
+
+
+@pytest.mark.parametrize("processes, watched", [(1, 0), (2, 1)])
+def test_only_the_processes_of_a_launcher_end_with_it(processes, watched, monkeypatch):
+    """One process may be left running on purpose, by nohup."""
+    state, calls = SimpleNamespace(process_index=0, num_processes=processes), []
+    monkeypatch.setattr(batch, "PartialState", lambda **settings: state)
+    monkeypatch.setattr(batch, "exit_with_parent", lambda: calls.append(1))
+
+    assert Share.of_launch() == Share(0, processes)
+
+    assert len(calls) == watched
+
+
+def test_a_process_ends_with_its_parent():
+    end, open_while_it_runs = os.pipe()
+    if not (launcher := os.fork()):
+        if not os.fork():
+            batch.exit_with_parent()
+            os.write(open_while_it_runs, b"ready")
+            time.sleep(60)
+            os._exit(0)
+        os.read(end, 5)
+        os._exit(0)  # before its child
+    os.close(open_while_it_runs)
+    os.waitpid(launcher, 0)
+
+    assert select.select([end], [], [], 20)[0]
+    assert os.read(end, 1) == b""
+    os.close(end)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from training.data.captions import Caption
-from training.data.order import as_list, exit_with_parent
+from training.data.order import as_list
 from training.data.shards import (
     ClipFacts,
     DatasetSettings,
@@ -24,6 +24,7 @@ from training.data.shards import (
 )
 from training.data.source import PreparedClip
 from training.data.video_folder import Clip
+from turbo.batch import exit_with_launcher, exit_with_parent
 
 Place = tuple[int, int]  # pass over the data, and row of the table of captions
 # Compute what a shard holds of some clips: tensors whose first axis is the clip.
@@ -54,7 +55,9 @@ class _Attempts(Dataset["Clip | PreparedClip | str"]):
 def long_accelerator() -> Accelerator:
     """Return an accelerator whose processes may finish days apart."""
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patience])
+    exit_with_launcher(accelerator.num_processes)
+    return accelerator
 
 
 def run_job(

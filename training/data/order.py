@@ -4,9 +4,6 @@ The order depends on the seed alone, so a resumed run continues with the clips t
 seen.
 """
 
-import os
-import threading
-import time
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -15,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from training.loop import Slot
+from turbo.batch import exit_with_parent
 
 
 class EpochOrder:
@@ -101,18 +99,6 @@ class ClipSource(Generic[Item]):
             worker_init_fn=exit_with_parent,
             generator=torch.Generator(),  # else it draws from the generator of dropout masks
         )
-
-
-def exit_with_parent(worker: int) -> None:
-    """End this worker when its parent is killed, even while it waits to hand over a clip."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def as_list(clips: list[Item]) -> list[Item]:

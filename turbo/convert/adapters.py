@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from turbo.card import ModelCard
 from turbo.convert.checkpoint import Checkpoint, open_checkpoint
 from turbo.convert.part import Part
+from turbo.convert.unet import modelscope_part, videocrafter_part
+from turbo.networks.families import network_on_meta
+from turbo.networks.lora import DOWN, LORA_FILE, UP
+from turbo.networks.unet import VideoUNet
 
 PROJECTION = "time_embedding.cond_proj"
 LARGEST_SEED = 2**63 - 1
@@ -128,6 +134,55 @@ def merge_adapters(
         change = change_of(checkpoint, pair, tuple(weight.shape))
         merged[name] = weight + change.to(weight.dtype)
     return merged
+
+
+def list_adapters(named: Mapping[str, Tensor], part: Part) -> list[Tensor]:
+    """Return the named adapters of a student as a published list, [up, down, up, down, ...].
+
+    The guidance projection is trained in full here. It becomes a pair whose product it is, so the
+    list belongs to a projection of zeros.
+
+    Raises:
+        ValueError: the list has no place for an adapter, or a layer of the list has none.
+    """
+    order = adapter_order(part)
+    adapted = {name.removesuffix(DOWN) for name in named if name.endswith(DOWN)} | {PROJECTION}
+    if homeless := adapted - set(order):
+        raise ValueError(
+            f"A published list has no place for the adapter of {min(homeless)}. Train the student "
+            f"with student.lora_skip = {sorted(homeless)}."
+        )
+    if absent := set(order) - adapted:
+        raise ValueError(
+            f"A published list needs an adapter of {min(absent)}, and the student has none. "
+            "Remove that layer from student.lora_skip, and train it again."
+        )
+    tensors: list[Tensor] = []
+    for layer in order:
+        if layer == PROJECTION:
+            projection = named[f"{PROJECTION}.weight"]
+            tensors += [projection, torch.eye(projection.shape[1]).to(projection)]
+        else:
+            tensors += [named[f"{layer}{UP}"], named[f"{layer}{DOWN}"]]
+    return tensors
+
+
+def export_adapters(card: ModelCard, path: Path) -> None:
+    """Write the adapters of a student as the list that the published code reads.
+
+    Raises:
+        ValueError: the model has no adapters, or they do not fit such a list.
+    """
+    if card.lora is None:
+        raise ValueError(f"{card.name} has no adapters. Choose a student that was trained by them.")
+    named = load_file(card.folder / card.lora / LORA_FILE)
+    projection = named.get(f"{PROJECTION}.weight")
+    sizes = {} if projection is None else {"time_cond_proj_dim": projection.shape[1]}
+    unet = network_on_meta(card.folder / card.unet, sizes)
+    if not isinstance(unet, VideoUNet):
+        raise ValueError(f"No list was published for networks of the kind {type(unet).__name__}.")
+    part = videocrafter_part(unet) if unet.takes_fps else modelscope_part(unet)
+    torch.save(list_adapters(named, part), path)
 
 
 def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> Tensor:

@@ -104,6 +104,13 @@ def _convert(options: argparse.Namespace) -> None:
         print(f"{card.name} is ready in {card.folder}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from turbo.convert.adapters import export_adapters
+
+    export_adapters(find_card(options.name), options.file)
+    print(f"The adapters are in {options.file}. They belong to a guidance projection of zeros.")
+
+
 def _verify(options: argparse.Namespace) -> None:
     from turbo.convert.model import files_at
     from turbo.models.verify import verify_file, verify_model
@@ -152,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = add(
         "verify", _verify, "check a model's weights, or published files before their conversion"
     )
-    for command in (show, fetch, convert, verify):
+    export = add("export", _export, "write a student's adapters as the list of the published code")
+    for command in (show, fetch, convert, verify, export):
         command.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     fetch.add_argument("--yes", action="store_true", help="download without asking")
     convert.add_argument(
@@ -172,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a file, or a folder in diffusers' layout",
     )
+    export.add_argument("file", type=Path, metavar="FILE", help="to write, such as unet_lora.pt")
     for command in (fetch, convert):
         command.add_argument(
             "--projection", metavar="zeros|random:SEED|FILE",

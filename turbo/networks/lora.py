@@ -1,7 +1,7 @@
 """LoRA adapters of a network: add, save, load, merge."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,7 @@ def add_lora(
     *,
     generator: torch.Generator | None = None,
     dropout: float = 0.0,
+    skip: Collection[str] = (),
 ) -> Network:
     """Add an adapter to every linear and convolutional layer, in place, and freeze the rest.
 
@@ -54,12 +55,21 @@ def add_lora(
     Args:
         dropout: of what the adapters of linear and 2-D layers add, while training: 0.1 in the
             published code. (peft's own drops their inputs.)
+        skip: layers that get none.
+
+    Raises:
+        ValueError: the rank is below 1, or the network has no such layer to skip.
 
     Source: T2V-Turbo, arXiv:2405.18750, appendix (rank 64 on VideoCrafter2).
     """
     if rank < 1:
         raise ValueError(f"Expected rank of at least 1, got {rank}.")
     widths = _adapted_layers(network)
+    if unknown := set(skip) - widths.keys():
+        raise ValueError(
+            f"Expected layers that could be adapted in skip, got {min(unknown)!r}. Remove it."
+        )
+    widths = {name: width for name, width in widths.items() if name not in skip}
     inject_adapters(network, {name: min(rank, width) for name, width in widths.items()})
     for module in network.modules():
         if isinstance(module, LoraLayer):

@@ -3,6 +3,7 @@
 import gzip
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +12,16 @@ from torch.testing import assert_close
 
 from tests.support import published
 from tests.support.golden import modelscope_unet, shapes_of, variant_of, videocrafter_unet
+from training.build import build_student
+from training.config import load_config
+from training.forecast import FAMILIES as FAMILIES_ON_META
+from turbo.convert import unet as unets
 from turbo.convert.adapters import (
     adapter_order,
     change_of,
     check_projection,
+    export_adapters,
+    list_adapters,
     merge_adapters,
     pair_up,
     read_projection,
@@ -22,10 +29,12 @@ from turbo.convert.adapters import (
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.plan import plan_jobs
 from turbo.convert.unet import map_modelscope_unet, map_videocrafter_unet
+from turbo.diffusion.distillation import student_of
 from turbo.models.registry import CARDS
-from turbo.networks.lora import DOWN, UP, load_lora, merge_lora
+from turbo.networks.lora import DOWN, UP, add_lora, load_lora, merge_lora, save_lora
 from turbo.types import Conditioning
 
+CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 FAMILIES = {
     "vc2": (map_videocrafter_unet, videocrafter_unet, "vc2_unet_tiny"),
     "ms": (map_modelscope_unet, modelscope_unet, "ms_unet_tiny"),
@@ -106,6 +115,74 @@ def test_named_adapters_parity(family, golden, tmp_path):
 
     assert_close(run(unet, recorded), recorded["out_lora_active"], rtol=0, atol=3e-5)
     assert_close(run(merge_lora(unet), recorded), recorded["out_merged"], rtol=0, atol=3e-5)
+
+
+SKIPPED = ("transformer_in.proj_in", "transformer_in.proj_out")  # Conv1d in VideoCrafter2
+
+
+def student_with_adapters(family, skip):
+    teacher = getattr(published, {"vc2": "videocrafter_unet", "ms": "modelscope_unet"}[family])()
+    student = student_of(teacher, share=True).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for weight in add_lora(student, 3, skip=skip).parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1, generator=generator)
+    return student
+
+
+@pytest.mark.parametrize("family, skip", [("vc2", SKIPPED), ("ms", ())])
+def test_exported_adapters_are_the_student_to_the_reader_of_the_published_list(
+    family, skip, tmp_path
+):
+    student = student_with_adapters(family, skip)
+    save_lora(student, tmp_path / "lora" / "lora.safetensors")
+    (tmp_path / "unet").mkdir()
+    base = getattr(published, {"vc2": "videocrafter_unet", "ms": "modelscope_unet"}[family])()
+    base.save_config(tmp_path / "unet")
+    card = replace(card_of("vcm-vc2", tmp_path), unet="unet", lora="lora")
+
+    export_adapters(card, tmp_path / "unet_lora.pt")
+
+    expected = merge_lora(student).state_dict()
+    part = getattr(unets, {"vc2": "videocrafter_part", "ms": "modelscope_part"}[family])(student)
+    weights = published.publish(part)  # with the projection, which a teacher lacks, of zeros
+    for name, origin in part.origins.items():
+        before = base.state_dict().get(name, torch.zeros(part.shapes[name]))
+        weights[origin.name] = before.reshape(origin.shape)
+    found = merge_adapters(weights, part, open_checkpoint(tmp_path / "unet_lora.pt"))
+    for name, weight in part.rename(found).items():
+        assert_close(weight, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_adapters_without_a_place_in_a_published_list_are_refused():
+    student = student_with_adapters("vc2", ())
+    named = {name: w for name, w in student.named_parameters() if w.requires_grad}
+    part = unets.videocrafter_part(published.videocrafter_unet(time_cond_proj_dim=256))
+
+    with pytest.raises(ValueError, match=r"no place .* transformer_in.proj_in. .*lora_skip"):
+        list_adapters(named, part)
+    del named[f"conv_in{DOWN}"]
+    for layer in SKIPPED:
+        del named[f"{layer}{DOWN}"]
+    with pytest.raises(ValueError, match="needs an adapter of conv_in"):
+        list_adapters(named, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, count", [("vc2", 117_142_176), ("modelscope", 58_497_696)])
+def test_a_configuration_trains_the_layers_of_the_published_list(name, count):
+    config = load_config(CONFIGS / f"{name}.toml")
+    with torch.device("meta"):
+        student = build_student(FAMILIES_ON_META[config.teacher.model][0](), config)
+    part = unets.videocrafter_part if name == "vc2" else unets.modelscope_part
+    named = {key: w for key, w in student.named_parameters() if w.requires_grad}
+
+    listed = list_adapters(named, part(unets.on_meta({**student.config})))
+
+    assert len(listed) == 2 * 575
+    # The published pair of the projection has the rank of the others; ours has 256.
+    ours, rank = sum(tensor.numel() for tensor in listed), config.student.lora_rank
+    assert ours - (320 + 256) * (256 - rank) == count
 
 
 @pytest.mark.parametrize("family, other", [("vc2", "ms"), ("ms", "vc2")])

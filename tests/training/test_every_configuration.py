@@ -1,0 +1,93 @@
+"""Every committed configuration, on tiny networks and two processes: from videos to a clip."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.config import Config, load_config
+from training.export import student_card
+from turbo.manifest import Manifest
+from turbo.models.local import read_card
+from turbo.video import load_video
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+TINY = {"videocrafter2": "tiny-vc2", "modelscope": "tiny-ms", "wan2.1-1.3b": "tiny-wan"}
+FRAMES = {"tiny-vc2": 4, "tiny-ms": 4, "tiny-wan": 9}
+SYSTEMS = "systems"  # folder of links to the exported models, as in T2V_MODELS_DIR
+
+pytestmark = pytest.mark.slow
+
+
+def in_miniature(config: Config) -> list[str]:
+    """Return the changes that replace the networks of a configuration by tiny random ones."""
+    model = TINY.get(config.teacher.model, config.teacher.model)
+    changes = [f"teacher.model={model}", "data.workers=1"]
+    changes += ["run.steps=1", "run.batch=2", "run.micro_batch=1"]
+    terms = []
+    for reward in config.rewards:
+        frames = min(reward.frames, FRAMES[model])
+        window = f", window = {min(reward.window, FRAMES[model])}" if reward.window else ""
+        terms.append(
+            f'{{name = "brightness", weight = {reward.weight}, frames = {frames}, '
+            f'select = "{reward.select}", window_at = "{reward.window_at}"{window}}}'
+        )
+    changes.append(f"rewards=[{', '.join(terms)}]")
+    if config.takes_motion:
+        layer = "up_blocks.1.temp_attentions.0.transformer_blocks.0.attn1"
+        changes.append(f'motion.layers=["{layer}"]')
+    return changes
+
+
+@pytest.fixture(scope="module")
+def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the run of every configuration, and a clip of every student."""
+    folder = tmp_path_factory.mktemp("runs")
+    commands = [
+        [str(path), f"data.folder={videos}", f"run.out={folder / path.stem}"]
+        + in_miniature(load_config(path))
+        for path in CONFIGS
+    ]
+    (folder / "runs.json").write_text(json.dumps(commands))
+    (folder / SYSTEMS).mkdir()
+    (folder / "prompts.txt").write_text("a cat\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    distil = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    distil += ["-m", "tests.training.distil_all", str(folder / "runs.json")]
+    subprocess.run([sys.executable, *distil], env=environment, timeout=1200, check=True)
+    names = []
+    for path in CONFIGS:
+        name = load_config(path).name
+        model = folder / path.stem / "models" / name
+        if (model / "card.json").is_file():
+            (folder / SYSTEMS / name).symlink_to(model)
+            names.append(f"{name}:4")
+    generate = ["-m", "turbo.generate", "--prompts", str(folder / "prompts.txt")]
+    generate += ["--systems", ",".join(names), "--out", str(folder / "clips")]
+    environment["T2V_MODELS_DIR"] = str(folder / SYSTEMS)
+    subprocess.run([sys.executable, *generate], env=environment, timeout=1200, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_ends_in_a_model_that_makes_a_clip(path: Path, runs: Path):
+    config = load_config(path)
+    folder = runs / path.stem
+
+    card = read_card(folder / "models" / config.name)
+    rows = Manifest(runs / "clips").rows()
+    [clip] = [runs / "clips" / name for name, row in rows.items() if row["model"] == config.name]
+
+    teacher = read_card(folder / "models" / TINY.get(config.teacher.model, config.teacher.model))
+    expected = student_card(teacher, config, folder / "models" / config.name)
+    assert (card.licence, card.origin_steps) == (config.licence, config.teacher.grid_steps)
+    assert (card.lora is None) == (config.student.lora_rank == 0)
+    assert card.motion_strength == expected.motion_strength
+    video = load_video(clip)
+    assert video.recipe["steps"] == 4
+    assert video.recipe["model"] == config.name
+    assert len((folder / "log.csv").read_text().split()) == 2  # one step, under the names

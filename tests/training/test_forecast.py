@@ -1,0 +1,76 @@
+"""The forecast of memory, against what a training step allocates."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from training.build import build_settings, build_student, teacher_card
+from training.config import load_config
+from training.distil import distil
+from training.forecast import forecast
+from training.loop import Slot
+from training.settings import EncodedBatch
+from turbo.diffusion.schedule import NoiseSchedule
+from turbo.networks.families import VideoVAE
+from turbo.networks.unet import VideoUNet
+
+TINY = Path(__file__).parents[2] / "training" / "configs" / "tiny_vc2.toml"
+DOWN, UP = "CrossAttnDownBlock3D", "CrossAttnUpBlock3D"
+ENDS = {"down_block_types": (DOWN, "DownBlock3D"), "up_block_types": ("UpBlock3D", UP)}
+SIZES = {
+    "tiny": {"block_out_channels": (32, 32), "layers_per_block": 1, **ENDS},
+    "small": {"block_out_channels": (32, 64), "layers_per_block": 1, **ENDS},
+    "medium": {
+        "block_out_channels": (64, 128, 128),
+        "down_block_types": (DOWN, DOWN, "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", UP, UP),
+    },
+}
+
+
+def forecast_and_peak(size: str, folder: Path, vae: VideoVAE, change: str) -> tuple[int, int]:
+    """Return the bytes that a run was said to need, and the most that it had at once."""
+    more = [f"run.out={folder}", "run.steps=2", "run.batch=1", "rewards=[]", change]
+    config = load_config(TINY, more)
+    card = replace(teacher_card(config), height=32, width=32, num_frames=16)
+    shape = {**SIZES[size], "attention_head_dim": 8, "cross_attention_dim": 96}
+
+    def draw(slot: Slot) -> EncodedBatch:
+        return EncodedBatch(
+            latents=torch.randn(1, 4, 16, 16, 16, generator=slot.generator),
+            reward_prompts=["a cat"],
+            prompt_embeds=torch.randn(1, 77, 96, generator=slot.generator),
+            uncond_embeds=torch.zeros(1, 77, 96),
+            fps=torch.tensor([8]),
+        )
+
+    with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as profiled:
+        teacher = VideoUNet(**shape, fps_conditioning=True).requires_grad_(False)
+        student = build_student(teacher, config)
+        settings = build_settings(config, NoiseSchedule.scaled_linear(), teacher)
+        list(distil(teacher, student, draw, folder / "run", settings, rewards=(), vae=vae))
+    profiled.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    held = [e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]"]
+    teacher.save_config(card.folder / card.unet)
+    return forecast(config, card).memory, max(held) - held[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_memory_is_what_was_forecast_and_falls_where_activations_are_recomputed(
+    size, tmp_path, tiny_vae
+):
+    peaks = []
+    for number, recompute in enumerate(("false", "true")):
+        said, peak = forecast_and_peak(
+            size, tmp_path / str(number), tiny_vae, f"run.recompute={recompute}"
+        )
+        assert said == pytest.approx(peak, rel=0.1)
+        peaks.append(peak)
+
+    assert peaks[1] < 0.6 * peaks[0]
