@@ -68,12 +68,20 @@ class System:
     model: str  # name of a card
     steps: int | None = None
     guidance: float | None = None
+    eta: float | None = (
+        None  # of a teacher's sampler: 0 is the ODE that students are distilled from
+    )
     lora: str | None = None  # folder of other adapters, relative to the weights or absolute
 
     def card(self, weights: Path) -> ModelCard:
         """Return the model's card, with `weights` as its folder."""
-        card = replace(find_card(self.model), folder=weights)
-        return card if self.lora is None else replace(card, lora=self.lora)
+        card = find_card(self.model)
+        return replace(
+            card,
+            folder=weights,
+            eta=card.eta if self.eta is None else self.eta,
+            lora=card.lora if self.lora is None else self.lora,
+        )
 
     def settings(self, weights: Path) -> dict[str, object]:
         """Return all settings that the frames depend on, except prompt and seed, as JSON."""
