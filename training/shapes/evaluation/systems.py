@@ -75,13 +75,8 @@ class System:
 
     def card(self, weights: Path) -> ModelCard:
         """Return the model's card, with `weights` as its folder."""
-        card = find_card(self.model)
-        return replace(
-            card,
-            folder=weights,
-            eta=card.eta if self.eta is None else self.eta,
-            lora=card.lora if self.lora is None else self.lora,
-        )
+        card = replace(find_card(self.model), folder=weights)
+        return card if self.lora is None else replace(card, lora=self.lora)
 
     def settings(self, weights: Path) -> dict[str, object]:
         """Return all settings that the frames depend on, except prompt and seed, as JSON."""
@@ -158,6 +153,7 @@ def reconstruct_clip(
 
 SYSTEMS = (
     System("teacher-50", "shapes-teacher", 50),
+    System("teacher-50 ODE", "shapes-teacher-ode", 50),
     System("teacher-4", "shapes-teacher", 4),
     System("VCM-4", "shapes-vcm", 4),
     System("VCM+R_img-4", "shapes-vcm", 4, lora="vcm-image"),
