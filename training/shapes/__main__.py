@@ -184,11 +184,13 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "rewards": train_rewards,
     "students": train_students,
     "judge": train_judge,
-    "continue": continue_students,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
     "picture": draw_sample_gif,
 }
+
+
+STUDIES: dict[str, Callable[[Folders], None]] = {"continue": continue_students}  # not of "all"
 
 
 # Students
@@ -404,13 +406,15 @@ def log_cost(name: str, step: int, seconds: float, folders: Folders) -> None:
 
 def main() -> None:
     lines = [f"  {name:9} {stage.__doc__}" for name, stage in STAGES.items()]
-    listed = "\n".join([*lines, "  all       every stage above, in this order"])
+    lines.append("  all       every stage above, in this order")
+    lines += [f"  {name:9} {study.__doc__}" for name, study in STUDIES.items()]
+    listed = "\n".join(lines)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",
         description=f"{__doc__}\nStages:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", choices=(*STAGES, *STUDIES, "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()
@@ -418,7 +422,8 @@ def main() -> None:
         1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads()
     )
     folders = Folders(arguments.runs, arguments.weights)
-    for stage in STAGES.values() if arguments.stage == "all" else [STAGES[arguments.stage]]:
+    every = STAGES | STUDIES
+    for stage in STAGES.values() if arguments.stage == "all" else [every[arguments.stage]]:
         stage(folders)
 
 

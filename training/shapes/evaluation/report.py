@@ -67,6 +67,11 @@ TOLERANCE = (
     f"differently: rates within {RATE_TOLERANCE:g} point and other means within "
     f"{MEAN_TOLERANCE:.0%} count as reproduced. Seconds are not compared."
 )
+BASELINES = (
+    "teacher-50 draws fresh noise at every step (DDIM with eta = 1, as VideoCrafter2's script). "
+    "Students are distilled from the teacher's ODE (eta = 0, as ModelScope's script), so teacher-50 "
+    "is another sampler than the one they imitate; teacher-50 ODE, where it is listed, is that one."
+)
 EXTRACTOR = (
     "Fréchet distance between the judge's 64 penultimate features (a (2+1)D convolutional network) "
     "of the clips and of clean drawn clips of the same scenes, with a ridge on the covariances. "
@@ -268,6 +273,7 @@ def format_report(report: dict[str, Any]) -> str:
         "# Evaluation of the shapes models",
         f"{settings['prompts']} prompts of {settings['scenes']} held-out scenes, the same seeds "
         f"for every system. Intervals: {report['intervals']}. {report['extractor']} Rates in %.",
+        BASELINES,
         *[f"## {title}\n\n{_markdown(systems, columns)}" for title, columns in (
             ("Correct attributes, %", attributes),
             ("Image quality", looks),

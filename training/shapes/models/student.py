@@ -29,7 +29,7 @@ FIT = FitConfig(  # then each student with its own rewards
     steps=360, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=60, seed=7
 )
 ON_POLICY_FIT = FitConfig(  # from the shipped Turbo
-    steps=300, learning_rate=2e-4, warmup=10, decay=1.0, ema=0.95, slots=4, checkpoint_every=20,
+    steps=60, learning_rate=2e-4, warmup=10, decay=1.0, ema=0.95, slots=4, checkpoint_every=20,
     seed=8,
 )  # fmt: skip
 BATCH = 8  # clips per process
