@@ -69,8 +69,8 @@ TOLERANCE = (
 )
 BASELINES = (
     "teacher-50 draws fresh noise at every step (DDIM with eta = 1, as VideoCrafter2's script). "
-    "Students are distilled from the teacher's ODE (eta = 0, as ModelScope's script), so teacher-50 "
-    "is another sampler than the one they imitate; teacher-50 ODE, where it is listed, is that one."
+    "Students are distilled from the teacher's ODE (eta = 0, as ModelScope's script), so they "
+    "imitate another sampler than teacher-50; where it is listed, it is teacher-50 ODE."
 )
 EXTRACTOR = (
     "Fréchet distance between the judge's 64 penultimate features (a (2+1)D convolutional network) "
