@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 COMPARE_ROWS = [
     CompareRow(model="shapes-teacher", steps=50, title="Teacher · 50 steps"),
+    CompareRow(model="shapes-teacher-ode", steps=50, title="Teacher · 50 steps, no fresh noise"),
     CompareRow(model="shapes-teacher", steps=4, title="Teacher · 4 steps"),
     CompareRow(model="shapes-vcm", steps=4, title="VCM · 4 steps"),
     CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),

@@ -7,16 +7,31 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from training.config import Config, RewardTable
-from training.data.order import ClipSource
-from training.data.source import PreparedClip, PreparedClips, encode, open_data, stack_records
-from training.data.video_folder import Clip
+from training.data.order import ClipSource, EpochOrder
+from training.data.source import (
+    PreparedClip,
+    PreparedClips,
+    encode,
+    open_data,
+    read_prompts,
+    stack_records,
+)
+from training.data.video_folder import Clip, VideoFolder
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch, MotionGuidance, RecordedBatch
+from training.settings import (
+    DistillationConfig,
+    EncodedBatch,
+    MotionGuidance,
+    PromptBatch,
+    RecordedBatch,
+)
 from training.tiny import TINY, write_tiny
 from turbo.card import ModelCard
+from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import (
     SolverGrid,
     draw_guidance,
@@ -28,7 +43,7 @@ from turbo.diffusion.motion import MOTION_LAYERS, MotionEnergy
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
-from turbo.networks.lora import add_lora
+from turbo.networks.lora import LORA_FILE, add_lora
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, Window, stride_frames
@@ -42,6 +57,9 @@ ENERGIES: dict[str, Callable[[VideoUNet, Schedule, Tensor, tuple[str, ...]], Ene
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
 
+DrawData = Callable[[Slot], EncodedBatch | PromptBatch | RecordedBatch]
+
+
 @dataclass(frozen=True)
 class Parts:
     """Everything that a run needs."""
@@ -51,8 +69,8 @@ class Parts:
     student: Network
     vae: VideoVAE
     text_encoder: TextEncoder
-    captions: list[str]  # of the training videos
-    draw_data: Callable[[Slot], EncodedBatch | RecordedBatch]
+    captions: list[str]  # that the student is trained on
+    draw_data: DrawData
     rewards: tuple[WeightedReward, ...]
     settings: DistillationConfig
 
@@ -92,42 +110,26 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     half, device = config.run.precision == "bf16", accelerator.device
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
-    videos = open_data(config, card)
+    videos = None if config.data.prompts else open_data(config, card)
+    prompts = [c.text for c in videos.captions] if videos else read_prompts(config.data)
     pipeline = load_teacher(card, config, device)
     if isinstance(videos, PreparedClips):
         videos.check_weights(pipeline.weights_sha256)
-    teacher, vae = pipeline.unet, pipeline.vae
+    teacher = pipeline.unet
     student = build_student(teacher, config)
-    source: ClipSource[Clip | PreparedClip] = ClipSource(
-        videos,
-        config.run.micro_batch,
-        workers=config.data.workers,
-        max_broken=config.data.max_broken,
-    )
+    if config.student.start:
+        load_start(student, card, config)
     needed = needed_rewards(config, accelerator.num_processes, accelerator.process_index)
-
-    def draw_data(slot: Slot) -> EncodedBatch | RecordedBatch:
-        clips, takes_fps = source(slot, accelerator.num_processes), student.takes_fps
-        if config.data.record:
-            return stack_records(clips, config.data, device, takes_fps=takes_fps)
-        return encode(
-            clips,
-            slot.generator,
-            config.data,
-            vae,
-            pipeline.text_encoder,
-            device,
-            takes_fps=takes_fps,
-        )
-
     return Parts(
         card,
         teacher,
         student,
-        vae,
+        pipeline.vae,
         pipeline.text_encoder,
-        [caption.text for caption in videos.captions],
-        draw_data,
+        prompts,
+        draw_videos(videos, pipeline, config, accelerator)
+        if videos
+        else draw_own_samples(prompts, pipeline, config, device),
         tuple(
             build_reward(
                 table, device, half=half, recompute=config.run.recompute, load=row in needed
@@ -136,6 +138,62 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         ),
         build_settings(config, pipeline.schedule, teacher),
     )
+
+
+def draw_videos(
+    videos: VideoFolder | PreparedClips,
+    pipeline: VideoPipeline,
+    config: Config,
+    accelerator: Accelerator,
+) -> DrawData:
+    """Return a function that draws micro-batches of videos, encoded, or of teacher outputs."""
+    source: ClipSource[Clip | PreparedClip] = ClipSource(
+        videos,
+        config.run.micro_batch,
+        workers=config.data.workers,
+        max_broken=config.data.max_broken,
+    )
+    device, takes_fps = accelerator.device, pipeline.unet.takes_fps
+
+    def draw(slot: Slot) -> EncodedBatch | RecordedBatch:
+        clips = source(slot, accelerator.num_processes)
+        if config.data.record:
+            return stack_records(clips, config.data, device, takes_fps=takes_fps)
+        return encode(
+            clips,
+            slot.generator,
+            config.data,
+            pipeline.vae,
+            pipeline.text_encoder,
+            device,
+            takes_fps=takes_fps,
+        )
+
+    return draw
+
+
+def draw_own_samples(
+    prompts: list[str], pipeline: VideoPipeline, config: Config, device: torch.device
+) -> DrawData:
+    """Return a function that draws micro-batches of prompts, for the student's own samples."""
+    order, count = EpochOrder(config.run.seed, len(prompts)), config.run.micro_batch
+    timesteps = few_step_timesteps(config.data.sample_steps, config.teacher.grid_steps)
+    encoder = pipeline.text_encoder
+
+    def draw(slot: Slot) -> PromptBatch:
+        first = (slot.step * slot.count + slot.index) * count
+        chosen = [prompts[order(place)[1]] for place in range(first, first + count)]
+        rates = torch.full((count,), round(config.data.fps), device=device)
+        return PromptBatch(
+            latent_shape=pipeline.latent_shape,
+            timesteps=timesteps,
+            reward_prompts=[*chosen],
+            prompt_embeds=encoder.encode(chosen).float(),
+            uncond_embeds=encoder.encode([""]).float().expand(count, -1, -1),
+            fps=rates if pipeline.unet.takes_fps else None,
+        )
+
+    return draw
 
 
 def build_student(teacher: Network, config: Config) -> Network:
@@ -162,6 +220,30 @@ def build_student(teacher: Network, config: Config) -> Network:
         if weight.requires_grad:
             weight.data = weight.data.float()
     return student
+
+
+def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
+    """Load the weights that training starts from: a student's adapters, or all its weights.
+
+    Raises:
+        ValueError: it is no student of this teacher, or has adapters of another rank.
+    """
+    name = config.student.start
+    card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
+    if card.role != "student" or card.family != teacher.family:
+        raise ValueError(f"Expected a student of {teacher.name} in student.start, got {name}.")
+    own = {key: p for key, p in student.named_parameters() if p.requires_grad}
+    if config.student.lora_rank and card.lora:
+        weights = load_file(card.folder / card.lora / LORA_FILE)
+    else:
+        weights = dict(load_card(card, "cpu", dtype="float32").unet.named_parameters())
+    if {key: w.shape for key, w in weights.items()} != {key: p.shape for key, p in own.items()}:
+        raise ValueError(
+            f"The weights of student.start, {name}, are not those that student.lora_rank "
+            f"{config.student.lora_rank} trains. Set it to the rank of its adapters, or to 0, "
+            "which trains all weights."
+        )
+    student.load_state_dict(weights, strict=False)
 
 
 def set_dropout(student: Network, share: float) -> None:

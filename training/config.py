@@ -41,6 +41,7 @@ class StudentTable(_Table):
     """What is trained."""
 
     lora_rank: int = Field(ge=0)  # 0 trains all weights
+    start: str = ""  # a student of this teacher to start from: a model, or a folder with card.json
     temporal_rate: float = Field(1.0, ge=0)  # factor of the learning rate of temporal transformers
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
     lora_skip: list[str] = []  # layers without adapter
@@ -90,10 +91,15 @@ class WatchTable(_Table):
 
 
 class DataTable(_Table):
-    """Training videos: a folder with a table of captions, or with tar files, or prepared clips."""
+    """Training videos: a folder with a table of captions, or with tar files, or prepared clips.
+
+    Or prompts alone.
+    """
 
     folder: str = ""  # set it on the command line: data.folder=PATH
     record: str = ""  # of teacher outputs, in place of the folder
+    prompts: str = ""  # a file, in place of the folder: on-policy, on the student's own samples
+    sample_steps: int = Field(4, ge=1)  # of those
     captions: str = "captions.csv"  # or .jsonl: columns path, text and, optionally, short_text
     fps: float = Field(gt=0)
     stride: Literal["exact", "whole"]  # whole: every n-th frame, at the rate that results
@@ -146,6 +152,8 @@ class Config(_Table):
     def _consistent(self) -> "Config":
         if self.takes_motion and self.student.lora_rank:
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        if self.data.prompts:
+            self._check_prompts()
         slots = self.run.batch // self.run.micro_batch
         if self.run.split_rewards and slots < len(self.rewards):
             raise ValueError(
@@ -155,6 +163,16 @@ class Config(_Table):
         if self.watch:
             self._check_watch(self.watch)
         return self
+
+    def _check_prompts(self) -> None:
+        if self.data.folder or self.data.record:
+            raise ValueError("data.prompts takes the place of data.folder and data.record: set one")
+        if self.takes_motion:
+            raise ValueError("motion guidance needs videos: remove data.prompts or [motion]")
+        if self.data.rewards_on == "short":
+            raise ValueError("data.prompts have no short_text: set data.rewards_on to all")
+        if self.data.sample_steps > self.teacher.grid_steps:
+            raise ValueError("data.sample_steps is more than teacher.grid_steps")
 
     def _check_watch(self, watch: WatchTable) -> None:
         judges = [judge.name for judge in watch.judges]

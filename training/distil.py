@@ -31,29 +31,32 @@ from training.export import export_student
 from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
-from training.settings import DistillationConfig, EncodedBatch, RecordedBatch
+from training.settings import DistillationConfig, EncodedBatch, PromptBatch, RecordedBatch
 from training.watch import Watch
 from turbo.batch import exit_with_launcher
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
+    SolverInput,
     consistency_loss,
     draw_batch,
     frozen_shared_copy,
+    roll_out,
     solver_step_loss,
+    step_loss,
     update_ema,
 )
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
-from turbo.types import PerVideo
+from turbo.types import Latents, PerVideo
 
 
 def distil(
     teacher: Network,
     student: Network,
-    draw_data: Callable[[Slot], EncodedBatch | RecordedBatch],
+    draw_data: Callable[[Slot], EncodedBatch | PromptBatch | RecordedBatch],
     folder: Path,
     config: DistillationConfig,
     *,
@@ -69,7 +72,8 @@ def distil(
 
     Args:
         student: made from the teacher by `student_of`, usually with `share` and `add_lora`.
-        draw_data: draws a micro-batch of training videos, encoded, or of teacher outputs.
+        draw_data: draws a micro-batch of training videos, encoded, or of teacher outputs, or of
+            prompts for on-policy training.
         folder: of the checkpoints.
         rewards: of the student's estimates of clean latents, decoded by `vae`. Without
             rewards this is plain consistency distillation.
@@ -91,6 +95,11 @@ def distil(
             record = drawn.record
             scale = config.draw_guidance(len(record.noisy), slot.generator).to(record.noisy.device)
             consistency = compare_recorded(student, target, record, scale, config)
+        elif isinstance(drawn, PromptBatch):
+            noisy, inputs = draw_on_policy(student, drawn, slot, config)
+            consistency = step_loss(
+                student, target, teacher, noisy, inputs, config.schedule, distance=config.distance
+            )
         else:
             batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
                 drawn.latents,
@@ -135,6 +144,31 @@ def _rewards_of(
         return rewards
     term, factor = deal(len(rewards), slot)
     return [replace(rewards[term], weight=factor * rewards[term].weight)]
+
+
+def draw_on_policy(
+    student: Network, drawn: PromptBatch, slot: Slot, config: DistillationConfig
+) -> tuple[Latents, SolverInput]:
+    """Sample with the student up to one of its timesteps, which the micro-batches take in turn.
+
+    Returns:
+        the noisy videos there, and what the teacher's step from there depends on.
+    """
+    count, device = len(drawn.prompt_embeds), drawn.prompt_embeds.device
+    scale = config.draw_guidance(count, slot.generator).to(device)
+    place = (slot.step + slot.index) % len(drawn.timesteps)
+    timesteps = drawn.timesteps[: place + 1].to(device)
+    noises = torch.randn(place + 1, count, *drawn.latent_shape, generator=slot.generator)
+    start = timesteps[-1].expand(count)
+    inputs = SolverInput(
+        start=start,
+        end=(start - config.grid.stride).clamp(min=0),
+        guidance_scale=scale,
+        prompt_embeds=drawn.prompt_embeds,
+        uncond_embeds=drawn.uncond_embeds,
+        fps=drawn.fps,
+    )
+    return roll_out(student, config.schedule, [*noises.to(device)], inputs, timesteps), inputs
 
 
 def compare(

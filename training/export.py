@@ -51,7 +51,9 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
         motion_layers="always" if config.takes_motion else "never",
         motion_strength=config.motion.strength if config.motion and config.takes_motion else None,
         motion_share=config.motion.percentage if config.motion else 0.5,
-        default_steps=min(STEPS.get(grid, 4), grid),
+        default_steps=config.data.sample_steps
+        if config.data.prompts
+        else min(STEPS.get(grid, 4), grid),
         max_steps=grid,
         default_guidance=min(max(GUIDANCE, low), high),
         min_guidance=low,
@@ -62,10 +64,16 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
 
 def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str:
     """Return the model card, in Markdown."""
+    data = config.data
+    source = f"{data.captions}, {data.resize}"
+    if data.prompts:
+        source = f"its own samples of {Path(data.prompts).name}, in {data.sample_steps} steps"
     rewards = [
         f"| {r.name} | {r.weight:g} | {r.frames} ({r.select}) |" for r in config.rewards
     ] or ["| none | | |"]
-    settings = json.dumps(config.model_dump(exclude={"data": {"folder"}, "run": {"out"}}), indent=2)
+    settings = json.dumps(
+        config.model_dump(exclude={"data": {"folder", "prompts"}, "run": {"out"}}), indent=2
+    )
     return "\n".join(
         [
             f"# {card.title}",
@@ -82,8 +90,8 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
             "|---|---|---|",
             *rewards,
             "",
-            f"Data: {config.data.captions}, {config.data.fps:g} frames per second, "
-            f"{card.num_frames} frames of {card.width} x {card.height}, {config.data.resize}.",
+            f"Data: {source}, {config.data.fps:g} frames per second, "
+            f"{card.num_frames} frames of {card.width} x {card.height}.",
             "",
             "Evaluation: none yet. Compare it with its teacher by `python -m human_eval`.",
             "",

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from training.build import build_student, teacher_card
 from training.config import Config
-from training.data.source import open_data
+from training.data.source import open_data, read_prompts
 from training.data.video_folder import VideoFolder
 from training.watch import read_held_out
 from turbo.card import ModelCard
@@ -190,6 +190,8 @@ def describe_run(config: Config) -> str:
 
 def describe_data(config: Config, card: ModelCard) -> str:
     """Return how many videos there are, and how often a run shows them."""
+    if config.data.prompts:
+        return f"{len(read_prompts(config.data))} prompts, for the student's own samples"
     if not (config.data.folder or config.data.record):
         return "set data.folder=PATH"
     videos = open_data(config, card)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from training.loop import FitConfig
 from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
@@ -21,6 +23,18 @@ class EncodedBatch:
     prompt_embeds: PromptEmbeds
     uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
     fps: FrameRate | None = None  # for networks that take it
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """A batch of prompts without videos: the student's own sampler makes them (on-policy)."""
+
+    latent_shape: tuple[int, int, int, int]  # of one video
+    timesteps: Int[Tensor, " steps"]  # of the student's sampler, falling
+    reward_prompts: list[str | None]  # as for `EncodedBatch`
+    prompt_embeds: PromptEmbeds
+    uncond_embeds: PromptEmbeds
+    fps: FrameRate | None = None
 
 
 @dataclass(frozen=True)

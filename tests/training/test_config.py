@@ -108,3 +108,17 @@ def test_a_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path):
     for name, message in (("none.toml", "cannot be read"), ("wrong.toml", "is not TOML")):
         with pytest.raises(ValueError, match=message):
             load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("data.folder=videos", "set one"),
+        ("motion={strength=500.0, percentage=0.5}", "needs videos"),
+        ("data.rewards_on=short", "short_text"),
+        ("data.sample_steps=51", "grid_steps"),
+    ],
+)
+def test_prompts_in_place_of_videos_refuse_what_needs_videos(change: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_config(TINY, ["data.prompts=prompts.txt", "student.lora_rank=0", change])

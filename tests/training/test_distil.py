@@ -8,9 +8,10 @@ import torch
 
 from tests.support.tiny_models import make_unet
 from training.checkpoints import load_newest
-from training.distil import distil
+from training.distil import distil, draw_on_policy
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch
+from training.settings import DistillationConfig, EncodedBatch, PromptBatch
+from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
 from turbo.networks.lora import add_lora
 from turbo.rewards import WeightedReward
@@ -170,3 +171,31 @@ def test_videos_without_a_prompt_for_rewards_are_not_scored(start):
 
     assert seen == [(1, ["a dog"])]
     assert half == pytest.approx(plain - 50, abs=1e-3)  # half of the videos have the score
+
+
+def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(schedule):
+    student = student_of(make_unet())
+    config = DistillationConfig(
+        fit=FIT,
+        schedule=schedule,
+        grid=SolverGrid(20),
+        draw_guidance=draw_guidance,
+        target_ema=0.9,
+    )
+    drawn = PromptBatch(
+        latent_shape=(4, 3, 4, 4),
+        timesteps=few_step_timesteps(4, 20),
+        reward_prompts=["a cat", "a dog"],
+        prompt_embeds=torch.randn(2, 5, 16),
+        uncond_embeds=torch.zeros(2, 5, 16),
+    )
+
+    starts = []
+    for step, index in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]:
+        slot = Slot(step, index, 2, index == 0, torch.Generator().manual_seed(0))
+        noisy, inputs = draw_on_policy(student, drawn, slot, config)
+        assert noisy.shape == (2, 4, 3, 4, 4)
+        assert (inputs.start - inputs.end == 50).all()
+        starts.append(inputs.start.tolist())
+
+    assert starts == [[999, 999], [749, 749], [749, 749], [499, 499], [249, 249]]

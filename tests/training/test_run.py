@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from training import distil as command
@@ -72,6 +73,23 @@ def test_the_trained_student_is_what_the_exported_model_computes(videos, tmp_pat
     up, down = (trained[f"conv_in.lora_{side}.default.weight"].flatten(1) for side in ("B", "A"))
     base = load_card(read_card(tmp_path / "models" / "tiny-vc2")).unet.conv_in.weight
     assert_close(exported.conv_in.weight - base, (up @ down).view_as(base), atol=1e-6, rtol=1e-4)
+
+
+@slow
+def test_a_student_goes_on_from_another_by_its_own_samples(videos, tmp_path):
+    tiny = CONFIGS / "tiny_vc2.toml"
+    first = command.run(load_config(tiny, changes(videos, tmp_path / "first", "run.steps=2")))
+    prompts = f"data.prompts={videos / 'captions.csv'}"
+    more = [f"student.start={first}", "run.learning_rate=1e-12", f"run.out={tmp_path / 'more'}"]
+
+    folder = command.run(load_config(tiny, [prompts, "data.sample_steps=2", "run.steps=2", *more]))
+
+    started, ended = (load_file(at / "adapters/lora.safetensors") for at in (first, folder))
+    assert any(tensor.abs().sum() > 0 for name, tensor in started.items() if "lora_B" in name)
+    assert_close(ended, started, atol=1e-6, rtol=0)
+    assert read_card(folder).default_steps == 2
+    with pytest.raises(ValueError, match="rank of its adapters"):
+        command.run(load_config(tiny, [prompts, "student.lora_rank=2", *more[:2], more[2] + "2"]))
 
 
 @slow

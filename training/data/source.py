@@ -29,6 +29,7 @@ from training.settings import EncodedBatch, RecordedBatch
 from turbo.card import ModelCard
 from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.networks.vae import encode_frames, sample_posterior
+from turbo.text_files.prompts import read_prompt_file
 from turbo.types import FrameRate, TextEncoder
 
 RECORDED = ("noisy", "cond", "uncond", "score", "prompt_embeds")  # floating-point tensors
@@ -209,6 +210,18 @@ def encode(
         empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
     rates = told_rates(clips, data, device) if takes_fps else None
     return EncodedBatch(latents, reward_prompts(clips, data), embeds.float(), empty, rates)
+
+
+def read_prompts(data: DataTable) -> list[str]:
+    """Read the prompts of on-policy training.
+
+    Raises:
+        ValueError: the file cannot be read, or has none.
+    """
+    prompts = [entry.text for entry in read_prompt_file(Path(data.prompts))]
+    if not prompts:
+        raise ValueError(f"Expected at least 1 prompt in {data.prompts}, got none. Add some.")
+    return prompts
 
 
 def reward_prompts(clips: Sequence[Clip | PreparedClip], data: DataTable) -> list[str | None]:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from training.distil import distil
-from training.loop import FitConfig, StepStats
+from training.loop import FitConfig, Slot, StepStats
+from training.settings import EncodedBatch, PromptBatch
 from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
 from training.shapes.evaluation.report import format_report
@@ -33,10 +34,12 @@ from training.shapes.models.reward_card import write_reward_card
 from training.shapes.models.student_estimates import StudentEstimates, draw_student_estimates
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips, encode_clips
 from training.shapes.world.flaws import draw_bank
+from turbo.diffusion.distillation import student_of
 from turbo.models.registry import WEIGHTS
-from turbo.networks.lora import LORA_FILE, save_lora
+from turbo.networks.lora import LORA_FILE, load_lora, save_lora
 from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
+from turbo.networks.vae import latent_shape
 from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
 from turbo.rewards.viclip import save_viclip
 from turbo.types import Reward
@@ -121,6 +124,12 @@ def train_students(folders: Folders) -> None:
         train_student(name, variant, folders, folders.weights)
 
 
+def continue_students(folders: Folders) -> None:
+    """on-policy training of the shipped Turbo, and its control runs"""
+    for name, variant in student.CONTINUED.items():
+        continue_student(name, variant, folders)
+
+
 def train_judge(folders: Folders) -> None:
     """the judge of the evaluation, which is not a reward"""
     torch.manual_seed(30)
@@ -181,6 +190,9 @@ STAGES: dict[str, Callable[[Folders], None]] = {
 }
 
 
+STUDIES: dict[str, Callable[[Folders], None]] = {"continue": continue_students}  # not of "all"
+
+
 # Students
 
 
@@ -200,7 +212,8 @@ def start_student(
     guide = load_teacher(folders)
     network = train_common_start(guide, folders)
     mixture = variant.rewards(*load_rewards(folders))
-    return network, distil_student(guide, network, name, student.FIT, mixture, folders)
+    clips = clip_source(folders)
+    return network, distil_student(guide, network, clips, name, student.FIT, mixture, folders)
 
 
 def train_common_start(guide: VideoUNet, folders: Folders) -> VideoUNet:
@@ -209,24 +222,52 @@ def train_common_start(guide: VideoUNet, folders: Folders) -> VideoUNet:
     It has no rewards: they are unreliable while the estimates do not yet show a picture.
     """
     network = student.build_student(guide)
-    steps = distil_student(guide, network, "start", student.START_FIT, (), folders)
+    clips = clip_source(folders)
+    steps = distil_student(guide, network, clips, "start", student.START_FIT, (), folders)
     run("start", steps, student.START_FIT.steps, folders)
     return network
+
+
+def continue_student(
+    name: str,
+    variant: student.Variant,
+    folders: Folders,
+    fit: FitConfig = student.ON_POLICY_FIT,
+) -> None:
+    """Train the shipped Turbo further; save the adapters in the runs folder."""
+    guide = load_teacher(folders)
+    network = load_lora(
+        student_of(guide, share=True).requires_grad_(False), folders.weights / "turbo" / LORA_FILE
+    )
+    card, batch = student.CARD, student.ON_POLICY_BATCH
+    shape = latent_shape(load_vae(folders), card.num_frames, card.height, card.width)
+    source = (
+        student.prompt_source(shape, caption_embeddings(folders), batch)
+        if variant.on_policy
+        else clip_source(folders, batch)
+    )
+    mixture = variant.rewards(*load_rewards(folders))
+    steps = distil_student(guide, network, source, name, fit, mixture, folders)
+    run(name, steps, fit.steps, folders)
+    if process().is_main_process:
+        save_lora(network, folders.runs / name / LORA_FILE, torch.float16)
+    process().wait_for_everyone()
 
 
 def distil_student(
     guide: VideoUNet,
     network: VideoUNet,
+    source: Callable[[Slot], EncodedBatch | PromptBatch],
     name: str,
     fit: FitConfig,
     mixture: Sequence[WeightedReward],
     folders: Folders,
 ) -> Iterator[StepStats]:
-    """Distil `guide` into `network` on the training clips."""
+    """Distil `guide` into `network`."""
     return distil(
         guide,
         network,
-        student.batch_source(training_clips(folders), caption_embeddings(folders), student.BATCH),
+        source,
         folders.runs / name,
         student.distillation_config(fit),
         rewards=mixture,
@@ -254,6 +295,12 @@ def training_clips(folders: Folders) -> EncodedClips:
     rank = process().process_index
     path = folders.runs / f"clips{rank}.safetensors"
     return encode_clips(load_vae(folders).eval(), CLIP_COUNT, 100 + rank, path)
+
+
+def clip_source(folders: Folders, batch: int | None = None) -> Callable[[Slot], EncodedBatch]:
+    """Return a function that draws batches of the training clips."""
+    clips, captions = training_clips(folders), caption_embeddings(folders)
+    return student.batch_source(clips, captions, batch or student.BATCH)
 
 
 @cache
@@ -359,13 +406,15 @@ def log_cost(name: str, step: int, seconds: float, folders: Folders) -> None:
 
 def main() -> None:
     lines = [f"  {name:9} {stage.__doc__}" for name, stage in STAGES.items()]
-    listed = "\n".join([*lines, "  all       every stage above, in this order"])
+    lines.append("  all       every stage above, in this order")
+    lines += [f"  {name:9} {study.__doc__}" for name, study in STUDIES.items()]
+    listed = "\n".join(lines)
     parser = argparse.ArgumentParser(
         prog="python -m training.shapes",
         description=f"{__doc__}\nStages:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", choices=(*STAGES, *STUDIES, "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()
@@ -373,7 +422,8 @@ def main() -> None:
         1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads()
     )
     folders = Folders(arguments.runs, arguments.weights)
-    for stage in STAGES.values() if arguments.stage == "all" else [STAGES[arguments.stage]]:
+    every = STAGES | STUDIES
+    for stage in STAGES.values() if arguments.stage == "all" else [every[arguments.stage]]:
         stage(folders)
 
 

@@ -8,15 +8,16 @@ before training, and reads the record (`turbo/diffusion/teacher_cache.py`, then 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from turbo.diffusion.consistency import bind_consistency_function
+from turbo.diffusion.consistency import bind_consistency_function, sample_consistency
 from turbo.diffusion.guidance import bind_guided
 from turbo.networks.families import Network
 from turbo.types import (
@@ -87,17 +88,24 @@ def draw_guidance(
 
 @checked
 @dataclass(frozen=True, kw_only=True)
-class DistillationBatch:
-    """Videos with everything drawn for them, so that the loss is a function of the batch."""
+class SolverInput:
+    """What the guided teacher's step depends on, besides the noisy videos."""
 
-    clean: Latents
-    noise: Latents
     start: Timesteps
     end: Timesteps
     guidance_scale: PerVideo  # w in the LCM convention
     prompt_embeds: PromptEmbeds
     uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
     fps: FrameRate | None = None
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class DistillationBatch(SolverInput):
+    """Videos with everything drawn for them, so that the loss is a function of the batch."""
+
+    clean: Latents
+    noise: Latents
 
 
 @checked
@@ -146,8 +154,42 @@ def squared(error: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 @checked
 @torch.no_grad()
+def roll_out(
+    student: Network,
+    schedule: Schedule,
+    noises: Sequence[Latents],
+    batch: SolverInput,
+    timesteps: Int[Tensor, " steps"],
+) -> Latents:
+    """Run the student's own sampler to `batch.start`: what it is called with there when it samples.
+
+    Without dropout and without gradient, as at inference. On-policy training starts here, so that
+    the student learns from its own mistakes, and no training video is needed.
+
+    Args:
+        noises: the initial noise, then the fresh noise of each step.
+        timesteps: of the sampler, falling, down to `batch.start`; one for each noise.
+
+    Source: the idea of generalised knowledge distillation, arXiv:2306.13649, for a sampler.
+    """
+    consistency_fn = bind_consistency_function(
+        student, schedule, batch.prompt_embeds, batch.guidance_scale, batch.fps
+    )
+    latents, training = noises[0], student.training
+    student.eval()
+    sampler = sample_consistency(
+        consistency_fn, schedule, latents, timesteps, step_noise=noises[1:]
+    )
+    for state in islice(sampler, len(timesteps) - 1):
+        latents = state.latents
+    student.train(training)
+    return latents.clone()  # the sampler's own tensors cannot take part in a gradient
+
+
+@checked
+@torch.no_grad()
 def teacher_step(
-    teacher: VideoNetwork, schedule: Schedule, noisy: Latents, batch: DistillationBatch
+    teacher: VideoNetwork, schedule: Schedule, noisy: Latents, batch: SolverInput
 ) -> Latents:
     """Take the guided teacher's DDIM step from `batch.start` to `batch.end`.
 
@@ -240,6 +282,20 @@ def consistency_loss(
     Source: T2V-Turbo, arXiv:2405.18750, Eq. 5; Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    return step_loss(student, target, teacher, noisy, batch, schedule, distance=distance)
+
+
+def step_loss(
+    student: VideoNetwork,
+    target: VideoNetwork,
+    teacher: VideoNetwork,
+    noisy: Latents,
+    batch: SolverInput,
+    schedule: Schedule,
+    *,
+    distance: Distance = pseudo_huber,
+) -> ConsistencyLoss:
+    """Return the loss of `consistency_loss` from noisy videos at `batch.start`, however made."""
     step = SolverStep(
         noisy=noisy,
         stepped=teacher_step(teacher, schedule, noisy, batch),

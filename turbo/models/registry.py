@@ -133,6 +133,18 @@ _SHAPES: dict[str, Any] = {
 _EMBEDDED_GUIDANCE = "Embedded guidance w: an input of the network, one call per step; s = w + 1."
 _CLASSIFIER_FREE = "Classifier-free guidance s: two network calls per step; 1 is no guidance."
 
+_SHAPES_TEACHER: dict[str, Any] = {
+    "role": "teacher",
+    "sampler": "ddim",
+    "unet": "teacher",
+    "default_steps": 50,
+    "max_steps": 100,
+    "default_guidance": 2.0,
+    "min_guidance": 1.0,
+    "max_guidance": 8.0,
+    "guidance_kind": _CLASSIFIER_FREE,
+    **_SHAPES,
+}
 _SHAPES_STUDENT: dict[str, Any] = {
     "role": "student",
     "sampler": "consistency",
@@ -199,17 +211,13 @@ _SHAPES_CARDS = [
     ModelCard(
         name="shapes-teacher",
         title="Shapes teacher",
-        role="teacher",
-        sampler="ddim",
-        eta=1.0,
-        unet="teacher",
-        default_steps=50,
-        max_steps=100,
-        default_guidance=2.0,
-        min_guidance=1.0,
-        max_guidance=8.0,
-        guidance_kind=_CLASSIFIER_FREE,
-        **_SHAPES,
+        eta=1.0,  # as VideoCrafter2's own script; ModelScope's has 0
+        **_SHAPES_TEACHER,
+    ),
+    ModelCard(
+        name="shapes-teacher-ode",
+        title="Shapes teacher, no fresh noise",
+        **_SHAPES_TEACHER,
     ),
     ModelCard(
         name="shapes-vcm",

@@ -9,14 +9,20 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
-from turbo.diffusion.consistency import bind_consistency_function, embed_guidance_scale
+from turbo.diffusion.consistency import (
+    bind_consistency_function,
+    embed_guidance_scale,
+    few_step_timesteps,
+)
 from turbo.diffusion.distillation import (
     DistillationBatch,
     SolverGrid,
+    SolverInput,
     consistency_loss,
     draw_batch,
     draw_guidance,
     pseudo_huber,
+    roll_out,
     squared,
     student_of,
     teacher_step,
@@ -24,6 +30,7 @@ from turbo.diffusion.distillation import (
 )
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.lora import add_lora
+from turbo.pipeline import load_pipeline
 from turbo.types import Conditioning
 
 
@@ -320,3 +327,42 @@ def test_bound_functions_of_a_batch_and_of_its_videos_agree(tiny_unet, batch, sc
 
 def test_every_video_of_a_batch_has_its_own_noise(batch):
     assert not torch.allclose(batch.noise[0], batch.noise[1])
+
+
+def _roll_out(student, schedule, noises, prompt_embeds, origin_steps):
+    """Roll out to the timestep of the last noise, on the way to 4 steps."""
+    timesteps = few_step_timesteps(4, origin_steps)[: len(noises)]
+    start = timesteps[-1].expand(len(prompt_embeds))
+    inputs = SolverInput(
+        start=start,
+        end=start - 1,
+        guidance_scale=torch.full((len(start),), 1.5),
+        prompt_embeds=prompt_embeds,
+        uncond_embeds=torch.zeros_like(prompt_embeds),
+    )
+    return roll_out(student, schedule, noises, inputs, timesteps)
+
+
+def test_a_roll_out_ends_with_what_the_pipeline_gives_its_network():
+    pipeline, called_with = load_pipeline("shapes-turbo", "cpu"), []
+    noises = [*torch.randn(4, 1, *pipeline.latent_shape)]
+    hook = pipeline.unet.register_forward_pre_hook(lambda unet, args: called_with.append(args[0]))
+    prompt = "a red star moving left on a black background"
+    list(pipeline.stream([prompt], [0], guidance=1.5, noise=noises[0], step_noise=noises[1:]))
+    hook.remove()
+    embeds = pipeline.text_encoder.encode([prompt])
+
+    for place in range(4):
+        given = noises[: place + 1]
+        noisy = _roll_out(pipeline.unet, pipeline.schedule, given, embeds, origin_steps=20)
+        assert_close(noisy, called_with[place])
+
+
+def test_a_roll_out_drops_nothing_and_can_start_a_gradient(schedule):
+    student = student_of(make_unet(temporal_dropout=0.5)).train()
+    noises, embeds = [*torch.randn(3, 1, 4, 3, 4, 4)], torch.randn(1, 5, 16)
+
+    noisy, again = (_roll_out(student, schedule, noises, embeds, 50) for _ in range(2))
+
+    assert torch.equal(noisy, again) and student.training
+    assert not noisy.is_inference()  # autograd refuses to save such a tensor

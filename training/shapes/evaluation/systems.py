@@ -68,6 +68,9 @@ class System:
     model: str  # name of a card
     steps: int | None = None
     guidance: float | None = None
+    eta: float | None = (
+        None  # of a teacher's sampler: 0 is the ODE that students are distilled from
+    )
     lora: str | None = None  # folder of other adapters, relative to the weights or absolute
 
     def card(self, weights: Path) -> ModelCard:
@@ -150,6 +153,7 @@ def reconstruct_clip(
 
 SYSTEMS = (
     System("teacher-50", "shapes-teacher", 50),
+    System("teacher-50 ODE", "shapes-teacher-ode", 50),
     System("teacher-4", "shapes-teacher", 4),
     System("VCM-4", "shapes-vcm", 4),
     System("VCM+R_img-4", "shapes-vcm", 4, lora="vcm-image"),

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from training.checkpoints import load_newest
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch
+from training.settings import DistillationConfig, EncodedBatch, PromptBatch
 from training.shapes.models.teacher import SCHEDULE
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips
+from training.shapes.world.scenes import TEMPLATES, TRAIN_SCENES
+from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import SolverGrid, student_of
 from turbo.models.registry import find_card
 from turbo.networks.lora import add_lora
@@ -26,7 +28,12 @@ START_FIT = FitConfig(  # without rewards, once for all students
 FIT = FitConfig(  # then each student with its own rewards
     steps=360, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=60, seed=7
 )
+ON_POLICY_FIT = FitConfig(  # from the shipped Turbo
+    steps=60, learning_rate=2e-4, warmup=10, decay=1.0, ema=0.95, slots=4, checkpoint_every=20,
+    seed=8,
+)  # fmt: skip
 BATCH = 8  # clips per process
+ON_POLICY_BATCH = 4  # clips per micro-batch: one for each of the sampler's timesteps
 RANK = 16  # of the adapters: a quarter of the network's width
 TARGET_EMA = 0.9
 GRID = SolverGrid(CARD.origin_steps)  # 20 steps: longer teacher steps than with the paper's 50
@@ -41,6 +48,7 @@ class Variant:
     label: str
     image_weight: float = 0.0  # beta_img
     video_weight: float = 0.0  # beta_vid
+    on_policy: bool = False  # learns from its own samples, not from training clips
 
     def rewards(self, image: ImageTextReward, video: VideoTextReward) -> tuple[WeightedReward, ...]:
         """Return the terms of the reward mixture."""
@@ -70,6 +78,14 @@ REWARD_SWEEP = {  # larger weights, to see where rewards stop helping
     "hacked": Variant("both 40 times", image_weight=16.0, video_weight=20.0),
 }
 ALL = STUDENTS | REWARD_SWEEP
+CONTINUED = {  # from the shipped Turbo, by `ON_POLICY_FIT`: the candidate and its controls
+    "on-policy": Variant("on-policy, both twice", 0.8, 1.0, on_policy=True),
+    "on-policy-plain": Variant("on-policy, no rewards", on_policy=True),
+    "off-policy": Variant("training clips, both twice", 0.8, 1.0),
+}
+TRAIN_CAPTIONS = torch.tensor(
+    [CAPTIONS.index(scene.caption(t)) for scene in TRAIN_SCENES for t in TEMPLATES]
+)
 
 
 def distillation_config(fit: FitConfig) -> DistillationConfig:
@@ -102,6 +118,31 @@ def batch_source(
         )
 
     return draw_encoded
+
+
+def prompt_source(
+    latent_shape: tuple[int, int, int, int], captions: Tensor, batch_size: int
+) -> Callable[[Slot], PromptBatch]:
+    """Return a function that draws captions of training scenes, for on-policy training.
+
+    Args:
+        latent_shape: of one clip.
+        captions: as for `batch_source`.
+    """
+    timesteps = few_step_timesteps(CARD.default_steps, GRID.num_steps)
+
+    def draw_prompts(slot: Slot) -> PromptBatch:
+        draw = torch.randint(len(TRAIN_CAPTIONS), (batch_size,), generator=slot.generator)
+        rows = TRAIN_CAPTIONS[draw]
+        return PromptBatch(
+            latent_shape=latent_shape,
+            timesteps=timesteps,
+            reward_prompts=[CAPTIONS[row] for row in rows.tolist()],
+            prompt_embeds=captions[rows + 1],
+            uncond_embeds=captions[:1].expand(batch_size, -1, -1),
+        )
+
+    return draw_prompts
 
 
 def draw_guidance(batch_size: int, generator: torch.Generator) -> PerVideo:
