@@ -16,7 +16,12 @@ from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, RepoFile, hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
 
 from human_eval.errors import StudyError
 from human_eval.publishing.journal import FOLDER, JournalFile, parse_path
@@ -129,5 +134,5 @@ def translated_errors(subject: str) -> Iterator[None]:
             429: "The Hub gets too many requests.",
         }.get(status, "")
         raise HubProblem(f"{subject} replied {status}. {remedy}".strip()) from error
-    except (HTTPError, ConnectionError, TimeoutError) as error:
+    except (HTTPError, FileMetadataError, ConnectionError, TimeoutError) as error:
         raise HubProblem(f"{subject} could not be reached ({type(error).__name__}).") from error

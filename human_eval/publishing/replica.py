@@ -22,6 +22,7 @@ from human_eval.server.vote_service import SyncStatus
 from human_eval.storage.database import safe_sqlite
 from human_eval.storage.lock import alone
 from human_eval.storage.tables import AssignmentRow, Vote
+from human_eval.study.media_check import find_lost_clips
 from human_eval.study.store import StudyStore, open_study
 
 logger = logging.getLogger(__name__)
@@ -120,9 +121,13 @@ class Replica:
         for former in unfinished.glob("study.db*"):  # of a rebuild that was interrupted
             former.unlink()
         data_set.download_study(self.place.downloads)
+        if not (unfinished / "study.db").is_file():  # the library returns what it has
+            raise HubProblem(f"The study could not be downloaded from {data_set.name}.")
         prepare_snapshot(unfinished)
         store = open_study(unfinished)
         try:
+            if lost := find_lost_clips(store):
+                raise HubProblem(f"{len(lost)} clips could not be downloaded.")
             with alone(store.database, unfinished):
                 self._store = store = _as_replica(store)
                 self._exchange(store, data_set, begin=True)

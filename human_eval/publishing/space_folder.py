@@ -97,7 +97,7 @@ def _write_data(store: StudyStore, study: Path) -> None:
     prepare_snapshot(study)
     shutil.copytree(store.media, study / "media", dirs_exist_ok=True)
     for path in store.folder.glob("*"):
-        if path.name == "accounts.json" or path.match("study*.toml"):
+        if path.name == "staff.json" or path.match("study*.toml"):
             shutil.copyfile(path, study / path.name)
     (study / "secret").touch(0o600)
     (study / "secret").write_text(store.keys.secret)
@@ -124,7 +124,7 @@ def publish(store: StudyStore, space: str, data_set: str, token: str) -> None:
             delete_patterns=[f"{STUDY}/*"],
             commit_message="Study",
         )
-        api.create_repo(space, repo_type="space", space_sdk="docker", exist_ok=True)
+        api.create_repo(space, repo_type="space", space_sdk="docker", private=False, exist_ok=True)
         api.add_space_secret(space, SECRET_VARIABLE, store.keys.secret)
         api.upload_folder(
             folder_path=folder / "space",
