@@ -1,16 +1,17 @@
-import os
 import shutil
 
 import pytest
+from pandas.testing import assert_frame_equal
 
-from human_eval.errors import StudyError, StudyNotReady
+from human_eval.cli.main import main
+from human_eval.errors import NotYours, StudyError, StudyNotReady
 from human_eval.publishing.data_set import DataSet
-from human_eval.publishing.replica import Place, Replica, merge_all
+from human_eval.publishing.replica import Place, Replica
 from human_eval.publishing.space_folder import publish, write_folders
 from human_eval.reporting.report import write_report
-from human_eval.server.accounts import add_account
-from human_eval.storage import events
-from human_eval.study.queries import read_votes
+from human_eval.server.accounts import add_account, read_accounts
+from human_eval.storage import events, study_state
+from human_eval.study.queries import count_answers, read_votes
 from tests.support.fake_hub import TOKEN
 from tests.support.studies import (
     answer,
@@ -76,10 +77,6 @@ def votes_of(replica) -> set[tuple]:
     )
 
 
-def journal_of(hub) -> list[str]:
-    return [path for path in hub.repositories[f"datasets/{DATA}"].files if "journal" in path]
-
-
 def test_the_public_space_tells_nothing_about_the_study(published, hub):
     space = hub.repositories["spaces/me/study"]
     data = hub.repositories[f"datasets/{DATA}"]
@@ -98,20 +95,231 @@ def test_the_public_space_tells_nothing_about_the_study(published, hub):
     assert not [path for path, text in data.files.items() if published.keys.secret.encode() in text]
 
 
-def test_votes_outlive_the_disk(published, hub, serve, tmp_path):
+def test_votes_outlive_the_disk_and_the_report_is_the_same_byte_for_byte(
+    published, serve, tmp_path
+):
     replica = serve("first")
     rate(replica, "ann", "ben")
+    exclude(replica._store, "rater:2", rule="slow", evidence={}, author="ada")
     replica.sync()
-    before, report = votes_of(replica), tmp_path / "before"
-    write_report(read_votes(replica._store), replica._store.definition, report)
+    before = votes_of(replica)
+    tables = (list_win_rates(replica), read_votes(replica._store))
     shutil.rmtree(tmp_path / "first")
 
     again = serve("first")
 
     assert votes_of(again) == before and len(before) == 8
     assert not find_defects(again._store)
-    rebuilt = tmp_path / "after"
-    write_report(read_votes(again._store), again._store.definition, rebuilt)
-    assert {p.name: p.read_bytes() for p in report.iterdir()} == {
-        p.name: p.read_bytes() for p in rebuilt.iterdir()
-    }
+    assert list_win_rates(again) == tables[0]
+    assert_frame_equal(read_votes(again._store), tables[1])
+
+
+@pytest.mark.slow
+def test_the_report_of_a_rebuilt_study_is_the_same_byte_for_byte(published, serve, tmp_path):
+    reports = []
+    for name in ("first", "second"):
+        replica = serve(name)
+        if not reports:
+            rate(replica, *(f"rater {number}" for number in range(3)), pairs=3)
+            replica.sync()
+        folder = tmp_path / f"report of {name}"
+        write_report(read_votes(replica._store), replica._store.definition, folder)
+        reports.append({path.name: path.read_bytes() for path in folder.iterdir()})
+
+    assert reports[0] == reports[1]
+
+
+def test_two_servers_share_votes_and_decisions(published, serve):
+    one, two = serve("one"), serve("two")
+    rate(one, "ann")
+    one.sync()
+    two.sync()  # takes ann's answers in
+    event = exclude(
+        two._store, f"rater:{number_of(two, 'ann')}", rule="slow", evidence={}, author="ada"
+    )
+    rate(two, "ben", shown="right")
+    two.sync()
+    one.sync()
+    assert votes_of(one) == votes_of(two) and len(votes_of(one)) == 8
+    assert list(read_votes(one._store)["excluded"]) == [True] * 4 + [False] * 4
+
+    [entry] = excluded_on(one)
+    revoke(one._store, entry.event_id, author="eve", reason="it was a slow line")
+    set_closed(one._store, True, author="eve")
+    one.sync()
+    two.sync()
+    three = serve("three")
+
+    assert event not in [entry.event_id for entry in excluded_on(two)]
+    for replica in (one, two, three):
+        assert not excluded_on(replica) and not find_defects(replica._store)
+        assert is_closed(replica) and votes_of(replica) == votes_of(one)
+        assert replica.count().pending == 0 and replica.count().stored == 8
+
+
+def test_a_pair_with_enough_raters_still_takes_the_votes_of_other_servers(published, serve):
+    one, two = serve("one"), serve("two")
+    rate(one, "a", "b", "c", pairs=8)
+    rate(two, "d", "e", "f", pairs=8)  # each pair has its three raters on each server
+    for replica in (one, two, one):
+        replica.sync()
+
+    assert votes_of(one) == votes_of(two) and len(votes_of(one)) == 6 * 8 * 2
+    assert not find_defects(one._store)
+
+
+def test_a_rater_who_answers_a_pair_on_two_servers_counts_once(published, serve):
+    one, two = serve("one"), serve("two")
+    rate(one, "ann", pairs=8)
+    rate(two, "ann", pairs=8, shown="right")
+    for replica in (one, two, one):
+        replica.sync()
+
+    for replica in (one, two, serve("three")):
+        votes = read_votes(replica._store)
+        assert len(votes) == 16 and not votes.duplicated(["rater", "task_id", "question"]).any()
+
+
+def test_a_vote_is_pending_until_it_is_in_the_data_set(published, hub, serve):
+    replica = serve("first")
+    hub.fault = lambda method, path: "forbidden" if "commit" in path else ""
+    given = rate(replica, "ann")
+    replica.sync()
+
+    status = replica.count()
+    assert (status.stored, status.synced, status.pending) == (given, 0, given)
+    assert "HF_TOKEN" in status.problem
+
+    hub.fault = lambda method, path: ""
+    replica.sync()
+    status = replica.count()
+    assert (status.synced, status.pending, status.problem) == (given, 0, "")
+
+
+def test_a_commit_whose_reply_was_lost_is_not_made_twice(published, hub, serve):
+    replica = serve("first")
+    rate(replica, "ann")
+    hub.fault = lambda method, path: "lost" if "commit" in path else ""
+    replica.sync()
+    assert replica.count().problem
+    hub.fault = lambda method, path: ""
+    commits = hub.repositories[f"datasets/{DATA}"].commits
+    replica.sync()
+
+    assert replica.count().pending == 0
+    assert hub.repositories[f"datasets/{DATA}"].commits == commits
+    assert votes_of(serve("second")) == votes_of(replica)
+
+
+def test_without_a_token_nobody_rates_where_the_disk_is_not_kept(published, hub, serve):
+    with pytest.raises(StudyNotReady, match="HF_TOKEN"):
+        serve("first", token=None)
+    hub.fault = lambda method, path: "forbidden" if "commit" in path else ""
+    with pytest.raises(StudyNotReady, match="HF_TOKEN"):  # it may read only
+        serve("second")
+    with pytest.raises(StudyNotReady, match="401"):
+        serve("third", token="hf_wrong")
+    hub.fault = lambda method, path: ""
+    hub.repositories[f"datasets/{DATA}"].private = False
+    with pytest.raises(StudyNotReady, match="public"):
+        serve("fourth")
+
+
+def test_without_a_token_votes_stay_on_a_disk_that_is_kept(published, hub, serve):
+    rate(serve("first", kept=True), "ann")
+    replica = serve("first", kept=True, token=None)
+    rate(replica, "ben")
+    replica.sync()
+
+    status = replica.count()
+    assert (status.stored, status.pending) == (8, 8) and "token" in status.problem
+
+
+def test_a_kept_disk_goes_on_while_the_hub_is_away(published, hub, serve):
+    first = serve("first", kept=True)
+    rate(first, "ann")
+    first._store.close()
+    hub.fault = lambda method, path: "forbidden"
+
+    again = serve("first", kept=True)
+
+    assert len(votes_of(again)) == 4 and again.count().pending == 4
+    with pytest.raises(StudyNotReady):
+        serve("second")
+
+
+def test_a_study_that_is_published_again_keeps_its_votes(published, hub, serve):
+    replica = serve("first", kept=True)
+    rate(replica, "ann")
+    publish(published, "me/study", DATA, TOKEN)
+
+    again = serve("first", kept=True)
+
+    assert votes_of(again) == votes_of(replica) and len(votes_of(again)) == 4
+    assert (again.place.study / "version").read_text() != (
+        next(again.place.folder.glob("study-until-*")) / "version"
+    ).read_text()
+
+
+def test_the_researcher_collects_the_votes(published, hub, serve, monkeypatch, capsys):
+    replica = serve("first")
+    rate(replica, "ann")
+    replica.sync()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    command = ["collect", str(published.folder), "--data-set", DATA]
+    main(command)
+    main(command)
+
+    assert "2 new submissions" in (told := capsys.readouterr().out) and "0 new" in told
+    assert set(read_votes(published)["task_id"]) == {row[1] for row in votes_of(replica)}
+    publish(published, "me/study", DATA, TOKEN)
+    assert len(votes_of(serve("second"))) == 4  # in the new copy, and not again from the journal
+
+
+def test_a_journal_of_another_study_or_a_damaged_one_is_refused(published, hub, serve):
+    replica = serve("first")
+    rate(replica, "ann")
+    replica.sync()
+    files = hub.repositories[f"datasets/{DATA}"].files
+    path = max(path for path in files if path.startswith("journal/"))
+    for damaged in (files[path][:-9], files[path].replace(b'"pair": ', b'"pair": 99')):
+        files[path] = damaged
+        with pytest.raises(StudyError):
+            serve("second")
+        shutil.rmtree(replica.place.folder.parent / "second")
+
+
+def test_a_cookie_of_another_server_names_nobody_here(published, serve):
+    one, two = serve("one")._store.keys, serve("two")._store.keys
+
+    assert two.read("link", one.sign("link", ["link"])) == ["link"]
+    with pytest.raises(NotYours):
+        two.read("rater", one.sign("rater", [1, "link", {}]))
+
+
+def test_a_dry_run_is_served_without_a_hub(published, serve, tmp_path):
+    add_account(published.folder, "ada", "correct horse battery", "admin")
+    write_folders(published, tmp_path / "dry", DATA)
+    (tmp_path / "dry" / "data").rename(tmp_path / "served")
+
+    replica = serve("served", kept=True, token=None)
+
+    assert rate(replica, "ann") == 4 and read_accounts(replica.place.study)
+
+
+def number_of(replica, name: str) -> int:
+    return enter_rater(replica._store, "link", name)
+
+
+def excluded_on(replica) -> list[events.Exclusion]:
+    with replica._store.read() as connection:
+        return events.exclusions(connection)
+
+
+def is_closed(replica) -> bool:
+    with replica._store.read() as connection:
+        return study_state.is_closed(connection)
+
+
+def list_win_rates(replica) -> list[dict]:
+    return count_answers(replica._store).to_dict("records")
