@@ -71,7 +71,7 @@ def measure(kills: int, folder: Path, *, seed: int = 0) -> dict[str, int]:
 
 def _publish(study: Path, hub: FakeHub) -> str:
     prompts = [Prompt(index, f"prompt {index}") for index in range(20)]
-    store = create_study(study, define(k=1000), prompts)
+    store = create_study(study, define(k=1000, loops=0), prompts)
     fill(store, len(prompts))
     write_folders(store, study.parent / "published", DATA)
     store.close()

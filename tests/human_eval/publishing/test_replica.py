@@ -12,6 +12,7 @@ from human_eval.reporting.report import write_report
 from human_eval.server.accounts import add_account, read_accounts
 from human_eval.storage import events, study_state
 from human_eval.study.queries import count_answers, read_votes
+from tests.benchmarks import journal_kills
 from tests.support.fake_hub import TOKEN
 from tests.support.studies import (
     answer,
@@ -323,3 +324,10 @@ def is_closed(replica) -> bool:
 
 def list_win_rates(replica) -> list[dict]:
     return count_answers(replica._store).to_dict("records")
+
+
+@pytest.mark.slow
+def test_killed_servers_lose_no_synced_vote(tmp_path):
+    found = journal_kills.measure(10, tmp_path)
+
+    assert found["wipes"] and found["told as synced"] and found["back"] >= found["told as synced"]
