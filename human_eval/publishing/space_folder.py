@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 
 import human_eval
-import turbo
 from human_eval.errors import StudyError
 from human_eval.publishing.data_set import KIND, STUDY, DataSet, translated_errors
 from human_eval.publishing.replica import prepare_snapshot
@@ -88,10 +87,10 @@ def write_folders(store: StudyStore, folder: Path, data_set: str) -> None:
 def _write_space(space: Path, data_set: str) -> None:
     space.mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(Path(human_eval.__file__).parent, space / "human_eval", ignore=ignored)
-    library = Path(turbo.__file__).parent
-    shutil.copytree(library / "text_files", space / "turbo" / "text_files", ignore=ignored)
-    shutil.copyfile(library / "__init__.py", space / "turbo" / "__init__.py")
+    root = Path(human_eval.__file__).parents[1]
+    for package in ("human_eval", "turbo/text_files"):
+        shutil.copytree(root / package, space / package, ignore=ignored)
+    shutil.copyfile(root / "turbo" / "__init__.py", space / "turbo" / "__init__.py")
     lines = [f"{name}=={version(name.partition('[')[0])}\n" for name in PACKAGES]
     (space / "requirements.txt").write_text("".join(lines))
     (space / "README.md").write_text(README.format(port=PORT), encoding="utf-8")

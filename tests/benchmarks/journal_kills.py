@@ -30,7 +30,7 @@ from human_eval.publishing.space_folder import write_folders
 from human_eval.reporting.report import write_report
 from human_eval.study.queries import list_defects, read_votes
 from human_eval.study.store import create_study, open_study
-from tests.support.fake_hub import FakeHub, Fault, Repository
+from tests.support.servers.fake_hub import FakeHub, Fault
 from tests.support.studies import define, fill
 
 DATA = "me/study-votes"
@@ -75,13 +75,7 @@ def _publish(study: Path, hub: FakeHub) -> str:
     fill(store, len(prompts))
     write_folders(store, study.parent / "published", DATA)
     store.close()
-    data = study.parent / "published" / "data"
-    files = {
-        path.relative_to(data).as_posix(): path.read_bytes()
-        for path in data.rglob("*")
-        if path.is_file() and path.name != "secret"
-    }
-    hub.repositories[f"datasets/{DATA}"] = Repository(private=True, files=files)
+    hub.add_data_set(DATA, study.parent / "published" / "data")
     return store.keys.secret
 
 
@@ -101,7 +95,7 @@ class _servers:
     def __init__(self, folder: Path, hub: FakeHub, secret: str) -> None:
         self.log = (folder / "log").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.replica_server", str(folder), DATA],
+            [sys.executable, "-m", "tests.support.servers.replica_server", str(folder), DATA],
             cwd=ROOT,
             env=_environment(hub, secret),
             stdin=subprocess.PIPE,
@@ -225,7 +219,7 @@ def rebuild(place: str) -> None:
     """Rebuild the study on an empty disk, and write its votes and its report."""
     from human_eval.publishing.data_set import DataSet
     from human_eval.publishing.replica import Place, Replica
-    from tests.support.fake_hub import TOKEN
+    from tests.support.servers.fake_hub import TOKEN
 
     store = Replica(Place(Path(place), kept=False), DataSet(DATA, TOKEN)).open()
     votes = read_votes(store)

@@ -13,8 +13,8 @@ import pytest
 from human_eval.cli.main import main
 from human_eval.server.accounts import add_account
 from tests.human_eval.browser.rater_page import answer, begin, wait_for_pair
-from tests.support.fake_hub import TOKEN, FakeHub, Repository
 from tests.support.rated_study import SECRETS, START_SECONDS, make_study
+from tests.support.servers.fake_hub import TOKEN, FakeHub
 from tests.support.studies import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -31,12 +31,7 @@ def published(tmp_path):
     main([*command, "--dry-run", str(tmp_path / "dry")])
     data = tmp_path / "dry" / "data"
     with FakeHub().running() as hub:
-        files = {
-            path.relative_to(data).as_posix(): path.read_bytes()
-            for path in data.rglob("*")
-            if path.is_file() and path.name != "secret"
-        }
-        hub.repositories[f"datasets/{DATA}"] = Repository(private=True, files=files)
+        hub.add_data_set(DATA, data)
         yield Published(tmp_path, hub, store.keys.secret)
 
 

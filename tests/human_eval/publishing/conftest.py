@@ -1,7 +1,7 @@
 import huggingface_hub.constants as constants
 import pytest
 
-from tests.support.fake_hub import FakeHub
+from tests.support.servers.fake_hub import FakeHub
 
 
 @pytest.fixture

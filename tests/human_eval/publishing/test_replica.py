@@ -1,4 +1,6 @@
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 from pandas.testing import assert_frame_equal
@@ -7,13 +9,13 @@ from human_eval.cli.main import main
 from human_eval.errors import NotYours, StudyError, StudyNotReady
 from human_eval.publishing.data_set import DataSet
 from human_eval.publishing.replica import Place, Replica
-from human_eval.publishing.space_folder import publish, write_folders
+from human_eval.publishing.space_folder import PACKAGES, publish, write_folders
 from human_eval.reporting.report import write_report
 from human_eval.server.accounts import add_account, read_accounts
 from human_eval.storage import events, study_state
 from human_eval.study.queries import count_answers, read_votes
 from tests.benchmarks import journal_kills
-from tests.support.fake_hub import TOKEN
+from tests.support.servers.fake_hub import TOKEN
 from tests.support.studies import (
     answer,
     claim_pair,
@@ -24,6 +26,7 @@ from tests.support.studies import (
     set_closed,
     submit_answers,
 )
+from tests.test_architecture import IMPORTS
 
 DATA = "me/study-votes"
 
@@ -34,11 +37,12 @@ def database_url():
 
 
 @pytest.fixture
-def published(hub, make_store, monkeypatch):
-    """A study on the fake Hub, as its researcher has it."""
+def published(hub, make_store, monkeypatch, tmp_path):
+    """A study whose data set is on the fake Hub, as its researcher has it."""
     store = make_store(k=3, num_prompts=4)
-    publish(store, "me/study", DATA, TOKEN)
-    monkeypatch.setenv("HUMAN_EVAL_SECRET", hub.secrets["HUMAN_EVAL_SECRET"])
+    write_folders(store, tmp_path / "published", DATA)
+    hub.add_data_set(DATA, tmp_path / "published" / "data")
+    monkeypatch.setenv("HUMAN_EVAL_SECRET", store.keys.secret)
     return store
 
 
@@ -79,6 +83,8 @@ def votes_of(replica) -> set[tuple]:
 
 
 def test_the_public_space_tells_nothing_about_the_study(published, hub):
+    publish(published, "me/study", DATA, TOKEN)
+    assert hub.secrets == {"HUMAN_EVAL_SECRET": published.keys.secret}
     space = hub.repositories["spaces/me/study"]
     data = hub.repositories[f"datasets/{DATA}"]
 
@@ -130,6 +136,7 @@ def test_the_report_of_a_rebuilt_study_is_the_same_byte_for_byte(published, serv
     assert reports[0] == reports[1]
 
 
+@pytest.mark.slow
 def test_two_servers_share_votes_and_decisions(published, serve):
     one, two = serve("one"), serve("two")
     rate(one, "ann")
@@ -158,6 +165,7 @@ def test_two_servers_share_votes_and_decisions(published, serve):
         assert replica.count().pending == 0 and replica.count().stored == 8
 
 
+@pytest.mark.slow
 def test_a_pair_with_enough_raters_still_takes_the_votes_of_other_servers(published, serve):
     one, two = serve("one"), serve("two")
     rate(one, "a", "b", "c", pairs=8)
@@ -169,6 +177,7 @@ def test_a_pair_with_enough_raters_still_takes_the_votes_of_other_servers(publis
     assert not find_defects(one._store)
 
 
+@pytest.mark.slow
 def test_a_rater_who_answers_a_pair_on_two_servers_counts_once(published, serve):
     one, two = serve("one"), serve("two")
     rate(one, "ann", pairs=8)
@@ -226,6 +235,7 @@ def test_without_a_token_nobody_rates_where_the_disk_is_not_kept(published, hub,
         serve("fourth")
 
 
+@pytest.mark.slow
 def test_without_a_token_votes_stay_on_a_disk_that_is_kept(published, hub, serve):
     rate(serve("first", kept=True), "ann")
     replica = serve("first", kept=True, token=None)
@@ -236,6 +246,7 @@ def test_without_a_token_votes_stay_on_a_disk_that_is_kept(published, hub, serve
     assert (status.stored, status.pending) == (8, 8) and "token" in status.problem
 
 
+@pytest.mark.slow
 def test_a_kept_disk_goes_on_while_the_hub_is_away(published, hub, serve):
     first = serve("first", kept=True)
     rate(first, "ann")
@@ -249,6 +260,7 @@ def test_a_kept_disk_goes_on_while_the_hub_is_away(published, hub, serve):
         serve("second")
 
 
+@pytest.mark.slow
 def test_a_study_that_is_published_again_keeps_its_votes(published, hub, serve):
     replica = serve("first", kept=True)
     rate(replica, "ann")
@@ -262,6 +274,7 @@ def test_a_study_that_is_published_again_keeps_its_votes(published, hub, serve):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_the_researcher_collects_the_votes(published, hub, serve, monkeypatch, capsys):
     replica = serve("first")
     rate(replica, "ann")
@@ -277,6 +290,7 @@ def test_the_researcher_collects_the_votes(published, hub, serve, monkeypatch, c
     assert len(votes_of(serve("second"))) == 4  # in the new copy, and not again from the journal
 
 
+@pytest.mark.slow
 def test_a_journal_of_another_study_or_a_damaged_one_is_refused(published, hub, serve):
     replica = serve("first")
     rate(replica, "ann")
@@ -290,14 +304,15 @@ def test_a_journal_of_another_study_or_a_damaged_one_is_refused(published, hub, 
         shutil.rmtree(replica.place.folder.parent / "second")
 
 
-def test_a_cookie_of_another_server_names_nobody_here(published, serve):
-    one, two = serve("one")._store.keys, serve("two")._store.keys
+def test_a_cookie_of_another_server_names_nobody_here(published):
+    one, two = (replace(published.keys, server=name) for name in ("one", "two"))
 
     assert two.read("link", one.sign("link", ["link"])) == ["link"]
     with pytest.raises(NotYours):
         two.read("rater", one.sign("rater", [1, "link", {}]))
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_served_without_a_hub(published, serve, tmp_path):
     add_account(published.folder, "ada", "correct horse battery", "admin")
     write_folders(published, tmp_path / "dry", DATA)
@@ -331,3 +346,16 @@ def test_killed_servers_lose_no_synced_vote(tmp_path):
     found = journal_kills.measure(10, tmp_path)
 
     assert found["wipes"] and found["told as synced"] and found["back"] >= found["told as synced"]
+
+
+def test_a_space_installs_every_package_that_the_program_imports():
+    installed = {name.partition("[")[0] for name in PACKAGES}
+    imported = {
+        name.partition(".")[0]
+        for module, names in IMPORTS.items()
+        if module.startswith(("human_eval", "turbo.text_files"))
+        for name in names
+    }
+    ours = {"human_eval", "turbo", "__future__", "starlette"}  # fastapi brings starlette
+
+    assert imported - ours - sys.stdlib_module_names <= installed

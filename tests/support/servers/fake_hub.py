@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlparse
 
@@ -38,6 +39,15 @@ class FakeHub(ThreadingHTTPServer):
         self.secrets: dict[str, str] = {}
         self.fault: Callable[[str, str], Fault] = lambda method, path: ""
         self.changing = threading.Lock()
+
+    def add_data_set(self, name: str, folder: Path) -> None:
+        """Store the files of a folder, as an upload does that leaves the secret out."""
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "secret"
+        }
+        self.repositories[f"datasets/{name}"] = Repository(private=True, files=files)
 
     def handle_error(self, request, client_address) -> None:
         """Say nothing about clients that were killed."""

@@ -1,6 +1,6 @@
 """Servers of a published study with raters of their own, to be killed at any moment.
 
-    HF_ENDPOINT=... HUMAN_EVAL_SECRET=... python -m tests.support.replica_server FOLDER DATA_SET
+    HF_ENDPOINT=... HUMAN_EVAL_SECRET=... python -m tests.support.servers.replica_server FOLDER DATA_SET
 
 For each line "NAME LIFE" that it reads, a process that has imported everything forks a server whose
 disk is FOLDER/NAME. The lines that are printed, each with NAME and LIFE before:
@@ -22,7 +22,7 @@ from human_eval.errors import StudyNotReady
 from human_eval.publishing.data_set import DataSet
 from human_eval.publishing.replica import Place, Replica
 from human_eval.study.store import StudyStore
-from tests.support.fake_hub import TOKEN
+from tests.support.servers.fake_hub import TOKEN
 from tests.support.studies import answer, claim_pair, enter_rater, submit_answers
 
 PAUSE = 0.02  # seconds between two answers, and between two rounds of the journal
