@@ -1,6 +1,6 @@
 """Servers of a published study with raters of their own, to be killed at any moment.
 
-    HF_ENDPOINT=... HUMAN_EVAL_SECRET=... python -m tests.support.servers.replica_server FOLDER DATA_SET
+    python -m tests.support.servers.replica_server FOLDER DATA_SET
 
 For each line "NAME LIFE" that it reads, a process that has imported everything forks a server whose
 disk is FOLDER/NAME. The lines that are printed, each with NAME and LIFE before:
