@@ -20,7 +20,7 @@ from demo.models import (
 from demo.page import build_page
 from demo.starter import PRESET, open_or_create
 from demo.web.server import create_page_app
-from demo.web.study_mount import StudyMount
+from human_eval.server.study_mount import StudyMount
 from human_eval.study.store import open_study
 
 

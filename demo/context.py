@@ -10,7 +10,7 @@ from demo.dropped_clips import DroppedClips
 from demo.engine import Engine
 from demo.models import ModelInfo
 from demo.session import CompareRow, Download
-from demo.web.study_mount import StudyMount
+from human_eval.server.study_mount import StudyMount
 
 # Options of every event that does not compute. Such events skip the queue of computations.
 NO_QUEUE: dict[str, Any] = {

@@ -7,6 +7,7 @@ StudyError
   TooLate         the assignment has expired, or was submitted before with other answers
   StudyClosed     the study takes no more answers
     StudyPaused   it assigns no new pairs for now; assigned ones can still be answered
+  StudyNotReady   nobody may answer yet: votes could not be kept
   StorageBusy     the database is locked or unreachable; nothing was stored, try again
   StorageFull     the disk is full; nothing was stored
   StorageDamaged  the database is damaged; restore a backup
@@ -50,6 +51,10 @@ class StudyClosed(StudyError):
 
 class StudyPaused(StudyClosed):
     """The study assigns no new pairs for now."""
+
+
+class StudyNotReady(StudyError):
+    """Nobody may answer yet; the message says why and may be shown to anyone."""
 
 
 class StorageBusy(StudyError):

@@ -42,7 +42,7 @@ ORDER = {
         "clips",
         "collection",
     ]
-    + ["study", "reporting", "mturk", "server", "cli", "__main__"],
+    + ["study", "reporting", "mturk", "server", "publishing", "cli", "__main__"],
     "training.shapes": ["world", "models", "evaluation", "__main__"],
 }
 # The seams between the three products, module by module.

@@ -7,7 +7,6 @@ from typing import Any
 import gradio as gr
 
 from demo.context import NO_QUEUE, PageContext
-from demo.web.study_mount import StudyMount
 from demo.widgets.html import escape
 from demo.widgets.player import SYNCED_PLAYBACK, show_playback_controls
 from demo.widgets.win_rate_bars import show_table, show_win_rates
@@ -15,6 +14,7 @@ from human_eval.errors import StudyError
 from human_eval.reporting.answered_pairs import AnsweredPair, list_answered, read_pair
 from human_eval.reporting.live_results import LiveResults, Results
 from human_eval.server.results_api import find_access
+from human_eval.server.study_mount import StudyMount
 from human_eval.study.store import StudyStore
 
 PEOPLE, SIMULATED = "People", "A simulation"

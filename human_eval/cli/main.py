@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from human_eval.cli import maintenance, preparation, raters, results, serving
+from human_eval.cli import maintenance, preparation, publishing, raters, results, serving
 from human_eval.errors import StudyClosed, StudyError
 
 
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Compare videos by human votes: clips in, pairs out to raters, charts back.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for group in (preparation, serving, results, raters, maintenance):
+    for group in (preparation, serving, publishing, results, raters, maintenance):
         group.add_commands(commands)
     return parser
 

@@ -121,6 +121,7 @@ async def show_dashboard(request: Request, store: Store, name: Researcher) -> Re
         **facts,
         problems=await service.problems(),
         waiting=service.waiting,
+        sync=service.read_sync and service.read_sync(),
         name=name,
         token=admin_session.issue_form_token(store, name),
     )

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -26,11 +27,28 @@ MEDIA_SECONDS = 30  # between two comparisons of the clips' files with the datab
 MIN_FREE = 256 * 2**20  # bytes on disk; below this the study reports a problem
 
 
+@dataclass(frozen=True)
+class SyncStatus:
+    """How many votes are in the data set of a published study."""
+
+    stored: int = 0  # here
+    pending: int = 0  # of these, not in the data set yet
+    last: str = "never"  # UTC, when the data set was last up to date
+    problem: str = ""  # why it is not
+
+    @property
+    def synced(self) -> int:
+        """The votes that survive the loss of this machine."""
+        return self.stored - self.pending
+
+
 class VoteService:
     """The writer of one study and its periodic work, both active inside `running()`."""
 
     def __init__(self, store: StudyStore) -> None:
         self.store = store
+        # Of a published study: returns how many votes are in its data set.
+        self.read_sync: Callable[[], SyncStatus] | None = None
         self._writer: Writer | None = None
         self._refused: Counter[tuple[str, str]] = Counter()  # by error and actor, not yet stored
         self._media_problem, self._media_checked = "", float("-inf")  # monotonic seconds
@@ -97,6 +115,8 @@ class VoteService:
             problems.append(_describe(error))
         if self._problem and self._problem not in problems:
             problems.append(self._problem)
+        if self.read_sync and (sync := self.read_sync()).problem:
+            problems.append(f"{sync.pending} votes are on this machine only: {sync.problem}")
         if not problems and (problem := await asyncio.to_thread(self._check_media)):
             problems.append(problem)
         return problems

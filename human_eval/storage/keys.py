@@ -23,9 +23,14 @@ SECRET_VARIABLE = "HUMAN_EVAL_SECRET"
 
 @dataclass(frozen=True)
 class Keys:
-    """Signs and hashes with a study's secret."""
+    """Signs and hashes with a study's secret.
+
+    Links and invitations hold on every server of a study. Other tokens hold numbers of rows, which
+    mean nothing in the database of another server.
+    """
 
     secret: str
+    server: str = ""  # of several with databases of their own, which this is
 
     def __post_init__(self) -> None:
         if len(self.secret) < MIN_SECRET:
@@ -62,9 +67,10 @@ class Keys:
         return hmac.new(key, message, hashlib.sha256).hexdigest()[:20]
 
     def _signer(self, purpose: Purpose) -> URLSafeSerializer:
+        server = "" if purpose in ("link", "invitation") else self.server
         return URLSafeSerializer(
             self.secret,
-            salt=f"human_eval.{purpose}",
+            salt=f"human_eval.{purpose}{server}",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
 

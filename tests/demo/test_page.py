@@ -9,11 +9,11 @@ from demo.clip_store import ClipStore
 from demo.session import GeneratedClip, Update
 from demo.tabs.compare import make_tiles, read_comparison
 from demo.tabs.generate import can_download, model_choices
-from demo.web.study_mount import StudyMount
 from demo.widgets.history import MAX_CLIPS, add_to_history, show_history
 from demo.widgets.html import escape
 from demo.widgets.player import show_clip, show_tiles
 from demo.widgets.status import StatusLine, show_done
+from human_eval.server.study_mount import StudyMount
 from tests.support.apart import run_apart
 from tests.support.fake_engine import ROWS, FakeEngine, create_fake_context
 

@@ -18,8 +18,8 @@ from demo.dropped_clips import DroppedClips
 from demo.engine import Engine, Generate
 from demo.models import ModelInfo, Request
 from demo.session import CompareRow, GeneratedClip, Update, Updates
-from demo.web.study_mount import StudyMount
 from demo.world import World
+from human_eval.server.study_mount import StudyMount
 from turbo.models.registry import MODELS as CARDS
 
 FRAMES, SIDE, FPS = 16, 64, 8

@@ -14,11 +14,11 @@ from demo.page import build_page
 from demo.web.gradio_internals import Page
 from demo.web.limits import Limits, Rate
 from demo.web.server import create_page_app
-from demo.web.study_mount import PREPARING, StudyMount
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.server.accounts import add_account
 from human_eval.server.sign_in import COOKIE
+from human_eval.server.study_mount import PREPARING, StudyMount
 from human_eval.study.store import StudyStore, create_study
 from tests.support.fake_engine import FakeEngine, create_fake_context
 from tests.support.studies import DEFINITION, fill, stored_clips

@@ -11,9 +11,9 @@ from demo.page import build_page
 from demo.session import Updates
 from demo.starter import open_or_create
 from demo.web.server import create_page_app, serve
-from demo.web.study_mount import StudyMount
 from human_eval.hosting.deployment import read_deployment
 from human_eval.hosting.listener import listen
+from human_eval.server.study_mount import StudyMount
 from tests.support.fake_engine import FakeEngine, create_fake_context
 
 

@@ -238,7 +238,7 @@ def run_postgresql(*settings: str) -> Iterator[Postgresql]:
     if folder is None:
         raise FileNotFoundError("no PostgreSQL here; on Debian: apt-get install postgresql")
     with tempfile.TemporaryDirectory(prefix="pg") as place:
-        user, port = _unprivileged_user(), _free_port()
+        user, port = _unprivileged_user(), free_port()
         if user:
             shutil.chown(place, user)
         become = ["setpriv", f"--reuid={user}", "--clear-groups", "--"] if user else []
@@ -281,7 +281,7 @@ def _unprivileged_user() -> str | None:
     return "postgres" if "postgres" in known else "nobody"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -13,17 +13,19 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, StudyNotReady
 from human_eval.reporting.live_results import LiveResults
 from human_eval.server.admin import create_admin_app
 from human_eval.server.results_api import create_results_app
 from human_eval.server.vote_api import create_app
+from human_eval.server.vote_service import VoteService
 from human_eval.study.store import StudyStore
 
 logger = logging.getLogger(__name__)
 
 PREPARING = "The study is being prepared. This takes a few seconds."
 FAILED = "The study could not be opened. The server's log has the reason."
+RETRY_SECONDS = 30.0  # between two attempts to open a study that is not ready
 
 
 class DeferredApp:
@@ -37,7 +39,8 @@ class DeferredApp:
         if self.app is not None:
             await self.app(scope, receive, send)
             return
-        refresh = '<meta http-equiv="refresh" content="2">' if self.note == PREPARING else ""
+        seconds = 2 if self.note == PREPARING else 30
+        refresh = "" if self.note == FAILED else f'<meta http-equiv="refresh" content="{seconds}">'
         page = (
             f'<!doctype html><html lang="en"><title>Study</title>{refresh}'
             '<meta name="viewport" content="width=device-width">'
@@ -45,7 +48,7 @@ class DeferredApp:
             f'<body style="font:1rem/1.5 system-ui;padding:1rem"><p role="status">'
             f"{escape(self.note)}</p>"
         )
-        headers = {"cache-control": "no-store", "retry-after": "2"}
+        headers = {"cache-control": "no-store", "retry-after": str(seconds)}
         await HTMLResponse(page, 503, headers)(scope, receive, send)
 
 
@@ -53,7 +56,8 @@ class StudyMount:
     """Opens a study, serves it, and reports its problems.
 
     Args:
-        open_store: opens the study, and creates it if necessary; slow, called in a thread.
+        open_store: opens the study, and creates it if necessary; slow, called in a thread. Where
+            it raises `StudyNotReady`, visitors read why, and it is called again later.
         frames: other sites that may show the page in a frame.
     """
 
@@ -82,22 +86,29 @@ class StudyMount:
                 with suppress(asyncio.CancelledError):
                     await opening
 
+    @property
+    def service(self) -> VoteService | None:
+        """The service of the study; None until it is open."""
+        if self.store is None or not isinstance(self.vote_app.app, FastAPI):
+            return None
+        service: VoteService = self.vote_app.app.state.service
+        return service
+
     async def problems(self) -> list[str]:
         """Return what is wrong with the study; empty while it is being prepared."""
-        if isinstance(self.vote_app.app, FastAPI):
-            return await self.vote_app.app.state.service.problems()
+        if self.service is not None:
+            return await self.service.problems()
         return [] if self.note == PREPARING else [self.note]
 
     async def _open(self, stack: AsyncExitStack) -> None:
         try:
-            store = await asyncio.to_thread(self._open_store)
+            store = await self._wait_for_store()
             stack.callback(store.close)
             vote_app = create_app(store, frames=self._frames)
             await stack.enter_async_context(vote_app.router.lifespan_context(vote_app))
         except (StudyError, OSError) as error:
             logger.error("The study could not be opened: %s", error)
-            for app in (self.vote_app, self.results_app, self.admin_app):
-                app.note = FAILED
+            self._show(FAILED)
             return
         live_results = LiveResults(store)
         self.vote_app.app = vote_app
@@ -107,3 +118,17 @@ class StudyMount:
         )
         self.store, self.live_results = store, live_results
         await asyncio.to_thread(live_results.read)  # so that the first reader does not wait
+
+    async def _wait_for_store(self) -> StudyStore:
+        """Open the study, as soon as it is ready."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._open_store)
+            except StudyNotReady as reason:
+                logger.warning(reason)
+                self._show(str(reason))
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _show(self, note: str) -> None:
+        for app in (self.vote_app, self.results_app, self.admin_app):
+            app.note = note
