@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.build import Parts
+from training.build import Parts, count_reward_frames
 from training.config import Config
 from turbo.card import ModelCard
 from turbo.models.local import write_card
@@ -63,7 +63,8 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
 def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str:
     """Return the model card, in Markdown."""
     rewards = [
-        f"| {r.name} | {r.weight:g} | {r.frames} ({r.select}) |" for r in config.rewards
+        f"| {r.name} | {r.weight:g} | {count_reward_frames(r)} ({r.select}) |"
+        for r in config.rewards
     ] or ["| none | | |"]
     settings = json.dumps(config.model_dump(exclude={"data": {"folder"}, "run": {"out"}}), indent=2)
     return "\n".join(

@@ -21,7 +21,7 @@ from turbo.manifest import sha256_of
 from turbo.rewards.image_text import ImageTextReward
 from turbo.rewards.internvideo2 import InternVideo2Reward
 from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, check_videos, normalise, prepare_videos
-from turbo.rewards.viclip import VideoTextReward
+from turbo.rewards.viclip import VideoTextReward, ViCLIP
 from turbo.types import Embedding, Frames, PerVideo
 
 Backbone = ImageTextReward | VideoTextReward | InternVideo2Reward
@@ -49,6 +49,9 @@ class VoteHead(nn.Module):
     Differences of scores are log-odds: of the better clip being chosen, by an average rater who
     does not answer "tie".
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, features: int, questions: int) -> None:
         super().__init__()
@@ -174,10 +177,10 @@ def count_frames(backbones: Sequence[Backbone]) -> int:
     Raises:
         ValueError: two of them take different numbers.
     """
-    counts = {getattr(backbone, "num_frames", None) for backbone in backbones} - {None}
+    counts = {one.num_frames for one in backbones if not isinstance(one, ImageTextReward)}
     if len(counts) > 1:
         raise ValueError(
-            f"The backbones take {' and '.join(map(str, sorted(counts)))} frames. Choose backbones "  # type: ignore[type-var]
+            f"The backbones take {' and '.join(map(str, sorted(counts)))} frames. Choose backbones "
             "of one number of frames."
         )
     return counts.pop() if counts else IMAGE_FRAMES
@@ -214,13 +217,13 @@ def _look(backbone: Backbone, frames: Frames) -> tuple[Embedding, Float[Tensor, 
         ).mean(dim=1)
         tokens = rearrange(seen.last_hidden_state[:, 1:], "(B F) P D -> B F P D", B=len(frames))
         return embedded.to(frames.dtype), tokens.to(frames.dtype)
-    model, vision = backbone.model, backbone.model.vision_encoder
+    model = backbone.model
     pixels = prepare_videos(frames, model.config.size).to(next(model.parameters()).dtype)
-    tokens = vision.embed_patches(pixels)
-    if isinstance(backbone, VideoTextReward):
-        embedded = vision.embed(tokens)
+    tokens = model.vision_encoder.embed_patches(pixels)
+    if isinstance(model, ViCLIP):
+        embedded = model.vision_encoder.embed(tokens)
     else:
-        embedded = model.vision_proj(vision.clip_projector(tokens))
+        embedded = model.vision_proj(model.vision_encoder.clip_projector(tokens))
     patches = rearrange(tokens[:, 1:], "B (F P) D -> B F P D", F=frames.shape[1])
     return normalize(embedded, dim=-1).to(frames.dtype), patches.to(frames.dtype)
 
