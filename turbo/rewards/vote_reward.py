@@ -6,7 +6,7 @@ computed here; the folder holds the head alone, and the hashes of the backbones 
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from turbo.manifest import sha256_of
 from turbo.rewards.image_text import ImageTextReward
 from turbo.rewards.internvideo2 import InternVideo2Reward
 from turbo.rewards.preprocess import CLIP_MEAN, CLIP_STD, check_videos, normalise, prepare_videos
-from turbo.rewards.viclip import VideoTextReward, ViCLIP
+from turbo.rewards.viclip import ViCLIP, VideoTextReward
 from turbo.types import Embedding, Frames, PerVideo
 
 Backbone = ImageTextReward | VideoTextReward | InternVideo2Reward
@@ -187,7 +187,7 @@ def count_frames(backbones: Sequence[Backbone]) -> int:
 
 
 def describe_videos(
-    backbones: Sequence[Backbone], frames: Frames, prompts: list[str]
+    backbones: Iterable[Backbone], frames: Frames, prompts: list[str]
 ) -> Float[Tensor, "B D"]:
     """Return the features of all backbones: video, video times text, and statistics of tokens.
 
