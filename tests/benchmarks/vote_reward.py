@@ -184,14 +184,13 @@ def main() -> None:
         found = []
         for seed in range(options.seeds):
             votes = vote(known[0], drawn[0][1], count, seed)
-            fitted = fit_votes(features[0], votes, seed=seed)
+            fitted = fit_votes(features[0], votes)
             accuracy, best = measure(fitted.model, features[1], known[1])
             found.append(accuracy)
             print(
                 count,
                 seed,
-                fitted.penalty,
-                fitted.epochs,
+                round(fitted.penalty, 4),
                 accuracy.round(3),
                 best.round(3),
                 flush=True,

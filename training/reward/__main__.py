@@ -41,7 +41,7 @@ BACKBONES = ("clip-h", "viclip")
 
 
 def train_reward(
-    votes: Comparisons, names: Sequence[str], out: Path, *, seed: int = 0, device: str = "cpu"
+    votes: Comparisons, names: Sequence[str], out: Path, *, device: str = "cpu"
 ) -> dict[str, Measured]:
     """Train a reward and write its folder, all or nothing.
 
@@ -60,8 +60,8 @@ def train_reward(
     loaded = {name: load_backbone(name, out.parent / name) for name in names}
     backbones = [check_backbone(name, one.to(device)) for name, (one, _) in loaded.items()]
     features = describe_clips(votes, backbones)
-    fitted = fit_votes(features, votes, seed=seed)
-    if fitted.epochs == 0:
+    fitted = fit_votes(features, votes)
+    if fitted.loss >= fitted.loss_without:
         raise ValueError(
             "No reward predicts the validation votes better than ignoring the clips does. Collect "
             "more votes, or choose another backbone."
@@ -122,8 +122,8 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
         f"has no file: {votes.left_out:,}. "
         f"Backbones, frozen: {', '.join(card.backbones)}, on {card.num_frames} frames.",
         "",
-        "Ties follow Davidson (1970); every rater has a temperature and a side bias. Stopped after "
-        f"{fitted.epochs} epochs, penalty {fitted.penalty:g}, both chosen on validation votes.",
+        "Ties follow Davidson (1970); every rater has a temperature and a side bias. The penalty "
+        f"on squared weights, {fitted.penalty:.2g}, is the best on the validation votes.",
         "",
         "On the test votes, in per cent; accuracy and agreement count votes that are no ties:",
         "",
@@ -177,9 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         votes = read_comparisons(options.export, options.clips, seed=options.seed)
-        measured = train_reward(
-            votes, options.backbone, options.out, seed=options.seed, device=device
-        )
+        measured = train_reward(votes, options.backbone, options.out, device=device)
     except (ValueError, OSError, StudyError) as refusal:
         sys.exit(f"{parser.prog}: {refusal}")
     if votes.simulated:

@@ -11,7 +11,8 @@ an average one.
 Source: Davidson (1970), JASA 65(329), 317-328.
 """
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +21,9 @@ from torch import Tensor, nn
 from training.reward.comparisons import TIE, Comparisons
 from turbo.rewards.vote_reward import VoteHead
 
-LEARNING_RATE = 1e-3
-PENALTIES = (0.003, 0.03, 0.3)  # on squared weights; validation chooses
-BATCH = 128  # votes
-PATIENCE = 12  # epochs without a better validation loss
-MAX_EPOCHS = 300
+PENALTIES = tuple(10 ** (-power / 3) for power in range(18))  # on squared weights, from 1 down
+PATIENCE = 4  # penalties without a better validation loss
+STEPS = 40  # of L-BFGS, with each penalty
 RATER_SPREAD = 0.5  # standard deviation of both effects of raters, a prior
 
 
@@ -55,10 +54,10 @@ class VoteModel(nn.Module):
         self, features: Float[Tensor, "C D"], votes: Comparisons, rows: Int[Tensor, " N"]
     ) -> Float[Tensor, " N"]:
         """Return how much higher a scores than b, by the question of each vote."""
-        first, second = (self.head(features[side[rows]]) for side in (votes.first, votes.second))
-        return (first - second).gather(1, votes.question[rows][:, None])[:, 0]
+        scores, question = self.head(features), votes.question[rows]
+        return scores[votes.first[rows], question] - scores[votes.second[rows], question]
 
-    def penalty(self) -> Float[Tensor, ""]:
+    def prior(self) -> Float[Tensor, ""]:
         """Return the negative log-prior of the raters' effects."""
         squares = self.temperature.square().sum() + self.bias.square().sum()
         return squares / (2 * RATER_SPREAD**2)
@@ -70,44 +69,49 @@ class Fitted:
 
     model: VoteModel
     loss: float  # mean of -log P(answer) on the validation votes
-    epochs: int  # after which it was best
+    loss_without: float  # the same if the clips are ignored
     penalty: float
 
 
-def fit_votes(features: Float[Tensor, "C D"], votes: Comparisons, *, seed: int = 0) -> Fitted:
-    """Fit with each penalty, stop each early, and keep the best on the validation votes.
+def fit_votes(features: Float[Tensor, "C D"], votes: Comparisons) -> Fitted:
+    """Fit with smaller and smaller penalties on squared weights, until validation gets worse.
 
     Args:
         features: of each clip.
     """
-    return min(
-        (fit_penalised(features, votes, penalty, seed) for penalty in PENALTIES),
-        key=lambda one: one.loss,
-    )
-
-
-def fit_penalised(features: Tensor, votes: Comparisons, penalty: float, seed: int) -> Fitted:
-    """Fit with one penalty, and keep the epoch that is best on the validation votes."""
     train, validation = votes.votes_of("train"), votes.votes_of("validation")
     model = start_model(features, votes, train)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    best, state = Fitted(model, float("inf"), 0, penalty), {}
-    for epoch in range(MAX_EPOCHS + 1):
+
+    def validate() -> float:
         with torch.no_grad():
-            loss = answer_loss(model, features, votes, validation)
-        if loss < best.loss:
-            best = replace(best, loss=float(loss), epochs=epoch)
-            state = {name: value.clone() for name, value in model.state_dict().items()}
-        elif epoch - best.epochs >= PATIENCE:
+            return float(answer_loss(model, features, votes, validation))
+
+    without = validate()
+    best, worse = Fitted(copy.deepcopy(model), float("inf"), without, 0.0), 0
+    for penalty in PENALTIES:
+        _minimise(model, features, votes, train, penalty)
+        loss = validate()
+        worse = worse + 1 if loss >= best.loss else 0
+        if not worse:
+            best = Fitted(copy.deepcopy(model), loss, without, penalty)
+        elif worse == PATIENCE:
             break
-        for rows in train[torch.randperm(len(train), generator=generator)].split(BATCH):
-            optimiser.zero_grad()
-            cost = answer_loss(model, features, votes, rows) + model.penalty() / len(train)
-            (cost + penalty * model.head.weight.square().sum()).backward()
-            optimiser.step()
-    model.load_state_dict(state)
     return best
+
+
+def _minimise(
+    model: VoteModel, features: Tensor, votes: Comparisons, rows: Tensor, penalty: float
+) -> None:
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def cost() -> Tensor:
+        optimiser.zero_grad()
+        loss = answer_loss(model, features, votes, rows) + model.prior() / len(rows)
+        loss = loss + penalty * model.head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(cost)
 
 
 def answer_loss(

@@ -224,7 +224,7 @@ def test_a_fit_finds_the_planted_scores_ties_and_raters():
     assert torch.corrcoef(torch.stack([score, truth]))[0, 1] > 0.99
     assert model.temperature[0] > model.temperature[1] + 0.5
     assert model.bias[1] > model.bias[0] + 0.5
-    assert float(model.log_tie.exp()) == pytest.approx(0.8, rel=0.15)
+    assert model.log_tie.exp().item() == pytest.approx(0.8, rel=0.15)
     assert (answer == TIE).any()
 
 
