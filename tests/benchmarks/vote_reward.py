@@ -2,8 +2,10 @@
 
     nice -n 19 python -m tests.benchmarks.vote_reward [--pairs 2800] [--seeds 3]
 
-Clips of the shapes world in pairs of one prompt: sprites of different sizes and speeds, defects,
-and captions with a wrong word. Every pair has three of 40 raters, who answer three questions by a
+Clips of the shapes world in pairs of one prompt: with defects, with a wrong word in the caption, and
+with what a taste depends on. `position`: how high the sprite is, in clips such as the backbones were
+trained on. `size`: how large and fast it is, which is the same in all clips that they know, so that
+the frozen backbones set the limit. Every pair has three of 40 raters, who answer three questions by a
 known utility, with Davidson's ties, temperatures and side biases of their own. Accuracy is computed
 from that utility: the probability that an average rater who decides, decides for the clip that the
 reward prefers, on 400 pairs of prompts that nobody voted on. The best possible is that of the
@@ -53,7 +55,7 @@ TEMPERATURE, BIAS = 0.4, 0.3  # standard deviations between raters
 
 
 def draw_pairs(
-    scenes: Sequence[Scene], pairs: int, seed: int
+    scenes: Sequence[Scene], pairs: int, taste: str, seed: int
 ) -> tuple[np.ndarray, list[str], Float[np.ndarray, "C 3"]]:
     """Draw two clips of each prompt, with their planted utilities by question.
 
@@ -64,18 +66,20 @@ def draw_pairs(
     for _ in range(pairs):
         scene = scenes[int(rng.integers(len(scenes)))]
         for _ in range(2):
-            clip, utility = draw_clip(scene, rng)
+            clip, utility = draw_clip(scene, taste, rng)
             clips.append(clip)
             prompts.append(scene.caption())
             utilities.append(utility)
     return np.stack(clips), prompts, np.array(utilities)
 
 
-def draw_clip(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[float]]:
+def draw_clip(scene: Scene, taste: str, rng: np.random.Generator) -> tuple[np.ndarray, list[float]]:
     """Draw one clip of a scene's prompt, and what raters think of it."""
     wrong = rng.random() < 0.3
     shown = reword(scene, str(rng.choice([*ATTRIBUTES])), rng) if wrong else scene
-    size, speed = int(rng.integers(*SIZES)), float(rng.choice(SPEEDS))
+    size, speed = SPRITE, 1.0
+    if taste == "size":
+        size, speed = int(rng.integers(*SIZES)), float(rng.choice(SPEEDS))
     track, visible = draw_track(shown.motion, rng)
     slowed = (np.arange(FRAMES) * speed).astype(int)
     track, visible = track[slowed].clip(max=SIZE - size), visible[slowed]
@@ -89,9 +93,12 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[
     flaws = [float(rng.random() < 0.25) for _ in range(3)]
     clip = corrupt_clip(clip, Defects(*flaws), rng)
     quality = -2.0 * flaws[0] - 2.5 * flaws[1] - 1.5 * flaws[2]
-    moved = float(np.abs(np.diff(track, axis=0)).sum() / FRAMES)  # pixels a frame
-    taste = -0.5 * (size - SPRITE) - 0.5 * moved
-    return clip, [quality, -3.0 * wrong, 0.5 * quality - 2.0 * wrong + taste]
+    if taste == "size":
+        moved = float(np.abs(np.diff(track, axis=0)).sum() / FRAMES)  # pixels a frame
+        liked = -0.5 * (size - SPRITE) - 0.5 * moved
+    else:
+        liked = -0.15 * float(track[:, 0].mean())  # row of the sprite's top
+    return clip, [quality, -3.0 * wrong, 0.5 * quality - 2.0 * wrong + liked]
 
 
 @torch.no_grad()
@@ -160,12 +167,13 @@ def measure(
 def main() -> None:
     """Print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--taste", choices=["position", "size"], default="position")
     parser.add_argument("--pairs", type=int, default=2800, help="to vote on")
     parser.add_argument("--seeds", type=int, default=3, help="of raters and votes")
     parser.add_argument("--cache", type=Path, help="file of the features, which take minutes")
     options = parser.parse_args()
     drawn = [
-        draw_pairs(scenes, pairs, seed)
+        draw_pairs(scenes, pairs, options.taste, seed)
         for seed, (scenes, pairs) in enumerate(
             [(TRAIN_SCENES, options.pairs), (HELD_OUT_SCENES, TEST_PAIRS)]
         )
@@ -200,7 +208,7 @@ def main() -> None:
     top = dict(zip(QUESTIONS, best.round(4).tolist(), strict=True))
     for row in [*rows, {"votes": "best"} | top]:
         print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    print(json.dumps({"rows": rows, "best": top, "seeds": options.seeds}))
+    print(json.dumps({"taste": options.taste, "rows": rows, "best": top, "seeds": options.seeds}))
 
 
 if __name__ == "__main__":

@@ -190,6 +190,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{key}: {100 * found.accuracy:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}] "
             f"of {found.votes - found.ties:,} held-out votes predicted{agree}."
         )
+    if useless := [key for key, found in measured.items() if found.loss >= found.loss_without]:
+        print(
+            f"On the held-out votes it predicts {', '.join(useless)} no better than if the clips are "
+            "ignored. Collect more votes before you train a student with it."
+        )
     print(f"The reward is in {options.out}. In a configuration of training.distil:")
     print(f'rewards = [{{ name = "{options.out.name}", weight = 1.0 }}]')
 

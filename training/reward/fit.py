@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.reward.comparisons import TIE, Comparisons
 from turbo.rewards.vote_reward import VoteHead
 
-PENALTIES = tuple(10 ** (-power / 3) for power in range(18))  # on squared weights, from 1 down
+PENALTIES = tuple(10 ** (1 - power / 3) for power in range(18))  # on squared weights, from 10 down
 PATIENCE = 4  # penalties without a better validation loss
 STEPS = 40  # of L-BFGS, with each penalty
 RATER_SPREAD = 0.5  # standard deviation of both effects of raters, a prior

@@ -189,16 +189,17 @@ def count_frames(backbones: Sequence[Backbone]) -> int:
 def describe_videos(
     backbones: Iterable[Backbone], frames: Frames, prompts: list[str]
 ) -> Float[Tensor, "B D"]:
-    """Return the features of all backbones: video, video times text, and statistics of tokens.
+    """Return the features of all backbones: video, video times text, cosine, statistics of tokens.
 
-    The embeddings are of length 1. The text alone is left out: clips of one prompt share it, so
+    The embeddings are of length 1, so the cosine is the backbone's own score. The text alone is left out: clips of one prompt share it, so
     votes do not tell what it is worth.
     """
     described = []
     for backbone in backbones:
         video, tokens = _look(backbone, frames)
         text = normalize(backbone.embed(prompts).to(video), dim=-1)
-        described += [video, video * text, _describe_tokens(tokens)]
+        product = video * text
+        described += [video, product, product.sum(dim=-1, keepdim=True), _describe_tokens(tokens)]
     return torch.cat(described, dim=-1)
 
 
