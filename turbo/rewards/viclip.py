@@ -104,7 +104,7 @@ class VisionTower(nn.Module):
         tokens = torch.cat([first, rearrange(patches, "B F P D -> B (F P) D")], dim=1)
         return self.transformer(self.ln_pre(tokens))
 
-    def embed(self, tokens: Float[Tensor, "B N D"]) -> Embedding:
+    def embed(self, tokens: Float[Tensor, "B N E"]) -> Embedding:
         """Return the embedding of `embed_patches`' tokens."""
         return self.ln_post(tokens[:, 0]) @ self.proj
 

@@ -191,8 +191,8 @@ def describe_videos(
 ) -> Float[Tensor, "B D"]:
     """Return the features of all backbones: video, video times text, cosine, statistics of tokens.
 
-    The embeddings are of length 1, so the cosine is the backbone's own score. The text alone is left out: clips of one prompt share it, so
-    votes do not tell what it is worth.
+    The embeddings are of length 1, so the cosine is the backbone's own score. The text alone is
+    left out: clips of one prompt share it, so votes do not tell what it is worth.
     """
     described = []
     for backbone in backbones:
@@ -203,7 +203,7 @@ def describe_videos(
     return torch.cat(described, dim=-1)
 
 
-def _look(backbone: Backbone, frames: Frames) -> tuple[Embedding, Float[Tensor, "B F P D"]]:
+def _look(backbone: Backbone, frames: Frames) -> tuple[Embedding, Float[Tensor, "B F P E"]]:
     """Return the embedding of each video, and the last layer's token of each patch of its frames.
 
     The embedding of an image backbone is the mean of those of the frames.
