@@ -1,15 +1,16 @@
 """How many votes a reward needs, against the best possible: simulated raters of a planted taste.
 
-    nice -n 19 python -m tests.benchmarks.vote_reward [--pairs 2800] [--seeds 3]
+    nice -n 19 python -m tests.benchmarks.vote_reward [--pairs 2800] [--seeds 3] [--taste size]
 
-Clips of the shapes world in pairs of one prompt: with defects, with a wrong word in the caption, and
-with what a taste depends on. `position`: how high the sprite is, in clips such as the backbones were
-trained on. `size`: how large and fast it is, which is the same in all clips that they know, so that
-the frozen backbones set the limit. Every pair has three of 40 raters, who answer three questions by a
-known utility, with Davidson's ties, temperatures and side biases of their own. Accuracy is computed
-from that utility: the probability that an average rater who decides, decides for the clip that the
-reward prefers, on 400 pairs of prompts that nobody voted on. The best possible is that of the
-utility itself. Nothing about people follows.
+Clips of the shapes world in pairs of one prompt, with flaws and with a wrong word in the caption.
+Of 40 raters, as few as possible answer a pair, by a known utility for each of four questions, with
+Davidson's ties, temperatures and side biases of their own. `taste` is something that the frozen
+backbones were not trained to see: how high the sprite is (`position`), or how large and fast, in
+clips that they do not know either (`size`).
+
+Accuracy is computed from the utility: the probability that an average rater who decides, decides
+for the clip that the reward prefers, on 400 pairs of prompts that nobody voted on. The best
+possible is that of the utility itself. Nothing about people follows.
 """
 
 import argparse
@@ -46,9 +47,9 @@ from turbo.rewards.published import load_backbone
 from turbo.rewards.vote_reward import check_backbone, describe_videos
 
 VOTES = (250, 500, 1000, 2000, 4000, 8000)  # on each question
-QUESTIONS = ("quality", "text", "overall")
+QUESTIONS = ("quality", "text", "overall", "taste")
 BACKBONES = ("shapes-image", "shapes-video")
-TEST_PAIRS, RATERS, PER_PAIR = 400, 40, 3
+TEST_PAIRS, RATERS = 400, 40
 SIZES, SPEEDS = (9, 15), (0.5, 1.0)  # of sprites: pixels from, below; factors
 TIE = 0.5  # Davidson's nu
 TEMPERATURE, BIAS = 0.4, 0.3  # standard deviations between raters
@@ -56,7 +57,7 @@ TEMPERATURE, BIAS = 0.4, 0.3  # standard deviations between raters
 
 def draw_pairs(
     scenes: Sequence[Scene], pairs: int, taste: str, seed: int
-) -> tuple[np.ndarray, list[str], Float[np.ndarray, "C 3"]]:
+) -> tuple[np.ndarray, list[str], Float[np.ndarray, "C 4"]]:
     """Draw two clips of each prompt, with their planted utilities by question.
 
     Clips 2 i and 2 i + 1 are a pair.
@@ -97,8 +98,8 @@ def draw_clip(scene: Scene, taste: str, rng: np.random.Generator) -> tuple[np.nd
         moved = float(np.abs(np.diff(track, axis=0)).sum() / FRAMES)  # pixels a frame
         liked = -0.5 * (size - SPRITE) - 0.5 * moved
     else:
-        liked = -0.15 * float(track[:, 0].mean())  # row of the sprite's top
-    return clip, [quality, -3.0 * wrong, 0.5 * quality - 2.0 * wrong + liked]
+        liked = -0.3 * float(track[:, 0].mean())  # row of the sprite's top
+    return clip, [quality, -3.0 * wrong, 0.7 * quality - 2.0 * wrong, liked]
 
 
 @torch.no_grad()
@@ -117,8 +118,9 @@ def describe(clips: np.ndarray, prompts: list[str]) -> Float[Tensor, "C D"]:
 def vote(utilities: Float[Tensor, "C Q"], prompts: list[str], count: int, seed: int) -> Comparisons:
     """Let the raters answer all questions about the first pairs, `count` votes on each question."""
     rng = np.random.default_rng(seed)
-    pair = np.arange(count) // PER_PAIR
-    raters = np.argsort(rng.random((pair[-1] + 1, RATERS)), axis=1)[:, :PER_PAIR]
+    each = -(-2 * count // len(prompts))  # votes on a pair
+    pair = np.arange(count) // each
+    raters = np.argsort(rng.random((pair[-1] + 1, RATERS)), axis=1)[:, :each]
     rater = raters.ravel()[:count]
     left = rng.choice([-1.0, 1.0], count)
     temperature = np.exp(rng.normal(0, TEMPERATURE, RATERS))
@@ -187,27 +189,19 @@ def main() -> None:
     known = [torch.tensor(utilities).float() for *_, utilities in drawn]
     rows = []
     for count in VOTES:
-        if count > PER_PAIR * options.pairs:
-            break
-        found = []
+        found: list[np.ndarray] = []
         for seed in range(options.seeds):
             votes = vote(known[0], drawn[0][1], count, seed)
             fitted = fit_votes(features[0], votes)
             accuracy, best = measure(fitted.model, features[1], known[1])
             found.append(accuracy)
-            print(
-                count,
-                seed,
-                round(fitted.penalty, 4),
-                accuracy.round(3),
-                best.round(3),
-                flush=True,
-            )
-        mean = np.mean(found, axis=0)
-        rows.append({"votes": count} | dict(zip(QUESTIONS, mean.round(4).tolist(), strict=True)))
-    top = dict(zip(QUESTIONS, best.round(4).tolist(), strict=True))
-    for row in [*rows, {"votes": "best"} | top]:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        mean = np.stack(found).astype(float).mean(axis=0)
+        rows.append(
+            {"votes": count} | dict(zip(QUESTIONS, (100 * mean).round(1).tolist(), strict=True))
+        )
+    top = dict(zip(QUESTIONS, (100 * best.astype(float)).round(1).tolist(), strict=True))
+    for row in [*rows, {"votes": "best", **top}]:
+        print("| " + " | ".join(map(str, row.values())) + " |")
     print(json.dumps({"taste": options.taste, "rows": rows, "best": top, "seeds": options.seeds}))
 
 
