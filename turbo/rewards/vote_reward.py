@@ -47,7 +47,7 @@ class VoteHead(nn.Module):
     """A score for each question: linear in the standardised features.
 
     Differences of scores are log-odds: of the better clip being chosen, by an average rater who
-    does not answer "tie".
+    does not answer "tie". Computed in float32: features are sums of many small terms.
     """
 
     mean: Tensor
@@ -60,7 +60,8 @@ class VoteHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(questions, features))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B Q"]:
-        return (features - self.mean) / self.scale @ self.weight.T
+        standard = (features.float() - self.mean.float()) / self.scale.float()
+        return standard @ self.weight.float().T
 
 
 class VoteReward(nn.Module):
@@ -101,7 +102,7 @@ class VoteReward(nn.Module):
         """
         check_videos(frames, prompts, self.num_frames)
         features = describe_videos(self.backbones, frames, prompts)  # type: ignore[arg-type]
-        return self.head(features.to(self.head.weight.dtype))[:, self.column].to(frames.dtype)
+        return self.head(features)[:, self.column].to(frames.dtype)
 
     def save(self, folder: Path) -> None:
         """Write the head and the card. The backbones stay where they are."""

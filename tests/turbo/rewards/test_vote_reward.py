@@ -76,3 +76,15 @@ def test_backbones_of_different_lengths_are_refused(request):
 
     with pytest.raises(ValueError, match="frames"):
         count_frames([request.getfixturevalue("reward"), video])
+
+
+def test_scores_in_bfloat16_rank_as_in_float32(backbone):
+    frames = random_frames(6, count_frames([backbone]), 32, 32)
+    prompts = 3 * PROMPTS
+    width = describe_videos([backbone], frames, prompts).shape[1]
+    made = make_reward([backbone], width)
+    scores = made(frames, prompts)
+
+    half = made.to(torch.bfloat16)(frames, prompts)
+
+    assert torch.corrcoef(torch.stack([scores, half]))[0, 1] > 0.98
