@@ -192,8 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if useless := [key for key, found in measured.items() if found.loss >= found.loss_without]:
         print(
-            f"On the held-out votes it predicts {', '.join(useless)} no better than if the clips are "
-            "ignored. Collect more votes before you train a student with it."
+            f"On the held-out votes it predicts {', '.join(useless)} no better than if the clips "
+            "are ignored. Collect more votes before you train a student with it."
         )
     print(f"The reward is in {options.out}. In a configuration of training.distil:")
     print(f'rewards = [{{ name = "{options.out.name}", weight = 1.0 }}]')
