@@ -56,7 +56,12 @@ SEAMS = {
         "human_eval.study.pay",
     },
     ("demo", "turbo"): {"demo.models"},
-    ("training", "human_eval"): {"training.shapes.evaluation.intervals"},
+    ("training", "human_eval"): {
+        "training.shapes.evaluation.intervals",
+        "training.reward.__main__",
+        "training.reward.comparisons",
+        "training.reward.measurements",
+    },
 }
 MAX_FILES = 15  # Python files of one folder
 NAMELESS = {"base", "common", "core", "helper", "helpers", "misc", "util", "utils"}

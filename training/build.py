@@ -49,6 +49,7 @@ from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, Window, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import load_reward
+from turbo.rewards.vote_reward import CARD, read_vote_card
 from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder
 
 ENERGIES: dict[str, Callable[[VideoUNet, Schedule, Tensor, tuple[str, ...]], Energy]] = {
@@ -279,12 +280,40 @@ def contrast(frames: Frames, prompts: list[str]) -> PerVideo:
 TRIALS: dict[str, Reward] = {"brightness": brightness, "contrast": contrast}
 
 
-def build_model(name: str, folder: str | None, device: torch.device, *, half: bool) -> Reward:
-    """Load a published reward, or take one of the trials."""
+def build_model(
+    name: str,
+    folder: str | None,
+    device: torch.device,
+    *,
+    half: bool,
+    question: str | None = None,
+) -> Reward:
+    """Load a published or a vote-trained reward, or take one of the trials."""
     if name in TRIALS:
         return TRIALS[name]
-    loaded = load_reward(name, Path(folder or f"rewards/{name}"))
+    loaded = load_reward(name, reward_folder(name, folder), question)
     return loaded.to(device, torch.bfloat16 if half else torch.float32)
+
+
+def reward_folder(name: str, folder: str | None) -> Path:
+    """Return the folder of a reward's files."""
+    return Path(folder or f"rewards/{name}")
+
+
+def count_reward_frames(table: RewardTable) -> int:
+    """Return how many frames of a video a reward scores, without loading it.
+
+    Raises:
+        ValueError: the configuration does not say it, nor does the card of a vote-trained reward.
+    """
+    if table.frames is not None:
+        return table.frames
+    folder = reward_folder(table.name, table.folder)
+    if not (folder / CARD).is_file():
+        raise ValueError(
+            f"rewards: {table.name} has no frames. Set how many frames of a video it scores."
+        )
+    return read_vote_card(folder).num_frames
 
 
 def of_others(frames: Frames, prompts: list[str]) -> PerVideo:
@@ -304,14 +333,16 @@ def build_reward(
     table: RewardTable, device: torch.device, *, half: bool, recompute: bool, load: bool
 ) -> WeightedReward:
     """Return one term of the mixture, with its model if this process needs it."""
-    model = build_model(table.name, table.folder, device, half=half) if load else of_others
+    model: Reward = of_others
+    if load:
+        model = build_model(table.name, table.folder, device, half=half, question=table.question)
     if recompute:
         recompute_blocks(model)
     return WeightedReward(
         name=table.name,
         model=model,
         weight=table.weight,
-        frames=table.frames,
+        frames=count_reward_frames(table),
         select=SELECT[table.select],
         random_crop=table.crop == "random",
         window=Window(table.window, table.window_at == "start") if table.window else None,

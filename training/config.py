@@ -55,18 +55,19 @@ class StudentTable(_Table):
 class RewardTable(_Table):
     """One term of the reward mixture."""
 
-    name: str  # in `turbo.rewards.published.REWARDS`, or "brightness", which needs no weights
-    folder: str | None = None  # of its published files
+    name: str  # in `turbo.rewards.published`, or of a folder of `python -m training.reward`
+    folder: str | None = None  # of its files; default: rewards/NAME
+    question: str | None = None  # of the votes that it was trained on; default: the primary one
     weight: float  # beta
-    frames: int = Field(ge=1)  # decoded per video
-    select: Literal["random", "stride"]  # distinct frames, or evenly spaced ones; per video
+    frames: int | None = Field(None, ge=1)  # decoded per video; default: those that it needs
+    select: Literal["random", "stride"] = "stride"  # distinct or evenly spaced frames; per video
     crop: Literal["none", "random"] = "none"  # random: a square, drawn per video
     window: int | None = Field(None, ge=1)  # consecutive frames to select from; default: all
     window_at: Literal["random", "start"] = "random"  # place of the window; random: per video
 
     @model_validator(mode="after")
     def _fits_window(self) -> "RewardTable":
-        if self.window is not None and self.window < self.frames:
+        if self.window is not None and self.window < (self.frames or 1):
             raise ValueError(f"window {self.window} has fewer frames than the {self.frames} scored")
         return self
 

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.build import Parts
+from training.build import Parts, count_reward_frames
 from training.config import Config
 from turbo.card import ModelCard
 from turbo.models.local import write_card
@@ -69,7 +69,8 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
     if data.prompts:
         source = f"its own samples of {Path(data.prompts).name}, in {data.sample_steps} steps"
     rewards = [
-        f"| {r.name} | {r.weight:g} | {r.frames} ({r.select}) |" for r in config.rewards
+        f"| {r.name} | {r.weight:g} | {count_reward_frames(r)} ({r.select}) |"
+        for r in config.rewards
     ] or ["| none | | |"]
     settings = json.dumps(
         config.model_dump(exclude={"data": {"folder", "prompts"}, "run": {"out"}}), indent=2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.build import build_settings, needed_rewards
+from training.build import build_settings, count_reward_frames, needed_rewards
 from training.config import load_config
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
@@ -19,8 +19,16 @@ def test_a_committed_configuration_names_models_and_rewards_that_exist(path: Pat
     config = load_config(path)
 
     assert path.stem.startswith("tiny") or config.teacher.model in MODELS
-    assert {reward.name for reward in config.rewards} <= {*REWARDS, "brightness"}
+    assert {reward.name for reward in config.rewards} <= {*REWARDS, "brightness", "mine"}
     assert 1000 % config.teacher.grid_steps == 0
+
+
+def test_only_a_reward_of_votes_says_itself_how_many_frames_it_scores(tmp_path: Path):
+    [table] = load_config(CONFIGS / "shapes_votes.toml").rewards
+
+    with pytest.raises(ValueError, match="frames"):
+        count_reward_frames(table.model_copy(update={"folder": str(tmp_path)}))
+    assert count_reward_frames(table.model_copy(update={"frames": 4})) == 4
 
 
 def test_a_process_loads_the_rewards_of_its_micro_batches_alone():

@@ -94,15 +94,22 @@ class VisionTower(nn.Module):
         self.transformer = _Transformer(width, config.layers, config.heads)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed))
 
-    def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
+    def embed_patches(self, frames: Float[Tensor, "B F 3 H W"]) -> Float[Tensor, "B N D"]:
+        """Return the tokens after all blocks: the class token, then every patch of every frame."""
         patches = self.conv1(rearrange(frames, "B F C H W -> B C F H W"))
         space = rearrange(self.positional_embedding[1:], "P D -> 1 1 P D")
         time = rearrange(self.temporal_positional_embedding, "1 F D -> 1 F 1 D")
         patches = rearrange(patches, "B D F h w -> B F (h w) D") + space + time
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(frames), 1, -1)
         tokens = torch.cat([first, rearrange(patches, "B F P D -> B (F P) D")], dim=1)
-        tokens = self.transformer(self.ln_pre(tokens))
+        return self.transformer(self.ln_pre(tokens))
+
+    def embed(self, tokens: Float[Tensor, "B N E"]) -> Embedding:
+        """Return the embedding of `embed_patches`' tokens."""
         return self.ln_post(tokens[:, 0]) @ self.proj
+
+    def forward(self, frames: Float[Tensor, "B F 3 H W"]) -> Embedding:
+        return self.embed(self.embed_patches(frames))
 
 
 class TextTower(nn.Module):
