@@ -84,8 +84,8 @@ def collect(options: Namespace) -> None:
     from human_eval.publishing.data_set import DataSet
     from human_eval.publishing.replica import merge_all
 
-    data_set = DataSet(options.data_set, _token())
     with opened(options) as store, TemporaryDirectory() as place:
+        data_set = DataSet(options.data_set, _token())
         files = data_set.list_journal()
         done = merge_all(
             store, files, lambda file: data_set.read(file, Path(place)), actor="collect"

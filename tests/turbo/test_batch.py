@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.benchmarks.batch_kills import disturb, undisturbed
+from tests.kills.batch import disturb, undisturbed
 from tests.support.tiny_models import make_unet
 from turbo import batch, disk_space, generate, pipeline
 from turbo.batch import Share, make_clips

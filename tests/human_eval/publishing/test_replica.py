@@ -14,7 +14,7 @@ from human_eval.reporting.report import write_report
 from human_eval.server.accounts import add_account, read_accounts
 from human_eval.storage import events, study_state
 from human_eval.study.queries import count_answers, read_votes
-from tests.benchmarks import journal_kills
+from tests.kills import journal as kills
 from tests.support.servers.fake_hub import TOKEN
 from tests.support.studies import (
     answer,
@@ -343,7 +343,7 @@ def list_win_rates(replica) -> list[dict]:
 
 @pytest.mark.slow
 def test_killed_servers_lose_no_synced_vote(tmp_path):
-    found = journal_kills.measure(10, tmp_path, report=False)
+    found = kills.measure(10, tmp_path, report=False)
 
     assert found["wipes"] and found["told as synced"] and found["back"] >= found["told as synced"]
 

@@ -1,6 +1,6 @@
 """Kill servers of a published study at random moments, and wipe their disks: which votes are back?
 
-    python -m tests.benchmarks.journal_kills [KILLS]
+    python -m tests.kills.journal [KILLS]
 
 Two servers take answers and journal them to a Hub on 127.0.0.1 that is slow, refuses requests, and
 cuts connections before and after a commit. Every answer that was told to be synced must be back
@@ -195,7 +195,7 @@ def _finish(servers, process, lines) -> None:
 def _check(folder: Path, hub: FakeHub, secret: str, servers, report: bool) -> dict[str, int]:
     reports, tables = [], []
     for name in ("three", "four"):
-        command = "from tests.benchmarks.journal_kills import rebuild; rebuild({!r}, {})"
+        command = "from tests.kills.journal import rebuild; rebuild({!r}, {})"
         subprocess.run(
             [sys.executable, "-c", command.format(str(folder / name), report)],
             cwd=ROOT, check=True, env=_environment(hub, secret), timeout=120,

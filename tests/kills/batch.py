@@ -1,6 +1,6 @@
 """Kill a batch over two processes at random moments, and compare it with an undisturbed one.
 
-    python -m tests.benchmarks.batch_kills [KILLS] [PROMPTS]
+    python -m tests.kills.batch [KILLS] [PROMPTS]
 
 Prints a line for people and, last, one JSON line for machines.
 """
