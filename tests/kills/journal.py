@@ -107,16 +107,19 @@ class _servers:
         self.lines: queue.Queue[str] = queue.Queue()
 
     def __enter__(self):
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
         return self.process, self.lines
 
     def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(line)
 
     def __exit__(self, *_) -> None:
         self.process.kill()
         self.process.wait()
+        self.reader.join()  # the end of the process ends its output
         self.process.stdin.close()
         self.log.close()
 

@@ -15,7 +15,11 @@ from turbo.models.local import read_card
 from turbo.video import load_video
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+CONFIGS = sorted(
+    path
+    for path in (ROOT / "training" / "configs").glob("*.toml")
+    if path.stem != "shapes_votes"  # of an embedded model: test_readme runs it
+)
 TINY = {"videocrafter2": "tiny-vc2", "modelscope": "tiny-ms", "wan2.1-1.3b": "tiny-wan"}
 FRAMES = {"tiny-vc2": 4, "tiny-ms": 4, "tiny-wan": 9}
 SYSTEMS = "systems"  # folder of links to the exported models, as in T2V_MODELS_DIR
@@ -73,8 +77,13 @@ def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_ends_in_a_model_that_makes_a_clip(path: Path, runs: Path):
+def test_every_configuration_ends_in_a_model_that_makes_a_clip(runs: Path):
+    for path in CONFIGS:  # one test, since each process of pytest would repeat the runs
+        check_run(path, runs)
+
+
+def check_run(path: Path, runs: Path) -> None:
+    """Check the model, the clip and the log of a configuration."""
     config = load_config(path)
     folder = runs / path.stem
 
@@ -82,7 +91,8 @@ def test_a_configuration_ends_in_a_model_that_makes_a_clip(path: Path, runs: Pat
     rows = Manifest(runs / "clips").rows()
     [clip] = [runs / "clips" / name for name, row in rows.items() if row["model"] == config.name]
 
-    teacher = read_card(folder / "models" / TINY.get(config.teacher.model, config.teacher.model))
+    model = TINY.get(config.teacher.model, config.teacher.model)
+    teacher = read_card(folder / "models" / model)
     expected = student_card(teacher, config, folder / "models" / config.name)
     assert (card.licence, card.origin_steps) == (config.licence, config.teacher.grid_steps)
     assert (card.lora is None) == (config.student.lora_rank == 0)
