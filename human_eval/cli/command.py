@@ -25,6 +25,23 @@ def add_command(
     return parser
 
 
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Add where a server listens, and from where its page is reached."""
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument(
+        "--root-path",
+        metavar="PATH",
+        help="path of the public address behind a reverse proxy, such as /study (T2V_ROOT_PATH)",
+    )
+    parser.add_argument(
+        "--frame-ancestors",
+        metavar="SITES",
+        help="other sites that may show the page in a frame, such as 'https://lab.example "
+        "https://*.qualtrics.com' (T2V_FRAME_ANCESTORS), besides frame_ancestors of the definition",
+    )
+
+
 def opened(options: Namespace) -> closing[StudyStore]:
     """Open the study of a command until the end of the block."""
     return closing(open_study(options.study))

@@ -6,7 +6,7 @@ from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
-from human_eval.cli.command import Commands, add_command, opened
+from human_eval.cli.command import Commands, add_address, add_command, opened
 from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deployment
 from human_eval.hosting.environment import read_variable
@@ -37,8 +37,7 @@ def add_commands(commands: Commands) -> None:
         "host", help="Serve a published study.", description="Serve a published study."
     )
     parser.set_defaults(run=host)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    add_address(parser)
     parser.add_argument(
         "--data-set", metavar="OWNER/NAME", help="where its votes go (HUMAN_EVAL_DATA_SET)"
     )
@@ -49,8 +48,6 @@ def add_commands(commands: Commands) -> None:
         default=Path("data"),
         help="where the study is kept while it is served, or `data/` of a dry run; default: data",
     )
-    parser.add_argument("--root-path", metavar="PATH", help="as of `serve`")
-    parser.add_argument("--frame-ancestors", metavar="SITES", help="as of `serve`")
     parser.add_argument("--every", type=float, default=EVERY, help=argparse.SUPPRESS)
 
 

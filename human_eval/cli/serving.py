@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from contextlib import closing
 
-from human_eval.cli.command import Commands, add_command, opened
+from human_eval.cli.command import Commands, add_address, add_command, opened
 from human_eval.collection.pairs import list_clips
 from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES, read_deployment
@@ -18,19 +18,7 @@ from human_eval.study.store import StudyStore
 def add_commands(commands: Commands) -> None:
     """Add serve, invite, links, staff and close."""
     parser = add_command(commands, "serve", serve, "Serve the page for raters and its API.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument(
-        "--root-path",
-        metavar="PATH",
-        help="path of the public address behind a reverse proxy, such as /study (T2V_ROOT_PATH)",
-    )
-    parser.add_argument(
-        "--frame-ancestors",
-        metavar="SITES",
-        help="other sites that may show the page in a frame, such as 'https://lab.example "
-        "https://*.qualtrics.com' (T2V_FRAME_ANCESTORS), besides frame_ancestors of the definition",
-    )
+    add_address(parser)
     parser.add_argument(
         "--embedded",
         action="store_true",
