@@ -87,7 +87,7 @@ def read_recipe(metadata: dict[str, str]) -> dict[str, Any]:
         return {}
     try:
         recipe = json.loads(comment)
-    except (ValueError, RecursionError):  # somebody else's comment
+    except (ValueError, RecursionError):  # the comment of another program
         return {}
     return recipe if isinstance(recipe, dict) else {}
 

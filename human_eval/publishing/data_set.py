@@ -6,7 +6,7 @@ journal/  what each server adds; files that never change (`journal.py`)
 huggingface_hub's CommitScheduler uploads a folder too, but it tells nobody what is not uploaded
 yet, and contacts the Hub before the study can start. So this module calls the same upload API. The
 library repeats requests that meet 429 or 5xx, but for the commit itself, which could then happen
-twice; here the next round repeats it, and lists before what is there.
+twice; here the next round lists the files first, and repeats what is missing.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from human_eval.errors import StudyError
 from human_eval.publishing.journal import FOLDER, JournalFile, parse_path
 
 STUDY = "study"
-VERSION = f"{STUDY}/version"  # a text that is another for each time the study is published
+VERSION = f"{STUDY}/version"  # changes each time the study is published
 KIND = "dataset"
 
 

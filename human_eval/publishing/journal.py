@@ -4,7 +4,7 @@ Several databases begin as copies of one snapshot. Each writes what it adds into
 which never change, and takes in the files of the others. A line names pairs by number, because the
 snapshot fixed them, and raters by pseudonym, because each database counts its own.
 
-Which rows came from elsewhere, and up to where, is stored as events in the same transaction:
+Two kinds of events, stored in the same transaction, say which rows came from elsewhere:
 
 replica  this database is a server of its own, from these rows on
 merged   these rows were taken in from the journal of another

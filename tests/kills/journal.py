@@ -3,7 +3,7 @@
     python -m tests.kills.journal [KILLS]
 
 Two servers take answers and journal them to a Hub on 127.0.0.1 that is slow, refuses requests, and
-cuts connections before and after a commit. Every answer that was told to be synced must be back
+cuts connections before and after a commit. Every answer that was reported as synced must be back
 once, and every answer on a disk that was not wiped. Two new servers must agree byte for byte.
 """
 
