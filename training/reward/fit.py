@@ -69,7 +69,6 @@ class Fitted:
 
     model: VoteModel
     loss: float  # mean of -log P(answer) on the validation votes
-    loss_without: float  # the same if the clips are ignored
     penalty: float
 
 
@@ -82,18 +81,14 @@ def fit_votes(features: Float[Tensor, "C D"], votes: Comparisons) -> Fitted:
     train, validation = votes.votes_of("train"), votes.votes_of("validation")
     model = start_model(features, votes, train)
 
-    def validate() -> float:
-        with torch.no_grad():
-            return float(answer_loss(model, features, votes, validation))
-
-    without = validate()
-    best, worse = Fitted(copy.deepcopy(model), float("inf"), without, 0.0), 0
+    best, worse = Fitted(model, float("inf"), 0.0), 0
     for penalty in PENALTIES:
         _minimise(model, features, votes, train, penalty)
-        loss = validate()
+        with torch.no_grad():
+            loss = float(answer_loss(model, features, votes, validation))
         worse = worse + 1 if loss >= best.loss else 0
         if not worse:
-            best = Fitted(copy.deepcopy(model), loss, without, penalty)
+            best = Fitted(copy.deepcopy(model), loss, penalty)
         elif worse == PATIENCE:
             break
     return best

@@ -1,6 +1,7 @@
 """Votes become a reward that a distillation can use."""
 
 import json
+from dataclasses import replace
 from math import log
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_the_card_has_what_was_measured_on_held_out_votes(rewards):
     assert measured["loss"] < measured["loss_without"]
     assert 0.5 < measured["raters"] <= 1
     assert "SIMULATED" not in (rewards / "mine" / "README.md").read_text()
+
+
+def test_a_reward_that_predicts_nothing_is_written_and_reported(
+    export, tmp_path, monkeypatch, capsys
+):
+    """Few votes decide nothing; the smallest rounding must not decide whether a reward exists."""
+    votes = read_comparisons(export)
+    opposite = torch.where(votes.answer == TIE, TIE, 1 - votes.answer)
+    held_out = torch.where(votes.part == 0, votes.answer, opposite)  # no lesson is true of these
+    monkeypatch.setattr(
+        "training.reward.__main__.read_comparisons",
+        lambda *_, **__: replace(votes, answer=held_out),
+    )
+
+    main([str(export), "--out", str(tmp_path / "mine"), "--backbone", "shapes-image"])
+
+    measured = json.loads((tmp_path / "mine" / CARD).read_text())["measured"]["Q1"]
+    assert measured["loss"] > measured["loss_without"]
+    assert "predicts Q1 no better" in capsys.readouterr().out
 
 
 def test_a_reward_is_not_written_over_another(export, rewards):
