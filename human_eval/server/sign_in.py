@@ -31,7 +31,7 @@ from human_eval.definition.platforms import (
 from human_eval.errors import NotAcceptable, NotYours
 from human_eval.server.accounts import Authenticator, read_accounts
 from human_eval.storage.events import record
-from human_eval.storage.keys import Keys
+from human_eval.storage.keys import BROKEN_LINK, Keys
 from human_eval.storage.tables import Rater
 from human_eval.study.store import StudyStore
 
@@ -107,6 +107,9 @@ async def identify(store: StudyStore, authenticator: Authenticator, body: EntryB
         platform = store.definition.provider(str(key))
         parameters = read_parameters(platform, body.parameters)
         return Identity(platform.key, parameters[platform.rater], parameters)
+    platforms = [store.definition.provider(given.key) for given in store.definition.providers]
+    if any(platform.rater in body.parameters for platform in platforms):
+        raise NotYours(BROKEN_LINK)  # an anonymous session would not be paid
     if store.definition.anonymous:
         return Identity("anonymous", "")
     raise NotYours("This study is by invitation only. Open the link you were given.")

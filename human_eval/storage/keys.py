@@ -50,7 +50,7 @@ class Keys:
             NotYours: the signature is not valid for this purpose.
         """
         signer = self._signer(purpose)
-        refused = NotYours(_BROKEN_LINK if purpose in ("link", "invitation") else _INVALID)
+        refused = NotYours(BROKEN_LINK if purpose in ("link", "invitation") else _INVALID)
         try:
             payload = signer.loads(token)
         except (BadSignature, UnicodeError) as error:
@@ -100,7 +100,7 @@ def load_secret(path: Path) -> Keys:
 
 
 _INVALID = "This page is not valid for this study. Reload the page."
-_BROKEN_LINK = (
+BROKEN_LINK = (
     "This link is incomplete, or it belongs to another study. Open the whole link that you were "
     "given, from its first to its last character."
 )

@@ -127,6 +127,17 @@ def test_a_prolific_participant_comes_in_rates_and_returns_with_the_code(store, 
     assert set(votes["provider"]) == {"prolific"} and votes["rater"].nunique() == 1
 
 
+def test_a_participant_whose_link_lost_its_signature_does_not_work_unpaid(make_store):
+    store = make_store(loops=0, extra=PLATFORMS + CODES + QUOTA)
+    assert store.definition.anonymous
+
+    with TestClient(create_app(store)) as client:
+        assert enter(client, f"{PAGE}?PROLIFIC_PID={'a' * 24}").status_code == 403
+        assert enter(client, f"{PAGE}?participant=7&visit=1").status_code == 403
+        assert count_raters(store) == 0
+        assert enter(client, f"{PAGE}?wave=7").status_code == 200
+
+
 def test_a_prolific_participant_for_whom_nothing_is_left_returns_with_that_code(store, client):
     prolific = Prolific(entry_links(store, PAGE)["prolific"])
     for number in range(7):  # 6 pairs, 2 raters each, 2 pairs a rater
