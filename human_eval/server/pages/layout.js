@@ -4,7 +4,7 @@
 import { text } from "./text.js";
 
 const SMALL = 128; // pixels; clips up to this size are enlarged by whole factors
-const ALL_AT_ONCE = 0.75; // videos may be so much smaller in order to show every question
+const ALL_AT_ONCE = 0.8; // videos may be so much smaller in order to show every question
 const READABLE = 96; // pixels; if the longer side would be shorter, the page scrolls instead
 const MUCH = 1.25; // videos are stacked only if that makes them so much larger
 
