@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -105,11 +106,19 @@ def _is_in(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-IMPORTS = {module: _imports(path.read_text()) for module, path in OURS.items()}
-GRAPH = {
-    module: {found for name in names if (found := _module_of(name)) not in (None, module)}
-    for module, names in IMPORTS.items()
-}
+@cache  # and not on import: every process of pytest imports this file, and one runs its tests
+def _all_imports() -> dict[str, set[str]]:
+    """Return what every module of ours imports."""
+    return {module: _imports(path.read_text()) for module, path in OURS.items()}
+
+
+@cache
+def _graph() -> dict[str, set[str]]:
+    """Return which modules of ours every module of ours imports."""
+    return {
+        module: {found for name in names if (found := _module_of(name)) not in (None, module)}
+        for module, names in _all_imports().items()
+    }
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -118,7 +127,7 @@ def test_a_package_does_not_import(package):
 
     assert not [
         f"{module} imports {name}"
-        for module, names in IMPORTS.items()
+        for module, names in _all_imports().items()
         for name in names
         if _is_in(module, package) and name.partition(".")[0] in others
     ]
@@ -142,7 +151,7 @@ def test_imports_point_downward(package):
 
     assert not [
         f"{module} imports {name}"
-        for module, names in GRAPH.items()
+        for module, names in _graph().items()
         for name in names
         if (mine := rank_of(module)) is not None
         and (other := rank_of(name)) is not None
@@ -154,7 +163,7 @@ def test_imports_point_downward(package):
 def test_products_meet_at_their_seam_alone(package, other):
     importers = {
         module
-        for module, names in GRAPH.items()
+        for module, names in _graph().items()
         if _is_in(module, package) and any(_is_in(name, other) for name in names)
     }
 
@@ -164,7 +173,7 @@ def test_products_meet_at_their_seam_alone(package, other):
 def test_the_study_takes_only_the_readers_of_text_files_from_the_library():
     assert not [
         f"{module} imports {name}"
-        for module, names in GRAPH.items()
+        for module, names in _graph().items()
         for name in names
         if _is_in(module, "human_eval")
         and _is_in(name, "turbo")
@@ -174,7 +183,7 @@ def test_the_study_takes_only_the_readers_of_text_files_from_the_library():
 
 def test_imports_form_no_cycle():
     try:
-        list(TopologicalSorter(GRAPH).static_order())
+        list(TopologicalSorter(_graph()).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 

@@ -13,9 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 READMES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", *ROOT.glob("*/README.md")]
-    if path.parent.name != ".venv"
+    str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("[!.]*/README.md")]
 )
 BLOCK = re.compile(r"^```(bash|python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SERVED = "http://127.0.0.1:7860"  # programs for a served page run in a test of their own

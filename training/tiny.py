@@ -1,5 +1,6 @@
 """Tiny random teachers: every path of a training in seconds, without a download."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ TINY: dict[str, dict[str, Any]] = {  # what differs between their cards
         **{"height": 32, "width": 32, "num_frames": 9, "flow_shift": 3.0, "spacing": "trailing"}
     },
 }
-_LAYERS = {
+LAYERS = {
     "block_out_channels": (16, 32),
     "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
     "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
@@ -74,11 +75,11 @@ def write_tiny(name: str, folder: Path) -> ModelCard:
 
 
 def _unet_parts(name: str) -> dict[str, Any]:
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     return {
-        "teacher": VideoUNet(**(_LAYERS | UNETS[name])),
+        "teacher": VideoUNet(**(LAYERS | UNETS[name])),
         "vae": _vae(),
-        "text_encoder": _text_model(tokenizer),
+        "text_encoder": tiny_text_model(tokenizer),
         "tokenizer": tokenizer,
     }
 
@@ -123,15 +124,17 @@ def wan_parts() -> dict[str, Any]:
     }
 
 
-def _tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> CLIPTokenizer:
+    """Return a tokenizer of single letters, and of what the merges make of them."""
     letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=24)
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=24)
 
 
-def _text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def tiny_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return a text transformer of one layer, with random weights."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

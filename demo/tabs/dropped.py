@@ -1,33 +1,103 @@
 """A video of this page that is dropped on it: its recipe comes back, and can be checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
-from demo.dropped_clips import MAX_BYTES
+from demo.context import NO_QUEUE, ONE_AT_A_TIME, PageContext
+from demo.dropped_clips import DropError
+from demo.models import RequestError
+from demo.recipe_link import read_recipe
+from demo.session import EngineError, GeneratedClip, Update
+from demo.tabs.controls import Controls, show_request
+from demo.tabs.outputs import Outputs
+from demo.widgets.history import add_to_history, show_history
+from demo.widgets.player import show_clip
+from demo.widgets.status import (
+    StatusLine,
+    busy_buttons,
+    idle_buttons,
+    show_idle,
+    show_refusal,
+)
 
-_ZONE = f"""
-<label class="drop-zone" data-limit="{MAX_BYTES}">
-<span role="status">Drop a video of this page here, or choose one, to get its recipe back.</span>
-<input type="file" accept="video/mp4,.mp4" class="visually-hidden"></label>
-"""
 
+def connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:
+    """Fill in the settings of a dropped video, and check it against a video made with them.
 
-class DroppedVideo:
-    """Where a visitor drops a video. Its `upload` event has the name of the `clip`."""
+    Returns:
+        The event of the check.
+    """
+    dropped = outputs.dropped
 
-    def __init__(self) -> None:
-        self.zone = gr.HTML(
-            _ZONE, js_on_load=_SEND_DROPPED, apply_default_css=False, elem_id="drop"
-        )
-        self.check = gr.Button(
-            "Check the dropped video against its recipe",
-            size="sm",
-            visible=False,
-            elem_id="check-drop",
-        )
-        self.name = gr.State("")  # in `DroppedClips`
+    def on_drop(event: gr.EventData) -> dict[Any, Any]:
+        name = getattr(event, "clip", None)
+        shown: dict[Any, Any] = {dropped.check: gr.Button(visible=False)}
+        try:
+            shown[outputs.recipe] = recipe = context.dropped.recipe(name)
+            model, request = read_recipe(recipe, context.models)
+        except (DropError, RequestError) as refusal:
+            return {**shown, outputs.status: show_refusal(str(refusal))}
+        return {
+            **shown,
+            **show_request(context, controls, model, request),
+            outputs.status: show_idle("The settings of the video are filled in."),
+            dropped.name: name,
+            dropped.check: gr.Button(visible=True),
+        }
+
+    def on_check(name: str, clips: list[GeneratedClip]) -> Iterator[dict[Any, Any]]:
+        line = StatusLine()
+        idle = idle_buttons(controls.run, controls.stop)
+        yield {
+            outputs.status: line.show(Update(stage="queue")),
+            **busy_buttons(controls.run, controls.stop),
+        }
+        try:
+            recipe = context.dropped.recipe(name)
+            model, request = read_recipe(recipe, context.models)
+            clip = yield from context.engine.run(
+                model, request, lambda update: {outputs.status: line.show(update)}
+            )
+            found = context.dropped.compare(name, clip.path)
+        except (DropError, RequestError, EngineError) as error:
+            yield {outputs.status: show_refusal(str(error)), **idle}
+            return
+        verdict = describe_comparison(found, recipe, clip.recipe)
+        same = found["kind"] == "file"
+        yield {
+            outputs.status: show_idle(verdict) if same else show_refusal(verdict),
+            outputs.player: show_clip(clip),
+            outputs.recipe: clip.recipe,
+            outputs.clips: (clips := add_to_history(clips, clip)),
+            outputs.history: show_history(clips),
+            **idle,
+        }
+
+    dropped.zone.upload(
+        on_drop,
+        None,
+        [
+            *(*controls.settings, controls.fitted, controls.download, controls.examples),
+            *(outputs.recipe, outputs.status, dropped.name, dropped.check),
+        ],
+        **NO_QUEUE,
+    )
+    return dropped.check.click(
+        on_check,
+        [dropped.name, outputs.clips],
+        [
+            *(outputs.player, outputs.status, outputs.recipe, outputs.clips, outputs.history),
+            *(controls.run, controls.stop),
+        ],
+        **ONE_AT_A_TIME,
+        trigger_mode="once",
+        show_progress="minimal",
+        show_progress_on=outputs.status,
+        api_visibility="private",
+    )
 
 
 def describe_comparison(
@@ -67,39 +137,3 @@ def describe_comparison(
 def _short(value: object) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-_SEND_DROPPED = """
-const input = element.querySelector('input');
-const status = element.querySelector('[role=status]');
-const limit = Number(element.querySelector('label').dataset.limit);
-const idle = status.textContent;
-const say = (text) => { status.textContent = text; };
-const send = async (file) => {
-  if (!/\\.mp4$/i.test(file.name)) return say('This is no mp4 file. Drop a video of this page.');
-  if (file.size > limit) return say(`The video is too large. The limit is ${limit >> 20} MB.`);
-  say('Reading the video…');
-  try {
-    const headers = {'content-type': 'video/mp4'};
-    const reply = await fetch('dropped', {method: 'POST', headers, body: file});
-    const answer = await reply.json();
-    say(reply.ok ? idle : answer.detail);
-    if (reply.ok) trigger('upload', {clip: answer.clip});
-  } catch {
-    say('The video did not reach the server. Try again.');
-  }
-};
-input.addEventListener('change', () => {
-  if (input.files[0]) send(input.files[0]);
-  input.value = '';
-});
-const carriesFiles = (event) => event.dataTransfer?.types.includes('Files');
-window.addEventListener('dragover', (event) => {
-  if (carriesFiles(event)) event.preventDefault();
-});
-window.addEventListener('drop', (event) => {
-  if (!carriesFiles(event)) return;
-  event.preventDefault();
-  send(event.dataTransfer.files[0]);
-});
-"""

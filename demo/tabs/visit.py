@@ -9,10 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import gradio as gr
+from gradio.events import Dependency
+
 from demo.clip_store import ClipStore
+from demo.context import NO_QUEUE, PageContext
 from demo.models import ModelInfo, RequestError, read_request
+from demo.recipe_link import read_link
 from demo.session import GeneratedClip
-from demo.widgets.history import MAX_CLIPS
+from demo.tabs.controls import Controls, show_request, show_settings
+from demo.tabs.outputs import Outputs
+from demo.widgets.history import MAX_CLIPS, show_history
+from demo.widgets.player import show_no_clip
+from demo.widgets.status import show_idle, show_refusal
 
 MAX_SAVED = 20_000  # characters
 
@@ -64,6 +73,69 @@ def _read_settings(kept: Mapping[str, Any], models: Mapping[str, ModelInfo]) -> 
         "guidance": request.guidance,
         "seed": request.seed,
     }
+
+
+def connect_visit(
+    context: PageContext, controls: Controls, outputs: Outputs, generating: Dependency, tab: gr.Tab
+) -> None:
+    """Keep the visit in the browser, and bring it back when the page is loaded again."""
+
+    def on_load(saved: str, link: str) -> dict[Any, Any]:
+        kept = read_visit(saved, context.models, context.engine.clips)
+        shown: dict[Any, Any] = {outputs.clips: gr.skip()}
+        if kept and kept.model and kept.seed is not None:
+            shown |= show_settings(
+                context,
+                controls,
+                kept.model,
+                kept.prompt or "",
+                steps=kept.steps,
+                guidance=kept.guidance,
+                seed=kept.seed,
+            )
+        if kept and kept.clips:
+            shown |= {outputs.clips: [*kept.clips], outputs.history: show_history(kept.clips)}
+        if kept and kept.unfinished:
+            shown[outputs.status] = show_refusal(
+                "The page was loaded again before the video was finished. Press Generate to start "
+                "again."
+            )
+        if link:
+            try:
+                model, request = read_link(link, context.models)
+            except RequestError as refusal:
+                return {**shown, outputs.status: show_refusal(str(refusal))}
+            shown |= show_request(context, controls, model, request)
+            shown[outputs.status] = show_idle("The settings of the link are filled in.")
+        return shown
+
+    def on_clear() -> dict[Any, Any]:
+        first = context.models[context.default_model].world.examples[0]
+        return {
+            **show_settings(context, controls, context.default_model, first),
+            outputs.clips: [],
+            outputs.history: show_history([]),
+            outputs.player: show_no_clip(),
+            outputs.recipe: {},
+            outputs.status: show_idle(),
+            outputs.dropped.check: gr.Button(visible=False),
+        }
+
+    page = tab.parent and tab.parent.parent
+    assert isinstance(page, gr.Blocks)
+    restored = [
+        *(*controls.settings, controls.fitted, controls.download, controls.examples),
+        *(outputs.clips, outputs.history, outputs.status),
+    ]
+    saved, link = gr.Textbox(visible=False), gr.Textbox(visible=False)  # arguments of `on_load`
+    page.load(on_load, [saved, link], restored, js=READ, **NO_QUEUE)
+    changes = [control.change for control in controls.settings]
+    gr.on(changes, None, controls.settings, js=KEEP_SETTINGS, **NO_QUEUE)
+    outputs.history.change(None, outputs.history, js=KEEP_CLIPS, **NO_QUEUE)
+    for ended in (generating.success, generating.failure, controls.stop.click):
+        ended(None, js=END, **NO_QUEUE)
+    cleared = [*restored, outputs.player, outputs.recipe, outputs.dropped.check]
+    outputs.clear.click(on_clear, None, cleared, **NO_QUEUE)
 
 
 # JavaScript of the page. A browser that blocks storage throws.

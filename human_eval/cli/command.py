@@ -42,8 +42,22 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_export(folder: Path) -> bool:
+    """Return whether a folder holds exported votes and no study, which keeps them in a database."""
+    return any(folder.glob("votes.*"))
+
+
 def opened(options: Namespace) -> closing[StudyStore]:
-    """Open the study of a command until the end of the block."""
+    """Open the study of a command until the end of the block.
+
+    Raises:
+        StudyError: the folder is an export; or as for `open_study`.
+    """
+    if is_export(options.study):
+        raise StudyError(
+            f"{options.study} is an export: it holds votes, but no study that could be changed. "
+            "Use it with `report` or `audit`, or name the folder of a study."
+        )
     return closing(open_study(options.study))
 
 

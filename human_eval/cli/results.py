@@ -12,7 +12,7 @@ import pandas as pd
 from sqlalchemy import Connection, select
 from tqdm import tqdm
 
-from human_eval.cli.command import Commands, add_command, opened
+from human_eval.cli.command import Commands, add_command, is_export, opened
 from human_eval.collection.pairs import list_clips, list_prompts
 from human_eval.collection.raters import find_rater
 from human_eval.errors import StudyError
@@ -34,9 +34,7 @@ def add_commands(commands: Commands) -> None:
     parser = add_command(
         commands, "report", report, "Write tables, charts and methods into a folder."
     )
-    parser.add_argument(
-        "--out", type=Path, help="default: report/ in the study; of an export, report/ right here"
-    )
+    parser.add_argument("--out", type=Path, help="default: report/ in the study or the export")
     parser.add_argument(
         "--simulated", action="store_true", help="on the simulation, marked as such"
     )
@@ -141,7 +139,7 @@ def report(options: Namespace) -> None:
             bar.set_postfix_str(name)
             bar.update()
 
-        if any(options.study.glob("votes.*")):  # an export, which has no database
+        if is_export(options.study):
             if options.platform:
                 raise StudyError(
                     f"--platform needs a study, and {options.study} is an export, which does not "
@@ -152,7 +150,7 @@ def report(options: Namespace) -> None:
                     f"--as-of needs a study, and {options.study} is an export, which holds "
                     "one moment's state. Make the report from the study."
                 )
-            folder = options.out or Path("report")
+            folder = options.out or options.study / "report"
             written = report_from_export(
                 options.study,
                 folder,
@@ -197,7 +195,7 @@ def audit(options: Namespace) -> None:
     from human_eval.reporting.export import read_export
     from human_eval.statistics.votes import counted_votes
 
-    if any(options.study.glob("votes.*")):
+    if is_export(options.study):
         votes, definition = read_export(options.study)
     else:
         with opened(options) as store:

@@ -8,7 +8,7 @@ from demo import page
 from demo.clip_store import ClipStore
 from demo.session import GeneratedClip, Update
 from demo.tabs.compare import make_tiles, read_comparison
-from demo.tabs.generate import can_download, model_choices
+from demo.tabs.controls import can_download, model_choices
 from demo.widgets.history import MAX_CLIPS, add_to_history, show_history
 from demo.widgets.html import escape
 from demo.widgets.player import show_clip, show_tiles

@@ -5,25 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from training.tiny import LAYERS, tiny_text_model, tiny_tokenizer
 from turbo.card import ModelCard
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline
-
-TINY_UNET = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "cross_attention_dim": 16,
-    "attention_head_dim": 8,
-}
 
 TINY_CARD = {
     "title": "Tiny",
@@ -53,7 +42,7 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def make_unet(seed: int = 0, **changes) -> VideoUNet:
-    return randomise(VideoUNet(**{**TINY_UNET, **changes}), seed)
+    return randomise(VideoUNet(**{**LAYERS, **changes}), seed)
 
 
 @pytest.fixture
@@ -79,24 +68,8 @@ def tiny_vae() -> AutoencoderKL:
 
 @pytest.fixture
 def tiny_text_encoder() -> CLIPTextEncoder:
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    tokens += ["ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [("c", "a"), ("ca", "t</w>")]
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=24)
-    config = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=0,
-    )
-    return CLIPTextEncoder(tokenizer, randomise(CLIPTextModel(config), seed=2))
+    tokenizer = tiny_tokenizer(merges=[("c", "a"), ("ca", "t</w>")])
+    return CLIPTextEncoder(tokenizer, randomise(tiny_text_model(tokenizer), seed=2))
 
 
 @pytest.fixture

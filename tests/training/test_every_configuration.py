@@ -77,12 +77,12 @@ def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_configuration_ends_in_a_model_that_makes_a_clip(runs: Path):
+def test_every_configuration_ends_in_a_model_that_makes_a_clip(runs: Path, videos: Path):
     for path in CONFIGS:  # one test, since each process of pytest would repeat the runs
-        check_run(path, runs)
+        check_run(path, runs, videos)
 
 
-def check_run(path: Path, runs: Path) -> None:
+def check_run(path: Path, runs: Path, videos: Path) -> None:
     """Check the model, the clip and the log of a configuration."""
     config = load_config(path)
     folder = runs / path.stem
@@ -95,9 +95,13 @@ def check_run(path: Path, runs: Path) -> None:
     teacher = read_card(folder / "models" / model)
     expected = student_card(teacher, config, folder / "models" / config.name)
     assert (card.licence, card.origin_steps) == (config.licence, config.teacher.grid_steps)
+    assert card.role == "student"
     assert (card.lora is None) == (config.student.lora_rank == 0)
     assert card.motion_strength == expected.motion_strength
+    assert str(videos) not in (folder / "models" / config.name / "README.md").read_text()
     video = load_video(clip)
+    enlarged = card.height * card.enlarge, card.width * card.enlarge, 3
+    assert video.frames.shape == (card.num_frames, *enlarged)
     assert video.recipe["steps"] == 4
     assert video.recipe["model"] == config.name
     assert len((folder / "log.csv").read_text().split()) == 2  # one step, under the names

@@ -1,5 +1,6 @@
 """Whole distillations of tiny random teachers: from videos on disk to a model that makes clips."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,16 +18,15 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from training import distil as command
-from training.build import teacher_card
-from training.checkpoints import load_newest, saved_checkpoints
+from training.checkpoints import find_newest, load_newest, saved_checkpoints
 from training.config import load_config
-from training.forecast import describe_run, forecast
+from training.forecast import describe_run
 from turbo.models.local import read_card
 from turbo.pipeline import load_card
-from turbo.video import load_video
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
+KILLS = int(os.environ.get("KILLS", "3"))  # 20 before a release
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -40,21 +40,6 @@ def losses(out: Path) -> list[str]:
 
 
 slow = pytest.mark.slow
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_vc2", "tiny_ms", "tiny_v2", "tiny_wan"])
-def test_a_configuration_runs_from_videos_to_a_model_that_makes_clips(name, videos, tmp_path):
-    config = load_config(CONFIGS / f"{name}.toml", changes(videos, tmp_path, "run.steps=2"))
-
-    folder = command.run(config)
-
-    card = read_card(folder)
-    video = load_card(card)("a cat", seed=1)
-    assert video.frames.shape == (card.num_frames, card.height, card.width, 3)
-    assert (card.role, card.origin_steps) == ("student", config.teacher.grid_steps)
-    assert len(losses(tmp_path)) == 2
-    assert str(videos) not in (folder / "README.md").read_text()
 
 
 @slow
@@ -146,10 +131,10 @@ def test_a_dry_run_says_what_a_run_would_need_and_trains_nothing(videos, tmp_pat
 def test_a_published_configuration_is_forecast_without_its_weights(name):
     config = load_config(CONFIGS / f"{name}.toml")
 
-    found = forecast(config, teacher_card(config))
+    shown = describe_run(config)
 
-    assert {"vc2": 117_187_232}.get(name, found.trained) == found.trained
-    assert "set data.folder=PATH" in describe_run(config)
+    assert {"vc2": "trained: 117,187,232 parameters"}.get(name, "trained: ") in shown
+    assert "set data.folder=PATH" in shown
 
 
 @pytest.mark.parametrize(
@@ -173,11 +158,13 @@ def test_a_run_that_cannot_start_is_refused_in_one_sentence(
     assert message in error and "Traceback" not in error
 
 
-def launch(processes: int, arguments: list[str]) -> subprocess.Popen[bytes]:
+def launch(
+    processes: int, arguments: list[str], module: str = "training.distil"
+) -> subprocess.Popen[bytes]:
     """Start a run; `accelerate launch` starts several processes on accelerators alone."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [sys.executable, *torchrun, "-m", "training.distil", *arguments],
+        [sys.executable, *torchrun, "-m", module, *arguments],
         env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -194,22 +181,13 @@ def kill_tree(run: subprocess.Popen[bytes]) -> None:
     run.wait()
 
 
-@slow
-def test_the_processes_of_a_launcher_that_is_killed_end(videos, tmp_path):
-    more = ("run.steps=10000", "run.checkpoint_every=5000")
-    run = launch(2, [str(CONFIGS / "tiny_vc2.toml"), *more, *changes(videos, tmp_path)])
-    try:
-        for _ in range(600):
-            if (tmp_path / "log.csv").exists():
-                break
-            time.sleep(0.2)
-        processes = psutil.Process(run.pid).children(recursive=True)
-        run.kill()
-        ended, running = psutil.wait_procs(processes, timeout=20)
-        assert len(ended) >= 2 and running == []
-    finally:
-        run.kill()
-        run.wait()
+def kill_launcher(run: subprocess.Popen[bytes]) -> None:
+    """Kill the launcher of a run, and check that its processes end."""
+    processes = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    ended, running = psutil.wait_procs(processes, timeout=20)
+    assert len(ended) >= 2 and running == []
 
 
 def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
@@ -220,55 +198,47 @@ def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("split", ["false", "true"])
-def test_two_processes_take_the_step_of_one(split, videos, tmp_path):
-    more = ("run.steps=1", "run.clip_norm=1e9", f"run.split_rewards={split}")
-    arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
-    gradients = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        assert launch(processes, [*arguments, *changes(videos, out)]).wait(300) == 0
-        state = load_newest(out / "checkpoints")["optimizer"]["state"]
-        gradients.append({index: s["exp_avg"] / 0.1 for index, s in state.items()})
+def test_two_processes_take_the_step_of_one(videos, tmp_path):
+    """Whether they score a micro-batch by every reward or by one."""
+    tiny, runs = str(CONFIGS / "tiny_vc2.toml"), []
+    for split in ("false", "true"):
+        more = ("run.steps=1", "run.clip_norm=1e9", f"run.split_rewards={split}")
+        command.run(load_config(Path(tiny), changes(videos, tmp_path / f"{split}1", *more)))
+        runs.append([tiny, *changes(videos, tmp_path / f"{split}2", *more)])
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    assert launch(2, [str(tmp_path / "runs.json")], "tests.training.distil_all").wait(300) == 0
 
-    one, two = gradients
-    assert sum(gradient.norm() for gradient in one.values()) > 0.1
-    for index, gradient in one.items():
-        assert_close(two[index], gradient, rtol=0, atol=1e-5)
+    for split in ("false", "true"):
+        one, two = (gradients_of(tmp_path / f"{split}{processes}") for processes in (1, 2))
+        assert sum(gradient.norm() for gradient in one.values()) > 0.1
+        for index, gradient in one.items():
+            assert_close(two[index], gradient, rtol=0, atol=1e-5)
+
+
+def gradients_of(out: Path) -> dict[int, torch.Tensor]:
+    """Return the gradients of a run's only step, of which AdamW keeps a tenth."""
+    state = load_newest(out / "checkpoints")["optimizer"]["state"]
+    return {index: moments["exp_avg"] / 0.1 for index, moments in state.items()}
 
 
 @slow
 def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path):
-    more = ("run.steps=40", "run.batch=2", "run.checkpoint_every=3")
+    """Killed together; at the last time the launcher alone, whose processes end with it."""
+    more = (f"run.steps={4 * KILLS + 4}", "run.batch=2", "run.checkpoint_every=2")
     arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
     assert launch(2, [*arguments, *changes(videos, tmp_path / "whole")]).wait(600) == 0
-    rng, out, kills = np.random.default_rng(), tmp_path / "killed", 0
+    rng, out = np.random.default_rng(), tmp_path / "killed"
 
-    for _ in range(20):
+    for end in [kill_tree] * (KILLS - 1) + [kill_launcher]:
+        saved = find_newest(out / "checkpoints")
         run = launch(2, [*arguments, *changes(videos, out)])
-        try:
-            run.wait(rng.uniform(12, 22))
-            break
-        except subprocess.TimeoutExpired:
-            kill_tree(run)
-            kills += 1
-    else:
-        assert launch(2, [*arguments, *changes(videos, out)]).wait(600) == 0
+        while find_newest(out / "checkpoints") == saved:  # it would repeat the start otherwise
+            assert run.poll() is None
+            time.sleep(0.05)
+        step_seconds = float((out / "log.csv").read_text().split(",")[-1])
+        time.sleep(rng.uniform(0, 2 * step_seconds))  # from one checkpoint to the next
+        assert run.poll() is None
+        end(run)
+    assert launch(2, [*arguments, *changes(videos, out)]).wait(600) == 0
 
-    assert kills > 0
     assert losses(out) == losses(tmp_path / "whole")
-
-
-@slow
-def test_the_exported_model_is_one_of_the_commands_models(videos, tmp_path):
-    config = load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path, "run.steps=1"))
-    folder = command.run(config)
-
-    subprocess.run(
-        [sys.executable, "-m", "turbo.generate", "a cat", "--model", config.name]
-        + ["--out", str(tmp_path / "cat.mp4")],
-        env=ENVIRONMENT | {"T2V_MODELS_DIR": str(folder.parent)},
-        check=True,
-    )
-
-    assert load_video(tmp_path / "cat.mp4").recipe["model"] == config.name

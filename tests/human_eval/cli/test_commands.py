@@ -306,7 +306,7 @@ def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, op
 
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
+    assert not [*tmp_path.rglob("report")]
 
 
 def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys):

@@ -80,10 +80,10 @@ def test_nothing_is_made_of_a_table_that_is_refused(tmp_path):
 def test_votes_without_raters_and_prompts_give_a_report_without_claims(tmp_path, capsys):
     rows = ["x,y,model_a"] * 80 + ["x,y,model_b"] * 20 + ["y,z,model_b"] * 30
     (tmp_path / "b.csv").write_text("\n".join(["model_a,model_b,winner", *rows]) + "\n")
-    study, report = tmp_path / "study", tmp_path / "report"
+    study, report = tmp_path / "study", tmp_path / "study" / "report"
 
     main(["import-votes", str(tmp_path / "b.csv"), "--mapping", "arena", "--out", str(study)])
-    main(["report", str(study), "--out", str(report)])
+    main(["report", str(study)])
     main(["audit", str(study)])
 
     rates = pd.read_csv(report / "win_rates.csv", keep_default_na=False)
@@ -91,6 +91,9 @@ def test_votes_without_raters_and_prompts_give_a_report_without_claims(tmp_path,
     assert not (report / "sides.csv").exists() and not (report / "influence.csv").exists()
     assert len(read_export(study)[0]) == 130
     assert not (report / "evidence.svg").exists()
+    with pytest.raises(SystemExit):
+        main(["export", str(study)])
+    assert "is an export" in capsys.readouterr().err
 
 
 FILES = {  # one vote for ours, one for theirs, as each source writes them

@@ -69,6 +69,17 @@ def folder(votes, definition, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the figures, which take most of the time, where a test reads the text."""
+
+    def make_folder(_, folder, __):
+        folder.mkdir(parents=True, exist_ok=True)
+        return []
+
+    monkeypatch.setattr("human_eval.reporting.report.save_chart", make_folder)
+
+
 def test_report_holds_charts_tables_and_text(folder):
     names = {path.name for path in folder.iterdir()}
 
@@ -97,6 +108,7 @@ def test_results_stand_with_and_without_the_excluded(folder, votes):
     assert kept["votes"].sum() == (~votes["excluded"]).sum()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_counts_the_answers_to_each_kind_of_check(folder, votes, definition, tmp_path):
     mixed = votes.assign(kind=votes["kind"].where(votes.index >= 7, "gold"))
     mixed.loc[7:9, "kind"] = "mirror"
@@ -133,6 +145,7 @@ def test_report_of_an_export_alone_is_the_same_byte_for_byte(folder, votes, defi
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_simulated_votes_say_so_on_the_first_lines(tmp_path):
     votes = make_votes(define_pair(), prompts=10)
     write_report(votes.assign(simulated=True), define_pair(), tmp_path)
@@ -156,6 +169,7 @@ def test_people_and_simulation_make_no_report(votes, definition, tmp_path):
         write_report(mixed, definition, tmp_path / "report")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_text_of_others_cannot_break_a_table(tmp_path):
     votes = make_votes(define_pair(), prompts=10)
     spammer = votes["rater"] == "r3"
@@ -166,6 +180,7 @@ def test_text_of_others_cannot_break_a_table(tmp_path):
     assert "fast \\| and" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
     assert "Interim" not in (folder / "report.md").read_text()
     votes = make_votes(define_pair(), prompts=20)
@@ -176,6 +191,7 @@ def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
     assert "**Interim:** 40 of 60 planned answers" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_busy_rater_is_marked_in_row_sentence_and_chart(tmp_path):
     votes = make_votes(define_pair(), prompts=40, raters=60)
     votes["rater"] = votes["rater"].mask(votes["vote_id"] % 4 == 0, "busy")
@@ -191,6 +207,7 @@ def test_one_busy_rater_is_marked_in_row_sentence_and_chart(tmp_path):
     assert not win_rate_rows(win_rates(spread, define_pair()), define_pair())[0].mark
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_clear_interval_without_a_claim_is_explained(tmp_path):
     votes = make_votes(define_pair(), prompts=60, raters=60, rates={("C1", "Q1"): 0.9})
 
@@ -200,6 +217,7 @@ def test_a_clear_interval_without_a_claim_is_explained(tmp_path):
     assert "between Ours and Theirs can be claimed" in line and "one prompt only" in line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_decision_that_fell_since_is_reconciled(tmp_path):
     votes = make_votes(define_pair(), prompts=200, raters=200)
     votes["choice"] = ["a"] * 100 + ["a", "b", "b"] * 166 + ["b"] * 2
@@ -211,9 +229,8 @@ def test_a_decision_that_fell_since_is_reconciled(tmp_path):
     assert f"after {table['decided_after']} decisive votes" in (tmp_path / "report.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def paper(votes, definition, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paper")
+def write_paper(votes, definition, folder):
+    """Write a report with what a paper needs, where a title has all that LaTeX reserves."""
     odd = dataclasses.replace(
         definition.systems[0],
         title=r"Ours_2 \& 50% of {$x^2$} #1 ~ <b> [x], too long to be set on one line",
@@ -221,6 +238,11 @@ def paper(votes, definition, tmp_path_factory):
     named = dataclasses.replace(definition, systems=(odd, *definition.systems[1:]))
     write_report(votes, named, folder, paper=PaperFigure(width=3.25, sides=("ours", "theirs")))
     return folder / "paper"
+
+
+@pytest.fixture(scope="module")
+def paper(votes, definition, tmp_path_factory):
+    return write_paper(votes, definition, tmp_path_factory.mktemp("paper"))
 
 
 @pytest.mark.slow
@@ -237,7 +259,9 @@ def test_a_paper_gets_figures_captions_and_tables(paper):
     assert float(box[1]) == pytest.approx(3.25 * 72)
 
 
-def test_the_table_for_a_paper_has_the_rounded_numbers_of_the_report(paper):
+@pytest.mark.usefixtures("undrawn")
+def test_the_table_for_a_paper_has_the_rounded_numbers_of_the_report(votes, definition, tmp_path):
+    paper = write_paper(votes, definition, tmp_path)
     rounded = pd.read_csv(paper / "win_rates.csv", dtype=str)
     exact = pd.read_csv(paper.parent / "win_rates.csv")
 
@@ -294,6 +318,7 @@ def test_one_is_singular():
     assert "1 prompt (1 different text)" in methods
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_an_estimate_without_errors_stands_beside_a_diluted_rate(tmp_path):
     votes = make_votes(define_pair(), prompts=120, raters=40, rates={("C1", "Q1"): 0.8})

@@ -153,11 +153,6 @@ def check_kills(forker, kills):
 
 
 @pytest.mark.slow
-def test_kills_of_the_server_lose_no_receipt(forker):
-    check_kills(forker, kills=5)
-
-
-@pytest.mark.slow
 def test_fifty_kills_of_the_server_lose_no_receipt(forker):
     check_kills(forker, kills=50)
 
@@ -200,12 +195,6 @@ def check_database_kills(tmp_path, kills):
     assert load.failures == []
     assert load.retries > 0 and len(load.receipts) > 3 * kills
     assert lost == [] and defects == []
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("postgresql")
-def test_kills_of_postgresql_lose_no_receipt(tmp_path):
-    check_database_kills(tmp_path, kills=3)
 
 
 @pytest.mark.slow

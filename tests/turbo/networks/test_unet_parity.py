@@ -1,8 +1,8 @@
 """The one UNet against everything recorded of the published networks, through the converter.
 
 Networks at full width are too large to record; those recorded have the published layers at smaller
-widths. In the `tiny` ones some layers cannot be seen in the output, in the `recipe` ones every
-parameter can.
+widths. In the `tiny` ones some layers cannot be seen in the output; in the `recipe` ones every
+parameter can. So float32 is compared on the `recipe` ones, double precision on both.
 """
 
 from functools import cache
@@ -73,7 +73,7 @@ def _run_modelscope(
     )
 
 
-@pytest.mark.parametrize("file", ["vc2_unet_tiny", "vc2_unet_recipe"])
+@pytest.mark.parametrize("file", ["vc2_unet_recipe"])
 @pytest.mark.parametrize("variant", ["teacher", "v1", "v2"])
 def test_network_has_parity_with_videocrafter(recorded, weights, variant):
     cases = [case for case in recorded.metadata("cases") if case.split("_")[0] == variant]
@@ -137,7 +137,7 @@ def test_gradients_have_parity_with_videocrafter(recorded, weights, tolerance):
             assert ours[name].norm().item() == pytest.approx(norm, rel=tolerance), name
 
 
-@pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
+@pytest.mark.parametrize("file", ["ms_unet_recipe"])
 @pytest.mark.parametrize("variant, case", [("teacher", "teacher"), ("v1", "student")])
 def test_network_has_parity_with_modelscope(recorded, weights, variant, case):
     unet = modelscope_unet(recorded, variant, weights)
@@ -160,7 +160,7 @@ def test_network_has_parity_with_modelscope_in_double_precision(recorded, weight
     assert_close(output, recorded[f"{case}/out__f64"], rtol=0, atol=DOUBLE)
 
 
-@pytest.mark.parametrize("file", ["ms_unet_tiny", "ms_unet_recipe"])
+@pytest.mark.parametrize("file", ["ms_unet_recipe"])
 @pytest.mark.parametrize("case", ["student_T1", "student_oddhw"])
 def test_network_has_parity_with_modelscope_at_other_sizes(recorded, weights, case):
     """One frame skips the temporal layers, as published; odd sizes are rounded up on the way."""
