@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from demo.clip_store import ClipStore
 from demo.session import GeneratedClip, Update
 from demo.tabs.compare import make_tiles, read_comparison
 from demo.tabs.generate import can_download, model_choices
-from demo.widgets.guidelines import show_guidelines
 from demo.widgets.history import MAX_CLIPS, add_to_history, show_history
 from demo.widgets.html import escape
 from demo.widgets.player import show_clip, show_tiles
@@ -48,17 +46,6 @@ def test_markup_of_a_prompt_is_shown_literally():
         assert "<script" not in shown
         assert not set(escape(hostile)) & set("{}$`<>\"'")
         assert "${" not in shown and "{{" not in shown
-
-
-def test_reports_go_to_the_mailbox_or_the_address_of_the_operator():
-    with gr.Blocks():
-        lines = [show_guidelines(to) for to in (None, "ada@lab.example", "https://r.example")]
-
-    assert [re.findall(r'class="report" href="([^"]*)"', line) for line in lines] == [
-        [],
-        ["mailto:ada@lab.example?subject=Report"],
-        ["https://r.example"],
-    ]
 
 
 def test_the_remaining_time_follows_from_the_pace_of_the_steps():
