@@ -56,7 +56,7 @@ def test_the_server_starts_from_the_files_of_the_image_and_makes_a_clip(tmp_path
     place, volume = tmp_path / "app", tmp_path / "data"
     place.mkdir()
     volume.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__")
+    ignored = shutil.ignore_patterns("__pycache__", "simulated_miniature")
     for source, target in (rest.split() for word, rest in LINES if word == "COPY"):
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, place / target, ignore=ignored)
