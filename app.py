@@ -6,6 +6,7 @@ The page opens at once. Models and study load behind it.
 import argparse
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from demo.clip_store import ClipStore
+from demo.prompt_filter import read_prompt_filter
 from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deployment
 from human_eval.hosting.environment import hidden, read_setting, read_switch, read_variable
@@ -148,6 +150,12 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _contact(text: str) -> str:
+    if not re.fullmatch(r"https://\S+|[^@\s:/?&]+@[^@\s:/?&]+", text):
+        raise StudyError(f"{text!r} is neither a mailbox nor an address that begins with https://.")
+    return text
+
+
 def _ready_model(name: str) -> str:
     if name not in MODELS:
         raise StudyError(f"There is no model {name!r}. Choose one of: {', '.join(MODELS)}.")
@@ -175,6 +183,13 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "model": (_ready_model, DEFAULT_MODEL, f"model to show first; default: {DEFAULT_MODEL}"),
     "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
     "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),
+    "contact": (_contact, None, "mailbox or address where visitors report videos"),
+    "prompt-filter": (
+        read_prompt_filter,
+        None,
+        "refuse prompts with words of these lists: languages, or files that end in .txt, such as "
+        "english,words.txt",
+    ),
     "device": (str, "auto", "device to compute on; default: the fastest of this machine"),
     "dtype": (_one_of(Dtype), "auto", f"precision: {', '.join(get_args(Dtype))}"),
     "memory": (_one_of(Memory), None, f"use of memory: {', '.join(get_args(Memory))}"),

@@ -37,7 +37,9 @@ def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
 def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     """Create everything that the page needs. Nothing is loaded yet."""
     placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
-    engine = Engine(partial(load_model, **placement), models_to_preload(flags.model), clips)
+    engine = Engine(
+        partial(load_model, **placement), models_to_preload(flags.model), clips, flags.prompt_filter
+    )
 
     def current_availability(name: str) -> str:
         # Measuring memory needs torch, which the engine imports with the first model.
@@ -58,4 +60,5 @@ def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
         dropped=DroppedClips(clips.folder.parent / "dropped"),
         availability=current_availability,
         download=download_model if flags.allow_download else None,
+        contact=flags.contact,
     )

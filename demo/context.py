@@ -34,6 +34,7 @@ class PageContext:
     dropped: DroppedClips
     availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
     download: Download | None = None  # None if the operator does not allow downloads
+    contact: str | None = None  # mailbox or address where visitors report videos
 
 
 def error_message(error: Exception, title: str) -> gr.Error:

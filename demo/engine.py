@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from demo.clip_store import ClipStore
 from demo.models import Request
+from demo.prompt_filter import PromptFilter
 from demo.session import EngineError, GeneratedClip, Update, Updates
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,18 @@ class Engine:
             of an `EngineError` or a `MemoryError`; other exceptions go to the log.
         names: the models to load at the start, in this order; they stay in memory.
         clips: where the generated files go.
+        refuses: whether the operator refuses a prompt; by default none.
     """
 
     def __init__(
-        self, load: Callable[[str], Generate], names: Iterable[str], clips: ClipStore
+        self,
+        load: Callable[[str], Generate],
+        names: Iterable[str],
+        clips: ClipStore,
+        refuses: PromptFilter | None = None,
     ) -> None:
         self.clips = clips
+        self._refuses = refuses or (lambda prompt: False)
         self._load = load
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-model")
         self._preloaded: dict[str, Future[Generate]] = {name: Future() for name in names}
@@ -69,8 +76,13 @@ class Engine:
         presses Stop or leaves.
 
         Raises:
-            EngineError: the model did not load, or the computation failed.
+            EngineError: the prompt is refused, the model did not load, or the computation failed.
         """
+        if self._refuses(request.prompt):
+            raise EngineError(
+                "This page does not make videos of some words, and your prompt has one of them. "
+                "Please change the prompt."
+            )
         start = perf_counter()
         model = self._preloaded.get(name) or self._load_on_request(name)
         while not model.done():

@@ -28,7 +28,7 @@ def build_page(context: PageContext) -> Page:
     with Page(title="T2V-Turbo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(theme.HEADER, elem_id="page-header")
         with gr.Row(elem_id="page-top"):
-            build_guidelines()
+            build_guidelines(context.contact)
             _add_readiness(context)
         with gr.Tabs():
             for title, build_tab in TABS.items():

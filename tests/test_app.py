@@ -77,6 +77,7 @@ def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, mo
         ("GRADIO_SERVER_NAME", "http://0.0.0.0"),
         ("T2V_ROOT_PATH", "https://lab.example/t2v"),
         ("T2V_FRAME_ANCESTORS", "lab.example"),
+        ("T2V_CONTACT", "ada"),
     ],
 )
 def test_one_line_names_the_variable_that_cannot_be_used(variable, text, monkeypatch, capsys):
@@ -88,6 +89,24 @@ def test_one_line_names_the_variable_that_cannot_be_used(variable, text, monkeyp
 
     [line] = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and line.startswith(f"app.py: {variable}") and text in line
+
+
+def test_prompts_are_filtered_by_language_and_by_own_words(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("glin_profanity")
+    words = tmp_path / "words.txt"
+    words.write_text("zebra crossing\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["app.py", "--prompt-filter", f"english,{words}"])
+
+    refuses = app.read_flags().prompt_filter
+
+    assert refuses("the SH1T hits") and refuses("a Zebra Crossing at night")
+    assert not refuses("a zebra in Scunthorpe")
+    for text in ("klingon", "none.txt"):
+        monkeypatch.setenv("T2V_PROMPT_FILTER", text)
+        monkeypatch.setattr("sys.argv", ["app.py"])
+        with pytest.raises(SystemExit):
+            app.read_flags()
+        assert "T2V_PROMPT_FILTER" in capsys.readouterr().err
 
 
 def test_a_flag_replaces_a_variable_that_cannot_be_used(monkeypatch):

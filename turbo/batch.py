@@ -22,7 +22,7 @@ from tqdm import tqdm
 from turbo.card import ModelCard
 from turbo.disk_space import check_space
 from turbo.manifest import Manifest, ManifestRow, sha256_of
-from turbo.pipeline import Samples, VideoPipeline, fixed_threads
+from turbo.pipeline import Result, Samples, VideoPipeline, fixed_threads
 from turbo.request import Request
 from turbo.video import Video, remove_unfinished
 
@@ -106,6 +106,18 @@ def check_room(folder: Path, sizes: Iterable[int]) -> int:
     needed = max(0, sum(sizes) - there)
     check_space(folder, needed, "Make room, or choose another folder with --out.")
     return needed
+
+
+def time_clip(pipeline: VideoPipeline, request: Request) -> float:
+    """Estimate the seconds of a clip without its encoding, from two clips of the fewest steps."""
+    steps = pipeline.card.min_steps
+    for _ in range(2):  # the first one warms up
+        *_, result = pipeline.stream(
+            [request.prompt], [request.seed], steps=steps, guidance=request.guidance
+        )
+    assert isinstance(result, Result)
+    timings = result.timings
+    return timings["text"] + timings["denoise"] * request.steps / steps + timings["decode"]
 
 
 def make_clips(

@@ -85,6 +85,11 @@ class ModelCard:
         return ["text_encoder", self.unet, *([self.lora] if self.lora else []), "vae"]
 
     @property
+    def calls_per_step(self) -> int:
+        """Return the network calls of one step: a teacher is guided, which takes two."""
+        return 1 if self.sampler == "consistency" else 2
+
+    @property
     def network_fps(self) -> int:
         """Return the frame rate for a network conditioned on it; the clip may play at another."""
         return self.fps if self.conditioning_fps is None else self.conditioning_fps

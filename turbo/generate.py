@@ -8,19 +8,29 @@ accelerate launch -m turbo.generate --prompts prompts.txt --seeds 5 \\
 
 import argparse
 import io
+import math
 import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
 import transformers
 from tqdm import tqdm
 
-from turbo.batch import Share, bytes_of_clip, check_room, clip_name, make_clips, warn_of_unread
-from turbo.card import Dtype, Memory, ModelCard
+from turbo.batch import (
+    Share,
+    bytes_of_clip,
+    check_room,
+    clip_name,
+    make_clips,
+    time_clip,
+    warn_of_unread,
+)
+from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
@@ -50,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         parser.error("Give either a PROMPT or --prompts FILE.")
-    if options.prompts is None and (options.systems or options.seeds or options.batch_size > 1):
-        parser.error("--systems, --seeds and --batch-size need --prompts FILE.")
+    of_files = options.systems or options.seeds or options.batch_size > 1 or options.dry_run
+    if options.prompts is None and of_files:
+        parser.error("--systems, --seeds, --batch-size and --dry-run need --prompts FILE.")
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
         failures = _run_one(options) if options.prompts is None else _run_batch(options)
@@ -92,12 +103,18 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
     """
     systems = _read_systems(options)
     requests = [_read_requests(options, system) for system in systems]
-    out = check_out("clips" if options.out is None else options.out, batch=True)
-    share, failures = Share.of_launch(), []
     sizes = [
         bytes_of_clip(system.card) * len(made)
         for system, made in zip(systems, requests, strict=True)
     ]
+    out_name = "clips" if options.out is None else options.out
+    if options.dry_run:
+        for line in _plan(options, systems, requests, sizes):
+            print(line)
+        check_room(Path(out_name), sizes)
+        return []
+    out = check_out(out_name, batch=True)
+    share, failures = Share.of_launch(), []
     needed = check_room(out, sizes)
     if share.rank == 0:
         print(f"{sum(map(len, requests))} clips in all; at most {needed / 1e9:.2f} GB to write.")
@@ -111,6 +128,28 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         }
         failures += make_clips(pipeline, clips, out, batch_size=options.batch_size, share=share)
     return share.gather(failures)
+
+
+def _plan(
+    options: argparse.Namespace,
+    systems: Sequence[System],
+    requests: Sequence[Sequence[Request]],
+    sizes: Sequence[int],
+) -> Iterator[str]:
+    """Yield the lines of a table of what a batch makes, and what it needs at most."""
+    layout = "{:32} {:>6} {:>14} {:>7}  {}"
+    yield layout.format("system", "clips", "network calls", "GB", "time in one process, about")
+    for system, wanted, size in zip(systems, requests, sizes, strict=True):
+        card = system.card
+        need = describe_state(card)
+        if card.is_ready():
+            seconds = len(wanted) * time_clip(_load(options, card, quiet=True), wanted[0])
+            need = str(timedelta(seconds=math.ceil(seconds)))
+        calls = sum(request.steps for request in wanted) * card.calls_per_step
+        name = system.folder or card.name
+        yield layout.format(name, len(wanted), calls, f"{size / 1e9:.2f}", need)
+    total = sum(map(len, requests))
+    yield layout.format("in all", total, "", f"{sum(sizes) / 1e9:.2f}", "").rstrip()
 
 
 def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) -> VideoPipeline:
@@ -331,6 +370,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compile",
         action="store_true",
         help="compile the networks: slow first clip, faster later ones",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the clips, network calls, disk space and time that a batch needs; make nothing",
     )
     parser.add_argument(
         "--out",

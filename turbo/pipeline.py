@@ -389,7 +389,7 @@ class VideoPipeline:
                 generators,
                 step_noise=batch.step_noise,
             )
-            return sampler, 1
+            return sampler, card.calls_per_step
         embeds = self._encode([*prompts, ""], batch)
         uncond_embeds = embeds[-1:].expand(len(requests), -1, -1)
         denoiser = bind_guided(self.unet, self.schedule, embeds[:-1], uncond_embeds, scale, fps)
@@ -404,7 +404,7 @@ class VideoPipeline:
             step_noise=batch.step_noise,
             scales=signal_scales().to(device) if card.clean_rescale else None,
         )
-        return sampler, 2
+        return sampler, card.calls_per_step
 
     def _encode(self, prompts: list[str], batch: _Batch) -> PromptEmbeds:
         """Return the embeddings given for the batch, if any, then those of the prompts."""

@@ -1,9 +1,12 @@
 """The usage guidelines: a dialog over the page, opened by a link in the header.
 
-A browser that has not seen them shows them once. Closing the dialog in any way counts as seen.
+A browser that has not seen them shows them once. Closing the dialog in any way counts as seen. A
+second link reports a video to the operator, if there is an address for reports.
 """
 
 import gradio as gr
+
+from demo.widgets.html import escape
 
 _BUTTON = '<button type="button" class="link" aria-haspopup="dialog">usage guidelines</button>'
 
@@ -33,12 +36,34 @@ const isSeen = () => { try { return localStorage.getItem(KEY) === 'yes'; } catch
 element.querySelector('.link').addEventListener('click', () => dialog.showModal());
 dialog.addEventListener('close', () => { try { localStorage.setItem(KEY, 'yes'); } catch {} });
 if (!isSeen()) dialog.showModal();
+const report = element.querySelector('a.report');
+const mailbox = report?.getAttribute('href');
+if (mailbox?.startsWith('mailto:')) report.addEventListener('click', () => {
+  const made = document.querySelector('a[href^="?recipe="]');
+  report.href = mailbox + '&body=' + encodeURIComponent(`${made?.href || location.href}\n\n`);
+});
 """
 
 
-def build_guidelines() -> gr.HTML:
-    """Lay out the line with the link, and the closed dialog."""
-    line = f"<p>By using this page, you agree to the {_BUTTON}.</p>"
+def build_guidelines(contact: str | None) -> gr.HTML:
+    """Lay out the line with the links, and the closed dialog."""
     return gr.HTML(
-        line + _DIALOG, js_on_load=_OPEN_ONCE, apply_default_css=False, elem_id="guidelines"
+        show_guidelines(contact),
+        js_on_load=_OPEN_ONCE,
+        apply_default_css=False,
+        elem_id="guidelines",
     )
+
+
+def show_guidelines(contact: str | None) -> str:
+    """Return the line with the links, and the closed dialog.
+
+    Args:
+        contact: mailbox or address for reports. A mail starts with the link to the recipe of the
+            video on the page.
+    """
+    report = ""
+    if contact:
+        address = contact if contact.startswith("https://") else f"mailto:{contact}?subject=Report"
+        report = f' <a class="report" href="{escape(address)}" target="_blank">Report a video</a>'
+    return f"<p>By using this page, you agree to the {_BUTTON}.{report}</p>{_DIALOG}"

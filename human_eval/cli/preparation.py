@@ -110,6 +110,13 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--raters", type=int, default=60)
     parser.add_argument("--win-rate", type=float, default=0.55, help="of A, planted")
+    parser.add_argument(
+        "--win-rates",
+        nargs="+",
+        default=[],
+        metavar="COMPARISON=RATE",
+        help="of A in these comparisons, instead of --win-rate",
+    )
     parser.add_argument("--ties", type=float, default=0.0, help="share, where allowed")
     parser.add_argument("--side-bias", type=float, default=0.0, help="share of blind left clicks")
     parser.add_argument("--spammers", type=float, default=0.0, help="share of the raters")
@@ -273,9 +280,15 @@ def simulate(options: Namespace) -> None:
     """Let simulated raters answer."""
     from human_eval.study.simulation import Crowd, simulate
 
+    rates = split_settings(options.win_rates, "COMPARISON=RATE")
+    try:
+        win_rates = {comparison: float(rate) for comparison, rate in rates.items()}
+    except ValueError as error:
+        raise StudyError(f"A rate of --win-rates is no number: {error}. Correct it.") from error
     crowd = Crowd(
         raters=options.raters,
         win_rate=options.win_rate,
+        win_rates=win_rates,
         tie_share=options.ties,
         side_bias=options.side_bias,
         spammers=options.spammers,

@@ -76,7 +76,7 @@ def write_folders(store: StudyStore, folder: Path, data_set: str) -> None:
 
 def _write_space(space: Path, data_set: str) -> None:
     space.mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "simulated_miniature")
     root = Path(human_eval.__file__).parents[1]
     for package in ("human_eval", "turbo/text_files"):
         shutil.copytree(root / package, space / package, ignore=ignored)

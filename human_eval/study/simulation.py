@@ -7,8 +7,8 @@ results of people. The report on them must show what was planted.
 
 import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
 
@@ -37,6 +37,7 @@ class Crowd:
 
     raters: int = 60
     win_rate: float = 0.55  # of system A, in (0, 1), for the average prompt and rater
+    win_rates: Mapping[str, float] = field(default_factory=dict)  # of comparisons with their own
     tie_share: float = 0.0  # where the question allows ties
     side_bias: float = 0.0  # probability of choosing the left clip unseen, in [0, 1]
     prompt_spread: float = 0.0  # standard deviation between prompts, in log-odds
@@ -50,6 +51,7 @@ class Crowd:
         bounds = [
             ("raters", self.raters, 1, 100_000),
             ("win_rate", self.win_rate, 0.001, 0.999),
+            *((f"win_rate of {key}", rate, 0.001, 0.999) for key, rate in self.win_rates.items()),
             ("tie_share", self.tie_share, 0, 1),
             ("side_bias", self.side_bias, 0, 1),
             ("prompt_spread", self.prompt_spread, 0, 10),
@@ -86,6 +88,8 @@ def simulate(
     Raises:
         StudyError: no pair is left for simulated raters, or the study is closed or paused.
     """
+    for key in crowd.win_rates:
+        store.definition.comparison(key)
     if max_pairs is not None and max_pairs < 1:
         raise StudyError(f"The number of pairs to answer must be at least 1, not {max_pairs}.")
     rng = random.Random(crowd.seed)
@@ -172,12 +176,14 @@ def _rate_pair(
         time.now += 1000 * definition.assignment.lease_seconds + 1
         return False
     pair = connection.execute(
-        select(PairRow.prompt_index, PairRow.kind, PairRow.gold_answer, ClipRow.frames, ClipRow.fps)
+        select(PairRow.comparison, PairRow.prompt_index, PairRow.kind, PairRow.gold_answer)
+        .add_columns(ClipRow.frames, ClipRow.fps)
         .join(ClipRow, ClipRow.id == PairRow.clip_a)
         .where(PairRow.id == mine.pair_id)
     ).one()
     effect = effects.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
-    log_odds = math.log(crowd.win_rate / (1 - crowd.win_rate)) + effect + person.leaning
+    rate = crowd.win_rates.get(pair.comparison, crowd.win_rate)
+    log_odds = math.log(rate / (1 - rate)) + effect + person.leaning
     chance = 1 / (1 + math.exp(-log_odds))
     if pair.gold_answer is not None:
         chance = crowd.gold_accuracy if pair.gold_answer == "a" else 1 - crowd.gold_accuracy

@@ -61,6 +61,17 @@ def test_closing_the_updates_ends_the_computation_within_a_step(fake, start, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_computed_for_a_prompt_that_the_operator_refuses(fake, tmp_path):
+    engine = Engine(fake.load, ["fake-student"], ClipStore(tmp_path), lambda prompt: "x" in prompt)
+    engine.start()
+
+    with pytest.raises(EngineError, match="change the prompt"):
+        run(engine, request=replace(REQUEST, prompt="a fox"))
+
+    assert fake.log == []
+    assert run(engine)[1]
+
+
 def test_a_request_waits_for_its_model(fake, start):
     loaded = threading.Event()
 

@@ -188,6 +188,28 @@ def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch
     assert load_video(tmp_path / "out" / path).recipe["guidance"] == float(row["guidance"]) == 6.5
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cli.MODELS, model.card.name, model.card)
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: model)
+    monkeypatch.setattr(type(model.card), "is_ready", lambda card: card is model.card)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    before = sorted(tmp_path.rglob("*"))
+    name = model.card.name
+
+    generate.main(
+        ["--prompts", str(tmp_path / "prompts.txt"), "--seeds", "2", "--dry-run"]
+        + ["--systems", f"{name}:3,vcm-vc2:4", "--out", str(tmp_path / "out")]
+    )
+
+    assert sorted(tmp_path.rglob("*")) == before
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    [ours] = [row for row in table if row[:1] == [f"{name}-3"]]
+    [other] = [row for row in table if row[:1] == ["vcm-vc2-4"]]
+    calls = 3 if model.card.sampler == "consistency" else 6
+    assert ours[1:3] == ["4", str(4 * calls)]
+    assert other[1:3] == ["4", "16"] and "training" in other
+
+
 @pytest.mark.parametrize("processes, watched", [(1, 0), (2, 1)])
 def test_only_the_processes_of_a_launcher_end_with_it(processes, watched, monkeypatch):
     """One process may be left running on purpose, by nohup."""

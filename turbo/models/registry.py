@@ -188,6 +188,15 @@ _TEACHER: dict[str, Any] = {
     "max_guidance": 20.0,
     "guidance_kind": _CLASSIFIER_FREE,
 }
+_VIDEOCRAFTER2_TEACHER: dict[str, Any] = {
+    "licence": "Apache-2.0",
+    "sources": (VIDEOCRAFTER2_CKPT,),
+    "eta": 1.0,
+    "clean_rescale": True,  # as in its own sampler; the papers' baseline
+    "default_guidance": 12.0,
+    **_VIDEOCRAFTER2,
+    **_TEACHER,
+}
 _STUDENT: dict[str, Any] = {
     "role": "student",
     "sampler": "consistency",
@@ -237,15 +246,15 @@ _PAPER_CARDS = [
     ModelCard(
         name="videocrafter2",
         title="VideoCrafter2",
-        licence="Apache-2.0",
-        sources=(VIDEOCRAFTER2_CKPT,),
         fps=10,
         conditioning_fps=28,  # conditioned on 28 and saved at 10, as in its launch script
-        eta=1.0,
-        clean_rescale=True,  # as in its own sampler; the papers' baseline
-        default_guidance=12.0,
-        **_VIDEOCRAFTER2,
-        **_TEACHER,
+        **_VIDEOCRAFTER2_TEACHER,
+    ),
+    ModelCard(
+        name="videocrafter2-16fps",  # the rate of its students, for clips shown beside theirs
+        title="VideoCrafter2, 16 fps",
+        fps=16,
+        **_VIDEOCRAFTER2_TEACHER,
     ),
     ModelCard(
         name="modelscope",

@@ -22,6 +22,7 @@ from turbo.generate import positive
 from turbo.manifest import Manifest
 from turbo.models.registry import MODELS, PUBLISHED, find_card
 from turbo.pipeline import load_pipeline
+from turbo.vbench.compbench import compute_total, find_scores
 from turbo.vbench.flickering import score_clips
 from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan
 from turbo.vbench.scores import (
@@ -146,12 +147,19 @@ def _score_flickering(planned: Plan, run: Path) -> None:
     print(f"{run / OWN}: {FLICKERING} {result[0]:.6f}. The other dimensions need --python.")
 
 
+def _print_percent(scores: dict[str, float]) -> None:
+    print("\n".join(f"{name:24}{100 * value:8.2f}" for name, value in scores.items()))
+
+
 def total(options: argparse.Namespace) -> str:
     """Print the totals of results with their intervals, beside the paper's."""
+    files = find_scores(options.results) if options.results.is_dir() else {}
+    if files and not any(options.results.glob(RESULTS)):
+        _print_percent(compute_total(files))
+        return ""
     results = read_results(options.results)
     if is_second(results):
-        groups = compute_totals_2(results.scores)
-        print("\n".join(f"{name:16}{100 * value:8.2f}" for name, value in groups.items()))
+        _print_percent(compute_totals_2(results.scores))
         return ""
     table = _read_table(options.table)
     found = compute_totals(results.scores, table)

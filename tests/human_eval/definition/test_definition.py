@@ -1,23 +1,47 @@
 """The definition of a study: presets, refusals, and a hash that changes with any change."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
+import human_eval
 from human_eval.definition.definition import load_definition, parse_definition
 from human_eval.errors import StudyError
 from tests.support.studies import DEFINITION, define
+from turbo.models.registry import find_card
+
+MINIATURE = Path(human_eval.__file__).parent / "simulated_miniature"
 
 
 def test_the_preset_of_the_paper_has_its_six_comparisons_and_three_questions():
     definition = load_definition("t2v-turbo")
 
     assert [entry.key for entry in definition.comparisons] == ["C1", "C2", "C3", "C4", "C5", "C6"]
-    assert definition.comparison("C5").a == "turbo-ms-2"
-    assert load_definition("t2v-turbo", {"ms_second_steps": 8}).comparison("C5").a == "turbo-ms-8"
+    assert definition.comparison("C5").a == "t2v-turbo-ms-2"
+    changed = load_definition("t2v-turbo", {"ms_second_steps": 8})
+    assert changed.comparison("C5").a == "t2v-turbo-ms-8"
     assert [question.primary for question in definition.questions] == [False, False, True]
     assert {question.ties for question in definition.questions} == {"forced"}
     assert definition.prompts == "evalcrafter"
+
+
+@pytest.mark.parametrize("source", ["t2v-turbo", MINIATURE / "study.toml"])
+def test_the_clips_of_the_papers_comparisons_can_be_shown_side_by_side(source):
+    """`turbo.generate --systems` names its folders MODEL-STEPS, so `ingest` finds them by key."""
+    definition = load_definition(source)
+    cards = {}
+    for system in definition.systems:
+        name, _, steps = system.key.rpartition("-")
+        cards[system.key] = find_card(name)
+        assert system.steps in (None, int(steps))
+
+    for comparison in definition.comparisons:
+        shapes = {
+            (card.width, card.height, card.num_frames, card.fps, card.network_fps)
+            for card in (cards[comparison.a], cards[comparison.b])
+        }
+        assert len(shapes) == 1, comparison.key
 
 
 def test_every_change_of_a_definition_changes_its_hash():

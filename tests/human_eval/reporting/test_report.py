@@ -2,10 +2,13 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+import human_eval
 from human_eval.definition.definition import parse_definition
 from human_eval.errors import StudyError
 from human_eval.reporting.export import write_export
@@ -22,6 +25,7 @@ from human_eval.reporting.win_rate_rows import format_p, win_rate_rows
 from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import define_pair, make_votes
 
+MINIATURE = Path(human_eval.__file__).parent / "simulated_miniature"
 PAGE = r"""
 \documentclass[twocolumn]{article}
 \usepackage[T1]{fontenc}
@@ -143,6 +147,25 @@ def test_report_of_an_export_alone_is_the_same_byte_for_byte(folder, votes, defi
 
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.slow
+def test_the_committed_miniature_is_the_report_of_its_votes(tmp_path):
+    """Texts word for word; tables and charts up to the rounding of another processor."""
+    report_from_export(MINIATURE, tmp_path, simulated=True)
+
+    committed = sorted((MINIATURE / "report").iterdir())
+    assert {path.name for path in committed} >= {"report.md", "win_rates.svg", "win_rates.csv"}
+    for path in committed:
+        both = [folder / path.name for folder in (tmp_path, path.parent)]
+        if path.suffix == ".csv":
+            pd.testing.assert_frame_equal(*map(pd.read_csv, both), rtol=1e-6)
+        elif path.suffix == ".svg":
+            again, before = (re.split(r"(-?\d+\.\d+)", file.read_text()) for file in both)
+            assert again[::2] == before[::2], path.name
+            np.testing.assert_allclose(np.float64(again[1::2]), np.float64(before[1::2]), atol=0.01)
+        else:
+            assert both[0].read_bytes() == both[1].read_bytes(), path.name
 
 
 @pytest.mark.usefixtures("undrawn")

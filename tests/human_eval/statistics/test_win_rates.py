@@ -144,7 +144,7 @@ def test_a_claim_needs_both_tests_and_names_the_winner():
 
     table = win_rates(votes, definition).set_index(["comparison", "question"])
 
-    assert table.loc[("C3", "Q3"), "claim"] == "turbo-vc2-4"
+    assert table.loc[("C3", "Q3"), "claim"] == "t2v-turbo-vc2-4"
     assert table.loc[("C6", "Q3"), "claim"] == "vcm-ms-4"
     assert (table["p"] >= table[["sign_p", "robust_p"]].max(axis=1)).all()
     assert list(table.index) == [(f"C{c}", f"Q{q}") for c in range(1, 7) for q in range(1, 4)]

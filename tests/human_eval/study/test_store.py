@@ -429,18 +429,22 @@ def test_a_simulated_rater_cannot_touch_a_pair_of_people(make_store):
         enter_rater(store, "simulated", "me")
 
 
-def test_a_simulation_shows_what_was_planted(tmp_path):
+def test_a_simulation_shows_what_was_planted_in_each_comparison(tmp_path):
     prompts = [Prompt(index, f"prompt {index}") for index in range(150)]
     store = create_study(tmp_path / "study", define(k=3), prompts)
-    add_clips(
-        store, [make_clip(system, index) for system in ("ours", "theirs") for index in range(150)]
-    )
+    systems = ("ours", "theirs", "third")
+    add_clips(store, [make_clip(system, index) for system in systems for index in range(150)])
+    with pytest.raises(StudyError, match="no comparison 'C3'"):
+        simulate(store, Crowd(win_rates={"C3": 0.5}))
+    with pytest.raises(StudyError, match="between 0.001 and 0.999"):
+        Crowd(win_rates={"C2": 1.2})
 
-    simulate(store, Crowd(raters=20, win_rate=0.7, abandon=0, seed=1))
+    simulate(store, Crowd(raters=20, win_rate=0.7, win_rates={"C2": 0.2}, abandon=0, seed=1))
 
     votes = read_votes(store, simulated=True)
-    wins = (votes[votes["question"] == "Q2"]["choice"] == "a").mean()
-    assert abs(wins - 0.7) < 3 * (0.21 / 450) ** 0.5
+    wins = (votes["choice"] == "a")[votes["question"] == "Q2"].groupby(votes["comparison"]).mean()
+    assert abs(wins["C1"] - 0.7) < 3 * (0.21 / 450) ** 0.5
+    assert abs(wins["C2"] - 0.2) < 3 * (0.16 / 450) ** 0.5
     store.close()
 
 
