@@ -214,8 +214,13 @@ def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.
     return np.minimum(adjusted, 1.0)
 
 
-def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def category_rates(
+    votes: pd.DataFrame, definition: StudyDefinition, *, rates: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Tabulate the primary question by prompt category; a prompt may be in several.
+
+    Args:
+        rates: of `win_rates`, if computed already; reused where there is a single category.
 
     `p_discovery` controls the false discovery rate: among all rows with `p_discovery` up to 0.05,
     at most 5 % are expected to be false.
@@ -224,10 +229,13 @@ def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataF
     """
     asked = votes[votes["question"] == definition.primary.key]
     by_category = asked.assign(category=asked["category"].str.split("|")).explode("category")
-    tables = [
-        win_rates(cell, definition).assign(category=str(category))
-        for category, cell in by_category.groupby("category")
-    ]
+    groups = by_category.groupby("category")
+    if rates is not None and len(groups) == 1:
+        tables = [rates[rates["primary"]].assign(category=by_category["category"].iloc[0])]
+    else:
+        tables = [
+            win_rates(cell, definition).assign(category=str(category)) for category, cell in groups
+        ]
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables).sort_values(["comparison", "category"], ignore_index=True)
