@@ -8,7 +8,7 @@ from human_eval.clips.ingest import ingest as ingest_clips
 from human_eval.clips.ingest import tabulate_clips
 from human_eval.clips.sources import Selection, find_sources, find_systems
 from human_eval.collection.pairs import add_clip, list_clips, list_prompts, make_pairs
-from human_eval.collection.quotas import session_quota
+from human_eval.collection.quotas import add_default_quota, describe_quotas, session_quota
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
 from human_eval.errors import StudyError
@@ -135,11 +135,14 @@ def create(options: Namespace) -> None:
     if not options.prompts and source != EVALCRAFTER and beside.exists():
         source = str(beside)
     prompts = load_prompts(source, column=options.column, max_length=definition.max_prompt_length)
+    definition = add_default_quota(definition, len(prompts))
     create_study(options.study, definition, prompts, database_url=options.database).close()
     systems = " ".join(f"{system.key}=FOLDER" for system in definition.systems)
     texts = len({prompt.text for prompt in prompts})
     print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} different.")
     print(f"Definition {definition.hash[:16]}, fixed. The folder holds a secret: keep it safe.")
+    if quotas := describe_quotas(definition):
+        print(quotas)
     pairs, session = len(prompts) * len(definition.comparisons), session_quota(definition)
     if definition.providers and session and session > pairs:
         print(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from human_eval.cli.command import Commands, add_command, is_export, opened
 from human_eval.collection.pairs import list_clips, list_prompts
+from human_eval.collection.quotas import describe_quotas
 from human_eval.collection.raters import find_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
@@ -105,6 +106,8 @@ def status(options: Namespace) -> None:
     states = ", ".join(f"{count} {state}" for state, count in sorted(progress.assignments.items()))
     print(f"{progress.raters} raters; assignments: {states or 'none'}")
     print(f"{excluded.count(options.simulated)} exclusions in force")
+    if quotas := describe_quotas(definition):
+        print(quotas)
     if defects:
         raise StudyError(
             f"The database is damaged: {'; '.join(defects[:5])}. Restore a backup with `restore`."

@@ -1,14 +1,17 @@
 """How many pairs a rater may still be given, by the quotas of the definition."""
 
+import tomllib
 from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from human_eval.definition.definition import StudyDefinition
+from human_eval.definition.definition import StudyDefinition, parse_definition
+from human_eval.statistics.votes import BUSY
 from human_eval.storage.tables import AssignmentRow
 
 DAY = 86_400_000  # milliseconds
+FEW_ANSWERS = 100  # of a comparison; below, a few raters may be all there are
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,39 @@ class QuotaUse:
 
     reached: Literal["", "session", "day"]  # the quota that ends the session, or the day
     full: tuple[str, ...]  # comparisons of which the rater gets no more pairs in this session
+
+
+def add_default_quota(definition: StudyDefinition, prompts: int) -> StudyDefinition:
+    """Return the definition of a new study with a quota for each comparison, if it sets no quotas.
+
+    No rater then gives more than 15 % of a comparison's answers, the share above which its
+    intervals become too wide to be of use, see `human_eval.statistics.votes.BUSY`. Attention
+    checks count, so the quota leaves room for them. None is added where no rater can give as many,
+    since each gets a pair once, or where a comparison has fewer than 100 answers.
+    """
+    answers = prompts * definition.raters_per_pair
+    most = int(BUSY * answers)
+    if "quotas" in tomllib.loads(definition.source) or answers < FEW_ANSWERS or most >= prompts:
+        return definition
+    checks = definition.checks
+    quota = int(most / (1 - checks.gold_share - checks.mirror_share))
+    table = (
+        f"\n[quotas]  # added by `create`: a rater gives at most {BUSY:.0%} of a comparison's "
+        f"answers\nper_comparison = {quota}\n"
+    )
+    return parse_definition(definition.source.rstrip("\n") + "\n" + table)
+
+
+def describe_quotas(definition: StudyDefinition) -> str:
+    """Return how many pairs a rater gets at most, as a sentence; "" without quotas."""
+    quotas = definition.quotas
+    limits = {
+        "in a session": quotas.per_study,
+        "of a comparison": quotas.per_comparison,
+        "a day": quotas.per_day,
+    }
+    parts = [f"{limit:,} pairs {what}" for what, limit in limits.items() if limit]
+    return f"A rater gets at most {', '.join(parts)}." if parts else ""
 
 
 def session_quota(definition: StudyDefinition) -> int | None:

@@ -603,10 +603,12 @@ def draw_e_values(
             for key in paths
         }
         room = width * POINTS - 40
-        labels = {
-            key: "\n".join(_wrap(f"{key}: {name}", room, SMALLEST)) for key, name in names.items()
-        }
         with_legend = 0 < len(paths) <= MAX_LEGEND
+        labels = {
+            key: "\n".join(_wrap(f"{key}: {name}", room, SMALLEST))
+            for key, name in names.items()
+            if with_legend
+        }
         widest = max((text_width(label, SMALLEST) for label in labels.values()), default=0.0)
         columns = max(1, int((width * POINTS - 10) // (widest + 45)))
         lines = sum(label.count("\n") + 1 for label in labels.values()) / columns
@@ -623,7 +625,7 @@ def draw_e_values(
                 colour = COLOURS["a" if ahead else "b"]
             pale = 0.45 * (drawn // len(DASHES) % 2)  # lines of one colour must differ
             axes.plot(
-                shown.index + 1, exponent, label=labels[key], linewidth=1.2,
+                shown.index + 1, exponent, label=labels.get(key), linewidth=1.2,
                 color=[pale + (1 - pale) * channel for channel in to_rgb(colour)],
                 linestyle=DASHES[drawn % len(DASHES)],
             )  # fmt: skip

@@ -89,6 +89,7 @@ class ReportVotes:
     counted: pd.DataFrame  # on real pairs, by raters who are not excluded
     with_excluded: pd.DataFrame  # on real pairs
     paths: Paths  # e-values of the counted votes
+    rates: pd.DataFrame  # win rates of the counted votes
     scores: pd.DataFrame  # of a judge, as `read_scores` returns them; empty without one
 
 
@@ -121,7 +122,7 @@ TABLES = [
     ReportTable(
         name="win_rates",
         columns=RATES,
-        make=lambda votes: win_rates(votes.counted, votes.definition),
+        make=lambda votes: votes.rates,
     ),
     ReportTable(
         name="win_rates_with_excluded",
@@ -246,7 +247,7 @@ the winner would not have won:""",
     ReportTable(
         name="categories",
         columns=["comparison", "category", "votes", "rate", "low", "high", "p_discovery"],
-        make=lambda votes: category_rates(votes.counted, votes.definition),
+        make=lambda votes: category_rates(votes.counted, votes.definition, rates=votes.rates),
         text="## By prompt category",
         shown=lambda votes: votes.counted["category"].nunique() > 1,
     ),
@@ -329,12 +330,15 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     progress("e-values")
     paths = trace_e_values(counted, definition)
+    progress("win rates")
+    rates = win_rates(counted, definition)
     inputs = ReportVotes(
         definition=definition,
         all=votes,
         counted=counted,
         with_excluded=counted_votes(votes, with_excluded=True),
         paths=paths,
+        rates=rates,
         scores=scores,
     )
     entries = TABLES if judge else [entry for entry in TABLES if entry.name != WITH_JUDGE]
@@ -351,7 +355,6 @@ def write_report(
         written.append(folder / f"{entry.name}.csv")
         write_csv(tables[entry.name], written[-1])
     progress("charts")
-    rates = tables["win_rates"]
     written += save_chart(draw_win_rates(rates, definition, simulated=simulated), folder, CHART)
     shown = {key: path for (key, asked), path in paths.items() if asked == definition.primary.key}
     threshold = len(definition.comparisons) / LEVEL

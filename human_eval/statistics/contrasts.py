@@ -36,15 +36,14 @@ def tabulate_contrasts(
         `difference` with its interval (`low`, `high`), p, p_family (Holm); `note`, which
         comparison has both systems, or that they never met.
     """
-    cells, met = {}, {}
-    for comparison, cell in split_primary(votes, definition):
-        if len(cell):
-            met[frozenset((comparison.a, comparison.b))] = comparison.key
-        decisive = cell[cell["choice"].isin(["a", "b"])]
-        if len(decisive):
-            cells[comparison.key] = decisive[["prompt", "rater"]].assign(
-                won=decisive["choice"].eq("a").to_numpy(float)
-            )
+    used = votes[["comparison", "question", "choice", "prompt", "rater"]]
+    met = {frozenset((entry.a, entry.b)): entry.key for entry, _ in split_primary(used, definition)}
+    decisive = used[used["choice"].isin(["a", "b"])]
+    decisive = decisive.assign(won=decisive["choice"].eq("a").astype(float))
+    cells = {
+        comparison.key: cell[["prompt", "rater", "won"]]
+        for comparison, cell in split_primary(decisive, definition)
+    }
     compared = [entry for entry in definition.comparisons if entry.key in cells]
     rows = [
         _contrast(cells, first, second, opponent, met, confidence)

@@ -19,6 +19,7 @@ MAX_LOG = 700.0  # of the natural logarithm of an e-value
 MIN_CLUSTERS = 5  # raters and prompts before the first bet
 EVERY_VOTE = 200  # so many votes have a design effect of their own; later ones each 2 %
 NEEDS = ("prompt", "rater", "answered_at")
+USED = ["choice", "prompt", "rater", "answered_at", "vote_id"]  # columns of votes, by a path
 CHUNK = 64  # stages computed at once
 
 Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e_value_path`
@@ -188,7 +189,9 @@ def trace_e_values(votes: pd.DataFrame, definition: StudyDefinition) -> Paths:
         return {}
     return {
         (comparison.key, question.key): e_value_path(cell)
-        for comparison, question, cell in split_cells(votes, definition)
+        for comparison, question, cell in split_cells(
+            votes[["comparison", "question", *USED]], definition
+        )
     }
 
 

@@ -19,7 +19,8 @@ def tabulate_leave_one_out(votes: pd.DataFrame, definition: StudyDefinition) -> 
         one of whom the winner would not have won: a draw, or a win of the other system.
     """
     rows = []
-    for comparison, cell in split_primary(votes, definition):
+    used = votes[["comparison", "question", "choice", "rater"]]
+    for comparison, cell in split_primary(used, definition):
         decisive = cell[cell["choice"].isin(["a", "b"])]
         rows.append({"comparison": comparison.key, **_leave_out(decisive)})
     columns = ["comparison", "raters", "busiest", "rate", "lowest", "highest", "rater", "turns"]

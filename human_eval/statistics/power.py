@@ -1,6 +1,7 @@
 """Power: what a study costs and can detect, and how many more votes a decision takes."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ POWER = 0.8
 RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates in the table of power
 CORRELATION = 0.2  # assumed between two raters' answers to one pair, before there are votes
 DRAWS = 200  # simulated futures
-NEAR = 64  # votes after the first that may cross the threshold; most futures cross it there
+STEP = 500  # votes simulated at once
+NEAR = 4  # votes after the first that may cross the threshold; most futures cross it there
 HORIZON = 20_000  # effective votes that a future may take
 
 
@@ -154,31 +156,50 @@ def votes_to_decide(
         Shape (futures,); `inf` where more than HORIZON votes are not enough.
     """
     needed = np.full(len(rates), np.inf)
-    # log e is at most n KL(m || 1/2) <= n (2 m - 1)^2 log 2, m the share of wins: only votes with
-    # a lead of at least sqrt(n log(threshold) / log 2) can cross the threshold.
-    least = (1 - 1e-9) * np.log(threshold) / np.log(2)
-    step, start = 500, 0
-    turns = np.arange(1, step + 1, dtype=np.int32)
-    lead = np.zeros(len(rates), dtype=np.int32)  # more wins than losses among the simulated votes
+    before = wins + losses
+    least = _least_leads(threshold, 1 << int(before + HORIZON + STEP).bit_length())
+    start, turns = 0, np.arange(1, STEP + 1)
+    gained = np.zeros(len(rates), dtype=np.int32)  # wins among the simulated votes
     waiting = np.arange(len(rates))
     while len(waiting) and start < HORIZON:
-        won = rng.random((len(waiting), step)) < rates[waiting, None]
-        leads = lead[waiting, None] + 2 * np.cumsum(won, axis=1, dtype=np.int32) - turns
-        enough = np.sqrt(least * (wins + losses + start + turns))
-        possible = (leads >= enough - (wins - losses)) | (leads <= -enough - (wins - losses))
+        won = (rng.random((len(waiting), STEP)) < rates[waiting, None]).astype(np.int32)
+        won[:, 0] += gained[waiting]
+        more = np.cumsum(won, axis=1, out=won)
+        votes = start + turns
+        lead = least[(before + votes).astype(int)]  # that of all votes is 2 (wins + more) - votes
+        upper, lower = ((before + votes + sign * lead) / 2 - wins for sign in (1, -1))
+        possible = more >= np.ceil(upper).astype(np.int32)
+        possible |= more <= np.floor(lower).astype(np.int32)
+        row = np.flatnonzero(possible.any(axis=1))  # futures that may be decided in this step
+        possible, counts = possible[row], more[row]
         near = possible & (turns - 1 < possible.argmax(axis=1)[:, None] + NEAR)
         crossed = np.zeros_like(possible)
         for tried in (near, possible):  # most futures cross near the first vote that may
-            tried = tried & ~crossed.any(axis=1)[:, None]
-            row, turn = np.nonzero(tried)
-            more = (start + turns[turn] + leads[row, turn]) / 2
-            fewer = start + turns[turn] - more
-            crossed[row, turn] = e_value(wins + more, losses + fewer) >= threshold
+            place, turn = np.nonzero(tried & ~crossed.any(axis=1)[:, None])
+            gain = counts[place, turn]
+            e = e_value(wins + gain, losses + (votes[turn] - gain))
+            crossed[place, turn] = e >= threshold
         hit = crossed.any(axis=1)
-        needed[waiting[hit]] = start + 1 + crossed[hit].argmax(axis=1)
-        lead[waiting] = leads[:, -1]
-        waiting, start = waiting[~hit], start + step
+        needed[waiting[row[hit]]] = start + 1 + crossed[hit].argmax(axis=1)
+        gained[waiting] = more[:, -1]
+        waiting, start = np.delete(waiting, row[hit]), start + STEP
     return needed
+
+
+@lru_cache(maxsize=8)
+def _least_leads(threshold: float, end: int) -> np.ndarray:
+    """Return a lead, wins minus losses, below which n = 0, 1, ... votes miss the threshold.
+
+    It is at most half a vote less than the smallest lead that reaches it. With equal leads, more
+    votes are less evidence, so that it holds for n + 1/2 votes, say, as well.
+    """
+    votes = np.arange(end, dtype=float)
+    low, high = np.zeros(end), votes.copy()
+    while (high - low).max() > 0.5:
+        middle = (low + high) / 2
+        reached = e_value((votes + middle) / 2, (votes - middle) / 2) >= threshold
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return low - 1e-6  # errors of rounding
 
 
 def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:

@@ -131,7 +131,7 @@ def find_unknown(votes: pd.DataFrame, needs: Sequence[str]) -> str:
 
 
 def _is_known(column: pd.Series) -> bool:
-    return not len(column) or bool((column.ne("") & column.notna()).any())
+    return not len(column) or not (pd.isna(column.iloc[0]) or column.iloc[0] == "")
 
 
 def count_distinct(column: pd.Series) -> int:

@@ -22,6 +22,7 @@ from human_eval.statistics.votes import (
 )
 
 LEVEL = 0.05  # of false claims in the whole family
+USED = ["comparison", "question", "choice", "prompt", "rater"]  # columns of votes, by `win_rates`
 STRENGTHS = ["comparison", "question", "votes", "a_much", "a_slightly", "tie", "b_slightly"]
 STRENGTHS += ["b_much"]
 
@@ -46,7 +47,7 @@ def win_rates(
         `claim`, the winner where `p_family` is at most 0.05, otherwise "".
     """
     rows = []
-    for comparison, question, cell in split_cells(votes, definition):
+    for comparison, question, cell in split_cells(votes[USED], definition):
         names = {
             "comparison": comparison.key,
             "question": question.key,
@@ -54,7 +55,8 @@ def win_rates(
             "system_a": comparison.a,
             "system_b": comparison.b,
         }
-        rows.append({**names, **count_votes(cell), **_rates(cell, confidence)})
+        counts = count_votes(cell)
+        rows.append({**names, **counts, **_rates(cell, counts, confidence)})
     table = pd.DataFrame(rows)
     if rows:
         table["p_family"] = adjust_family(table, comparisons=len(definition.comparisons))
@@ -77,8 +79,7 @@ def count_votes(votes: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _rates(votes: pd.DataFrame, confidence: float) -> dict[str, Any]:
-    counts = count_votes(votes)
+def _rates(votes: pd.DataFrame, counts: dict[str, int], confidence: float) -> dict[str, Any]:
     wins, losses = counts["wins"], counts["losses"]
     undecided = (counts["ties"] + counts["both_bad"]) / counts["votes"]
     half = mean_of(votes, half_wins(votes), confidence)
@@ -213,8 +214,13 @@ def adjust_family(table: pd.DataFrame, *, comparisons: int | None = None) -> np.
     return np.minimum(adjusted, 1.0)
 
 
-def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def category_rates(
+    votes: pd.DataFrame, definition: StudyDefinition, *, rates: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Tabulate the primary question by prompt category; a prompt may be in several.
+
+    Args:
+        rates: of `win_rates`, if computed already; reused where there is a single category.
 
     `p_discovery` controls the false discovery rate: among all rows with `p_discovery` up to 0.05,
     at most 5 % are expected to be false.
@@ -223,10 +229,13 @@ def category_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataF
     """
     asked = votes[votes["question"] == definition.primary.key]
     by_category = asked.assign(category=asked["category"].str.split("|")).explode("category")
-    tables = [
-        win_rates(cell, definition).assign(category=str(category))
-        for category, cell in by_category.groupby("category")
-    ]
+    groups = by_category.groupby("category")
+    if rates is not None and len(groups) == 1:
+        tables = [rates[rates["primary"]].assign(category=by_category["category"].iloc[0])]
+    else:
+        tables = [
+            win_rates(cell, definition).assign(category=str(category)) for category, cell in groups
+        ]
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables).sort_values(["comparison", "category"], ignore_index=True)

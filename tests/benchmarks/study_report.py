@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.study_report                   # a million votes
 python -m tests.benchmarks.study_report --votes 100000
+python -m tests.benchmarks.study_report --many            # 927 comparisons of 59 systems, as LLMFAO
 """
 
 import argparse
@@ -12,25 +13,61 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 
-from human_eval.definition.definition import load_definition
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from human_eval.definition.definition import StudyDefinition, load_definition
 from human_eval.reporting.export import write_export
+from human_eval.reporting.foreign_study import define_study, make_frame
+from human_eval.reporting.foreign_votes import load_mapping, read_foreign_votes
 from human_eval.reporting.report import report_from_export, write_report
 from tests.support.crowd import make_votes
 
 PROMPTS, RATERS = 700, 500
 
 
+def battle(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
+    """Return votes of the size and shape of LLMFAO's, drawn anew, with uneven raters."""
+    rng = np.random.default_rng(1)
+    strengths = rng.normal(size=59)
+    pairs = rng.permutation(np.column_stack(np.triu_indices(59, 1)))[:927]
+    first, second = pairs[np.arange(8_931) % len(pairs)].T
+    won = rng.random(len(first)) < expit(strengths[first] - strengths[second])
+    winner = np.where(won, "model_a", "model_b")
+    rater = rng.choice(124, len(first), p=rng.dirichlet(np.full(124, 0.7)))
+    table = pd.DataFrame(
+        {
+            "model_a": [f"s{number:02}" for number in first],
+            "model_b": [f"s{number:02}" for number in second],
+            "winner": np.where(rng.random(len(first)) < 0.25, "tie", winner),
+            "judge": [f"w{number}" for number in rater],
+            "prompt": [f"prompt {number}" for number in rng.integers(13, size=len(first))],
+            "tstamp": 1.7e9 + 10 * np.arange(len(first)),
+        }
+    )
+    table.to_csv(folder / "battles.csv", index=False)
+    votes = read_foreign_votes(folder / "battles.csv", load_mapping("arena"))
+    definition = define_study(votes, title="battles")
+    return make_frame(votes, definition), definition
+
+
 def main() -> None:
     """Print the seconds of every part, and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--votes", type=int, default=1_000_000)
-    wanted = parser.parse_args().votes
+    parser.add_argument("--many", action="store_true", help="8,931 votes on 927 comparisons")
+    options = parser.parse_args()
     preset = load_definition("t2v-turbo")
     cells = len(preset.comparisons) * len(preset.questions)
-    per_pair = -(-wanted // (PROMPTS * cells))
+    per_pair = -(-options.votes // (PROMPTS * cells))
     definition = replace(preset, raters_per_pair=per_pair)
-    votes = make_votes(definition, prompts=PROMPTS, raters=RATERS)
-    print(f"{len(votes):,} votes, {PROMPTS} prompts, {RATERS} raters; {platform.machine()}")
+    if options.many:
+        with TemporaryDirectory() as folder:
+            votes, definition = battle(Path(folder))
+    else:
+        votes = make_votes(definition, prompts=PROMPTS, raters=RATERS)
+    print(f"{len(votes):,} votes, {len(definition.comparisons)} comparisons; {platform.machine()}")
     parts: list[tuple[str, float, float]] = []
 
     def note(what: str) -> None:

@@ -98,6 +98,19 @@ def test_a_session_longer_than_the_study_is_warned_of(place, tmp_path, capsys, p
     assert ("Warning" in capsys.readouterr().out) == warned
 
 
+def test_create_and_status_tell_the_default_quota_that_the_folder_holds(tmp_path, capsys):
+    (tmp_path / "study.toml").write_text(define_pair("raters_per_pair = 3\n").source)
+    (tmp_path / "prompts.txt").write_text("".join(f"star {number}\n" for number in range(100)))
+    definition = ("--definition", tmp_path / "study.toml")
+    prompts = ("--prompts", tmp_path / "prompts.txt")
+
+    run("create", tmp_path / "study", *definition, *prompts)
+    run("status", tmp_path / "study")
+
+    assert capsys.readouterr().out.count("at most 45 pairs of a comparison") == 2
+    assert load_definition(tmp_path / "study" / "study.toml").quotas.per_comparison == 45
+
+
 def test_ingest_tells_what_every_system_weighs(study, clips, capsys):
     run("ingest", study, clips)
 
