@@ -48,7 +48,7 @@ name = "flywheel"
 version = 1
 title = "Simulated raters of a planted taste"
 prompts = "prompts.txt"
-raters_per_pair = 2
+raters_per_pair = 4
 anonymous = true
 match_seeds = false
 systems = [{ key = "student", title = "Student" }, { key = "turbo", title = "Turbo-4" }]
@@ -71,7 +71,7 @@ CHANGES = (  # to the configuration: on-policy, from Turbo-4, as `training.shape
 class Sizes:
     """How much a turn takes."""
 
-    pairs: int = 1000  # to vote on, twice each
+    pairs: int = 500  # to vote on, by four raters each
     steps: int = 60  # of training, of 16 clips
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/flywheel"))
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=Sizes.pairs, help="to vote on, twice each")
+    parser.add_argument("--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each")
     parser.add_argument("--steps", type=int, default=Sizes.steps, help="of training, of 16 clips")
     parser.add_argument(
         "--unseen", type=int, default=Sizes.unseen, help="prompts of the comparison"
