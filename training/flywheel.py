@@ -220,9 +220,9 @@ def measure_wins(export: Path) -> dict[str, float]:
 
 def measure_right(
     clips: Mapping[str, Path], scenes: Sequence[Scene]
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, float]]:
     """Return the share of clips with all four attributes of their scenes right."""
-    right, clusters = {}, [repr(scene) for scene in scenes]
+    right, clusters = {}, np.array([repr(scene) for scene in scenes])
     for system, folder in clips.items():
         files = pd.read_csv(folder / "manifest.csv").set_index("prompt")["path"]
         read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
@@ -271,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/flywheel"))
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each")
+    parser.add_argument(
+        "--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each"
+    )
     parser.add_argument("--steps", type=int, default=Sizes.steps, help="of training, of 16 clips")
     parser.add_argument(
         "--unseen", type=int, default=Sizes.unseen, help="prompts of the comparison"

@@ -61,6 +61,16 @@ class VoteHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(questions, features))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B Q"]:
+        """Score features.
+
+        Raises:
+            ValueError: the head was trained on features of another number.
+        """
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"The reward was trained on {len(self.mean)} features of its backbones, and they "
+                f"have {features.shape[1]}: another version made it. Train the reward again."
+            )
         standard = (features.float() - self.mean.float()) / self.scale.float()
         return standard @ self.weight.float().T
 

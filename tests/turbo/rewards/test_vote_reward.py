@@ -84,6 +84,13 @@ def test_the_score_is_that_of_the_primary_question(backbone):
     assert_close(made(frames, PROMPTS), made.head(features)[:, 1])
 
 
+def test_a_head_of_other_features_is_refused(backbone):
+    frames = random_frames(2, count_frames([backbone]), 32, 32)
+
+    with pytest.raises(ValueError, match="Train the reward again"):
+        make_reward([backbone], 738)(frames, PROMPTS)
+
+
 def test_backbones_of_different_lengths_are_refused(request):
     video = check_backbone("", load_backbone("shapes-video", Path("unused"))[0])
 

@@ -58,7 +58,7 @@ def displacement(clip: Clip) -> float:
     The sprite is tracked by the silhouette that matches best, even if it matches badly.
     """
     mask = find_sprite(clip)
-    shown = mask.any(axis=(1, 2))
+    shown = mask.sum(axis=(1, 2)) > 0
     both = shown[1:] & shown[:-1]
     if not both.any():
         return 0.0
