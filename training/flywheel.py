@@ -33,6 +33,7 @@ from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
 from training.reward.__main__ import main as train_reward
+from training.reward.comparisons import MIN_PROMPTS
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
 from training.shapes.evaluation.intervals import clustered_mean as mean_over_scenes
 from training.shapes.evaluation.intervals import clustered_rate
@@ -75,6 +76,12 @@ class Sizes:
     steps: int = 60  # of training, of 16 clips
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
+    def __post_init__(self) -> None:
+        bounds = {"pairs": (MIN_PROMPTS, len(TRAIN_SCENES)), "unseen": (2, len(HELD_OUT_SCENES))}
+        for name, (low, high) in bounds.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"Expected {low} to {high} {name}, got {value}.")
+
 
 def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     """Take every turn and write results.json and flywheel.svg after each.
@@ -83,7 +90,8 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         ValueError: the folder was made with other sizes.
     """
     keep_sizes(out, sizes)
-    scenes = HELD_OUT_SCENES[: sizes.unseen]
+    spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
+    scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
     voted = write_lines(out / "voted.txt", [TRAIN_SCENES[i].caption() for i in order])
     unseen = write_lines(out / "unseen.txt", [scene.caption() for scene in scenes])
@@ -280,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
-    sizes = Sizes(options.pairs, options.steps, options.unseen)
     try:
+        sizes = Sizes(options.pairs, options.steps, options.unseen)
         turn_flywheel(options.out, options.turns, sizes, options.processes)
     except (ValueError, subprocess.CalledProcessError) as failure:
         sys.exit(f"{parser.prog}: {failure}")

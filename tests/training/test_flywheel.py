@@ -29,6 +29,13 @@ def test_raters_of_either_taste_dislike_a_clip_without_a_sprite(tmp_path):
     assert rate("empty", -0.3) < rate("higher", -0.3)
 
 
+def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="unseen, got 195"):
+        main(["--out", str(tmp_path), "--unseen", "195"])
+
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.slow
 def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, capfd):
     out = tmp_path / "flywheel"
