@@ -58,6 +58,7 @@ SEAMS = {
     },
     ("demo", "turbo"): {"demo.models"},
     ("training", "human_eval"): {
+        "training.flywheel",
         "training.shapes.evaluation.intervals",
         "training.reward.__main__",
         "training.reward.comparisons",

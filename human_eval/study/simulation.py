@@ -9,8 +9,10 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sqlalchemy import Connection, select
+from sqlalchemy.orm import aliased
 
 from human_eval.collection import assignment, submission
 from human_eval.collection.assignment import Assignment
@@ -29,6 +31,7 @@ HONEST_SECONDS = (4.0, 25.0)  # to an answer
 SPAM_SECONDS = (0.3, 1.5)
 
 Progress = Callable[[int, int], None]  # pairs answered so far, pairs in all
+Utility = Callable[[Path], float]  # of a clip, from its file, in log-odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +82,13 @@ def simulate(
     *,
     max_pairs: int | None = None,
     progress: Progress = lambda done, total: None,
+    utility: Utility = lambda clip: 0.0,
 ) -> int:
     """Let the crowd answer until every pair has its raters or every rater has reached a quota.
+
+    Args:
+        utility: how much every rater likes a clip, besides the preferences of the crowd; the
+            difference of two clips is added to the log-odds.
 
     Returns:
         The number of pairs answered.
@@ -114,7 +122,7 @@ def simulate(
         with store.write() as connection:
             for _ in range(min(ASSIGNMENTS_PER_COMMIT, wanted - done)):
                 person = rng.choice(people)
-                answered = _rate_pair(connection, store, crowd, person, effects, time, rng)
+                answered = _rate_pair(connection, store, crowd, person, effects, time, rng, utility)
                 if answered is None:
                     people.remove(person)
                     if not people:
@@ -157,6 +165,7 @@ def _rate_pair(
     effects: dict[int, float],
     time: _Time,
     rng: random.Random,
+    utility: Utility,
 ) -> bool | None:
     """Claim a pair and answer it.
 
@@ -175,15 +184,18 @@ def _rate_pair(
         # The assignment expires, and the pair goes to another rater.
         time.now += 1000 * definition.assignment.lease_seconds + 1
         return False
+    a, b = aliased(ClipRow), aliased(ClipRow)
     pair = connection.execute(
         select(PairRow.comparison, PairRow.prompt_index, PairRow.kind, PairRow.gold_answer)
-        .add_columns(ClipRow.frames, ClipRow.fps)
-        .join(ClipRow, ClipRow.id == PairRow.clip_a)
+        .add_columns(a.frames, a.fps, a.stored_name.label("name_a"), b.stored_name.label("name_b"))
+        .join(a, a.id == PairRow.clip_a)
+        .join(b, b.id == PairRow.clip_b)
         .where(PairRow.id == mine.pair_id)
     ).one()
     effect = effects.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
     rate = crowd.win_rates.get(pair.comparison, crowd.win_rate)
     log_odds = math.log(rate / (1 - rate)) + effect + person.leaning
+    log_odds += utility(store.media / pair.name_a) - utility(store.media / pair.name_b)
     chance = 1 / (1 + math.exp(-log_odds))
     if pair.gold_answer is not None:
         chance = crowd.gold_accuracy if pair.gold_answer == "a" else 1 - crowd.gold_accuracy

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -60,6 +61,16 @@ class VoteHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(questions, features))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B Q"]:
+        """Score features.
+
+        Raises:
+            ValueError: the head was trained on features of another number.
+        """
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"The reward was trained on {len(self.mean)} features of its backbones, and they "
+                f"have {features.shape[1]}: another version made it. Train the reward again."
+            )
         standard = (features.float() - self.mean.float()) / self.scale.float()
         return standard @ self.weight.float().T
 
@@ -200,7 +211,7 @@ def describe_videos(
         video, tokens = _look(backbone, frames)
         text = normalize(backbone.embed(prompts).to(video), dim=-1)
         product = video * text
-        described += [video, product, product.sum(dim=-1, keepdim=True), _describe_tokens(tokens)]
+        described += [video, product, product.sum(dim=-1, keepdim=True), describe_tokens(tokens)]
     return torch.cat(described, dim=-1)
 
 
@@ -230,11 +241,16 @@ def _look(backbone: Backbone, frames: Frames) -> tuple[Embedding, Float[Tensor, 
     return normalize(embedded, dim=-1).to(frames.dtype), patches.to(frames.dtype)
 
 
-def _describe_tokens(tokens: Float[Tensor, "B F P D"]) -> Float[Tensor, "B E"]:
-    """Return the mean of the tokens, their spread within frames, and their change between frames.
+def describe_tokens(tokens: Float[Tensor, "B F P D"]) -> Float[Tensor, "B E"]:
+    """Return the mean of the tokens, their spread in frames, their change in time and their places.
 
-    They show what embeddings, trained to match captions, leave out: amounts, sizes and speeds.
+    They show what embeddings, trained to match captions, leave out: amounts, sizes, speeds, and
+    where in the frame something is. Places are means weighted by the row and by the column.
     """
     spread = (tokens.var(dim=2, correction=0) + TINY).sqrt().mean(dim=1)
     change = tokens.diff(dim=1).abs().mean(dim=(1, 2))
-    return torch.cat([tokens.mean(dim=(1, 2)), spread, change], dim=-1)
+    grid = rearrange(tokens.mean(dim=1), "B (h w) D -> B h w D", h=isqrt(tokens.shape[2]))
+    across = torch.linspace(-1, 1, grid.shape[1]).to(tokens)
+    rows = torch.einsum("BhwD,h->BD", grid, across) / tokens.shape[2]
+    columns = torch.einsum("BhwD,w->BD", grid, across) / tokens.shape[2]
+    return torch.cat([tokens.mean(dim=(1, 2)), spread, change, rows, columns], dim=-1)

@@ -448,6 +448,27 @@ def test_a_simulation_shows_what_was_planted_in_each_comparison(tmp_path):
     store.close()
 
 
+def test_simulated_raters_prefer_the_clip_of_higher_utility(tmp_path):
+    store = create_study(
+        tmp_path / "study", define(k=3), [Prompt(index, f"prompt {index}") for index in range(20)]
+    )
+    ours, theirs = (
+        [make_clip(system, index) for index in range(20)] for system in ("ours", "theirs")
+    )
+    add_clips(store, ours + theirs)
+    liked = {clip.stored_name for clip in ours[::2] + theirs[1::2]}
+
+    simulate(
+        store,
+        Crowd(raters=5, win_rate=0.5),
+        utility=lambda file: 50 * (file.parent == store.media and file.name in liked),
+    )
+
+    votes = read_votes(store, simulated=True)
+    assert ((votes["choice"] == "a") == (votes["prompt_index"] % 2 == 0)).all()
+    store.close()
+
+
 def test_screening_finds_spammers_and_leaves_the_honest_alone(tmp_path):
     prompts = [Prompt(index, f"prompt {index}") for index in range(100)]
     text = "[checks]\ngold_share = 0.15\nmirror_share = 0.1"

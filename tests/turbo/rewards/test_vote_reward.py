@@ -19,6 +19,7 @@ from turbo.rewards.vote_reward import (
     VoteRewardCard,
     check_backbone,
     count_frames,
+    describe_tokens,
     describe_videos,
 )
 
@@ -56,6 +57,18 @@ def test_the_features_hold_the_backbones_own_score(backbone):
     assert gaps.min() < 1e-5
 
 
+def test_the_features_show_where_in_the_frame_a_token_is():
+    tokens = torch.zeros(3, 2, 16, 5)  # videos, frames, patches of a 4 x 4 grid, dimensions
+    for video, patch in enumerate((0, 3, 12)):  # corners: top left, top right, bottom left
+        tokens[video, :, patch] = 1
+
+    features = describe_tokens(tokens)
+
+    mirrored = features[1:] - features[0]
+    assert [(gap != 0).sum().item() for gap in mirrored] == [5, 5]  # columns alone, rows alone
+    assert not (mirrored[0] * mirrored[1]).any()
+
+
 def test_the_score_keeps_the_contract_of_a_reward(backbone):
     count = count_frames([backbone])
     width = describe_videos([backbone], random_frames(2, count, 32, 32), PROMPTS).shape[1]
@@ -69,6 +82,13 @@ def test_the_score_is_that_of_the_primary_question(backbone):
     made = make_reward([backbone], features.shape[1])
 
     assert_close(made(frames, PROMPTS), made.head(features)[:, 1])
+
+
+def test_a_head_of_other_features_is_refused(backbone):
+    frames = random_frames(2, count_frames([backbone]), 32, 32)
+
+    with pytest.raises(ValueError, match="Train the reward again"):
+        make_reward([backbone], 738)(frames, PROMPTS)
 
 
 def test_backbones_of_different_lengths_are_refused(request):

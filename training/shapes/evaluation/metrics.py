@@ -1,7 +1,7 @@
 """Metrics of image and motion quality that do not depend on the prompt."""
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from training.shapes.evaluation.probes import (
     SHOWN_PIXELS,
@@ -33,20 +33,32 @@ def frame_change(clip: Clip) -> float:
     return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
 
 
-def displacement(clip: Clip) -> float:
-    """Return the mean displacement of the sprite per frame, in pixels; 0 if no sprite is found.
-
-    The sprite is tracked by the silhouette that matches best, even if it matches badly.
-    """
+def find_sprite(clip: Clip) -> Bool[np.ndarray, "F H W"]:
+    """Return which pixels show the sprite; none in frames, or in a clip, without one."""
     background = read_background(clip)
     if background is None:
         clip = undo_wash_out(clip)
         background = read_background(clip)
     if background is None:
-        return 0.0
+        return np.zeros(clip.shape[:3], dtype=bool)
     away = np.linalg.norm(clip.astype(np.float32) - draw_background(background), axis=-1)
     mask = away > SPRITE_DISTANCE
-    shown = mask.sum(axis=(1, 2)) >= SHOWN_PIXELS
+    return mask & (mask.sum(axis=(1, 2), keepdims=True) >= SHOWN_PIXELS)
+
+
+def sprite_row(clip: Clip) -> float | None:
+    """Return the mean row of the sprite's pixels, from the top; None if no frame shows one."""
+    rows = find_sprite(clip).nonzero()[1]
+    return float(rows.mean()) if len(rows) else None
+
+
+def displacement(clip: Clip) -> float:
+    """Return the mean displacement of the sprite per frame, in pixels; 0 if no sprite is found.
+
+    The sprite is tracked by the silhouette that matches best, even if it matches badly.
+    """
+    mask = find_sprite(clip)
+    shown = mask.sum(axis=(1, 2)) > 0
     both = shown[1:] & shown[:-1]
     if not both.any():
         return 0.0

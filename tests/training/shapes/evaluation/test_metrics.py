@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from training.shapes.evaluation.metrics import displacement, flicker, frame_change, frechet_distance
+from training.shapes.evaluation.metrics import (
+    displacement,
+    flicker,
+    frame_change,
+    frechet_distance,
+    sprite_row,
+)
 from training.shapes.world.flaws import PIXEL_FLAWS
 from training.shapes.world.scenes import FRAMES, Scene, draw_background, draw_clip
 
@@ -51,6 +57,15 @@ def test_a_pale_clip_moves_as_far_as_a_bright_one():
 
     assert displacement(pale) == pytest.approx(displacement(clip))
     assert frame_change(pale) < frame_change(clip)
+
+
+def test_the_row_of_the_sprite_counts_from_the_top():
+    clip = draw("standing still")
+    higher = np.roll(clip, -4, axis=1)
+    empty = np.tile(draw_background("meadow"), (FRAMES, 1, 1, 1))
+
+    assert sprite_row(higher) == pytest.approx(sprite_row(clip) - 4)
+    assert sprite_row(empty) is None
 
 
 def test_frechet_distance_of_normals_is_known():

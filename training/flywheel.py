@@ -1,0 +1,299 @@
+"""Votes train a reward, the reward trains a student, and the student is voted on again.
+
+    python -m training.flywheel --out runs/flywheel
+
+The shapes world, and SIMULATED raters of a planted taste: they prefer sprites high in the frame,
+which no prompt asks for. Nothing about people follows. Each stage is another command of this
+repository; what it made is kept, and the same command again continues.
+
+The student is compared with Turbo-4 on scenes that nothing was trained on, by raters of that taste
+and by raters of the opposite one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from einops import reduce
+from matplotlib.figure import Figure
+
+from human_eval.cli.main import main as human_eval
+from human_eval.reporting.export import read_export
+from human_eval.statistics.intervals import clustered_mean
+from human_eval.study.simulation import Crowd, simulate
+from human_eval.study.store import open_study
+from training.reward.__main__ import main as train_reward
+from training.reward.comparisons import MIN_PROMPTS
+from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
+from training.shapes.evaluation.intervals import clustered_mean as mean_over_scenes
+from training.shapes.evaluation.intervals import clustered_rate
+from training.shapes.evaluation.metrics import sprite_row
+from training.shapes.evaluation.probes import read_clip
+from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
+from turbo.video import load_video
+
+STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
+BASELINE = "shapes-turbo"
+STUDY = """
+name = "flywheel"
+version = 1
+title = "Simulated raters of a planted taste"
+prompts = "prompts.txt"
+raters_per_pair = 4
+anonymous = true
+match_seeds = false
+systems = [{ key = "student", title = "Student" }, { key = "turbo", title = "Turbo-4" }]
+comparisons = [{ key = "C1", a = "student", b = "turbo" }]
+questions = [{ key = "Q1", wording = "Which video do you prefer?", primary = true }]
+consent = { text = "Simulated raters only." }
+"""
+CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.3, abandon=0.0)
+LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
+TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
+OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
+VOTE_WEIGHT = 0.1  # of the reward; the shipped rewards keep their weights
+CHANGES = (  # to the configuration: on-policy, from Turbo-4, as `training.shapes continue`
+    "teacher.guidance=[0.5, 3.0]", "run.batch=16", "run.micro_batch=4", "run.learning_rate=2e-4",
+    "run.warmup=10", "run.decay=1.0", "run.weight_ema=0.95", "run.checkpoint_every=10",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a turn takes."""
+
+    pairs: int = 500  # to vote on, by four raters each
+    steps: int = 60  # of training, of 16 clips
+    unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
+
+    def __post_init__(self) -> None:
+        bounds = {"pairs": (MIN_PROMPTS, len(TRAIN_SCENES)), "unseen": (2, len(HELD_OUT_SCENES))}
+        for name, (low, high) in bounds.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ValueError(f"Expected {low} to {high} {name}, got {value}.")
+
+
+def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
+    """Take every turn and write results.json and flywheel.svg after each.
+
+    Raises:
+        ValueError: the folder was made with other sizes.
+    """
+    keep_sizes(out, sizes)
+    spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
+    scenes = [HELD_OUT_SCENES[i] for i in spread]
+    order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
+    voted = write_lines(out / "voted.txt", [TRAIN_SCENES[i].caption() for i in order])
+    unseen = write_lines(out / "unseen.txt", [scene.caption() for scene in scenes])
+    trained = [scene.caption(words) for scene in TRAIN_SCENES for words in TEMPLATES]
+    distilled = write_lines(out / "distilled.txt", trained)
+    known = out / "turbo"
+    generate(BASELINE, voted, known / "voted", processes)
+    generate(BASELINE, unseen, known / "unseen", processes)
+    start, models, results = BASELINE, out, []
+    for turn in range(1, turns + 1):
+        folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
+        generate(Path(start).name, voted, folder / "voted", processes, OTHER_SEEDS, models)
+        clips = {"student": folder / "voted", "turbo": known / "voted"}
+        votes = hold_study(folder / "votes", voted, clips, LIKING)
+        if not (folder / "mine").exists():
+            backbones = ("--backbone", "shapes-image", "shapes-video")
+            train_reward([str(votes), "--out", str(folder / "mine"), *backbones])
+        models = folder / "run" / "models"
+        start = distil(name, start, folder, distilled, sizes.steps, processes)
+        generate(name, unseen, folder / "unseen", processes, models=models)
+        clips = {"student": folder / "unseen", "turbo": known / "unseen"}
+        preferred = {
+            taste: measure_wins(hold_study(folder / taste.split()[0], unseen, clips, liking))
+            for taste, liking in TASTES.items()
+        }
+        results.append(preferred | measure_right(clips, scenes))
+        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        plot_turns(results, out / "flywheel.svg")
+
+
+def keep_sizes(out: Path, sizes: Sizes) -> None:
+    """Store the sizes in a new folder; check those of one to continue."""
+    file, wanted = out / "sizes.json", asdict(sizes)
+    if file.exists() and (kept := json.loads(file.read_text())) != wanted:
+        raise ValueError(f"{out} was made with {kept}, not {wanted}. Name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(wanted))
+
+
+def write_lines(file: Path, lines: Sequence[str]) -> Path:
+    """Write a file of prompts and return it."""
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
+def run(module: str, *arguments: str, processes: int, models: Path) -> None:
+    """Run a command of this repository in several processes of one thread each.
+
+    Args:
+        models: folder of models that it also finds by name.
+    """
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m")
+    print(f"python -m {module} {' '.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", *(torchrun if processes > 1 else ()), module, *arguments]
+    settings = {"OMP_NUM_THREADS": "1", "T2V_MODELS_DIR": str(models)}
+    subprocess.run(command, env=os.environ | settings, check=True)
+
+
+def generate(
+    model: str, prompts: Path, clips: Path, processes: int, seed: int = 0, models: Path = Path()
+) -> None:
+    """Generate a clip of each prompt; those that exist are not made again."""
+    arguments = ("--prompts", prompts, "--model", model, "--seed", seed, "--out", clips)
+    run("turbo.generate", *map(str, arguments), processes=processes, models=models)
+
+
+def hold_study(study: Path, prompts: Path, clips: Mapping[str, Path], liking: float) -> Path:
+    """Let simulated raters vote on the clips of two systems; return the export of their votes.
+
+    An interrupted study is held again from its beginning.
+    """
+    export, unfinished = study / "export", study.with_name(f"{study.name}.unfinished")
+    if study.exists():
+        return export
+    shutil.rmtree(unfinished, ignore_errors=True)
+    definition = write_lines(prompts.with_name("study.toml"), [STUDY])
+    human_eval(
+        ["create", str(unfinished), "--definition", str(definition), "--prompts", str(prompts)]
+    )
+    human_eval(["ingest", str(unfinished), *(f"{key}={folder}" for key, folder in clips.items())])
+    store = open_study(unfinished)
+    simulate(store, CROWD, utility=cache(lambda clip: rate_height(clip, liking)))
+    store.close()
+    target = ("--out", str(unfinished / "export"))
+    human_eval(["export", str(unfinished), "--simulated", "--clips", *target])
+    unfinished.rename(study)
+    return export
+
+
+def rate_height(file: Path, liking: float) -> float:
+    """Return the utility of a clip. Without a sprite it is that of one below the frame, or worse.
+
+    Raters of the opposite taste like a missing sprite no better.
+    """
+    row = sprite_row(read_shapes(file))
+    return -abs(liking) * SIZE if row is None else -liking * row
+
+
+def read_shapes(file: Path) -> np.ndarray:
+    """Read a clip in the size of the world, uint8 (F, SIZE, SIZE, 3)."""
+    frames = load_video(file).frames.astype(np.float32)
+    enlarged = frames.shape[1] // SIZE
+    small = reduce(frames, "F (H y) (W x) rgb -> F H W rgb", "mean", y=enlarged, x=enlarged)
+    return small.round().astype(np.uint8)
+
+
+def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, processes: int) -> str:
+    """Train a student with the reward of the votes and the shipped ones; return its folder."""
+    out = folder / "run"
+    made = out / "models" / name
+    rewards = (
+        f'[{{ name = "mine", folder = "{folder}/mine", weight = {VOTE_WEIGHT} }}, '
+        '{ name = "shapes-image", weight = 0.4, frames = 4 }, '
+        '{ name = "shapes-video", weight = 0.5, frames = 8 }]'
+    )
+    changes = {
+        "name": name, "student.start": start, "data.prompts": prompts, "rewards": rewards,
+        "run.out": out, "run.steps": steps,
+    }  # fmt: skip
+    if not (made / "card.json").exists():
+        arguments = [f"{key}={value}" for key, value in changes.items()]
+        command = (str(STUDENT_CONFIG), *CHANGES, *arguments)
+        run("training.distil", *command, processes=processes, models=folder)
+    return str(made)
+
+
+def measure_wins(export: Path) -> dict[str, float]:
+    """Return the share of votes for the student, with its interval over prompts and raters."""
+    votes, _ = read_export(export)
+    won = (votes["choice"] == "a").to_numpy(dtype=np.float64)
+    share = clustered_mean(won, {"prompt": votes["prompt"], "rater": votes["rater"]})
+    return {"mean": share.mean, "low": share.low, "high": share.high, "votes": len(votes)}
+
+
+def measure_right(
+    clips: Mapping[str, Path], scenes: Sequence[Scene]
+) -> dict[str, dict[str, float]]:
+    """Return the share of clips with all four attributes of their scenes right."""
+    right, clusters = {}, np.array([repr(scene) for scene in scenes])
+    for system, folder in clips.items():
+        files = pd.read_csv(folder / "manifest.csv").set_index("prompt")["path"]
+        read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
+        right[system] = np.array(
+            [found.matches(scene)["all"] for found, scene in zip(read, scenes, strict=True)]
+        )
+    difference = right["student"].astype(float) - right["turbo"]
+    rates = {f"right, {key}": asdict(clustered_rate(hit, clusters)) for key, hit in right.items()}
+    return rates | {"right, difference": asdict(mean_over_scenes(difference, clusters))}
+
+
+def plot_turns(results: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None:
+    """Plot the win rate over Turbo-4 by taste, and the share of right clips, of every turn."""
+    panels = {
+        "votes for the student over Turbo-4, %": ("planted taste", "opposite taste"),
+        "all four attributes right, %": ("right, student", "right, turbo"),
+    }
+    colours = (HUES["Turbo"], HUES["VCM"])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        for axis, (title, keys) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for offset, key, colour in zip((-0.05, 0.05), keys, colours, strict=True):
+                rows = 100 * np.array(
+                    [[r[key][k] for k in ("mean", "low", "high")] for r in results]
+                )
+                mean, low, high = rows.T
+                turns = np.arange(1, len(results) + 1) + offset
+                axis.errorbar(
+                    turns, mean, (mean - low, high - mean), fmt="o", color=colour, label=key
+                )
+            axis.set_xticks(range(1, len(results) + 1))
+            axis.set_xlim(0.5, len(results) + 0.5)
+            axis.set_ylim(0, 100)
+            axis.set_xlabel("turn")
+            axis.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
+            axis.set_title(title, fontsize=9, color=INK)
+            axis.legend(frameon=False)
+        figure.suptitle("SIMULATED raters; 95 % intervals", fontsize=9, color=INK)
+        figure.savefig(file, metadata={"Date": None})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.flywheel", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/flywheel"))
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument(
+        "--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each"
+    )
+    parser.add_argument("--steps", type=int, default=Sizes.steps, help="of training, of 16 clips")
+    parser.add_argument(
+        "--unseen", type=int, default=Sizes.unseen, help="prompts of the comparison"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    try:
+        sizes = Sizes(options.pairs, options.steps, options.unseen)
+        turn_flywheel(options.out, options.turns, sizes, options.processes)
+    except (ValueError, subprocess.CalledProcessError) as failure:
+        sys.exit(f"{parser.prog}: {failure}")
+
+
+if __name__ == "__main__":
+    main()
