@@ -107,7 +107,7 @@ def steps_of(config: FitConfig, folder: Path, **options) -> tuple[nn.Module, lis
 
 
 def test_a_step_of_several_slots_uses_their_mean_gradient(tmp_path: Path):
-    config = replace(CONFIG, steps=1, slots=3, clip_norm=1e9)
+    config = replace(CONFIG, steps=1, slots=3, clip_norm=1e9, betas=(0.5, 0.75))
     steps_of(config, tmp_path)
     network, gradients = build_network(), []
     for index in range(3):
@@ -116,9 +116,36 @@ def test_a_step_of_several_slots_uses_their_mean_gradient(tmp_path: Path):
         loss_of(network)(Slot(0, index, 3, index == 0, generator)).backward()
         gradients.append(network.weight.grad.clone())
 
-    first = load_newest(tmp_path)["optimizer"]["state"][0]["exp_avg"] / (1 - config.betas[0])
+    state = load_newest(tmp_path)["optimizer"]["state"][0]
 
-    assert_close(first, torch.stack(gradients).mean(dim=0))
+    mean = torch.stack(gradients).mean(dim=0)
+    assert_close(state["exp_avg"], (1 - config.betas[0]) * mean)
+    assert_close(state["exp_avg_sq"], (1 - config.betas[1]) * mean**2)
+
+
+def test_every_run_step_and_slot_has_its_own_draws(tmp_path: Path):
+    seeds = []
+    for seed in range(2):
+        network = build_network()
+
+        def draw_loss(slot: Slot, network: nn.Module = network) -> torch.Tensor:
+            seeds.append(slot.generator.initial_seed())
+            return network.weight.sum()
+
+        config = replace(CONFIG, steps=3, slots=2, seed=seed)
+        list(fit(network, draw_loss, config, tmp_path / str(seed)))
+
+    assert len(set(seeds)) == 2 * 3 * 2
+
+
+def test_a_run_ends_with_the_averaged_weights_in_eval_mode(tmp_path: Path):
+    network, _ = steps_of(CONFIG, tmp_path)
+
+    content = load_newest(tmp_path)
+
+    assert not network.training
+    assert torch.equal(network.weight, content["average"]["weight"])
+    assert not torch.equal(network.weight, content["trained"]["weight"])
 
 
 def test_the_gradient_is_clipped(tmp_path: Path):
