@@ -86,7 +86,7 @@ def start(tiny_vae, schedule, tmp_path: Path):
                 record = TeacherRecord(
                     **outputs, start=start, end=end, prompt_embeds=embeds, fps=fps
                 )
-                return RecordedBatch(record, prompts)
+                return RecordedBatch(record, prompts, torch.tensor([True, False]))
             return EncodedBatch(latents, prompts, embeds, empty, fps)
 
         config = DistillationConfig(
@@ -190,7 +190,7 @@ def test_every_network_is_told_the_guidance_and_the_frame_rate_of_each_video(sta
     assert torch.equal(told.fps, torch.cat([FPS, FPS]))
 
 
-def test_a_student_is_told_the_motion_strength_of_its_timestep(start):
+def test_a_student_is_told_the_motion_strength_and_that_a_video_is_not_guided(start):
     motion = MotionGuidance(strength=0.05, percentage=1.0, energy=lambda *inputs: None)
     _, steps = start("run", data="record", motion=motion)
     next(steps)
@@ -198,7 +198,7 @@ def test_a_student_is_told_the_motion_strength_of_its_timestep(start):
     called = roles(start)
     for role in ("student", "target"):
         [(_, told)] = called[role]
-        assert_close(told.motion, embed_guidance_scale(torch.full((2,), 0.05)))
+        assert_close(told.motion, embed_guidance_scale(torch.tensor([0.05, 0.0])))
 
 
 @pytest.mark.parametrize("data", ["videos", "record", "prompts"])

@@ -181,11 +181,19 @@ def test_a_folder_without_a_usable_video_stops_the_run(videos):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("captions.csv", "path,text,short_text\na.mp4,a long cat,cat\nb.mp4,a dog,\n"),
-        ("captions.csv", "Video;Caption;short_text\na.mp4;a long cat;cat\nb.mp4;a dog;\n"),
+        (
+            "captions.csv",
+            "path,text,short_text,use_motion_guide\na.mp4,a long cat,cat,FALSE\nb.mp4,a dog,,true\n",
+        ),
+        (
+            "captions.csv",
+            "Video;Caption;short_text;use_motion_guide\n"
+            "a.mp4;a long cat;cat;False\nb.mp4;a dog;;\n",
+        ),
         (
             "captions.jsonl",
-            '{"path": "a.mp4", "text": "a long cat", "short_text": "cat"}\n'
+            '{"path": "a.mp4", "text": "a long cat", "short_text": "cat", '
+            '"use_motion_guide": false}\n'
             '{"path": "b.mp4", "text": "a dog"}\n',
         ),
     ],
@@ -194,7 +202,7 @@ def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
     (tmp_path / name).write_text(content)
 
     assert read_captions(tmp_path, name) == [
-        Caption(tmp_path / "a.mp4", "a long cat", "cat"),
+        Caption(tmp_path / "a.mp4", "a long cat", "cat", motion=False),
         Caption(tmp_path / "b.mp4", "a dog"),
     ]
 
@@ -205,6 +213,7 @@ def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
         ("captions.csv", "path,text\na.mp4,\n", "line 2: expected a path and a text"),
         ("captions.csv", "path,title\na.mp4,cat\n", "needs a column named 'text'"),
         ("captions.csv", "path,text\na.mp4,a cat, and a dog\n", "3 cells instead of 2"),
+        ("captions.csv", "path,text,use_motion_guide\na.mp4,cat,maybe\n", "line 2: .* got 'maybe'"),
         ("captions.csv", "path,text\n", "lists no videos"),
         ("captions.jsonl", '{"path": "a.mp4"\n', "line 1"),
         ("captions.jsonl", "[1]\n", "line 1: expected an object"),
