@@ -138,6 +138,19 @@ def test_every_run_step_and_slot_has_its_own_draws(tmp_path: Path):
     assert len(set(seeds)) == 2 * 3 * 2
 
 
+def test_a_step_trains_in_train_mode_and_reports_the_mean_loss(tmp_path: Path):
+    network, modes = build_network().eval(), []
+
+    def draw_loss(slot: Slot) -> torch.Tensor:
+        modes.append(network.training)
+        return 0 * network.weight.sum() + slot.index
+
+    steps = fit(network, draw_loss, replace(CONFIG, slots=3), tmp_path)
+
+    assert next(steps).loss == pytest.approx((0 + 1 + 2) / 3)
+    assert modes == [True] * 3
+
+
 def test_a_run_ends_with_the_averaged_weights_in_eval_mode(tmp_path: Path):
     network, _ = steps_of(CONFIG, tmp_path)
 
@@ -300,7 +313,8 @@ def draw_loss(slot):
     features = torch.randn(8, 3, generator=slot.generator)
     return (network(features) - features.sum(dim=1, keepdim=True)).square().mean()
 config = FitConfig(steps=3, learning_rate=0.05, warmup=1, ema=0.5, slots=4, clip_norm=1e9)
-list(fit(network, draw_loss, config, Path(sys.argv[1])))
+losses = [step.loss for step in fit(network, draw_loss, config, Path(sys.argv[1]))]
+Path(sys.argv[1], "losses").write_text("\\n".join(map(str, losses)))
 """
 
 
@@ -309,14 +323,16 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    contents = []
+    contents, losses = [], []
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
         command = [sys.executable, *launch, str(script), str(tmp_path / str(processes))]
         subprocess.run(command, env=environment, check=True, timeout=300)
         contents.append(load_newest(tmp_path / str(processes)))
+        losses.append([*map(float, (tmp_path / str(processes) / "losses").read_text().split())])
 
     one, two = contents
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     for name in one["trained"]:
         assert_close(one["trained"][name], two["trained"][name], rtol=0, atol=1e-5)
     for index, state in one["optimizer"]["state"].items():

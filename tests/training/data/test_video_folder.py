@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from training.data.captions import Caption, read_captions
-from training.data.order import ClipSource
+from training.data.order import ClipSource, EpochOrder
 from training.data.video_folder import ClipShape, VideoFolder, read_clip, stack_frames
 from training.loop import Slot
 from turbo.video import Video
@@ -128,6 +128,12 @@ def test_every_video_is_seen_once_per_epoch_in_another_order(videos):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_the_order_is_drawn_from_the_seed():
+    orders = [[EpochOrder(seed, 20)(place)[1] for place in range(20)] for seed in (3, 3, 4)]
+
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_any_number_of_processes_shares_the_clips_of_one(videos):
     alone = texts(source_of(videos, 2), slots(1, 2, 3), 1)
 
@@ -183,7 +189,8 @@ def test_a_folder_without_a_usable_video_stops_the_run(videos):
     [
         (
             "captions.csv",
-            "path,text,short_text,use_motion_guide\na.mp4,a long cat,cat,FALSE\nb.mp4,a dog,,true\n",
+            "path,text,short_text,use_motion_guide\n"
+            "a.mp4,a long cat,cat,FALSE\nb.mp4,a dog,,true\n",
         ),
         (
             "captions.csv",
@@ -236,7 +243,7 @@ def test_frames_become_numbers_from_zero_to_one(videos):
 
 BIG = """
 import numpy as np
-from training.data.order import ClipSource
+from training.data.order import ClipSource, EpochOrder
 from training.loop import Slot
 from dataclasses import dataclass, field
 
