@@ -16,6 +16,7 @@ from training.build import (
     needed_rewards,
 )
 from training.config import load_config
+from training.data.source import told_rates
 from training.loop import FitConfig, Slot
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
@@ -134,6 +135,14 @@ def test_rewards_select_the_frames_as_the_file_says():
         for reward in rewards
     ]
     assert len(apart[0]) > 1 and apart[1] == {8}
+
+
+@pytest.mark.parametrize("told, rates", [("true", [12, 15]), ("nominal", [16, 16])])
+def test_a_network_is_told_the_true_rates_or_the_nominal_one(told, rates):
+    data = load_config(TINY, [f"data.told_fps={told}", "data.fps=16"]).data
+    clips = [SimpleNamespace(fps=12.0), SimpleNamespace(fps=14.99)]
+
+    assert told_rates(clips, data, torch.device("cpu")).tolist() == rates
 
 
 def test_prompts_come_once_an_epoch_each():
