@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -94,7 +94,7 @@ def distil(
         if isinstance(drawn, RecordedBatch):
             record = drawn.record
             scale = config.draw_guidance(len(record.noisy), slot.generator).to(record.noisy.device)
-            consistency = compare_recorded(student, target, record, scale, config)
+            consistency = compare_recorded(student, target, record, scale, config, drawn.guided)
         elif isinstance(drawn, PromptBatch):
             noisy, inputs = draw_on_policy(student, drawn, slot, config)
             consistency = step_loss(
@@ -110,7 +110,7 @@ def distil(
                 generator=slot.generator,
                 fps=drawn.fps,
             )
-            consistency = compare(student, target, teacher, batch, config)
+            consistency = compare(student, target, teacher, batch, config, drawn.guided)
         scored = [row for row, prompt in enumerate(drawn.reward_prompts) if prompt is not None]
         reward = mix_rewards(
             consistency.clean[scored],
@@ -177,15 +177,20 @@ def compare(
     teacher: Network,
     batch: DistillationBatch,
     config: DistillationConfig,
+    guided: Bool[Tensor, " B"] | None = None,
 ) -> ConsistencyLoss:
-    """Take the teacher's guided step, and compare student and target at its two ends."""
+    """Take the teacher's guided step, and compare student and target at its two ends.
+
+    Args:
+        guided: the videos whose motion may be guided; None: all.
+    """
     if config.motion is None:
         return consistency_loss(
             student, target, teacher, batch, config.schedule, distance=config.distance
         )
-    guided = config.motion.strength_at(batch.start, len(config.schedule)) > 0
-    record = record_teacher(teacher, config.schedule, batch, config.motion.energy, guided)
-    return compare_recorded(student, target, record, batch.guidance_scale, config)
+    scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
+    record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
+    return compare_recorded(student, target, record, batch.guidance_scale, config, guided)
 
 
 def compare_recorded(
@@ -194,11 +199,12 @@ def compare_recorded(
     record: TeacherRecord,
     guidance_scale: PerVideo,
     config: DistillationConfig,
+    guided: Bool[Tensor, " B"] | None = None,
 ) -> ConsistencyLoss:
     """Take the step of the recorded teacher, and compare student and target at its two ends."""
     strength = None
     if config.motion is not None:
-        strength = config.motion.strength_at(record.start, len(config.schedule))
+        strength = config.motion.strength_at(record.start, len(config.schedule), guided)
     step = step_from_record(record, guidance_scale, config.schedule, strength)
     return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from training.loop import FitConfig
@@ -23,6 +23,7 @@ class EncodedBatch:
     prompt_embeds: PromptEmbeds
     uncond_embeds: PromptEmbeds  # encoding of the empty prompt, one per video
     fps: FrameRate | None = None  # for networks that take it
+    guided: Bool[Tensor, " B"] | None = None  # videos whose motion may be guided; None: all
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class RecordedBatch:
 
     record: TeacherRecord
     reward_prompts: list[str | None]  # as for `EncodedBatch`
+    guided: Bool[Tensor, " B"] | None = None  # as for `EncodedBatch`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +55,14 @@ class MotionGuidance:
     percentage: float = PERCENTAGE  # the noisiest share of the timesteps
     energy: Energy  # whose gradient the step follows
 
-    def strength_at(self, timesteps: Timesteps, num_timesteps: int) -> PerVideo:
-        """Return m at the start of each video's step."""
-        return motion_strength(
+    def strength_at(
+        self, timesteps: Timesteps, num_timesteps: int, guided: Bool[Tensor, " B"] | None = None
+    ) -> PerVideo:
+        """Return m at the start of each video's step; 0 for videos that are not `guided`."""
+        strength = motion_strength(
             timesteps, self.strength, self.percentage, num_timesteps=num_timesteps
         )
+        return strength if guided is None else strength * guided
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@
 
 The straightforward loop has the structure of the published code: one network for the teacher and
 another for the student, two calls of the teacher, no fused attention, three-dimensional
-convolutions over time, and frames decoded one by one. Both have the same weights, adapters, batch
-and rewards, and take turns. A reward is the mean of the pixels: its network would cost both the
-same.
+convolutions over time, the prompt projected for every frame, and frames decoded one by one, for
+each reward by itself. Both have the same weights, adapters, batch and rewards, and take turns. A
+reward is the mean of the pixels: its network would cost both the same.
 
 Prints a table for people and, last, one JSON line for machines.
 """
@@ -48,11 +48,13 @@ from turbo.diffusion.guidance import bind_guided
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.lora import add_lora
 from turbo.rewards import WeightedReward, mix_rewards, stride_frames
+from turbo.rewards.feedback import draw_frames
 from turbo.types import Frames, Latents, PerVideo
 
 RANK = 64
 PARTS = ("teacher", "student", "target", "rewards", "backward", "update")
-REWARD_FRAMES = (6, 8)  # of the image reward and the video reward
+SEED = 1  # of the frames of the rewards: 11 different ones, their mean number
+REWARDS = {6: draw_frames, 8: stride_frames}  # frames of the image and of the video reward
 
 
 @dataclass
@@ -143,11 +145,11 @@ class Ours:
                         model=brightness,
                         weight=1.0,
                         frames=frames,
-                        select=stride_frames,
+                        select=select,
                     )
-                    for frames in REWARD_FRAMES
+                    for frames, select in REWARDS.items()
                 ],
-                torch.Generator().manual_seed(0),
+                torch.Generator().manual_seed(SEED),
                 recompute=self.recompute,
             )
         loss = consistency.value + reward.loss
@@ -206,9 +208,9 @@ class Straightforward:
             )(stepped, batch.end)
         loss = pseudo_huber(clean - goal).mean()
         with self.clock.part("rewards"):
-            generator = torch.Generator().manual_seed(0)
-            for frames in REWARD_FRAMES:
-                chosen = stride_frames(clean.shape[2], frames, generator)
+            generator = torch.Generator().manual_seed(SEED)
+            for frames, select in REWARDS.items():
+                chosen = select(clean.shape[2], frames, generator)
                 loss = loss - brightness(self.decode(clean[:, :, chosen]), ["a cat"]).mean()
         with self.clock.part("backward"):
             loss.backward()

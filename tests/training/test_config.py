@@ -1,12 +1,23 @@
 """Configurations: what is refused, and that the committed ones say what the papers say."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from training.build import build_settings, count_reward_frames, needed_rewards
+from training.build import (
+    build_reward,
+    build_settings,
+    build_student,
+    count_reward_frames,
+    draw_own_samples,
+    is_temporal,
+    needed_rewards,
+)
 from training.config import load_config
+from training.data.source import told_rates
+from training.loop import FitConfig, Slot
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
 
@@ -47,6 +58,108 @@ def test_the_distance_of_student_and_target_is_that_of_the_file(schedule, tiny_u
     for changes, expected in (((), 0.499001), (("student.distance=l2",), 0.25)):
         settings = build_settings(load_config(CONFIGS / "vc2.toml", changes), schedule, tiny_unet)
         assert settings.distance(error).tolist() == pytest.approx([0, expected], abs=1e-6)
+
+
+def test_a_step_has_the_settings_of_the_file(schedule, tiny_unet):
+    run = {
+        "steps": 7,
+        "learning_rate": 0.5,
+        "warmup": 3,
+        "decay": 0.25,
+        "weight_decay": 0.125,
+        "betas": [0.5, 0.75],
+        "clip_norm": 2.0,
+        "weight_ema": 0.375,
+        "max_spike": 9.0,
+        "checkpoint_every": 11,
+        "keep": 4,
+        "seed": 13,
+    }
+    changes = [f"run.{name}={value}" for name, value in run.items()]
+    changes += ["run.batch=6", "run.micro_batch=2", "run.split_rewards=true", "run.recompute=true"]
+    changes += ["student.target_ema=0.625", "student.target_dropout=false"]
+    changes += ["student.temporal_rate=0.0625", "teacher.guidance=[2, 3]", "teacher.grid_steps=20"]
+
+    settings = build_settings(load_config(TINY, changes), schedule, tiny_unet)
+
+    ema, betas = run.pop("weight_ema"), tuple(run.pop("betas"))
+    assert settings.fit == FitConfig(**run, ema=ema, betas=betas, slots=3)
+    assert (settings.split_rewards, settings.recompute) == (True, True)
+    assert (settings.target_ema, settings.target_dropout) == (0.625, False)
+    assert settings.grid.stride == 50
+    drawn = settings.draw_guidance(1000, torch.Generator())
+    assert 2 <= drawn.min() < 2.1 and 2.9 < drawn.max() < 3
+    transformer = "up_blocks.1.temp_attentions.0.proj_in.weight"
+    assert settings.rate_factor(transformer) == 0.0625 and settings.rate_factor("conv_in") == 1
+
+
+def test_temporal_transformers_have_their_own_rate_and_temporal_convolutions_do_not():
+    assert is_temporal("transformer_in.proj_in.weight")
+    assert is_temporal("mid_block.temp_attentions.0.norm.weight")
+    assert not is_temporal("mid_block.temp_convs.0.conv1.0.weight")
+    assert not is_temporal("mid_block.attentions.0.norm.weight")
+
+
+def test_the_energy_compares_the_layers_of_the_file(schedule, tiny_unet):
+    layers = "motion.layers=['up_blocks.1.temp_attentions.0.transformer_blocks.0.attn1']"
+
+    settings = build_settings(load_config(CONFIGS / "v2.toml", [layers]), schedule, tiny_unet)
+
+    assert settings.motion.energy.layers == (layers.split("'")[1],)
+
+
+def test_adapters_drop_out_and_leave_out_layers_as_the_file_says(tiny_unet):
+    changes = ["student.lora_dropout=0.5", "student.lora_skip=['conv_in', 'conv_out']"]
+
+    student = build_student(tiny_unet, load_config(TINY, changes))
+
+    adapters = [name for name, _ in student.named_modules() if name.endswith("lora_B.default")]
+    assert adapters and not any(name.startswith("conv_") for name in adapters)
+    layer = student.get_submodule("time_embedding.linear_1.lora_B.default").train()
+    torch.nn.init.ones_(layer.weight)
+    dropped = layer(torch.ones(100, layer.in_features)) == 0
+    assert 0.4 < dropped.float().mean() < 0.6
+
+
+def test_rewards_select_the_frames_as_the_file_says():
+    tables = load_config(TINY).rewards
+
+    rewards = [
+        build_reward(table, torch.device("cpu"), half=False, recompute=False, load=True)
+        for table in tables
+    ]
+
+    assert [table.select for table in tables] == ["random", "stride"]
+    apart = [
+        {int(reward.select(16, 2, torch.Generator().manual_seed(s)).diff()) for s in range(9)}
+        for reward in rewards
+    ]
+    assert len(apart[0]) > 1 and apart[1] == {8}
+
+
+@pytest.mark.parametrize("told, rates", [("true", [12, 15]), ("nominal", [16, 16])])
+def test_a_network_is_told_the_true_rates_or_the_nominal_one(told, rates):
+    data = load_config(TINY, [f"data.told_fps='{told}'", "data.fps=16"]).data
+    clips = [SimpleNamespace(fps=12.0), SimpleNamespace(fps=14.99)]
+
+    assert told_rates(clips, data, torch.device("cpu")).tolist() == rates
+
+
+def test_prompts_come_once_an_epoch_each():
+    prompts, seen = [f"prompt {number}" for number in range(6)], []
+    encoder = SimpleNamespace(encode=lambda texts: torch.zeros(len(texts), 5, 16))
+    unet = SimpleNamespace(takes_fps=True)
+    pipeline = SimpleNamespace(text_encoder=encoder, unet=unet, latent_shape=(4, 3, 4, 4))
+    config = load_config(TINY, ["data.prompts=prompts.txt", "run.micro_batch=2"])
+
+    draw = draw_own_samples(prompts, pipeline, config, torch.device("cpu"))
+    for step in range(6):
+        batch = draw(Slot(step, 0, 1, True, torch.Generator()))
+        seen += batch.reward_prompts
+        assert batch.fps.tolist() == [8, 8]
+
+    assert all(sorted(seen[first : first + 6]) == prompts for first in (0, 6))
+    assert len({tuple(seen[first : first + 6]) for first in (0, 6)}) > 1
 
 
 def test_every_run_has_a_folder_and_a_model_of_its_own():

@@ -1,89 +1,242 @@
 """Distillation of any teacher: what is trained, towards which target, and how it resumes."""
 
+import os
+import signal
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
+from training import distil as module
 from training.checkpoints import load_newest
-from training.distil import distil, draw_on_policy
+from training.distil import distil, draw_on_policy, stop_on_sigterm
 from training.loop import FitConfig, Slot
-from training.settings import DistillationConfig, EncodedBatch, PromptBatch
-from turbo.diffusion.consistency import few_step_timesteps
+from training.settings import (
+    DistillationConfig,
+    EncodedBatch,
+    MotionGuidance,
+    PromptBatch,
+    RecordedBatch,
+)
+from turbo.diffusion.consistency import embed_guidance_scale, few_step_timesteps
 from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
+from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.networks.lora import add_lora
-from turbo.rewards import WeightedReward
+from turbo.networks.unet import VideoUNet
+from turbo.rewards import WeightedReward, stride_frames
+from turbo.types import Conditioning
 
 FIT = FitConfig(steps=4, learning_rate=1e-2, warmup=1, decay=0.0, ema=0.5, checkpoint_every=1)
+SHAPE = (2, 4, 3, 4, 4)
+FPS = torch.tensor([8, 12])
+
+
+class Scaling(VideoUNet):
+    """A network of two weights: it predicts a multiple of its input, and remembers its calls."""
+
+    guidance_size, takes_fps = 256, True
+    calls: list[tuple["Scaling", bool, Conditioning]] = []  # network, in train mode, conditioning
+    recomputing: list["Scaling"] = []
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.gain, self.text = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, noisy, timesteps, prompt_embeds, conditioning):
+        self.calls.append((self, self.training, conditioning))
+        text = prompt_embeds.mean(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+        return self.gain * noisy + self.text * text
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.recomputing.append(self)
 
 
 @pytest.fixture
 def start(tiny_vae, schedule, tmp_path: Path):
-    """Return a function that starts a distillation of a tiny teacher without dropout."""
-    teacher = make_unet(temporal_dropout=0.0)
+    """Return a function that starts a distillation of a network of two weights."""
+    Scaling.calls.clear()
+    Scaling.recomputing.clear()
 
     def start(
         name: str,
         rewards: tuple[WeightedReward, ...] = (),
-        target_ema: float = 0.9,
+        *,
         reward_prompts: tuple[str | None, ...] = ("a cat", "a dog"),
+        data: str = "videos",
+        teacher: VideoUNet | None = None,
+        student: VideoUNet | None = None,
+        **changes,
     ):
-        def draw_encoded(slot: Slot) -> EncodedBatch:
-            return EncodedBatch(
-                latents=torch.randn(2, 4, 3, 4, 4, generator=slot.generator),
-                reward_prompts=[*reward_prompts],
-                prompt_embeds=torch.randn(2, 5, 16, generator=slot.generator),
-                uncond_embeds=torch.zeros(2, 5, 16),
-            )
+        def draw(slot: Slot) -> EncodedBatch | PromptBatch | RecordedBatch:
+            latents = torch.randn(SHAPE, generator=slot.generator)
+            embeds = torch.randn(2, 5, 16, generator=slot.generator)
+            prompts, fps = [*reward_prompts], FPS if isinstance(student, Scaling) else None
+            empty = torch.zeros(2, 5, 16)
+            if data == "prompts":
+                steps = few_step_timesteps(4, 20)
+                return PromptBatch(SHAPE[1:], steps, prompts, embeds, empty, fps)
+            if data == "record":
+                start, end = SolverGrid(20).draw(2, slot.generator)
+                outputs = {"noisy": latents, "cond": latents, "uncond": latents, "score": latents}
+                record = TeacherRecord(
+                    **outputs, start=start, end=end, prompt_embeds=embeds, fps=fps
+                )
+                return RecordedBatch(record, prompts, torch.tensor([True, False]))
+            return EncodedBatch(latents, prompts, embeds, empty, fps)
 
-        student = student_of(teacher, share=True).requires_grad_(False)
-        student = add_lora(student, 2, generator=torch.Generator().manual_seed(0))
         config = DistillationConfig(
-            fit=FIT,
-            schedule=schedule,
-            grid=SolverGrid(20),
-            draw_guidance=draw_guidance,
-            target_ema=target_ema,
+            **{
+                "fit": FIT,
+                "schedule": schedule,
+                "grid": SolverGrid(20),
+                "draw_guidance": draw_guidance,
+                "target_ema": 0.9,
+            }
+            | changes
         )
+        student = student or Scaling()
+        teacher = teacher or Scaling()
+        start.teacher, start.student = teacher, student
+        folder = tmp_path / name
         return student, distil(
-            teacher, student, draw_encoded, tmp_path / name, config, rewards=rewards, vae=tiny_vae
+            teacher, student, draw, folder, config, rewards=rewards, vae=tiny_vae
         )
 
-    start.teacher = teacher
     return start
 
 
-def test_the_teacher_drops_nothing_out(start):
-    start.teacher.train()
+def start_adapters(start, name: str):
+    """Start the distillation of a tiny teacher into adapters."""
+    teacher = make_unet(temporal_dropout=0.0)
+    student = student_of(teacher, share=True).requires_grad_(False)
+    student = add_lora(student, 2, generator=torch.Generator().manual_seed(0))
+    return start(name, teacher=teacher, student=student)
 
-    _, steps = start("run")
-    next(steps)
 
-    assert not any(module.training for module in start.teacher.modules())
+def scoring(score: float, weight: float = 1.0, name: str = "") -> WeightedReward:
+    """A reward that gives every video the same score."""
+    return WeightedReward(
+        name=name,
+        model=lambda frames, prompts: torch.full((len(frames),), score),
+        weight=weight,
+        frames=3,
+        select=stride_frames,
+    )
 
 
 def brightness(weight: float) -> tuple[WeightedReward, ...]:
     """A reward of bright frames."""
-    return (
-        WeightedReward(
-            name="brightness",
-            model=lambda frames, prompts: frames.mean(dim=(1, 2, 3, 4)),
-            weight=weight,
-            frames=2,
-        ),
+    return (replace(scoring(0, weight), model=lambda frames, prompts: frames.mean((1, 2, 3, 4))),)
+
+
+def ones(error: torch.Tensor) -> torch.Tensor:
+    """A distance that is always 1."""
+    return 1 + 0 * error
+
+
+def nothing(error: torch.Tensor) -> torch.Tensor:
+    """A distance that is always 0."""
+    return 0 * error
+
+
+def roles(start) -> dict[str, list[tuple[bool, Conditioning]]]:
+    """Return mode and conditioning of every call, by the part that the network plays."""
+    called: dict[str, list[tuple[bool, Conditioning]]] = {}
+    for network, training, conditioning in Scaling.calls:
+        parts = {id(start.teacher): "teacher", id(start.student): "student"}
+        called.setdefault(parts.get(id(network), "target"), []).append((training, conditioning))
+    return called
+
+
+def test_the_teacher_drops_nothing_out(start):
+    _, steps = start("run")
+    start.teacher.train()
+    next(steps)
+
+    called = roles(start)
+    assert not any(training for training, _ in called["teacher"])
+    assert all(training for training, _ in called["student"])
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+@pytest.mark.parametrize("target_ema", [0.0, 0.9])
+def test_the_target_drops_out_if_asked(start, target_ema, dropout):
+    _, steps = start("run", target_ema=target_ema, target_dropout=dropout)
+    next(steps)
+
+    called = roles(start)
+    if target_ema == 0 and dropout:
+        assert len(called["student"]) == 2 and "target" not in called
+    else:
+        assert [training for training, _ in called["target"]] == [dropout]
+
+
+def test_every_network_is_told_the_guidance_and_the_frame_rate_of_each_video(start):
+    scales = torch.tensor([5.5, 14.0])
+    _, steps = start("run", draw_guidance=lambda count, generator: scales)
+    next(steps)
+
+    called, wanted = roles(start), embed_guidance_scale(scales)
+    for role in ("student", "target"):
+        [(_, told)] = called[role]
+        assert_close(told.guidance, wanted)
+        assert torch.equal(told.fps, FPS)
+    [(_, told)] = called["teacher"]  # with prompt and without, in one call
+    assert torch.equal(told.fps, torch.cat([FPS, FPS]))
+
+
+def test_a_student_is_told_the_motion_strength_and_that_a_video_is_not_guided(start):
+    motion = MotionGuidance(strength=0.05, percentage=1.0, energy=lambda *inputs: None)
+    _, steps = start("run", data="record", motion=motion)
+    next(steps)
+
+    called = roles(start)
+    for role in ("student", "target"):
+        [(_, told)] = called[role]
+        assert_close(told.motion, embed_guidance_scale(torch.tensor([0.05, 0.0])))
+
+
+@pytest.mark.parametrize("data", ["videos", "record", "prompts"])
+def test_the_loss_is_the_chosen_distance_less_the_weighted_score(start, data):
+    _, steps = start(data, (scoring(3.0, weight=2.0),), data=data, distance=ones)
+
+    assert next(steps).loss == pytest.approx(1 - 2 * 3)
+
+
+def test_split_rewards_keep_the_objective_and_score_each_micro_batch_once(start):
+    scored = []
+
+    def score(name: str, value: float):
+        def model(frames: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+            scored.append(name)
+            return torch.full((len(frames),), value)
+
+        return model
+
+    rewards = tuple(
+        replace(scoring(0, weight, name), model=score(name, value))
+        for name, weight, value in [("a", 1.0, 2.0), ("b", 3.0, 5.0)]
     )
+    fit = replace(FIT, slots=3)
+    _, steps = start("run", rewards, distance=nothing, split_rewards=True, fit=fit)
+
+    assert next(steps).loss == pytest.approx(-(1 * 2 + 3 * 5))
+    assert scored == ["a", "b", "a"]
 
 
-@pytest.mark.slow
-def test_a_killed_distillation_resumes_with_the_same_steps(start):
-    whole, steps = start("whole", brightness(1.0))
+@pytest.mark.parametrize("data", ["videos", "record", "prompts"])
+def test_a_killed_distillation_resumes_with_the_same_steps(start, data):
+    whole, steps = start("whole", brightness(1.0), data=data)
     losses = [step.loss for step in steps]
-    _, steps = start("killed", brightness(1.0))
+    _, steps = start("killed", brightness(1.0), data=data)
     before = [step.loss for step in islice(steps, 2)]
 
-    resumed, steps = start("killed", brightness(1.0))
+    resumed, steps = start("killed", brightness(1.0), data=data)
     after = [step.loss for step in steps]
 
     assert before + after == losses
@@ -92,31 +245,45 @@ def test_a_killed_distillation_resumes_with_the_same_steps(start):
 
 
 def test_only_adapters_and_guidance_projection_are_trained(start, tmp_path: Path):
-    student, steps = start("run")
+    student, steps = start_adapters(start, "run")
     before = {name: weight.clone() for name, weight in student.state_dict().items()}
 
-    list(steps)
+    next(steps)
 
     changed = {n for n, w in student.state_dict().items() if not torch.equal(w, before[n])}
     assert changed
     assert all("lora" in name or "cond_proj" in name for name in changed)
+    content = load_newest(tmp_path / "run")
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    for kind in ("trained", "average", "companions"):
+        assert content[kind].keys() == trained
+    assert len(content["optimizer"]["state"]) == len(trained)
 
 
-@pytest.mark.slow
-def test_rewards_change_what_the_student_learns(start):
-    plain, steps = start("plain")
-    plain_losses = [step.loss for step in steps]
-    rewarded, steps = start("rewarded", brightness(10.0))
-    losses = [step.loss for step in steps]
+def test_rewards_alone_train_the_student(start):
+    before = Scaling().gain.item()
+    fit = replace(FIT, weight_decay=0.0)
+    student, steps = start("run", brightness(1.0), distance=nothing, fit=fit)
+    next(steps)
 
-    assert losses[0] < plain_losses[0]  # the same batch, less the weighted reward
-    assert any(  # so the reward has a gradient with respect to the student
-        not torch.allclose(ours, theirs, atol=1e-4)
-        for ours, theirs in zip(plain.parameters(), rewarded.parameters(), strict=True)
-    )
+    assert student.gain.item() != before
 
 
-@pytest.mark.slow
+def test_each_parameter_has_its_own_rate(start):
+    before = Scaling()
+    student, steps = start("run", rate_factor=lambda name: float(name == "gain"))
+    next(steps)
+
+    assert student.gain != before.gain and student.text == before.text
+
+
+def test_student_and_teacher_can_recompute_their_activations(start):
+    _, steps = start("run", recompute=True)
+    next(steps)
+
+    assert {*map(id, Scaling.recomputing)} == {id(start.student), id(start.teacher)}
+
+
 def test_a_target_that_is_the_student_is_no_copy_and_takes_the_same_steps(start, tmp_path: Path):
     _, steps = start("itself", target_ema=0.0)
     itself = [step.loss for step in steps]
@@ -127,54 +294,48 @@ def test_a_target_that_is_the_student_is_no_copy_and_takes_the_same_steps(start,
     assert load_newest(tmp_path / "itself")["companions"] == {}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target_ema, follows", [(1.0, False), (1e-30, True)])
-def test_the_target_follows_the_student_at_its_own_rate(start, tmp_path, target_ema, follows):
-    _, steps = start("run", target_ema=target_ema)
+@pytest.mark.parametrize("target_ema", [1.0, 0.75, 1e-30])
+def test_the_target_follows_the_student_once_a_step_at_its_own_rate(start, tmp_path, target_ema):
+    student, steps = start("run", target_ema=target_ema, fit=replace(FIT, slots=2))
+    first = student.gain.item()
     next(steps)
-    student = load_newest(tmp_path / "run")["trained"]
+    second = load_newest(tmp_path / "run")["trained"]["gain"].item()
     next(steps)
 
     target = load_newest(tmp_path / "run")["companions"]
 
-    assert target.keys() == student.keys()
-    assert all(torch.equal(weight, target[name]) for name, weight in student.items()) == follows
+    assert target.keys() == {"gain", "text"} and second != first
+    assert target["gain"].item() == pytest.approx(target_ema * first + (1 - target_ema) * second)
 
 
-def test_a_checkpoint_holds_what_is_trained_and_the_base_serves_teacher_and_student(
-    start, tmp_path: Path
-):
-    student, steps = start("run")
-    next(steps)
-
-    content = load_newest(tmp_path / "run")
-
-    trained = {name for name, p in student.named_parameters() if p.requires_grad}
-    for kind in ("trained", "average", "companions"):
-        assert content[kind].keys() == trained
-    assert len(content["optimizer"]["state"]) == len(trained)
-
-
-@pytest.mark.slow
 def test_videos_without_a_prompt_for_rewards_are_not_scored(start):
     seen = []
 
     def score(frames: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        seen.append((len(frames), prompts))
+        seen.append((frames.detach(), prompts))
         return torch.full((len(frames),), 100.0)
 
-    reward = (WeightedReward(name="", model=score, weight=1.0, frames=2),)
-    _, steps = start("plain", reward, reward_prompts=(None, None))
-    plain = next(steps).loss
-    _, steps = start("half", reward, reward_prompts=(None, "a dog"))
-    half = next(steps).loss
+    reward = (replace(scoring(0), model=score),)
+    _, steps = start("plain", reward, reward_prompts=(None, None), distance=ones)
+    assert next(steps).loss == pytest.approx(1)
+    _, steps = start("half", reward, reward_prompts=(None, "a dog"), distance=ones)
+    assert next(steps).loss == pytest.approx(1 - 50)  # half of the videos have the score
+    _, steps = start("all", reward, distance=ones)
+    next(steps)
 
-    assert seen == [(1, ["a dog"])]
-    assert half == pytest.approx(plain - 50, abs=1e-3)  # half of the videos have the score
+    (half, prompts), (whole, _) = seen
+    assert prompts == ["a dog"]
+    assert_close(half, whole[1:])
 
 
-def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(schedule):
-    student = student_of(make_unet())
+def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(schedule, monkeypatch):
+    noises, roll_out = [], module.roll_out
+
+    def remember(student, schedule, drawn, *rest):
+        noises.append(torch.stack([*drawn]))
+        return roll_out(student, schedule, drawn, *rest)
+
+    monkeypatch.setattr(module, "roll_out", remember)
     config = DistillationConfig(
         fit=FIT,
         schedule=schedule,
@@ -193,9 +354,22 @@ def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(sched
     starts = []
     for step, index in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]:
         slot = Slot(step, index, 2, index == 0, torch.Generator().manual_seed(0))
-        noisy, inputs = draw_on_policy(student, drawn, slot, config)
+        noisy, inputs = draw_on_policy(Scaling(), drawn, slot, config)
         assert noisy.shape == (2, 4, 3, 4, 4)
         assert (inputs.start - inputs.end == 50).all()
         starts.append(inputs.start.tolist())
 
     assert starts == [[999, 999], [749, 749], [749, 749], [499, 499], [249, 249]]
+    for fresh in noises:  # (step of the sampler, video, ...): all of them different
+        assert len(fresh.flatten(0, 1).flatten(1).unique(dim=0)) == 2 * len(fresh)
+
+
+def test_sigterm_is_noticed_and_then_handled_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+
+    with stop_on_sigterm() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert should_stop()
+
+    assert signal.getsignal(signal.SIGTERM) is before

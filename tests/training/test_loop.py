@@ -107,7 +107,7 @@ def steps_of(config: FitConfig, folder: Path, **options) -> tuple[nn.Module, lis
 
 
 def test_a_step_of_several_slots_uses_their_mean_gradient(tmp_path: Path):
-    config = replace(CONFIG, steps=1, slots=3, clip_norm=1e9)
+    config = replace(CONFIG, steps=1, slots=3, clip_norm=1e9, betas=(0.5, 0.75))
     steps_of(config, tmp_path)
     network, gradients = build_network(), []
     for index in range(3):
@@ -116,9 +116,49 @@ def test_a_step_of_several_slots_uses_their_mean_gradient(tmp_path: Path):
         loss_of(network)(Slot(0, index, 3, index == 0, generator)).backward()
         gradients.append(network.weight.grad.clone())
 
-    first = load_newest(tmp_path)["optimizer"]["state"][0]["exp_avg"] / (1 - config.betas[0])
+    state = load_newest(tmp_path)["optimizer"]["state"][0]
 
-    assert_close(first, torch.stack(gradients).mean(dim=0))
+    mean = torch.stack(gradients).mean(dim=0)
+    assert_close(state["exp_avg"], (1 - config.betas[0]) * mean)
+    assert_close(state["exp_avg_sq"], (1 - config.betas[1]) * mean**2)
+
+
+def test_every_run_step_and_slot_has_its_own_draws(tmp_path: Path):
+    seeds = []
+    for seed in range(2):
+        network = build_network()
+
+        def draw_loss(slot: Slot, network: nn.Module = network) -> torch.Tensor:
+            seeds.append(slot.generator.initial_seed())
+            return network.weight.sum()
+
+        config = replace(CONFIG, steps=3, slots=2, seed=seed)
+        list(fit(network, draw_loss, config, tmp_path / str(seed)))
+
+    assert len(set(seeds)) == 2 * 3 * 2
+
+
+def test_a_step_trains_in_train_mode_and_reports_the_mean_loss(tmp_path: Path):
+    network, modes = build_network().eval(), []
+
+    def draw_loss(slot: Slot) -> torch.Tensor:
+        modes.append(network.training)
+        return 0 * network.weight.sum() + slot.index
+
+    steps = fit(network, draw_loss, replace(CONFIG, slots=3), tmp_path)
+
+    assert next(steps).loss == pytest.approx((0 + 1 + 2) / 3)
+    assert modes == [True] * 3
+
+
+def test_a_run_ends_with_the_averaged_weights_in_eval_mode(tmp_path: Path):
+    network, _ = steps_of(CONFIG, tmp_path)
+
+    content = load_newest(tmp_path)
+
+    assert not network.training
+    assert torch.equal(network.weight, content["average"]["weight"])
+    assert not torch.equal(network.weight, content["trained"]["weight"])
 
 
 def test_the_gradient_is_clipped(tmp_path: Path):
@@ -273,7 +313,8 @@ def draw_loss(slot):
     features = torch.randn(8, 3, generator=slot.generator)
     return (network(features) - features.sum(dim=1, keepdim=True)).square().mean()
 config = FitConfig(steps=3, learning_rate=0.05, warmup=1, ema=0.5, slots=4, clip_norm=1e9)
-list(fit(network, draw_loss, config, Path(sys.argv[1])))
+losses = [step.loss for step in fit(network, draw_loss, config, Path(sys.argv[1]))]
+Path(sys.argv[1], "losses").write_text("\\n".join(map(str, losses)))
 """
 
 
@@ -286,8 +327,10 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path):
     command = [sys.executable, *launch, str(script), str(tmp_path / "two")]
     subprocess.run(command, env=environment, check=True, timeout=300)
     config = FitConfig(steps=3, learning_rate=0.05, warmup=1, ema=0.5, slots=4, clip_norm=1e9)
-    steps_of(config, tmp_path / "one")
+    _, losses = steps_of(config, tmp_path / "one")
 
+    reported = [*map(float, (tmp_path / "two" / "losses").read_text().split())]
+    assert reported == pytest.approx(losses, abs=1e-5)
     one, two = (load_newest(tmp_path / processes) for processes in ("one", "two"))
     for name in one["trained"]:
         assert_close(one["trained"][name], two["trained"][name], rtol=0, atol=1e-5)

@@ -30,6 +30,7 @@ class Caption:
     text: str
     short_text: str = ""
     member: Member | None = None  # where `path` is a tar
+    motion: bool = True  # whether T2V-Turbo-v2 guides its motion
 
     @property
     def name(self) -> str:
@@ -53,6 +54,8 @@ class Caption:
 def read_captions(folder: Path, file: str) -> list[Caption]:
     """Read the table of captions, CSV or JSONL, with `path` (inside `folder`) and `text`.
 
+    Optional: `short_text`, and `use_motion_guide` (true or false, as in the published tables).
+
     The columns of a CSV file may have the other usual names, such as `video` and `caption`.
 
     Raises:
@@ -71,12 +74,25 @@ def read_captions(folder: Path, file: str) -> list[Caption]:
     for number, row in rows.items():
         if not row.get("path") or not (row.get("text") or "").strip():
             raise ValueError(f"{path}, line {number}: expected a path and a text, got {row}.")
-        captions.append(
-            Caption(folder / row["path"], row["text"], (row.get("short_text") or "").strip())
-        )
+        motion = read_motion_flag(row, f"{path}, line {number}")
+        short = (row.get("short_text") or "").strip()
+        captions.append(Caption(folder / row["path"], row["text"], short, motion=motion))
     if not captions:
         raise ValueError(f"{path} lists no videos.")
     return captions
+
+
+def read_motion_flag(row: Mapping[str, Any], place: str) -> bool:
+    """Return whether the motion of a video is guided: true, unless the row says false.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    value = row.get("use_motion_guide")
+    flag = "true" if value in (None, "") else str(value).strip().lower()
+    if flag not in ("true", "false"):
+        raise ValueError(f"{place}: expected true or false in use_motion_guide, got {value!r}.")
+    return flag == "true"
 
 
 def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -157,6 +157,7 @@ def _facts(row: int, caption: Caption, clip: Clip | PreparedClip) -> ClipFacts:
         fps=window.fps,
         native_fps=window.native_fps,
         seconds=window.seconds,
+        motion=clip.motion,
     )
 
 

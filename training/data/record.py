@@ -119,7 +119,8 @@ def record(
         energy, guided = None, None
         if motion is not None:
             energy = motion.energy
-            guided = motion.strength_at(batch.start, len(pipeline.schedule)) > 0
+            flags = torch.tensor([clip.motion for clip in clips], device=batch.start.device)
+            guided = motion.strength_at(batch.start, len(pipeline.schedule), flags) > 0
         found = record_teacher(teacher, pipeline.schedule, batch, energy, guided)
         kept = {name: getattr(found, name).to(dtype).cpu() for name in RECORDED}
         for name, tensor in kept.items():

@@ -91,6 +91,7 @@ class ClipFacts(_Json):
     fps: float  # at which the frames were taken
     native_fps: float  # of the video
     seconds: float  # of the video
+    motion: bool = True  # as for `Caption`
 
 
 class ShardIndex(_Json):

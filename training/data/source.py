@@ -55,6 +55,10 @@ class PreparedClip:
     def short_text(self) -> str:
         return self.facts.short_text
 
+    @property
+    def motion(self) -> bool:
+        return self.facts.motion
+
 
 class PreparedClips(Dataset[PreparedClip]):
     """The clips of a folder of shards by position, in the order of `VideoFolder`.
@@ -92,7 +96,10 @@ class PreparedClips(Dataset[PreparedClip]):
     def captions(self) -> list[Caption]:
         """Return the captions of the usable videos."""
         facts = (self.shards.facts(0, row) for row in self.shards.rows)
-        return [Caption(Path(clip.path), clip.text, clip.short_text) for clip in facts]
+        return [
+            Caption(Path(clip.path), clip.text, clip.short_text, motion=clip.motion)
+            for clip in facts
+        ]
 
 
 def clip_shape(config: Config, card: ModelCard) -> ClipShape:
@@ -177,6 +184,7 @@ def hash_captions(captions: Sequence[Caption]) -> str:
             caption.member and caption.member.name,
             caption.text,
             caption.short_text,
+            *([] if caption.motion else ["no motion"]),
         ]
         for caption in captions
     ]
@@ -209,7 +217,8 @@ def encode(
             embeds = text_encoder.encode([clip.text for clip in clips])
         empty = text_encoder.encode([""]).float().expand(len(clips), -1, -1)
     rates = told_rates(clips, data, device) if takes_fps else None
-    return EncodedBatch(latents, reward_prompts(clips, data), embeds.float(), empty, rates)
+    guided = torch.tensor([clip.motion for clip in clips], device=device)
+    return EncodedBatch(latents, reward_prompts(clips, data), embeds.float(), empty, rates, guided)
 
 
 def read_prompts(data: DataTable) -> list[str]:
@@ -255,4 +264,5 @@ def stack_records(
         end=kept["end"],
         fps=told_rates(clips, data, device) if takes_fps else None,
     )
-    return RecordedBatch(record, reward_prompts(clips, data))
+    guided = torch.tensor([clip.motion for clip in clips], device=device)
+    return RecordedBatch(record, reward_prompts(clips, data), guided)

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from training.data.captions import Caption, Member
+from training.data.captions import Caption, Member, read_motion_flag
 from turbo.text_files.tables import PROMPT_NAMES
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "gif")
@@ -69,4 +69,5 @@ def _caption(path: Path, key: str, sample: dict[str, Any]) -> Caption:
     text = sample.get("txt") or next((text for text in texts if text), "")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{path}: {key} has no text, expected {key}.txt or {key}.json.")
-    return Caption(path, text.strip(), str(facts.get("short_text") or ""), sample["videos"][0])
+    short, [video] = str(facts.get("short_text") or ""), sample["videos"]
+    return Caption(path, text.strip(), short, video, read_motion_flag(facts, f"{path}: {key}"))

@@ -50,6 +50,7 @@ class Clip:
     text: str
     short_text: str
     unusable: dict[str, str] = field(default_factory=dict)  # videos that were tried before: why not
+    motion: bool = True  # as for `Caption`
 
     @property
     def fps(self) -> float:
@@ -154,7 +155,7 @@ class VideoFolder(Dataset[Clip]):
                 unusable[caption.name] = str(refusal)
                 row = int(rng.integers(len(self.captions)))
             else:
-                return Clip(window, caption.text, caption.short_text, unusable)
+                return Clip(window, caption.text, caption.short_text, unusable, caption.motion)
         path, reason = [*unusable.items()][-1]
         raise ValueError(
             f"None of {ATTEMPTS} videos is usable. The last: {path}: {reason}. Check the paths in "
@@ -169,7 +170,8 @@ class VideoFolder(Dataset[Clip]):
         """
         caption = self.captions[row]
         rng = np.random.default_rng([self.seed, epoch, WINDOWS, row])
-        return Clip(read_clip(caption, self.shape, rng), caption.text, caption.short_text)
+        window = read_clip(caption, self.shape, rng)
+        return Clip(window, caption.text, caption.short_text, motion=caption.motion)
 
 
 def stack_frames(clips: Sequence[Clip]) -> torch.Tensor:

@@ -111,31 +111,6 @@ def change_of(checkpoint: Checkpoint, pair: Pair, shape: tuple[int, ...]) -> Ten
     return (up.flatten(1) @ down.flatten(1)).reshape(shape)
 
 
-def merge_adapters(
-    published: Mapping[str, Tensor], part: Part, checkpoint: Checkpoint
-) -> dict[str, Tensor]:
-    """Return a student's weights, by published name, with a published list merged; no card needed.
-
-    `part.filled(...)` turns them into the network. Works for networks of any size.
-
-    Args:
-        published: the teacher's weights and the student's guidance projection; see
-            `read_projection`.
-        part: the student; see `convert.unet.map_videocrafter_unet` and `map_modelscope_unet`.
-        checkpoint: the list; see `convert.checkpoint.open_checkpoint`.
-
-    Raises:
-        ValueError: the list belongs to another network.
-    """
-    merged = dict(published)
-    for layer, pair in pair_up(checkpoint, part).items():
-        name = part.origins[f"{layer}.weight"].name
-        weight = published[name]
-        change = change_of(checkpoint, pair, tuple(weight.shape))
-        merged[name] = weight + change.to(weight.dtype)
-    return merged
-
-
 def list_adapters(named: Mapping[str, Tensor], part: Part) -> list[Tensor]:
     """Return the named adapters of a student as a published list, [up, down, up, down, ...].
 

@@ -9,7 +9,7 @@ Source: T2V-Turbo-v2, arXiv:2410.05677, section 4; MotionClone, arXiv:2406.05338
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -90,32 +90,6 @@ def guide_motion(
     return noise - rearrange(strength, "B -> B 1 1 1 1") * (1 - alpha).sqrt() * score
 
 
-@torch.no_grad()
-def invert_latents(
-    teacher: VideoNetwork,
-    schedule: Schedule,
-    clean: Latents,
-    timesteps: Int[Tensor, " steps"],
-    prompt_embeds: PromptEmbeds,
-    fps: FrameRate | None = None,
-) -> Iterator[SamplerStep]:
-    """Yield every step of DDIM inversion, from a video to noise, without guidance.
-
-    As in the published code, `clean` is used as the latents at timestep 0, and each step calls the
-    network at the timestep where the step ends.
-
-    Args:
-        timesteps: rising; those of the grid of the distillation.
-
-    Source: DDIM, arXiv:2010.02502, section 4.3, in reverse.
-    """
-    latents = clean
-    for near, far in pairwise([0, *timesteps.tolist()]):
-        step = _call_and_invert(teacher, schedule, latents, near, far, prompt_embeds, fps)
-        latents = step.latents
-        yield step
-
-
 def _call_and_invert(
     teacher: VideoNetwork,
     schedule: Schedule,
@@ -150,13 +124,17 @@ def invert_to(
     prompt_embeds: PromptEmbeds,
     fps: FrameRate | None = None,
 ) -> Latents:
-    """Return each video inverted to its own timestep: the example of its motion.
+    """Return each video inverted to its own timestep, without guidance: the example of its motion.
 
-    The teacher is called for the videos alone that are not there yet.
+    As in the published code, `clean` is used as the latents at timestep 0, and each step calls the
+    network at the timestep where the step ends. The teacher is called for the videos alone that
+    are not there yet.
 
     Args:
         start: the timestep of each video, one of `timesteps`.
-        timesteps: as for `invert_latents`.
+        timesteps: rising; those of the grid of the distillation.
+
+    Source: DDIM, arXiv:2010.02502, section 4.3, in reverse.
     """
     example = clean.clone()
     for near, far in pairwise([0, *timesteps.tolist()]):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from turbo.networks.families import Network
+from turbo.networks.unet import TemporalConv
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
@@ -97,6 +98,10 @@ def inject_adapters(network: Network, ranks: Mapping[str, int]) -> None:
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, network)
+    for module in network.modules():
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), TemporalConv):
+            for layer in (module.lora_A["default"], module.lora_B["default"]):
+                layer.__class__ = TemporalConv  # as quick as the layer that it adapts
     network.train(network.training)  # new modules are in train mode
     for name, parameter in network.named_parameters():
         if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:

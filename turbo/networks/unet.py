@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import TransformerTemporalModel, UNet3DConditionModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from einops import rearrange
@@ -97,6 +98,35 @@ class TemporalConv(nn.Conv3d):
         padding = (int(self.padding[0]), 0)
         mixed = nn.functional.conv2d(frames_by_pixels, kernel, self.bias, padding=padding)
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
+
+
+class PromptOnce(AttnProcessor2_0):
+    """Attention that projects the prompt once per video: diffusers does it again for every frame.
+
+    Same result. `frames` comes from `VideoUNet.forward`.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        frames: int = 1,
+    ) -> Tensor:
+        if encoder_hidden_states is None:
+            return super().__call__(attn, hidden_states)
+        prompts = encoder_hidden_states[::frames]  # one of the copies that the parent makes
+        queries, *others = attn.to_q(hidden_states), attn.to_k(prompts), attn.to_v(prompts)
+        heads = attn.heads
+        rows = rearrange(queries, "(B F) N (H D) -> B H (F N) D", F=frames, H=heads)
+        keys, values = (rearrange(other, "B T (H D) -> B H T D", H=heads) for other in others)
+        mixed = nn.functional.scaled_dot_product_attention(rows, keys, values)
+        mixed = rearrange(mixed, "B H (F N) D -> (B F) N (H D)", F=frames)
+        for layer in attn.to_out:
+            mixed = layer(mixed)
+        return mixed
 
 
 class Recomputed(nn.Module):
@@ -217,6 +247,8 @@ class VideoUNet(UNet3DConditionModel):
         # The subclasses here add no state, only another forward, so giving the built layers their
         # class keeps parameters, names and initialisation as they are.
         for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_processor(PromptOnce())
             if isinstance(module, ResnetBlock2D):
                 module.__class__ = RecomputedResnet
             if isinstance(module, TransformerTemporalModel):
@@ -288,6 +320,7 @@ class VideoUNet(UNet3DConditionModel):
                 timesteps,
                 prompt_embeds.to(self.dtype),
                 timestep_cond=conditioning,
+                cross_attention_kwargs={"frames": noisy.shape[2]},
                 return_dict=False,
             )[0]
             .to(noisy.dtype)

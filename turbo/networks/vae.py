@@ -4,6 +4,8 @@ The image VAE encodes every frame by itself. The causal VAE encodes 4 k + 1 fram
 frames: the first frame alone, then four at a time, and each depends on all before it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
@@ -150,19 +152,30 @@ def _to_unit_range(frames: Tensor, *, clamp: bool) -> Frames:
 
 @checked
 def decode_chosen(
-    vae: VAE, latents: Latents, chosen: Int[Tensor, "B M"], *, recompute: bool = False
-) -> Frames:
-    """Decode the frames at these indices, video by video.
+    vae: VAE, latents: Latents, choices: Sequence[Int[Tensor, "B _"]], *, recompute: bool = False
+) -> list[Frames]:
+    """Decode the frames at each choice of indices, video by video.
 
-    A causal VAE decodes from the first frame to the last chosen one. Only the latents from the
-    first chosen frame on get a gradient: the history before them is decoded without.
+    The image VAE decodes a frame once, however many choices have it. The causal VAE decodes for
+    each choice from the first frame to the last one chosen. Only the latents from the first chosen
+    frame on get a gradient: the history before them is decoded without.
 
     Args:
         recompute: as for `decode_latents`.
     """
-    if not isinstance(vae, AutoencoderKLWan):
-        picked = [video[:, own] for video, own in zip(latents, chosen, strict=True)]
-        return decode_latents(vae, torch.stack(picked), recompute=recompute)
+    if isinstance(vae, AutoencoderKLWan):
+        return [_decode_windows(vae, latents, chosen, recompute=recompute) for chosen in choices]
+    count = latents.shape[2]
+    firsts = count * torch.arange(len(latents), device=latents.device)[:, None]
+    rows, places = (torch.cat([*choices], dim=1) + firsts).unique(return_inverse=True)
+    images = rearrange(latents, "B C F h w -> (B F) C h w")[rows]
+    decoded = decode_latents(vae, rearrange(images, "N C h w -> 1 C N h w"), recompute=recompute)
+    return [decoded[0][own] for own in places.split([c.shape[1] for c in choices], dim=1)]
+
+
+def _decode_windows(
+    vae: AutoencoderKLWan, latents: Latents, chosen: Int[Tensor, "B M"], *, recompute: bool
+) -> Frames:
     videos = []
     for video, own in zip(latents.split(1), chosen, strict=True):
         first, last = (latent_index(vae, int(end)) for end in (own.min(), own.max()))

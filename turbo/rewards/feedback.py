@@ -105,22 +105,25 @@ def mix_rewards(
 ) -> MixedReward:
     """Decode some frames of the estimates, with gradient, and score them by every reward.
 
-    Without rewards the loss is 0. Through a causal VAE the gradient reaches the latents from the
-    first selected frame on, see `decode_chosen`.
+    A frame that several rewards score is decoded once, but by a causal VAE. Without rewards the
+    loss is 0. Through a causal VAE the gradient reaches the latents from the first selected frame
+    on, see `decode_chosen`.
 
     Args:
         clean: `ConsistencyLoss.clean`, with gradient.
         generator: selects the frames of each video.
         recompute: as for `decode_latents`.
     """
+    rewards, available = [*rewards], first_frame(vae, clean.shape[2])
+    choices = [
+        torch.stack([_select(reward, available, generator) for _ in prompts]).to(clean.device)
+        for reward in rewards
+    ]
+    decoded = decode_chosen(vae, clean, choices, recompute=recompute) if rewards else []
     scores, loss = {}, clean.new_zeros(())
-    for reward in rewards:
-        available = first_frame(vae, clean.shape[2])
-        frames = torch.stack([_select(reward, available, generator) for _ in prompts])
-        crop = generator if reward.random_crop else None
-        score = score_frames(
-            clean, frames, prompts, vae, reward.model, crop=crop, recompute=recompute
-        )
+    for reward, frames in zip(rewards, decoded, strict=True):
+        seen = draw_squares(frames, generator) if reward.random_crop else frames
+        score = reward.model(seen, prompts)
         scores[reward.name] = score
         loss = loss - reward.weight * score.mean()
     return MixedReward(scores, loss)
@@ -134,26 +137,6 @@ def _select(
         return reward.select(available, reward.frames, generator)
     first = reward.window.draw(available, generator)
     return first + reward.select(reward.window.frames, reward.frames, generator)
-
-
-def score_frames(
-    clean: Latents,
-    frames: Int[Tensor, "B M"],
-    prompts: list[str],
-    vae: VAE,
-    reward: Reward,
-    *,
-    crop: torch.Generator | None = None,
-    recompute: bool = False,
-) -> PerVideo:
-    """Decode the frames at these indices, video by video, and score them.
-
-    Args:
-        crop: draws the square that is scored; None scores whole frames.
-        recompute: as for `decode_latents`.
-    """
-    decoded = decode_chosen(vae, clean, frames.to(clean.device), recompute=recompute)
-    return reward(decoded if crop is None else draw_squares(decoded, crop), prompts)
 
 
 def draw_squares(frames: Frames, generator: torch.Generator) -> Float[Tensor, "B F 3 S S"]:

@@ -145,7 +145,9 @@ def test_a_run_without_motion_guidance_reads_the_same_record(recorded, tmp_path)
     assert len(open_record(recorded, tmp_path, "motion.strength=0", "student.lora_rank=2")) == 6
 
 
-def test_an_energy_is_chosen_by_name(videos, tmp_path, monkeypatch):
+def test_an_energy_is_chosen_by_name_and_guides_the_videos_that_the_table_names(
+    videos, tmp_path, monkeypatch
+):
     class Brighter:
         """Where the teacher's guess is dark."""
 
@@ -157,11 +159,19 @@ def test_an_energy_is_chosen_by_name(videos, tmp_path, monkeypatch):
 
     monkeypatch.setitem(build.ENERGIES, "brighter", Brighter)
 
-    record_tiny(videos, tmp_path, "motion.energy=brighter", "motion.percentage=1.0")
+    lines = (videos / "captions.csv").read_text().splitlines()
+    flags = ["use_motion_guide", *["true", "false"] * 3]  # of every second video
+    table = videos / "flags.csv"
+    table.write_text("\n".join(f"{line},{flag}" for line, flag in zip(lines, flags, strict=True)))
+    changes = ("motion.energy=brighter", "motion.percentage=1.0", "data.captions=flags.csv")
 
-    found = read(tmp_path, tmp_path, "motion.energy=brighter", "motion.percentage=1.0").record
-    assert (found.score == 3).all()
-    assert torch.equal(found.cond, found.noisy)
+    record_tiny(videos, tmp_path, *changes)
+
+    drawn = read(tmp_path, tmp_path, *changes)
+    assert drawn.guided.tolist() == [True, False] * 3
+    found = drawn.record
+    assert (found.score[::2] == 3).all() and not found.score[1::2].any()
+    assert torch.equal(found.cond[::2], found.noisy[::2])
 
 
 def test_an_energy_that_is_not_there_is_refused(videos, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from training.data.captions import Caption, read_captions
-from training.data.order import ClipSource
+from training.data.order import ClipSource, EpochOrder
 from training.data.video_folder import ClipShape, VideoFolder, read_clip, stack_frames
 from training.loop import Slot
 from turbo.video import Video
@@ -128,6 +128,12 @@ def test_every_video_is_seen_once_per_epoch_in_another_order(videos):
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_the_order_is_drawn_from_the_seed():
+    orders = [[EpochOrder(seed, 20)(place)[1] for place in range(20)] for seed in (3, 3, 4)]
+
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_any_number_of_processes_shares_the_clips_of_one(videos):
     alone = texts(source_of(videos, 2), slots(1, 2, 3), 1)
 
@@ -181,11 +187,20 @@ def test_a_folder_without_a_usable_video_stops_the_run(videos):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("captions.csv", "path,text,short_text\na.mp4,a long cat,cat\nb.mp4,a dog,\n"),
-        ("captions.csv", "Video;Caption;short_text\na.mp4;a long cat;cat\nb.mp4;a dog;\n"),
+        (
+            "captions.csv",
+            "path,text,short_text,use_motion_guide\n"
+            "a.mp4,a long cat,cat,FALSE\nb.mp4,a dog,,true\n",
+        ),
+        (
+            "captions.csv",
+            "Video;Caption;short_text;use_motion_guide\n"
+            "a.mp4;a long cat;cat;False\nb.mp4;a dog;;\n",
+        ),
         (
             "captions.jsonl",
-            '{"path": "a.mp4", "text": "a long cat", "short_text": "cat"}\n'
+            '{"path": "a.mp4", "text": "a long cat", "short_text": "cat", '
+            '"use_motion_guide": false}\n'
             '{"path": "b.mp4", "text": "a dog"}\n',
         ),
     ],
@@ -194,7 +209,7 @@ def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
     (tmp_path / name).write_text(content)
 
     assert read_captions(tmp_path, name) == [
-        Caption(tmp_path / "a.mp4", "a long cat", "cat"),
+        Caption(tmp_path / "a.mp4", "a long cat", "cat", motion=False),
         Caption(tmp_path / "b.mp4", "a dog"),
     ]
 
@@ -205,6 +220,7 @@ def test_captions_are_read_from_csv_and_jsonl(tmp_path: Path, name, content):
         ("captions.csv", "path,text\na.mp4,\n", "line 2: expected a path and a text"),
         ("captions.csv", "path,title\na.mp4,cat\n", "needs a column named 'text'"),
         ("captions.csv", "path,text\na.mp4,a cat, and a dog\n", "3 cells instead of 2"),
+        ("captions.csv", "path,text,use_motion_guide\na.mp4,cat,maybe\n", "line 2: .* got 'maybe'"),
         ("captions.csv", "path,text\n", "lists no videos"),
         ("captions.jsonl", '{"path": "a.mp4"\n', "line 1"),
         ("captions.jsonl", "[1]\n", "line 1: expected an object"),
@@ -227,7 +243,7 @@ def test_frames_become_numbers_from_zero_to_one(videos):
 
 BIG = """
 import numpy as np
-from training.data.order import ClipSource
+from training.data.order import ClipSource, EpochOrder
 from training.loop import Slot
 from dataclasses import dataclass, field
 

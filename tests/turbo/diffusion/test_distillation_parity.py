@@ -31,8 +31,7 @@ from turbo.diffusion.distillation import (
 from turbo.networks.lora import inject_adapters
 from turbo.networks.text import CLIPTextEncoder, clip_tokenizer
 from turbo.networks.unet import VideoUNet
-from turbo.networks.vae import encode_frames
-from turbo.rewards.feedback import score_frames
+from turbo.networks.vae import decode_chosen, encode_frames
 
 both_steps = pytest.mark.parametrize("step", ["step_a", "step_b"])
 
@@ -120,13 +119,15 @@ def test_the_training_step_is_in_parity_with_the_published_one(step, golden, pub
 
     rows, frames = (recorded[f"{step}/reward_{name}_idx"] for name in ("batch", "frame"))
     prompts = [settings["prompts"][row] for row in rows]
-    image = score_frames(loss.clean[rows], frames.expand(len(rows), -1), prompts, vae, image_reward)
+    [decoded] = decode_chosen(vae, loss.clean[rows], [frames.expand(len(rows), -1)])
+    image = image_reward(decoded, prompts)
     total = total - settings["reward_scale"] * image.mean()
     assert_near(-settings["reward_scale"] * image.mean(), recorded[f"{step}/reward_loss"], 1e-6)
     if settings["video_reward_scale"]:
         frames = recorded[f"{step}/video_frame_idx"]
         every = frames.expand(len(loss.clean), -1)
-        video = score_frames(loss.clean, every, settings["prompts"], vae, video_reward)
+        [decoded] = decode_chosen(vae, loss.clean, [every])
+        video = video_reward(decoded, settings["prompts"])
         video_loss = -settings["video_reward_scale"] * video.mean()
         assert_near(video_loss, recorded[f"{step}/video_rm_loss"], 1e-6)
         total = total + video_loss

@@ -54,6 +54,15 @@ def test_embedding_has_parity_with_the_published_code(size, golden):
     assert_close(embedding, recorded[f"guidance_scale_embedding/{size}"], rtol=0, atol=2e-3)
 
 
+def test_embedding_is_computed_in_float32_where_the_rest_is_not():
+    scale = torch.tensor([0.05, 7.5])
+    exact = embed_guidance_scale(scale)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed_guidance_scale(scale), exact)
+    assert embed_guidance_scale(scale.bfloat16()).dtype == torch.float32
+
+
 def test_embedding_refuses_an_odd_size():
     with pytest.raises(ValueError, match="Expected an even embedding size, got 65."):
         embed_guidance_scale(torch.zeros(1), 65)

@@ -31,7 +31,7 @@ from turbo.diffusion.motion import (
 from turbo.diffusion.schedule import NoiseSchedule
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.unet import VideoUNet
-from turbo.rewards.feedback import score_frames
+from turbo.networks.vae import decode_chosen
 from turbo.types import Conditioning
 
 GRID = SolverGrid(4)
@@ -120,7 +120,8 @@ def test_the_training_step_is_in_parity_with_the_published_one(golden, published
     )
     clean = loss.clean[recorded["step/reward_batch_idx"]]
     score = RecordedReward(recorded["step/reward_decoded"])
-    reward = score_frames(clean, recorded["step/reward_frame_idx"][None], [""], vae, score)
+    [decoded] = decode_chosen(vae, clean, [recorded["step/reward_frame_idx"][None]])
+    reward = score(decoded, [""])
     reward_loss = -settings["reward_scale"] * reward.mean()
     (loss.value + reward_loss).backward()
 

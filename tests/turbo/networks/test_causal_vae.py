@@ -63,7 +63,7 @@ def test_chosen_frames_are_those_of_the_whole_video(vae, recompute):
     latents = draw_latents().requires_grad_()
     chosen = torch.tensor([[7, 2], [12, 11]])
 
-    found = decode_chosen(vae, latents, chosen, recompute=recompute)
+    [found] = decode_chosen(vae, latents, [chosen], recompute=recompute)
 
     whole = decode_latents(vae, latents.detach())
     assert_close(found, torch.stack([whole[0, chosen[0]], whole[1, chosen[1]]]))

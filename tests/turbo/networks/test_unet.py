@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
@@ -55,6 +56,24 @@ def test_every_temporal_convolution_is_quick(tiny_unet):
 
 def _inputs(batch=1):
     return torch.randn(batch, 4, 3, 4, 4), torch.tensor([519] * batch), torch.randn(batch, 6, 16)
+
+
+def test_a_prompt_is_projected_once_per_video_with_the_same_result(tiny_unet):
+    layer = tiny_unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2")
+    rows = []
+    layer.to_k.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    inputs = torch.randn(2, 4, 3, 4, 4), torch.tensor([519, 19]), torch.randn(2, 6, 16)
+
+    class EveryFrame(AttnProcessor):
+        def __call__(self, *inputs, frames=1, temb=None, attention_mask=None, **context):
+            return super().__call__(*inputs, **context)
+
+    ours = tiny_unet(*inputs)
+    for module in tiny_unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(EveryFrame())
+    assert_close(ours, tiny_unet(*inputs), rtol=1e-4, atol=1e-5)
+    assert rows == [2, 6]
 
 
 def test_frame_rate_changes_the_output():

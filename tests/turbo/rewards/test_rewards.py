@@ -21,6 +21,7 @@ from turbo.diffusion.distillation import (
 )
 from turbo.networks.lora import add_lora
 from turbo.networks.text import clip_tokenizer, tokenize
+from turbo.networks.vae import decode_latents
 from turbo.rewards import (
     ImageTextReward,
     VideoTextReward,
@@ -301,6 +302,34 @@ def test_squares_are_drawn_for_each_video_and_reach_all_of_the_width():
 
     assert {left for pair in lefts for left in pair} == set(range(7))
     assert any(first != second for first, second in lefts)
+
+
+def test_a_frame_that_two_rewards_score_is_decoded_once(tiny_vae, monkeypatch):
+    clean, decoded, seen = torch.randn(2, 4, 6, 4, 4), [], {}
+    decode = tiny_vae.decode
+    monkeypatch.setattr(tiny_vae, "decode", lambda z: decoded.append(len(z)) or decode(z))
+
+    def score(frames, prompts, name):
+        seen[name] = frames
+        return frames.mean(dim=(1, 2, 3, 4))
+
+    chosen = {"some": torch.tensor([4, 1]), "all": torch.arange(6)}
+    rewards = [
+        WeightedReward(
+            name=name,
+            model=partial(score, name=name),
+            weight=1.0,
+            frames=len(frames),
+            select=lambda available, count, generator, frames=frames: frames,
+        )
+        for name, frames in chosen.items()
+    ]
+    mix_rewards(clean, PROMPTS, tiny_vae, rewards, torch.Generator())
+
+    assert sum(decoded) == 12
+    whole = decode_latents(tiny_vae, clean)
+    for name, frames in chosen.items():
+        assert_close(seen[name], whole[:, frames])
 
 
 def test_a_random_crop_is_drawn_by_the_generator_of_the_batch(tiny_vae):
