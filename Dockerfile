@@ -5,7 +5,7 @@ WORKDIR /app
 # For a server without a GPU: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_EXTRA_INDEX_URL
 COPY requirements.txt .
-RUN pip install --no-cache-dir --requirement requirements.txt
+RUN pip install --no-cache-dir --requirement requirements.txt glin-profanity==4.1.0
 COPY app.py .
 COPY demo demo
 COPY human_eval human_eval
@@ -17,5 +17,6 @@ ENV GRADIO_ANALYTICS_ENABLED=False HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1
 VOLUME /data
 EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=10s --start-period=5m CMD ["python", "-c", \
-  "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/healthz', timeout=8)"]
+  "from os import environ; from urllib.request import urlopen; \
+  urlopen('http://127.0.0.1:' + environ['T2V_PORT'] + '/healthz', timeout=8)"]
 CMD ["python", "app.py"]

@@ -27,7 +27,7 @@ def read_prompt_filter(text: str) -> PromptFilter:
         from glin_profanity import Filter, Language
     except ImportError as missing:
         raise StudyError(
-            "It needs the package glin-profanity. Install it: pip install glin-profanity."
+            "The prompt filter needs a package. Install it: pip install glin-profanity."
         ) from missing
     names = [name.strip() for name in text.split(",")]
     files = [Path(name) for name in names if Path(name).suffix == ".txt"]

@@ -108,7 +108,7 @@ def _is_in(module: str, package: str) -> bool:
 
 
 @cache  # and not on import: every process of pytest imports this file, and one runs its tests
-def _all_imports() -> dict[str, set[str]]:
+def all_imports() -> dict[str, set[str]]:
     """Return what every module of ours imports."""
     return {module: _imports(path.read_text()) for module, path in OURS.items()}
 
@@ -118,7 +118,7 @@ def _graph() -> dict[str, set[str]]:
     """Return which modules of ours every module of ours imports."""
     return {
         module: {found for name in names if (found := _module_of(name)) not in (None, module)}
-        for module, names in _all_imports().items()
+        for module, names in all_imports().items()
     }
 
 
@@ -128,7 +128,7 @@ def test_a_package_does_not_import(package):
 
     assert not [
         f"{module} imports {name}"
-        for module, names in _all_imports().items()
+        for module, names in all_imports().items()
         for name in names
         if _is_in(module, package) and name.partition(".")[0] in others
     ]

@@ -42,7 +42,7 @@ def test_one_port_is_served_exposed_and_checked():
     port = VARIABLES["T2V_PORT"]
 
     assert instruction("EXPOSE") == port
-    assert f"http://127.0.0.1:{port}/healthz" in instruction("HEALTHCHECK")
+    assert "environ['T2V_PORT'] + '/healthz'" in instruction("HEALTHCHECK")
 
 
 def test_what_is_copied_is_what_is_sent_to_the_builder():
@@ -67,7 +67,6 @@ def test_the_server_starts_from_the_files_of_the_image_and_makes_a_clip(tmp_path
     home = {name: value.replace("/data", str(volume)) for name, value in VARIABLES.items()}
     command = json.loads(instruction("CMD"))
     check = json.loads(re.search(r"CMD (\[.*\])", instruction("HEALTHCHECK"))[1])
-    check[-1] = check[-1].replace(VARIABLES["T2V_PORT"], port)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("T2V_")}
     variables = {**kept, **home, "PATH": path, "T2V_PORT": port, "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""Consistency distillation with reward feedback, of any teacher that `turbo` can load.
+"""Consistency distillation with reward feedback, for any teacher that `turbo` can load.
 
     python -m training.distil training/configs/vc2.toml data.folder=videos
     accelerate launch -m training.distil training/configs/vc2.toml data.folder=videos

@@ -62,9 +62,11 @@ LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is hig
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
 VOTE_WEIGHT = 0.1  # of the reward; the shipped rewards keep their weights
+SLOTS = 4  # micro-batches of a step, shared by the processes
 CHANGES = (  # to the configuration: on-policy, from Turbo-4, as `training.shapes continue`
-    "teacher.guidance=[0.5, 3.0]", "run.batch=16", "run.micro_batch=4", "run.learning_rate=2e-4",
-    "run.warmup=10", "run.decay=1.0", "run.weight_ema=0.95", "run.checkpoint_every=10",
+    "teacher.guidance=[0.5, 3.0]", "run.batch=16", f"run.micro_batch={16 // SLOTS}",
+    "run.learning_rate=2e-4", "run.warmup=10", "run.decay=1.0", "run.weight_ema=0.95",
+    "run.checkpoint_every=10",
 )  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def write_lines(file: Path, lines: Sequence[str]) -> Path:
     return file
 
 
-def run(module: str, *arguments: str, processes: int, models: Path) -> None:
+def run(module: str, *arguments: str, processes: int, models: Path | None) -> None:
     """Run a command of this repository in several processes of one thread each.
 
     Args:
@@ -146,12 +148,19 @@ def run(module: str, *arguments: str, processes: int, models: Path) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m")
     print(f"python -m {module} {' '.join(arguments)}", flush=True)
     command = [sys.executable, "-m", *(torchrun if processes > 1 else ()), module, *arguments]
-    settings = {"OMP_NUM_THREADS": "1", "T2V_MODELS_DIR": str(models)}
-    subprocess.run(command, env=os.environ | settings, check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if models is not None:
+        environment["T2V_MODELS_DIR"] = str(models)
+    subprocess.run(command, env=environment, check=True)
 
 
 def generate(
-    model: str, prompts: Path, clips: Path, processes: int, seed: int = 0, models: Path = Path()
+    model: str,
+    prompts: Path,
+    clips: Path,
+    processes: int,
+    seed: int = 0,
+    models: Path | None = None,
 ) -> None:
     """Generate a clip of each prompt; those that exist are not made again."""
     arguments = ("--prompts", prompts, "--model", model, "--seed", seed, "--out", clips)
@@ -214,7 +223,8 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     if not (made / "card.json").exists():
         arguments = [f"{key}={value}" for key, value in changes.items()]
         command = (str(STUDENT_CONFIG), *CHANGES, *arguments)
-        run("training.distil", *command, processes=processes, models=folder)
+        equal = max(count for count in range(1, processes + 1) if SLOTS % count == 0)
+        run("training.distil", *command, processes=equal, models=folder)
     return str(made)
 
 

@@ -108,13 +108,16 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         for system, made in zip(systems, requests, strict=True)
     ]
     out_name = "clips" if options.out is None else options.out
+    share = Share.of_launch()
+    if options.dry_run and share.rank:
+        return []
     if options.dry_run:
         for line in _plan(options, systems, requests, sizes):
             print(line)
         check_room(Path(out_name), sizes)
         return []
     out = check_out(out_name, batch=True)
-    share, failures = Share.of_launch(), []
+    failures: list[str] = []
     needed = check_room(out, sizes)
     if share.rank == 0:
         print(f"{sum(map(len, requests))} clips in all; at most {needed / 1e9:.2f} GB to write.")

@@ -98,11 +98,11 @@ class Schedule(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> "Schedule":
-        """Return it on a device."""
+        """Return the schedule on a device."""
         ...
 
     def told(self, timesteps: Timesteps) -> ToldTime:
-        """Return what the network is told for these timesteps."""
+        """Return the time values that the network receives for these timesteps."""
         ...
 
     def levels(self, timesteps: Timesteps) -> tuple[Level, Level]:
@@ -114,7 +114,7 @@ class Schedule(Protocol):
         ...
 
     def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the clean latents of which `noise` makes `noisy`."""
+        """Return the clean latents, given the noise that was added to them."""
         ...
 
     def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:

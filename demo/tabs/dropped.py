@@ -1,4 +1,4 @@
-"""A video of this page that is dropped on it: its recipe comes back, and can be checked."""
+"""Take a video that is dropped on the page: fill in its recipe, and check it on request."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -99,11 +99,11 @@ def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
     tab.select(lambda: gr.Timer(active=True), None, parts.timer, **NO_QUEUE)
     tabs = tab.parent
     assert isinstance(tabs, gr.Tabs)
-    tabs.select(_pause_unless_selected, None, parts.timer, **NO_QUEUE)
 
+    def pause_unless_selected(event: gr.SelectData) -> gr.Timer:
+        return gr.Timer(active=event.value == tab.label)
 
-def _pause_unless_selected(event: gr.SelectData) -> gr.Timer:
-    return gr.Timer(active=event.value == "Results")
+    tabs.select(pause_unless_selected, None, parts.timer, **NO_QUEUE)
 
 
 def _lay_out() -> _Parts:

@@ -39,7 +39,8 @@ if (!isSeen()) dialog.showModal();
 const report = element.querySelector('a.report');
 const mailbox = report?.getAttribute('href');
 if (mailbox?.startsWith('mailto:')) report.addEventListener('click', () => {
-  const made = document.querySelector('a[href^="?recipe="]');
+  const links = [...document.querySelectorAll('a[href^="?recipe="]')];
+  const made = links.find((link) => link.offsetParent);
   report.href = mailbox + '&body=' + encodeURIComponent(`${made?.href || location.href}\n\n`);
 });
 """

@@ -287,7 +287,7 @@ def simulate(options: Namespace) -> None:
     try:
         win_rates = {comparison: float(rate) for comparison, rate in rates.items()}
     except ValueError as error:
-        raise StudyError(f"A rate of --win-rates is no number: {error}. Correct it.") from error
+        raise StudyError(f"A rate of --win-rates is not a number: {error}. Correct it.") from error
     crowd = Crowd(
         raters=options.raters,
         win_rate=options.win_rate,

@@ -129,6 +129,7 @@ def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:
 
 def report(options: Namespace) -> None:
     """Write a report, from a study or from an export alone."""
+    from human_eval.reporting.export import REPORT
     from human_eval.reporting.report import PaperFigure, report_from_export, write_report
 
     paper = None
@@ -153,7 +154,7 @@ def report(options: Namespace) -> None:
                     f"--as-of needs a study, and {options.study} is an export, which holds "
                     "one moment's state. Make the report from the study."
                 )
-            folder = options.out or options.study / "report"
+            folder = options.out or options.study / REPORT
             written = report_from_export(
                 options.study,
                 folder,

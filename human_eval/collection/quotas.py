@@ -27,18 +27,16 @@ def add_default_quota(definition: StudyDefinition, prompts: int) -> StudyDefinit
 
     No rater then gives more than 15 % of a comparison's answers, the share above which its
     intervals become too wide to be of use, see `human_eval.statistics.votes.BUSY`. Attention
-    checks count, so the quota leaves room for them. None is added where no rater can give as many,
+    checks count towards the quota. None is added where no rater can give as many,
     since each gets a pair once, or where a comparison has fewer than 100 answers.
     """
     answers = prompts * definition.raters_per_pair
     most = int(BUSY * answers)
     if "quotas" in tomllib.loads(definition.source) or answers < FEW_ANSWERS or most >= prompts:
         return definition
-    checks = definition.checks
-    quota = int(most / (1 - checks.gold_share - checks.mirror_share))
     table = (
         f"\n[quotas]  # added by `create`: a rater gives at most {BUSY:.0%} of a comparison's "
-        f"answers\nper_comparison = {quota}\n"
+        f"answers\nper_comparison = {most}\n"
     )
     return parse_definition(definition.source.rstrip("\n") + "\n" + table)
 

@@ -33,7 +33,7 @@ def list_differences(old: StudyDefinition, new: StudyDefinition) -> list[str]:
 
 
 def check_amendment(old: StudyDefinition, new: StudyDefinition) -> None:
-    """Refuse an amendment that does not only add or correct.
+    """Refuse an amendment that does more than add or correct.
 
     Raises:
         StudyError: it changes what the votes so far mean, or has no new version; the message

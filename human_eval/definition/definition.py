@@ -2,7 +2,7 @@
 
 A study's definition never changes by itself once the study has been created; `amend` adds to it as
 an event. Every vote stores the definition under which it was given, so votes cannot be reported
-under another question than the one asked.
+under a question other than the one asked.
 """
 
 import hashlib

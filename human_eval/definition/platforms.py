@@ -153,7 +153,7 @@ def finish_address(provider: Provider, kept: Mapping[str, str], code: str, outco
     """Return the address that the browser returns to; empty if the rater copies the code.
 
     An address without {code} tells the platform that the rater has completed the study, so it is
-    for the outcome "done" alone. One that lacks a value leads nowhere.
+    for the outcome "done" alone. If a value is missing, there is no address.
 
     Args:
         kept: the values of the provider's parameters, by name.

@@ -84,7 +84,7 @@ class MissingRow(StudyError):
 
 
 def parse_path(path: str) -> JournalFile | None:
-    """Return which file of a journal a path of the data set is; None for another file."""
+    """Parse a path of the data set as that of a journal file; return None if it is another file."""
     match = FILE.fullmatch(path)
     if match is None:
         return None

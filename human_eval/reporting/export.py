@@ -29,6 +29,7 @@ DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
 EARLIER = "earlier-definitions.jsonl"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
 FILES = MEDIA.rstrip("/")  # folder of the clips in an export
+REPORT = "report"  # folder of the report that is made of an export
 EMPTY = {"seconds": "", "loops": ""}  # how CSV writes what is unknown
 CARD, SUMS = "README.md", "SHA256SUMS"
 
@@ -61,7 +62,8 @@ def write_export(
     if media is not None:
         _check_files(clips, media)
     folder.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in folder.iterdir() if path.name not in _names() | {FILES}]
+    ours = _names() | {FILES, REPORT}
+    foreign = [path.name for path in folder.iterdir() if path.name not in ours]
     if foreign:
         raise StudyError(
             f"{folder} contains {foreign[0]!r}, which is not of an export. Name another folder."

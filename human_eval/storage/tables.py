@@ -181,7 +181,7 @@ class Rater(Base):
 
 
 class AssignmentRow(Base):
-    """A pair given to a rater: once at most. A rater has at most two open ones (one ahead)."""
+    """A pair given to a rater, at most once. At most two are open at a time, one of them ahead."""
 
     __tablename__ = "assignment"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Erase a rater who asks for it, or a simulation."""
+"""Erase a rater on request, or a whole simulation."""
 
 import secrets
 from collections.abc import Sequence

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scipy.special import expit
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import aliased
 
@@ -196,7 +197,7 @@ def _rate_pair(
     rate = crowd.win_rates.get(pair.comparison, crowd.win_rate)
     log_odds = math.log(rate / (1 - rate)) + effect + person.leaning
     log_odds += utility(store.media / pair.name_a) - utility(store.media / pair.name_b)
-    chance = 1 / (1 + math.exp(-log_odds))
+    chance = float(expit(log_odds))
     if pair.gold_answer is not None:
         chance = crowd.gold_accuracy if pair.gold_answer == "a" else 1 - crowd.gold_accuracy
     elif pair.kind == "identical":

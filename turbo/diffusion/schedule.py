@@ -26,7 +26,7 @@ class _Mixture:
 
     @checked
     def remove_noise(self, noisy: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the clean latents of which `noise` makes `noisy`."""
+        """Return the clean latents, given the noise that was added to them."""
         alpha, sigma = self.levels(timesteps)
         return (noisy - sigma * noise) / alpha
 

@@ -53,8 +53,8 @@ class Window:
     """Consecutive frames of a video, among which a reward selects.
 
     A causal VAE decodes every frame up to the last one selected, but a gradient takes memory only
-    from the first one selected on. So a window bounds the memory, and one at the start of the
-    video, where there is no history to decode, also the time.
+    from the first one selected on. A window therefore bounds the memory. At the
+    start of the video it also bounds the time, because there is no history to decode.
     """
 
     frames: int
@@ -105,9 +105,9 @@ def mix_rewards(
 ) -> MixedReward:
     """Decode some frames of the estimates, with gradient, and score them by every reward.
 
-    A frame that several rewards score is decoded once, but by a causal VAE. Without rewards the
-    loss is 0. Through a causal VAE the gradient reaches the latents from the first selected frame
-    on, see `decode_chosen`.
+    A frame that several rewards score is decoded only once, except by a causal VAE. Without
+    rewards the loss is 0. Through a causal VAE the gradient reaches the latents from the first
+    selected frame on, see `decode_chosen`.
 
     Args:
         clean: `ConsistencyLoss.clean`, with gradient.

@@ -153,10 +153,10 @@ def _print_percent(scores: dict[str, float]) -> None:
 
 def total(options: argparse.Namespace) -> str:
     """Print the totals of results with their intervals, beside the paper's."""
-    files = find_scores(options.results) if options.results.is_dir() else {}
-    if files and not any(options.results.glob(RESULTS)):
-        _print_percent(compute_total(files))
-        return ""
+    if options.results.is_dir() and not any(options.results.glob(RESULTS)):
+        if files := find_scores(options.results):
+            _print_percent(compute_total(files))
+            return ""
     results = read_results(options.results)
     if is_second(results):
         _print_percent(compute_totals_2(results.scores))

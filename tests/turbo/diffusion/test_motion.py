@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from tests.support.golden import Golden, videocrafter_unet
-from tests.support.tiny_models import TINY_UNET, make_unet
+from tests.support.tiny_models import make_unet
 from turbo.convert.unet import videocrafter_names
 from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import SolverGrid
@@ -231,7 +231,7 @@ def test_watching_changes_nothing_and_leaves_nothing_behind(unet, videos):
 
 def test_a_network_without_temporal_attention_is_refused(videos):
     blocks = {"down_block_types": ("DownBlock3D",) * 2, "up_block_types": ("UpBlock3D",) * 2}
-    unet = VideoUNet(**{**TINY_UNET, **blocks})
+    unet = make_unet(**blocks)
 
     with pytest.raises(ValueError, match="Expected attention at .* none in its decoder"):
         capture_attention(

@@ -3,7 +3,7 @@
 import pytest
 
 from turbo.vbench.__main__ import main
-from turbo.vbench.compbench import ENDINGS, compute_total, find_scores
+from turbo.vbench.compbench import ENDINGS, SECOND, compute_total, find_scores
 
 SCORES = dict(zip(ENDINGS, [0.6, 0.2, 0.5, 0.25, 0.45, 0.7, 0.3], strict=True))
 
@@ -32,15 +32,27 @@ def test_the_total_is_the_mean_of_the_last_lines(results, capsys):
 def test_an_unfinished_file_is_refused_with_its_name(results, last):
     (results / "csv_0" / "mymodel_consistent_attr_score.csv").write_text(f"name,Score\n{last}")
 
-    with pytest.raises(ValueError, match="mymodel_consistent_attr_score.csv is no score"):
+    with pytest.raises(ValueError, match="mymodel_consistent_attr_score.csv is not a score"):
         compute_total(find_scores(results))
 
 
 def test_a_missing_and_a_second_category_are_refused(results):
     (results / "csv_3" / "mymodel_score.csv").unlink()
-    with pytest.raises(ValueError, match="; motion missing"):
+    with pytest.raises(ValueError, match="Missing: motion"):
         compute_total(find_scores(results))
 
     (results / "other_3dvideo.csv").write_text('"score: ",0.5\n')
     with pytest.raises(ValueError, match="both of the category spatial"):
         find_scores(results)
+
+
+def test_the_second_version_has_other_names_for_two_categories(results):
+    for category, former in (("spatial relationships", "2"), ("motion", "3")):
+        path = results / f"csv_{former}" / f"mymodel{ENDINGS[category]}"
+        text = path.read_text().replace(str(SCORES[category]), "0.9")
+        (path.parent / f"mymodel{SECOND[category]}").write_text(text)
+    (results / "csv_3" / "mymodel_score.csv").unlink()  # `_3dvideo.csv` stays: a step between
+
+    found = compute_total(find_scores(results))
+
+    assert found["spatial relationships"] == found["motion"] == 0.9
