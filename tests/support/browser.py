@@ -146,7 +146,8 @@ def open_page(chromium) -> Iterator[Callable]:
         page.get_by_role("button", name="Generate", exact=True).wait_for()
         # A new browser shows the guidelines over the page.
         page.locator("#guidelines-accept").click()
-        page.locator(f"#readiness .{'loading' if loading else 'ready'}").wait_for()
+        # Another test's processes may hold the cores while the model loads.
+        page.locator(f"#readiness .{'loading' if loading else 'ready'}").wait_for(timeout=120_000)
         return page
 
     yield open_one
