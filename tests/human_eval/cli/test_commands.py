@@ -168,7 +168,7 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
         ("create {new} --set steps=4 --set steps=8", "names 'steps' twice"),
         ("simulate {study} --win-rate 2", "win_rate must be between"),
         ("simulate {study} --win-rates C1=2", "win_rate of C1 must be between"),
-        ("simulate {study} --win-rates C1=half", "is no number"),
+        ("simulate {study} --win-rates C1=half", "is not a number"),
         ("simulate {study} --win-rates C9=0.5", "no comparison 'C9'"),
         ("simulate {study} --raters 0", "raters must be between"),
         ("simulate {study} --max-pairs 0", "at least 1, not 0"),
