@@ -109,12 +109,11 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
     ]
     out_name = "clips" if options.out is None else options.out
     share = Share.of_launch()
-    if options.dry_run and share.rank:
-        return []
     if options.dry_run:
-        for line in _plan(options, systems, requests, sizes):
-            print(line)
-        check_room(Path(out_name), sizes)
+        if share.rank == 0:
+            for line in _plan(options, systems, requests, sizes):
+                print(line)
+            check_room(Path(out_name), sizes)
         return []
     out = check_out(out_name, batch=True)
     failures: list[str] = []

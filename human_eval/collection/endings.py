@@ -1,4 +1,4 @@
-"""How each rater's participation ended, as the rater was told. It determines their pay."""
+"""The outcome that each rater was shown at the end. It determines the rater's pay."""
 
 import json
 from collections import defaultdict
@@ -26,7 +26,7 @@ def record_ending(
 def read_endings(connection: Connection) -> dict[int, tuple[str, int]]:
     """Return the last outcome of each rater and its time, by number of the rater.
 
-    A rater who was told "done" keeps that outcome if a later decision screens them out.
+    A later decision to screen out a rater does not change the outcome "done".
     """
     found: dict[int, tuple[str, int]] = {}
     for row in connection.execute(_ENDINGS):

@@ -27,8 +27,8 @@ def add_default_quota(definition: StudyDefinition, prompts: int) -> StudyDefinit
 
     No rater then gives more than 15 % of a comparison's answers, the share above which its
     intervals become too wide to be of use, see `human_eval.statistics.votes.BUSY`. Attention
-    checks count towards the quota. None is added where no rater can give as many,
-    since each gets a pair once, or where a comparison has fewer than 100 answers.
+    checks count towards the quota. None is added where a comparison has fewer than 100 answers, or
+    where no rater can give as many, because each gets a pair once.
     """
     answers = prompts * definition.raters_per_pair
     most = int(BUSY * answers)

@@ -53,8 +53,8 @@ class Window:
     """Consecutive frames of a video, among which a reward selects.
 
     A causal VAE decodes every frame up to the last one selected, but a gradient takes memory only
-    from the first one selected on. A window therefore bounds the memory. At the
-    start of the video it also bounds the time, because there is no history to decode.
+    from the first one selected on. A window therefore bounds the memory. At the start of the video
+    it also bounds the time, because there is no history to decode.
     """
 
     frames: int

@@ -22,7 +22,7 @@ ENDINGS = {  # of the names of files; the longest that fits a file counts
     "interaction": "_object_interactions_score.csv",
     "numeracy": "_numeracy_video.csv",
 }
-SECOND = {  # version
+SECOND = {  # of the second version, where they differ
     "spatial relationships": "_spatial_score.csv",
     "motion": "_motion_score.csv",
 }
