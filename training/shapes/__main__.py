@@ -141,7 +141,7 @@ def train_judge(folders: Folders) -> None:
     run("judge", steps, judge.CONFIG.steps, folders)
     if process().is_main_process:
         source = judge.held_out_source(decoder)
-        judge.save_judge(network, judge.measure_judge(network, source))
+        judge.save_judge(network, judge.measure_judge(network.cpu(), source))
     process().wait_for_everyone()
 
 
@@ -211,7 +211,7 @@ def start_student(
     """Return a student and the run that trains it, from its last checkpoint if there is one."""
     guide = load_teacher(folders)
     network = train_common_start(guide, folders)
-    mixture = variant.rewards(*load_rewards(folders))
+    mixture = variant.rewards(*(r.to(process().device) for r in load_rewards(folders)))
     clips = clip_source(folders)
     return network, distil_student(guide, network, clips, name, student.FIT, mixture, folders)
 
@@ -246,7 +246,7 @@ def continue_student(
         if variant.on_policy
         else clip_source(folders, batch)
     )
-    mixture = variant.rewards(*load_rewards(folders))
+    mixture = variant.rewards(*(r.to(process().device) for r in load_rewards(folders)))
     steps = distil_student(guide, network, source, name, fit, mixture, folders)
     run(name, steps, fit.steps, folders)
     if process().is_main_process:
@@ -269,7 +269,7 @@ def distil_student(
         network,
         source,
         folders.runs / name,
-        student.distillation_config(fit),
+        student.distillation_config(fit, guide.device),
         rewards=mixture,
         vae=load_vae(folders).eval().requires_grad_(False),
     )
@@ -294,7 +294,8 @@ def training_clips(folders: Folders) -> EncodedClips:
     """Draw and encode the training clips. Every process draws its own."""
     rank = process().process_index
     path = folders.runs / f"clips{rank}.safetensors"
-    return encode_clips(load_vae(folders).eval(), CLIP_COUNT, 100 + rank, path)
+    clips = encode_clips(load_vae(folders).eval(), CLIP_COUNT, 100 + rank, path)
+    return clips.to(process().device)
 
 
 def clip_source(folders: Folders, batch: int | None = None) -> Callable[[Slot], EncodedBatch]:
@@ -331,15 +332,18 @@ def student_estimates(folders: Folders) -> StudentEstimates:
 
 
 def load_encoder(folders: Folders) -> CLIPTextEncoder:
-    return CLIPTextEncoder.load(folders.weights / "tokenizer", folders.weights / "text_encoder")
+    encoder = CLIPTextEncoder.load(folders.weights / "tokenizer", folders.weights / "text_encoder")
+    return encoder.to(process().device)
 
 
 def load_vae(folders: Folders) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(folders.weights / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folders.weights / "vae", torch_dtype=torch.float32)
+    return vae.to(process().device)
 
 
 def load_teacher(folders: Folders) -> VideoUNet:
-    return VideoUNet.from_pretrained(folders.weights / "teacher", torch_dtype=torch.float32)
+    unet = VideoUNet.from_pretrained(folders.weights / "teacher", torch_dtype=torch.float32)
+    return unet.to(process().device)
 
 
 def load_rewards(folders: Folders) -> tuple[ImageTextReward, VideoTextReward]:
@@ -394,7 +398,9 @@ def log_cost(name: str, step: int, seconds: float, folders: Folders) -> None:
     Memory is the peak of every process so far, summed over the processes.
     """
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = torch.tensor(float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    peak = torch.tensor(
+        float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), device=process().device
+    )
     if process().num_processes > 1:
         torch.distributed.all_reduce(peak)
     if process().is_main_process:
@@ -418,9 +424,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
     arguments = parser.parse_args()
-    torch.set_num_threads(
-        1 if PartialState(cpu=True).num_processes > 1 else torch.get_num_threads()
-    )
+    torch.set_num_threads(1 if process().num_processes > 1 else torch.get_num_threads())
     folders = Folders(arguments.runs, arguments.weights)
     every = STAGES | STUDIES
     for stage in STAGES.values() if arguments.stage == "all" else [every[arguments.stage]]:

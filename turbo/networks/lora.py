@@ -75,7 +75,10 @@ def add_lora(
     for module in network.modules():
         if isinstance(module, LoraLayer):
             down = module.lora_A["default"].weight
-            nn.init.normal_(down, std=1 / module.r["default"], generator=generator)
+            device = down.device if generator is None else generator.device
+            draw = torch.empty(down.shape, dtype=down.dtype, device=device)
+            draw.normal_(std=1 / module.r["default"], generator=generator)
+            down.data.copy_(draw)
             if dropout and isinstance(module.get_base_layer(), nn.Linear | nn.Conv2d):
                 module.lora_B["default"].register_forward_hook(partial(_drop, share=dropout))
     return network

@@ -145,10 +145,10 @@ def preference_loss(judge: Judge, pairs: Sequence[Pair]) -> Tensor:
     """
     scenes = [pair.scene for pair in pairs]
     frames = to_frames([pair.better for pair in pairs] + [pair.worse for pair in pairs])
-    features = judge.features(frames)
+    features = judge.features(frames.to(judge.merge.weight.device))
     scores = judge.rate_quality(features) + judge.rate_fit(features, 2 * scenes)
     better, worse = scores.chunk(2)
-    clean = torch.tensor([pair.shared is None for pair in pairs])
+    clean = torch.tensor([pair.shared is None for pair in pairs], device=features.device)
     fit = judge.rate_fit(features[: len(pairs)], scenes)
     classification = -(fit * clean).sum() / clean.sum().clamp(min=1)
     return -logsigmoid(better - worse).mean() + CLASSIFICATION_WEIGHT * classification

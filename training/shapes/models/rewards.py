@@ -96,7 +96,9 @@ class AttributeHeads(nn.Module):
     def loss(self, embedding: Tensor, scenes: list[Scene], counted: Tensor) -> Tensor:
         """Return the cross-entropy, averaged over attributes and the rows in `counted` (B,)."""
         losses = [
-            cross_entropy(head(embedding[counted]), _classes(scenes, name)[counted])
+            cross_entropy(
+                head(embedding[counted]), _classes(scenes, name)[counted].to(embedding.device)
+            )
             for name, head in self.heads.items()
         ]
         return torch.stack(losses).mean()
@@ -122,7 +124,8 @@ def train_image_reward(
         good, bad = (to_images(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
         scenes = [*drawn, *estimated, *estimated]
         shown = torch.tensor([pair[2] for pair in [*pairs, *pairs[len(drawn) :]]])
-        embedded = embed_images(model, torch.cat([good, bad[len(drawn) :], bad[: len(drawn)]]))
+        images = torch.cat([good, bad[len(drawn) :], bad[: len(drawn)]]).to(model.device)
+        embedded = embed_images(model, images)
         seen = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes, SEEN_IN_A_FRAME, rng, lambda words: embed_texts(model, tokenizer, words)
@@ -149,18 +152,18 @@ def train_video_reward(
         rng = np.random.default_rng(slot.generator.initial_seed())
         scenes = draw_scenes(rng, VIDEO_BATCH)
         clips = np.stack([draw_half_rate_clip(scene, rng) for scene in scenes])
-        embedded = embed_videos(model, to_videos(clips))
+        embedded = embed_videos(model, to_videos(clips).to(model.temp.device))
         good = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes,
             (*ATTRIBUTES, "motion", "motion"),
             rng,
-            lambda words: model.text_encoder(tokenize(tokenizer, words)),
+            lambda words: model.text_encoder(tokenize(tokenizer, words).to(model.temp.device)),
         )
         aligned = contrastive_loss(good, own, others, _differ(scenes, tuple(ATTRIBUTES)))
         moving = [i for i, scene in enumerate(scenes) if scene.motion != "standing still"]
         broken = np.stack([break_motion(clips[i], rng) for i in moving])
-        bad = normalize(embed_videos(model, to_videos(broken)), dim=-1)
+        bad = normalize(embed_videos(model, to_videos(broken).to(model.temp.device)), dim=-1)
         preferred = preference_loss(good[moving], bad, own[moving])
         counted = torch.ones(len(scenes), dtype=torch.bool)
         return aligned + preferred + network.loss(embedded, scenes, counted)
@@ -191,12 +194,12 @@ def contrastive_loss(
     """
     batch = LOGIT_SCALE * (seen @ own.T)
     right = batch.diagonal()[:, None]
-    wrong = batch.masked_fill(~differ, -torch.inf)
+    wrong = batch.masked_fill(~differ.to(seen.device), -torch.inf)
     hard = LOGIT_SCALE * torch.einsum("BD,BKD->BK", seen, others)
     if comparable is not None:
-        hard = hard.masked_fill(~comparable, -torch.inf)
+        hard = hard.masked_fill(~comparable.to(seen.device), -torch.inf)
     logits = torch.cat([right, hard, wrong], dim=1)
-    return cross_entropy(logits, torch.zeros(len(seen), dtype=torch.long))
+    return cross_entropy(logits, torch.zeros(len(seen), dtype=torch.long, device=seen.device))
 
 
 def draw_scenes(rng: np.random.Generator, count: int) -> list[Scene]:

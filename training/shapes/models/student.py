@@ -88,11 +88,11 @@ TRAIN_CAPTIONS = torch.tensor(
 )
 
 
-def distillation_config(fit: FitConfig) -> DistillationConfig:
+def distillation_config(fit: FitConfig, device: torch.device) -> DistillationConfig:
     """Return the settings of the shapes distillation, for either of its two phases."""
     return DistillationConfig(
         fit=fit,
-        schedule=SCHEDULE,
+        schedule=SCHEDULE.to(device),
         grid=GRID,
         draw_guidance=draw_guidance,
         target_ema=TARGET_EMA,

@@ -53,21 +53,22 @@ def draw_student_estimates(
     if path.exists():
         return StudentEstimates(**load_file(path))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    device, schedule = vae.device, SCHEDULE.to(vae.device)
     drawn = torch.from_numpy(rng.integers(len(scenes), size=count))
     pixels: dict[str, list[Tensor]] = {"low_noise": [], "high_noise": []}
     for rows in drawn.split(BATCH):
         batch = [scenes[row] for row in rows.tolist()]
         clips = torch.from_numpy(np.stack([draw_clip(scene, rng) for scene in batch])) / 255
-        latents = encode_frames(vae, rearrange(clips, "B F H W C -> B F C H W"))
+        latents = encode_frames(vae, rearrange(clips, "B F H W C -> B F C H W").to(device))
         embeds = encoder.encode([scene.caption() for scene in batch])
-        scale = draw_guidance(len(batch), generator)
-        estimate = bind_consistency_function(student, SCHEDULE, embeds, scale)
+        scale = draw_guidance(len(batch), generator).to(device)
+        estimate = bind_consistency_function(student, schedule, embeds, scale)
         for level, indices in (("low_noise", LOW_NOISE), ("high_noise", HIGH_NOISE)):
             start, _ = GRID.interval(torch.randint(*indices, (len(batch),), generator=generator))
-            noise = torch.randn(latents.shape, generator=generator)
-            clean = estimate(SCHEDULE.add_noise(latents, noise, start), start)
+            start, noise = start.to(device), torch.randn(latents.shape, generator=generator)
+            clean = estimate(schedule.add_noise(latents, noise.to(device), start), start)
             frames = rearrange(decode_latents(vae, clean), "B F C H W -> B F H W C")
-            pixels[level].append((255 * frames).round().to(torch.uint8))
+            pixels[level].append((255 * frames).round().to("cpu", torch.uint8))
     estimates = StudentEstimates(
         torch.cat(pixels["low_noise"]), torch.cat(pixels["high_noise"]), drawn
     )

@@ -134,15 +134,16 @@ def denoising_loss(
         prompts: text embeddings (B, L, D).
         no_prompt: embedding of the empty prompt (L, D), which replaces some of them.
     """
-    batch = len(clean)
-    dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
+    batch, schedule = len(clean), SCHEDULE.to(clean.device)
+    dropped = (torch.rand(batch, generator=generator) < CAPTION_DROPOUT).to(clean.device)
     prompts = torch.where(rearrange(dropped, "B -> B 1 1"), no_prompt, prompts)
     strata = torch.arange(batch) + torch.rand(batch, generator=generator)
-    timesteps = (strata / batch * len(SCHEDULE)).long().clamp(max=len(SCHEDULE) - 1)
-    noise = torch.randn(clean.shape, generator=generator)
+    timesteps = (strata / batch * len(schedule)).long().clamp(max=len(schedule) - 1)
+    timesteps = timesteps.to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
 
-    noisy = SCHEDULE.add_noise(clean, noise, timesteps)
-    velocity = SCHEDULE.velocity(clean, noise, timesteps)
+    noisy = schedule.add_noise(clean, noise, timesteps)
+    velocity = schedule.velocity(clean, noise, timesteps)
     error = mse_loss(unet(noisy, timesteps, prompts), velocity, reduction="none")
     weight = 1 + (SPRITE_WEIGHT - 1) * sprite.float()
     return (reduce(error, "B C F h w -> B F h w", "mean") * weight).sum() / weight.sum()

@@ -104,10 +104,12 @@ def train_text(
         rng = np.random.default_rng(slot.generator.initial_seed())
         scenes = [TRAIN_SCENES[i] for i in rng.integers(len(TRAIN_SCENES), size=BATCH)]
         captions = [scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))]) for scene in scenes]
-        logits = classifier(tokenize(tokenizer, captions))
+        device = text_model.device
+        logits = classifier(tokenize(tokenizer, captions).to(device))
         losses = [
             cross_entropy(
-                logits[name], torch.tensor([words.index(getattr(s, name)) for s in scenes])
+                logits[name],
+                torch.tensor([words.index(getattr(s, name)) for s in scenes], device=device),
             )
             for name, words in ATTRIBUTES.items()
         ]

@@ -53,6 +53,7 @@ def train_vae(vae: AutoencoderKL, folder: Path) -> Iterator[StepStats]:
 
     def draw_loss(slot: Slot) -> Tensor:
         pixels = draw_pixels(np.random.default_rng(slot.generator.initial_seed()), BATCH)
+        pixels = pixels.to(vae.device)
         posterior = vae.encode(pixels).latent_dist
         kl = posterior.kl().mean() / pixels[0].numel()
         decoded = vae.decode(posterior.sample(slot.generator)).sample
@@ -65,5 +66,6 @@ def train_vae(vae: AutoencoderKL, folder: Path) -> Iterator[StepStats]:
 @torch.no_grad()
 def _normalise_latents(vae: AutoencoderKL) -> None:
     """Set shift and scale so that the latents have zero mean and unit variance."""
-    means = vae.encode(draw_pixels(np.random.default_rng(7), 512)).latent_dist.mode()
+    pixels = draw_pixels(np.random.default_rng(7), 512).to(vae.device)
+    means = vae.encode(pixels).latent_dist.mode()
     vae.register_to_config(shift_factor=means.mean().item(), scaling_factor=1 / means.std().item())

@@ -38,6 +38,9 @@ class EncodedClips:
     def __len__(self) -> int:
         return len(self.caption)
 
+    def to(self, device: torch.device) -> "EncodedClips":
+        return EncodedClips(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> EncodedClips:
@@ -55,7 +58,7 @@ def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> Encod
         sprites.append(reduce(changed, "F (h a) (w b) -> F h w", "max", a=CELL, b=CELL))
         pixels = torch.from_numpy(corrupt_clip(clean, defects, rng)) / 255
         frames = rearrange(pixels, "F H W C -> 1 F C H W")
-        latents.append(encode_frames(vae, frames)[0].half())
+        latents.append(encode_frames(vae, frames.to(vae.device))[0].half().cpu())
         captions.append(index[draw_caption(scene, defects, rng)])
     clips = EncodedClips(
         torch.stack(latents), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)

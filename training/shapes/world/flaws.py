@@ -210,15 +210,16 @@ def draw_bank(
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     clips = np.stack([draw_clip(scene, rng) for scene in scenes])
     frames = rearrange(torch.from_numpy(clips), "N F H W rgb -> N F rgb H W")
-    latents = torch.cat([encode_frames(vae, part / 255) for part in frames.split(8)])
+    parts = ((part / 255).to(vae.device) for part in frames.split(8))
+    latents = torch.cat([encode_frames(vae, part).cpu() for part in parts])
     flaw = torch.from_numpy(rng.integers(0, len(LATENT_FLAWS), (len(scenes), 2)))
     reconstructed, corrupted = [], []
     for row, kinds in enumerate(flaw.tolist()):
         other_row = (row + int(rng.integers(1, len(scenes)))) % len(scenes)
         clean, other = latents[row : row + 1], latents[other_row : other_row + 1]
         wrong = [list(LATENT_FLAWS.values())[kind](clean, other, generator) for kind in kinds]
-        decoded = 255 * decode_latents(vae, torch.cat([clean, *wrong]))
-        pixels = rearrange(decoded.round().byte(), "N F rgb H W -> N F H W rgb")
+        decoded = 255 * decode_latents(vae, torch.cat([clean, *wrong]).to(vae.device))
+        pixels = rearrange(decoded.round().byte().cpu(), "N F rgb H W -> N F H W rgb")
         reconstructed.append(pixels[0])
         corrupted.append(pixels[1:])
     bank = Bank(torch.stack(reconstructed), torch.stack(corrupted), flaw)
