@@ -140,7 +140,10 @@ def denoising_loss(
     strata = torch.arange(batch) + torch.rand(batch, generator=generator)
     timesteps = (strata / batch * len(schedule)).long().clamp(max=len(schedule) - 1)
     timesteps = timesteps.to(clean.device)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    source = generator
+    if clean.device.type != "cpu":  # drawing a large batch on the CPU takes longer than the step
+        source = torch.Generator(clean.device).manual_seed(generator.initial_seed())
+    noise = torch.randn(clean.shape, generator=source, device=clean.device)
 
     noisy = schedule.add_noise(clean, noise, timesteps)
     velocity = schedule.velocity(clean, noise, timesteps)
