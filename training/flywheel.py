@@ -35,8 +35,8 @@ from human_eval.study.store import open_study
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
+from training.shapes.evaluation.intervals import SHARE
 from training.shapes.evaluation.intervals import clustered_mean as mean_over_scenes
-from training.shapes.evaluation.intervals import clustered_rate
 from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
@@ -240,7 +240,7 @@ def measure_right(
     clips: Mapping[str, Path], scenes: Sequence[Scene]
 ) -> dict[str, dict[str, float]]:
     """Return the share of clips with all four attributes of their scenes right."""
-    right, clusters = {}, np.array([repr(scene) for scene in scenes])
+    right, clusters = {}, {"scene": np.array([repr(scene) for scene in scenes])}
     for system, folder in clips.items():
         files = pd.read_csv(folder / "manifest.csv").set_index("prompt")["path"]
         read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
@@ -248,7 +248,10 @@ def measure_right(
             [found.matches(scene)["all"] for found, scene in zip(read, scenes, strict=True)]
         )
     difference = right["student"].astype(float) - right["turbo"]
-    rates = {f"right, {key}": asdict(clustered_rate(hit, clusters)) for key, hit in right.items()}
+    rates = {
+        f"right, {key}": asdict(mean_over_scenes(hit, clusters, bounds=SHARE))
+        for key, hit in right.items()
+    }
     return rates | {"right, difference": asdict(mean_over_scenes(difference, clusters))}
 
 

@@ -115,7 +115,7 @@ def combine_variances(
     first: tuple[np.ndarray, np.ndarray],
     second: tuple[np.ndarray, np.ndarray],
     both: np.ndarray,
-    fewest: np.ndarray,
+    fewest: np.ndarray | float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return variance and degrees of freedom for two crossed kinds, such as prompts and raters.
 
@@ -129,7 +129,7 @@ def combine_variances(
     Args:
         first, second: of `cluster_variance`.
         both: V_both.
-        fewest: G.
+        fewest: G; infinite for no such limit.
 
     Source: Cameron, Gelbach and Miller (2011), JBES 29(2), 238-249; the largest of the three:
     MacKinnon, Nielsen and Webb (2024), arXiv:2406.08880.

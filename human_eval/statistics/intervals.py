@@ -89,6 +89,7 @@ def clustered_mean(
     null: float = 0.5,
     bounds: tuple[float, float] = (0.0, 1.0),
     confidence: float = 0.95,
+    limit_df: bool = True,
 ) -> Mean:
     """Return the mean of values that may depend on each other within clusters, with its interval.
 
@@ -115,6 +116,8 @@ def clustered_mean(
         clusters: by kind ("prompt", "rater"), the cluster of each vote; one kind or two.
         null: the mean of the null hypothesis.
         bounds: the smallest and largest value possible; infinite where there is none.
+        limit_df: of two kinds, take no more degrees of freedom than the smaller number of clusters
+            has, see `combine_variances`, and that number where all values are equal.
 
     Raises:
         ValueError: there are no values, or each kind has a single cluster.
@@ -129,14 +132,15 @@ def clustered_mean(
     counts = {kind: pd.Series(key).nunique() for kind, key in clusters.items()}
     fewest = min(counts, key=lambda kind: counts[kind])
     if np.ptp(values) == 0:
-        return _unanimous(float(values[0]), counts[fewest], null, bounds, confidence)
+        independent = counts[fewest] if limit_df else max(counts.values())
+        return _unanimous(float(values[0]), independent, null, bounds, confidence)
     several = [kind for kind in clusters if counts[kind] > 1]
     if not several:
         raise ValueError(
             f"Expected votes in at least two clusters, got a single {' and '.join(counts)}. "
             "Collect more votes."
         )
-    variance, df = crossed_variance(values, [clusters[kind] for kind in several])
+    variance, df = crossed_variance(values, [clusters[kind] for kind in several], limit_df)
     mean, error = float(values.mean()), float(np.sqrt(variance))
     start, width = bounds[0], bounds[1] - bounds[0]
     if np.isfinite(width):
@@ -168,13 +172,16 @@ def clustered_mean(
 
 
 def crossed_variance(
-    values: np.ndarray, kinds: Sequence[Sequence[object] | pd.Series | np.ndarray]
+    values: np.ndarray,
+    kinds: Sequence[Sequence[object] | pd.Series | np.ndarray],
+    limit_df: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the variance of the mean and its degrees of freedom, for one or two kinds of cluster.
 
     Args:
         values: shape (..., votes).
         kinds: the cluster of each vote, by kind.
+        limit_df: as for `clustered_mean`.
     """
     squares = (values**2).sum(axis=-1)
 
@@ -186,7 +193,7 @@ def crossed_variance(
     if len(codes) == 1:
         return of(codes[0])
     both, _ = of(codes[0] * (codes[1].max() + 1) + codes[1])
-    fewest = min(code.max() for code in codes) + 1
+    fewest = min(code.max() for code in codes) + 1 if limit_df else np.inf
     return combine_variances(of(codes[0]), of(codes[1]), both, fewest)
 
 

@@ -28,6 +28,7 @@ from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
 from training.shapes.evaluation.report import format_report
 from training.shapes.evaluation.reward_hacking import measure_runs
+from training.shapes.evaluation.systems import RUNS, run_folder
 from training.shapes.models import rewards, student, teacher, text, vae
 from training.shapes.models.export import export_module, export_tokenizer, export_world
 from training.shapes.models.reward_card import write_reward_card
@@ -124,6 +125,13 @@ def train_students(folders: Folders) -> None:
         train_student(name, variant, folders, folders.weights)
 
 
+def train_more_runs(folders: Folders) -> None:
+    """the same students from other seeds: the evaluation's interval over trainings"""
+    for run in range(2, RUNS + 1):
+        for name, variant in student.STUDENTS.items():
+            train_student(name, variant, folders, folders.weights / run_folder(run), run)
+
+
 def continue_students(folders: Folders) -> None:
     """on-policy training of the shipped Turbo, and its control runs"""
     for name, variant in student.CONTINUED.items():
@@ -183,6 +191,7 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "polish": polish_teacher,
     "rewards": train_rewards,
     "students": train_students,
+    "runs": train_more_runs,
     "judge": train_judge,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
@@ -196,35 +205,44 @@ STUDIES: dict[str, Callable[[Folders], None]] = {"continue": continue_students} 
 # Students
 
 
-def train_student(name: str, variant: student.Variant, folders: Folders, parent: Path) -> None:
+def train_student(
+    name: str, variant: student.Variant, folders: Folders, parent: Path, seed_run: int = 1
+) -> None:
     """Train one student, keep a snapshot per checkpoint, save the final adapters in `parent`."""
-    network, steps = start_student(name, variant, folders)
-    run(name, keep_snapshots(name, steps, folders), student.FIT.steps, folders)
+    network, steps = start_student(name, variant, folders, seed_run)
+    title = run_title(name, seed_run)
+    run(title, keep_snapshots(title, steps, folders), student.FIT.steps, folders)
     if process().is_main_process:
         save_lora(network, parent / name / LORA_FILE, torch.float16)
     process().wait_for_everyone()
 
 
+def run_title(name: str, seed_run: int) -> str:
+    """Return the name of a training: of the first run it is the student's own."""
+    return name if seed_run == 1 else f"{name}-{seed_run}"
+
+
 def start_student(
-    name: str, variant: student.Variant, folders: Folders
+    name: str, variant: student.Variant, folders: Folders, seed_run: int
 ) -> tuple[VideoUNet, Iterator[StepStats]]:
     """Return a student and the run that trains it, from its last checkpoint if there is one."""
     guide = load_teacher(folders)
-    network = train_common_start(guide, folders)
-    mixture = variant.rewards(*(r.to(process().device) for r in load_rewards(folders)))
+    network = train_common_start(guide, folders, seed_run)
+    fit, title = student.of_run(student.FIT, seed_run), run_title(name, seed_run)
+    mixture = variant.rewards(*load_rewards(folders, process().device))
     clips = clip_source(folders)
-    return network, distil_student(guide, network, clips, name, student.FIT, mixture, folders)
+    return network, distil_student(guide, network, clips, title, fit, mixture, folders)
 
 
-def train_common_start(guide: VideoUNet, folders: Folders) -> VideoUNet:
-    """Train the first phase, which all students share, or load it.
+def train_common_start(guide: VideoUNet, folders: Folders, seed_run: int = 1) -> VideoUNet:
+    """Train the first phase, which all students of a run share, or load it.
 
     It has no rewards: they are unreliable while the estimates do not yet show a picture.
     """
-    network = student.build_student(guide)
-    clips = clip_source(folders)
-    steps = distil_student(guide, network, clips, "start", student.START_FIT, (), folders)
-    run("start", steps, student.START_FIT.steps, folders)
+    network = student.build_student(guide, seed_run)
+    fit, title = student.of_run(student.START_FIT, seed_run), run_title("start", seed_run)
+    steps = distil_student(guide, network, clip_source(folders), title, fit, (), folders)
+    run(title, steps, fit.steps, folders)
     return network
 
 
@@ -246,7 +264,7 @@ def continue_student(
         if variant.on_policy
         else clip_source(folders, batch)
     )
-    mixture = variant.rewards(*(r.to(process().device) for r in load_rewards(folders)))
+    mixture = variant.rewards(*load_rewards(folders, process().device))
     steps = distil_student(guide, network, source, name, fit, mixture, folders)
     run(name, steps, fit.steps, folders)
     if process().is_main_process:
@@ -346,11 +364,13 @@ def load_teacher(folders: Folders) -> VideoUNet:
     return unet.to(process().device)
 
 
-def load_rewards(folders: Folders) -> tuple[ImageTextReward, VideoTextReward]:
+def load_rewards(
+    folders: Folders, device: torch.device | str = "cpu"
+) -> tuple[ImageTextReward, VideoTextReward]:
     parent, tokenizer = folders.weights / "rewards", folders.weights / "tokenizer"
     return (
-        ImageTextReward.load(parent / "image", tokenizer),
-        VideoTextReward.load(parent / "video", tokenizer),
+        ImageTextReward.load(parent / "image", tokenizer).to(device),
+        VideoTextReward.load(parent / "video", tokenizer).to(device),
     )
 
 

@@ -12,7 +12,7 @@ from training.shapes.world.scenes import HELD_OUT_SCENES
 from turbo.models.registry import find_card
 from turbo.pipeline import load_card
 
-STAGES = ("vae", "text", "teacher", "polish", "rewards", "students")
+STAGES = ("vae", "text", "teacher", "polish", "rewards", "students", "runs")
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
     monkeypatch.setattr(student, "START_FIT", brief)
     monkeypatch.setattr(student, "FIT", replace(student.FIT, steps=2, checkpoint_every=1))
     monkeypatch.setattr(student, "BATCH", 2)
+    monkeypatch.setattr(recipe, "RUNS", 2)
     monkeypatch.setattr(recipe, "CLIP_COUNT", 4)
     monkeypatch.setattr(recipe, "ESTIMATE_COUNT", 4)
     return recipe.Folders(tmp_path / "runs", tmp_path / "weights")
@@ -61,7 +62,10 @@ def test_the_recipe_makes_models_that_the_library_loads(folders: recipe.Folders)
     assert (folders.runs / "snapshots" / "turbo" / "1" / "lora.safetensors").exists()
     teacher_card = replace(find_card("shapes-teacher"), folder=folders.weights)
     student_card = replace(find_card("shapes-vcm"), folder=folders.weights, unet="teacher")
-    for card in (teacher_card, *(replace(student_card, lora=lora) for lora in student.STUDENTS)):
+    adapters = [*student.STUDENTS, *(f"runs/2/{name}" for name in student.STUDENTS)]
+    first, second = (folders.weights / parent / "vcm/lora.safetensors" for parent in ("", "runs/2"))
+    assert first.read_bytes() != second.read_bytes()
+    for card in (teacher_card, *(replace(student_card, lora=lora) for lora in adapters)):
         video = load_card(card)("a red star moving left on a black background", steps=2)
         assert video.frames.shape == (16, 32, 32, 3)
 
@@ -88,6 +92,6 @@ def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Pa
     recipe.main()
 
     assert ran == [
-        *("vae", "text", "teacher", "polish", "rewards", "students"),
+        *("vae", "text", "teacher", "polish", "rewards", "students", "runs"),
         *("judge", "watch", "evaluate", "picture"),
     ]

@@ -11,9 +11,9 @@ from training.shapes.evaluation.report import find_deviations, write_report
 from training.shapes.evaluation.systems import (
     REAL,
     RECONSTRUCTED,
-    SYSTEMS,
     Source,
     held_out_prompts,
+    trained_systems,
 )
 from turbo.types import Reward
 
@@ -26,7 +26,7 @@ def evaluate(
     cache: Path,
     media: Path,
     *,
-    systems: Sequence[Source] = SYSTEMS,
+    systems: Sequence[Source] | None = None,
     count: int = COUNT,
     rewards: Mapping[str, Reward] | None = None,
     workers: int | None = None,
@@ -34,6 +34,7 @@ def evaluate(
     """Measure every system on held-out prompts; write the report and its figures.
 
     Args:
+        systems: by default those of `trained_systems`.
         weights: the folder of the models. evaluation.json and evaluation.md are written there.
         cache: folder of the generated clips, so that a second call only measures them.
         media: folder for evaluation.svg, evaluation.png and evaluation_sheet.png.
@@ -46,12 +47,12 @@ def evaluate(
     committed = weights / "evaluation.json"
     before = json.loads(committed.read_text()) if committed.exists() else {}
     prompts = held_out_prompts(count)
-    sources = (*systems, REAL, RECONSTRUCTED)
+    sources = (*(systems or trained_systems(weights)), REAL, RECONSTRUCTED)
     measured = measure_systems(sources, prompts, weights, cache, rewards=rewards, workers=workers)
     report = write_report(measured, weights)
     plot_systems(report, media / "evaluation")
     rows = [row for row in SHEET_ROWS if row < count]
-    shown = [s for s in sources if s is not REAL]
+    shown = [source for source in sources if source is not REAL and source.run == 1]
     draw_contact_sheet(shown, prompts, rows, weights, cache, media / "evaluation_sheet.png")
     if before.get("settings") == report["settings"]:
         report["deviates"] = find_deviations(before, report)

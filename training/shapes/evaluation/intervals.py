@@ -1,20 +1,27 @@
-"""95 % intervals and tests for clips of a few scenes. Prompts of one scene are not independent.
+"""95 % intervals and tests for clips of a few scenes, of one training run or of several.
 
-Every function takes one value per clip and the scene of each clip, and allows any dependence within
-a scene. The clustered variance and the exact interval of unanimous values are those of the study,
-`human_eval.statistics.intervals`. p-values are two-sided and not corrected for multiple testing.
+Clips of one scene are not independent, nor are those of one run. Every function takes one value per
+clip, and the clusters of each clip by kind: "scene", or "scene" and "run". It allows any dependence
+within a cluster. p-values are two-sided and not corrected for multiple testing.
+
+The intervals are those of the study, `human_eval.statistics.intervals`, without its limit on the
+degrees of freedom, since there are two or three runs. In simulations with three runs whose means
+differ by a standard deviation of up to 2 points, 94 to 95 % of 3,000 intervals contained the mean;
+at 4 points 92 %. With the limit it was 99 to 100 %.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
 
 from human_eval.statistics import intervals
 
 Values = Float[np.ndarray, " N"]
+Clusters = Mapping[str, np.ndarray]  # by kind, the cluster of each clip
+SHARE = (0.0, 1.0)  # bounds of a rate or of a share of votes
 UNBOUNDED = (-np.inf, np.inf)
 
 
@@ -30,56 +37,42 @@ class Estimate:
 
 
 def clustered_mean(
-    values: Values,
-    scenes: np.ndarray,
+    values: Values | Bool[np.ndarray, " N"],
+    clusters: Clusters,
     null: float | None = None,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """Estimate a mean with Student's t over the scenes.
+    """Estimate a mean with Student's t over the clusters; between bounds, with Wilson's interval.
 
     Args:
+        clusters: scenes, or scenes and runs.
         null: the mean of the null hypothesis; None for no test.
-        bounds: the smallest and the largest possible value. Equal values have the exact interval
-            of one value per scene between them, or no width if there are no bounds.
+        bounds: the smallest and the largest possible value; `SHARE` for rates. Equal values have
+            the exact interval of one value per cluster between them, or no width if there are no
+            bounds.
 
     Raises:
-        ValueError: there are fewer than two scenes, or not one scene per value.
+        ValueError: there are fewer than two clusters of a kind, or not one for each value.
     """
     values = np.asarray(values, dtype=np.float64)
-    if len(values) != len(scenes) or len(set(scenes)) < 2:
-        raise ValueError(
-            f"Expected one scene for each of {len(values)} values and at least two scenes, "
-            f"got {len(scenes)} values of {len(set(scenes))} scenes."
-        )
+    for kind, of in clusters.items():
+        if len(values) != len(of) or len(set(of)) < 2:
+            raise ValueError(
+                f"Expected one {kind} for each of {len(values)} values and at least two {kind}s, "
+                f"got {len(of)} values of {len(set(of))} {kind}s."
+            )
     if bounds == UNBOUNDED and np.ptp(values) < 1e-12:
         mean = float(values.mean())
         return Estimate(
             mean, mean, mean, len(values), None if null is None else float(mean == null)
         )
     tested = 0.0 if null is None else null
-    found = intervals.clustered_mean(values, {"scene": scenes}, null=tested, bounds=bounds)
+    found = intervals.clustered_mean(values, clusters, null=tested, bounds=bounds, limit_df=False)
     p = None if null is None else found.p
     return Estimate(found.mean, found.low, found.high, len(values), p)
 
 
-def clustered_rate(hits: Bool[np.ndarray, " N"], scenes: np.ndarray) -> Estimate:
-    """Estimate a rate, in [0, 1], with Wilson's interval at the effective number of clips.
-
-    For a rate r with clustered standard error e, the effective number is r (1 - r) / e^2: the
-    number of independent clips with the same standard error, at most the number of clips. If all or
-    none hit, e is 0, and the interval is the exact one of one clip per scene.
-
-    Source: Dean and Pagano (2015), Journal of Survey Statistics and Methodology 3(4), 484-503.
-    """
-    found = intervals.clustered_mean(np.asarray(hits, dtype=np.float64), {"scene": scenes})
-    if found.error == 0:
-        return Estimate(found.mean, found.low, found.high, len(hits))
-    effective = min(len(hits), found.mean * (1 - found.mean) / found.error**2)
-    low, high = proportion_confint(found.mean * effective, effective, method="wilson")
-    return Estimate(found.mean, float(low), float(high), len(hits))
-
-
-def clustered_ratio(values: Values, reference: Values, scenes: np.ndarray) -> Estimate:
+def clustered_ratio(values: Values, reference: Values, clusters: Clusters) -> Estimate:
     """Estimate r = mean(values) / mean(reference) of paired clips, by linearisation.
 
     The interval is that of the mean of (values - r reference) / mean(reference), around r.
@@ -93,7 +86,7 @@ def clustered_ratio(values: Values, reference: Values, scenes: np.ndarray) -> Es
     if base == 0:
         raise ValueError("Expected a reference with a mean other than 0, got 0. Choose another.")
     ratio = float(np.mean(values)) / base
-    spread = clustered_mean((values - ratio * reference) / base, scenes)
+    spread = clustered_mean((values - ratio * reference) / base, clusters)
     return Estimate(ratio, ratio + spread.low, ratio + spread.high, spread.clips)
 
 

@@ -63,7 +63,8 @@ def measure_systems(
         scored, penultimate = score_clips(samples.clips, chunk, judge, rewards)
         features[system.label].append(penultimate)
         rows += [
-            {"system": system.label, **vars(prompt.scene), "scene": repr(prompt.scene)}
+            {"system": system.label, "run": system.run}
+            | {**vars(prompt.scene), "scene": repr(prompt.scene)}
             | {"prompt": prompt.caption, "seed": prompt.seed, **row, **scores}
             for prompt, row, scores in zip(chunk, probed, scored, strict=True)
         ]
@@ -71,13 +72,17 @@ def measure_systems(
         "prompts": len(prompts),
         "scenes": len({prompt.scene for prompt in prompts}),
         "seeds": [prompts[0].seed, prompts[-1].seed],
-        "systems": {s.label: s.settings(weights) for s in systems if isinstance(s, System)},
+        "systems": {_name(s): s.settings(weights) for s in systems if isinstance(s, System)},
         "judge_sha256": hashlib.sha256((JUDGE / "judge.safetensors").read_bytes()).hexdigest()[:16],
         "torch": torch.__version__,
     }
     real = np.concatenate([_real_features(chunk, weights, cache, judge) for chunk in chunks])
     joined = {label: np.concatenate(parts) for label, parts in features.items()}
     return Measurements(pd.DataFrame(rows), joined, real, settings)
+
+
+def _name(system: System) -> str:
+    return system.label if system.run == 1 else f"{system.label}, run {system.run}"
 
 
 Job = tuple[Source, Sequence[Prompt]]

@@ -14,9 +14,10 @@ import pandas as pd
 from scipy.special import expit
 
 from training.shapes.evaluation.intervals import (
+    SHARE,
+    Clusters,
     Estimate,
     clustered_mean,
-    clustered_rate,
     clustered_ratio,
     mcnemar_p,
 )
@@ -59,9 +60,11 @@ TEACHERS = {  # what a student must beat: both samplers are baselines of the pap
     "teacher-50 ODE": "50 steps of the ODE that is distilled (eta 0, as ModelScope)",
 }
 SAMPLE = 8  # prompts whose readings are stored, to test whether a machine reproduces the clips
-SHARES = (0.0, 1.0)  # bounds of a share of votes
 RATE_TOLERANCE, MEAN_TOLERANCE = 1.0, 0.02  # points; share of a mean
-INTERVALS = "95 %, clustered by scene; p-values two-sided, not corrected for multiple testing"
+INTERVALS = (
+    "95 %, clustered by scene, and by training run where there are several; p-values two-sided, "
+    "not corrected for multiple testing"
+)
 TOLERANCE = (
     "The same processor, versions and weights give the same numbers. Another processor rounds "
     f"differently: rates within {RATE_TOLERANCE:g} point and other means within "
@@ -104,26 +107,31 @@ def build_report(measured: Measurements) -> dict[str, Any]:
 
 
 def _table_of(rows: pd.DataFrame, label: str) -> pd.DataFrame:
-    table = rows[rows["system"] == label].set_index("seed").sort_index()
+    table = rows[rows["system"] == label].sort_values(["run", "seed"], ignore_index=True)
     clean = ~(table["watermark"].astype(bool) | table["washed_out"].astype(bool))
     return table.assign(clean=clean)
 
 
+def _clusters_of(table: pd.DataFrame) -> Clusters:
+    kinds = ["scene", "run"] if table["run"].nunique() > 1 else ["scene"]
+    return {kind: table[kind].to_numpy() for kind in kinds}
+
+
 def _summarise(table: pd.DataFrame, real: pd.DataFrame | None) -> dict[str, Any]:
-    scenes = table["scene"].to_numpy()
+    clusters = _clusters_of(table)
     rates = RATES | {"no flaw": "clean"}
     summary: dict[str, Any] = {
-        name: _percent(clustered_rate(table[column].to_numpy(dtype=bool), scenes))
+        name: _percent(clustered_mean(table[column].to_numpy(dtype=bool), clusters, bounds=SHARE))
         for name, column in rates.items()
     }
     rewards = {c.replace("_", " "): c for c in table.columns if c.startswith("reward_")}
     summary |= {
-        name: asdict(clustered_mean(table[column].to_numpy(), scenes))
+        name: asdict(clustered_mean(table[column].to_numpy(), clusters))
         for name, column in (MEANS | rewards).items()
     }
     if real is not None:
-        both = (table["displacement"].to_numpy(), real["displacement"].to_numpy())
-        summary["motion, % of real"] = _percent(clustered_ratio(*both, scenes))
+        moved, reference = (side["displacement"].to_numpy() for side in _pair(table, real))
+        summary["motion, % of real"] = _percent(clustered_ratio(moved, reference, clusters))
     if table["seconds"].notna().all():
         summary["seconds"] = float(table["seconds"].median())
         summary["UNet calls"] = int(table["unet_calls"].median())
@@ -131,31 +139,54 @@ def _summarise(table: pd.DataFrame, real: pd.DataFrame | None) -> dict[str, Any]
 
 
 def compare_systems(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Any]:
-    """Compare two systems on the same prompts and seeds.
+    """Compare two systems on the same prompts and seeds, run by run.
+
+    A system with a single run is compared with every run of the other.
 
     Returns:
         the judge's preference (expected share of votes for ours), the share of prompts on which
         ours scores higher, and the difference of every rate and mean, ours minus theirs.
     """
-    if list(ours["prompt"]) != list(theirs["prompt"]) or list(ours.index) != list(theirs.index):
-        raise ValueError("Expected both systems on the same prompts and seeds, got different ones.")
-    scenes = ours["scene"].to_numpy()
+    ours, theirs = _pair(ours, theirs)
+    clusters = _clusters_of(ours)
     ahead = (ours["judge"] - theirs["judge"]).to_numpy()
     quality = (ours["judge_quality"] - theirs["judge_quality"]).to_numpy()
     result: dict[str, Any] = {
-        "preference": _percent(clustered_mean(expit(ahead), scenes, 0.5, SHARES)),
-        "preference, quality": _percent(clustered_mean(expit(quality), scenes, 0.5, SHARES)),
-        "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, scenes, 0.5, SHARES)),
+        "preference": _percent(clustered_mean(expit(ahead), clusters, 0.5, SHARE)),
+        "preference, quality": _percent(clustered_mean(expit(quality), clusters, 0.5, SHARE)),
+        "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, clusters, 0.5, SHARE)),
     }
     for name, column in (RATES | {"no flaw": "clean"}).items():
         a, b = (side[column].to_numpy(dtype=bool) for side in (ours, theirs))
-        difference = clustered_mean(a.astype(float) - b.astype(float), scenes, 0.0, (-1, 1))
+        difference = clustered_mean(a.astype(float) - b.astype(float), clusters, 0.0, (-1, 1))
         result[name] = _percent(difference) | {"mcnemar_p": mcnemar_p(a, b)}
     columns = MEANS | {c.replace("_", " "): c for c in ours.columns if c.startswith("reward_")}
     for name, column in columns.items():
-        difference = clustered_mean((ours[column] - theirs[column]).to_numpy(), scenes, null=0.0)
+        difference = clustered_mean((ours[column] - theirs[column]).to_numpy(), clusters, null=0.0)
         result[name] = asdict(difference)
     return result
+
+
+def _pair(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of both systems side by side, those of a single run once for each run.
+
+    Raises:
+        ValueError: the systems have other prompts, seeds or runs.
+    """
+    runs = max(ours["run"].unique(), theirs["run"].unique(), key=len)
+    keys = ["run", "seed", "prompt"]
+    sides = [
+        pd.concat([side.assign(run=run) for run in runs], ignore_index=True)
+        if side["run"].nunique() == 1
+        else side.reset_index(drop=True)
+        for side in (ours, theirs)
+    ]
+    if sides[0][keys].values.tolist() != sides[1][keys].values.tolist():
+        raise ValueError(
+            "Expected both systems on the same prompts, seeds and training runs, got different "
+            "ones. Measure both by one call of `measure_systems`."
+        )
+    return sides[0], sides[1]
 
 
 def _percent(estimate: Estimate) -> dict[str, Any]:

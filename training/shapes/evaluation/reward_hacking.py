@@ -82,6 +82,6 @@ def measure_runs(
         name, step, _ = snapshots[str(label)]
         means = {title: float(table[column].mean()) for column, title in shown.items()}
         means["all correct, %"] *= 100
-        judged = clustered_mean(table["judge"].to_numpy(), table["scene"].to_numpy())
+        judged = clustered_mean(table["judge"].to_numpy(), {"scene": table["scene"].to_numpy()})
         lines.append({"run": name, "step": step, **means, "low": judged.low, "high": judged.high})
     return pd.DataFrame(lines).round(4)

@@ -26,6 +26,7 @@ from training.shapes.world.scenes import (
 from turbo import __version__
 from turbo.card import ModelCard
 from turbo.models.registry import find_card
+from turbo.networks.lora import LORA_FILE
 from turbo.networks.vae import decode_latents, encode_frames
 from turbo.pipeline import Result, VideoPipeline, load_card
 from turbo.video import Video
@@ -57,6 +58,9 @@ class Source(Protocol):
     @property
     def label(self) -> str: ...
 
+    @property
+    def run(self) -> int: ...
+
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples: ...
 
 
@@ -72,6 +76,7 @@ class System:
         None  # of a teacher's sampler: 0 is the ODE that students are distilled from
     )
     lora: str | None = None  # folder of other adapters, relative to the weights or absolute
+    run: int = 1  # of its training; the runs differ in their seeds
 
     def card(self, weights: Path) -> ModelCard:
         """Return the model's card, with `weights` as its folder."""
@@ -131,6 +136,7 @@ class RealClips:
 
     label: str
     salt: int = 9
+    run: int = 1
     reconstructed: bool = False  # encoded and decoded by the VAE: an upper bound for every model
 
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
@@ -151,6 +157,7 @@ def reconstruct_clip(
     return Video.from_frames(decode_latents(vae, encode_frames(vae, frames)), FPS).frames
 
 
+RUNS = 3  # trainings of each student, with seeds of their own
 SYSTEMS = (
     System("teacher-50", "shapes-teacher", 50),
     System("teacher-50 ODE", "shapes-teacher-ode", 50),
@@ -163,6 +170,23 @@ SYSTEMS = (
     System("Turbo-8", "shapes-turbo", 8),
 )
 REAL, RECONSTRUCTED = RealClips("real"), RealClips("real, VAE", reconstructed=True)
+
+
+def run_folder(run: int) -> Path:
+    """Return where the students of a run after the first are, relative to the weights."""
+    return Path("runs") / str(run)
+
+
+def trained_systems(weights: Path) -> tuple[System, ...]:
+    """Return every system of `SYSTEMS`, and its further runs whose adapters are in `weights`."""
+    systems = []
+    for system in SYSTEMS:
+        systems.append(system)
+        own = system.card(weights).lora
+        for run in range(2, RUNS + 1):
+            if own is not None and (weights / run_folder(run) / own / LORA_FILE).exists():
+                systems.append(replace(system, lora=str(run_folder(run) / own), run=run))
+    return tuple(systems)
 
 
 def held_out_prompts(count: int) -> list[Prompt]:

@@ -1,7 +1,7 @@
 """The shapes students: consistency distillation of the teacher, without and with rewards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,17 +22,19 @@ from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward, stri
 from turbo.types import PerVideo
 
 CARD = find_card("shapes-vcm")
-START_FIT = FitConfig(  # without rewards, once for all students
-    steps=400, learning_rate=6e-4, warmup=30, decay=0.0, ema=0.98, checkpoint_every=50, seed=6
-)
+START_FIT = FitConfig(  # without rewards, once for all students of a run
+    steps=400, learning_rate=6e-4, warmup=30, decay=0.0, ema=0.98, slots=2, checkpoint_every=50,
+    seed=6,
+)  # fmt: skip
 FIT = FitConfig(  # then each student with its own rewards
-    steps=360, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, checkpoint_every=60, seed=7
-)
+    steps=360, learning_rate=2e-4, warmup=10, decay=0.8, ema=0.98, slots=2, checkpoint_every=60,
+    seed=7,
+)  # fmt: skip
 ON_POLICY_FIT = FitConfig(  # from the shipped Turbo
     steps=60, learning_rate=2e-4, warmup=10, decay=1.0, ema=0.95, slots=4, checkpoint_every=20,
     seed=8,
 )  # fmt: skip
-BATCH = 8  # clips per process
+BATCH = 8  # clips per micro-batch
 ON_POLICY_BATCH = 4  # clips per micro-batch: one for each of the sampler's timesteps
 RANK = 16  # of the adapters: a quarter of the network's width
 TARGET_EMA = 0.9
@@ -154,13 +156,19 @@ def draw_guidance(batch_size: int, generator: torch.Generator) -> PerVideo:
     return low * (high / low) ** torch.rand(batch_size, generator=generator)
 
 
-def build_student(teacher: VideoUNet) -> VideoUNet:
+def of_run(fit: FitConfig, run: int) -> FitConfig:
+    """Return the settings with the seed of a run, from 1."""
+    return replace(fit, seed=fit.seed + 100 * (run - 1))
+
+
+def build_student(teacher: VideoUNet, run: int = 1) -> VideoUNet:
     """Add the guidance projection and the adapters to the teacher's own weights.
 
     Only these are trained.
     """
     student = student_of(teacher, share=True).requires_grad_(False)
-    return add_lora(student, RANK, generator=torch.Generator().manual_seed(FIT.seed))
+    seed = of_run(FIT, run).seed
+    return add_lora(student, RANK, generator=torch.Generator().manual_seed(seed))
 
 
 def load_averaged_student(teacher: VideoUNet, folder: Path) -> VideoUNet:

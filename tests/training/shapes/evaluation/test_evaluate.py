@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit
 
 from tests.support.tiny_models import make_unet
 from training.shapes.evaluation import measurements, systems
@@ -19,6 +20,7 @@ from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.report import (
     build_report,
     check_claims,
+    compare_systems,
     find_deviations,
     format_report,
 )
@@ -31,6 +33,7 @@ from training.shapes.evaluation.systems import (
     System,
     held_out_prompts,
     load_system,
+    trained_systems,
     tuning_prompts,
 )
 from training.shapes.world.flaws import PIXEL_FLAWS
@@ -47,6 +50,7 @@ class CorruptedClips:
 
     label: str
     flaw: str
+    run: int = 1
 
     def make(self, prompts, weights, cache) -> Samples:
         real = RealClips(self.label, salt=5).make(prompts, weights, cache)
@@ -66,7 +70,7 @@ def measured(tmp_path_factory) -> measurements.Measurements:
         CorruptedClips("teacher-50", "vanishing"),
         CorruptedClips("teacher-50 ODE", "vanishing"),
         CorruptedClips("VCM-4", "watermark"),
-        RealClips("Turbo-4", salt=6),
+        *(RealClips("Turbo-4", salt=6 + 10 * run, run=run) for run in (1, 2, 3)),
         RealClips("Turbo-8", salt=7),
         REAL,
     )
@@ -166,8 +170,8 @@ def test_two_processes_measure_as_one_does(measured, tmp_path: Path):
 def test_every_system_is_measured_on_the_same_prompts(measured):
     by_system = measured.rows.groupby("system")
 
-    assert set(by_system.size()) == {24}
-    assert by_system["prompt"].apply(tuple).nunique() == 1
+    assert by_system.size().to_dict() == {label: 24 for label in by_system.groups} | {"Turbo-4": 72}
+    assert measured.rows.groupby(["system", "run"])["prompt"].apply(tuple).nunique() == 1
     assert measured.rows["reward_bright"].between(0, 1).all()
     assert len(measured.features["real"]) == 24
     assert len(measured.real_features) == 4 * 24
@@ -194,6 +198,42 @@ def test_flaws_are_found_and_cost_votes(report):
     assert vote["low"] > 50 and vote["p"] < 0.05
     missing = pairs["Turbo-4 vs VCM-4"]["watermark"]
     assert missing["high"] < 0 and missing["mcnemar_p"] < 0.001
+
+
+def test_a_single_run_is_compared_with_each_run_of_the_other(measured):
+    tables = dict(tuple(measured.rows.assign(clean=True).groupby("system")))
+    three, one = tables["Turbo-4"], tables["VCM-4"]
+    scores = three.pivot(index="seed", columns="run", values="judge")
+    theirs = one.set_index("seed")["judge"]
+
+    votes = compare_systems(three, one)["preference"]
+    reversed_votes = compare_systems(one, three)["preference"]
+
+    assert votes["clips"] == 72
+    assert votes["mean"] == pytest.approx(100 * expit(scores.sub(theirs, axis=0)).values.mean())
+    assert reversed_votes["mean"] == pytest.approx(100 - votes["mean"])
+    assert reversed_votes["high"] == pytest.approx(100 - votes["low"])
+
+
+def test_systems_of_other_prompts_or_runs_are_not_compared(measured):
+    tables = dict(tuple(measured.rows.assign(clean=True).groupby("system")))
+    two = tables["Turbo-4"].query("run < 3")
+
+    with pytest.raises(ValueError, match="same prompts"):
+        compare_systems(two, tables["Turbo-4"])
+    with pytest.raises(ValueError, match="same prompts"):
+        compare_systems(tables["VCM-4"].iloc[1:], tables["Turbo-8"])
+
+
+def test_further_runs_are_compared_once_their_adapters_are_there(tmp_path: Path):
+    assert trained_systems(tmp_path) == systems.SYSTEMS
+
+    (tmp_path / "runs/3/vcm-image").mkdir(parents=True)
+    (tmp_path / "runs/3/vcm-image" / LORA_FILE).touch()
+
+    (added,) = set(trained_systems(tmp_path)) - set(systems.SYSTEMS)
+    assert (added.label, added.run) == ("VCM+R_img-4", 3)
+    assert added.card(tmp_path).lora == "runs/3/vcm-image"
 
 
 def test_claims_are_met_by_better_clips_and_not_by_worse_ones(report):
