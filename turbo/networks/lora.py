@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -24,6 +25,57 @@ NO_STUDENT = (
     "or random values in its place make another model. Save the layer with them, as `save_lora` "
     "does, or convert the published list: `python -m turbo.models convert NAME unet_lora.pt`."
 )
+
+
+class FoldingLinear(lora.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return _fold(self, x) if _folds(self, x) else super().forward(x)
+
+
+class FoldingConv2d(lora.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _fold(self, x) if _folds(self, x) else super().forward(x)
+
+
+class FoldingConv3d(lora.Conv3d):
+    def forward(self, x: Tensor) -> Tensor:
+        return _fold(self, x) if _folds(self, x) else super().forward(x)
+
+
+FOLDING = {lora.Linear: FoldingLinear, lora.Conv2d: FoldingConv2d, lora.Conv3d: FoldingConv3d}
+
+
+def _folds(adapted: LoraLayer, x: Tensor) -> bool:
+    """Return whether (W + B A) x takes less time than W x + B (A x).
+
+    With n inputs and m outputs of W, N positions and rank r, the multiplications beside W x are
+
+        folded:  r n m for the sum; in training twice that again, and N n m for its gradient;
+        apart:   N r (n + m); in training twice that again.
+
+    Apart, each counts twice: the products are thin, and their results are added. In half precision
+    the sum would round away what adapters add. Dropout needs B A x.
+    """
+    weight, down = adapted.get_base_layer().weight, adapted.lora_A["default"].weight
+    exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    drops = adapted.training and bool(adapted.lora_B["default"]._forward_hooks)
+    if not exact or drops or adapted.disable_adapters or torch.is_autocast_enabled(x.device.type):
+        return False
+    trains = torch.is_grad_enabled() and down.requires_grad
+    size, rank, passes = weight.numel(), len(down), 3 if trains else 1
+    positions = x.numel() // weight.shape[1]  # of a strided convolution: of its input
+    folded = passes * rank * size + trains * positions * size
+    apart = passes * positions * rank * (size // len(weight) + len(weight))
+    return folded < 2 * apart
+
+
+def _fold(adapted: LoraLayer, x: Tensor) -> Tensor:
+    layer = adapted.get_base_layer()
+    up, down = (part["default"].weight.flatten(1) for part in (adapted.lora_B, adapted.lora_A))
+    weight = layer.weight + (up @ down).view_as(layer.weight)
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, layer.bias)
+    return layer._conv_forward(x, weight, layer.bias)
 
 
 def _adapted_layers(network: Network) -> dict[str, int]:
@@ -102,9 +154,11 @@ def inject_adapters(network: Network, ranks: Mapping[str, int]) -> None:
     )
     inject_adapter_in_model(config, network)
     for module in network.modules():
-        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), TemporalConv):
-            for layer in (module.lora_A["default"], module.lora_B["default"]):
-                layer.__class__ = TemporalConv  # as quick as the layer that it adapts
+        if isinstance(module, LoraLayer):
+            module.__class__ = FOLDING[type(module)]
+            if isinstance(module.get_base_layer(), TemporalConv):
+                for layer in (module.lora_A["default"], module.lora_B["default"]):
+                    layer.__class__ = TemporalConv  # as quick as the layer that it adapts
     network.train(network.training)  # new modules are in train mode
     for name, parameter in network.named_parameters():
         if name.rpartition(".weight")[0].rpartition(".")[2] in TRAINED_IN_FULL:

@@ -92,11 +92,11 @@ class TemporalConv(nn.Conv3d):
     Same parameters and result. A CPU's 3-D convolution is slow: this takes 50 to 90 % of its time.
     """
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def _conv_forward(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         frames_by_pixels = rearrange(hidden, "B C F h w -> B C F (h w)")
-        kernel = rearrange(self.weight, "O C K 1 1 -> O C K 1")
+        kernel = rearrange(weight, "O C K 1 1 -> O C K 1")
         padding = (int(self.padding[0]), 0)
-        mixed = nn.functional.conv2d(frames_by_pixels, kernel, self.bias, padding=padding)
+        mixed = nn.functional.conv2d(frames_by_pixels, kernel, bias, padding=padding)
         return rearrange(mixed, "B C F (h w) -> B C F h w", h=hidden.shape[-2])
 
 

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import embed_guidance_scale
 from turbo.diffusion.distillation import student_of
+from turbo.networks import lora
 from turbo.networks.lora import DOWN, UP, add_lora, load_lora, merge_lora, save_lora
 from turbo.networks.unet import VideoUNet
 from turbo.types import Conditioning
@@ -60,6 +61,53 @@ def test_merged_network_is_the_adapted_one(student):
     assert not torch.allclose(adapted, before, atol=1e-2)
     assert_close(merged, adapted, rtol=0, atol=1e-5)
     assert set(student.state_dict()) == names
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_folded_adapters_give_the_outputs_and_gradients_of_adapters_apart(
+    student, training, monkeypatch
+):
+    student = _train(add_lora(student, rank=2)).double()
+    noisy = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    text = torch.randn(2, 6, 16, dtype=torch.float64)
+    guidance = embed_guidance_scale(torch.tensor([7.5, 1.0])).double()
+    chosen, rule = [], lora._folds
+
+    def run() -> list[torch.Tensor]:
+        student.zero_grad()
+        with torch.set_grad_enabled(training):
+            seen = student(noisy, torch.tensor([519, 3]), text, Conditioning(guidance=guidance))
+        if training:
+            seen.square().sum().backward()
+        gradients = (weight.grad for weight in student.parameters() if weight.requires_grad)
+        return [seen.detach(), *(g for g in gradients if g is not None)]
+
+    def record(layer, x) -> bool:
+        chosen.append(rule(layer, x))
+        return chosen[-1]
+
+    monkeypatch.setattr(lora, "_folds", record)
+    folded = run()
+    monkeypatch.setattr(lora, "_folds", lambda layer, x: False)
+    apart = run()
+
+    assert any(chosen) and not all(chosen)
+    assert len(folded) == len(apart) > training
+    for ours, theirs in zip(folded, apart, strict=True):
+        assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_adapters_that_drop_or_compute_in_half_precision_are_not_folded(student):
+    add_lora(student, rank=2, dropout=0.1)
+    layer = next(m for m in student.modules() if isinstance(m, lora.FoldingLinear))
+    x = torch.randn(4096, layer.get_base_layer().in_features)
+
+    with torch.no_grad():
+        assert lora._folds(layer.eval(), x)
+        assert not lora._folds(layer.eval(), x.bfloat16())
+        assert not lora._folds(layer.train(), x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not lora._folds(layer.eval(), x)
 
 
 def test_merging_leaves_the_weights_that_were_read_as_they_are(student):
