@@ -54,7 +54,7 @@ def test_commands_and_programs_run_in_order(readme, tmp_path):
         elif kind == "python" and SERVED not in block:
             run([sys.executable, "-c", block], tmp_path)
     if readme == "README.md":
-        assert (tmp_path / "star.mp4").stat().st_size > 0
+        assert (tmp_path / "ghost.mp4").stat().st_size > 0
         assert (tmp_path / "study/report-simulated/win_rates.png").stat().st_size > 0
 
 

@@ -7,17 +7,16 @@ Prints a line for people and, last, one JSON line for machines.
 
 import csv
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
 
+from tests.support.warm import kill_tree, start_program, wait_for
 from turbo.batch import clip_name, make_clips
 from turbo.manifest import Manifest
 from turbo.pipeline import load_pipeline
@@ -51,18 +50,21 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
     (folder / "prompts.txt").write_text("\n".join(_prompts(prompts)))
     draw = random.Random(seed)
     for kill in range(kills):
-        with _started(folder) as running:
-            before = len(_rows(folder))
-            if kill % 4 < 3:
-                while len(_rows(folder)) == before and running.poll() is None:
-                    time.sleep(0.02)
-                time.sleep(draw.uniform(0, 0.1 * prompts / kills))
-            else:
-                time.sleep(draw.uniform(0, 12))
-            assert running.poll() is None, "The batch ended before it was killed. Add prompts."
-            _kill(running, whole=draw.random() < 0.5, draw=draw)
-    with _started(folder) as running:
-        assert running.wait() == 0
+        running = _start(folder)
+        before = len(_rows(folder))
+        if kill % 4 < 3:
+            while len(_rows(folder)) == before and running.is_alive():
+                time.sleep(0.02)
+            time.sleep(draw.uniform(0, 0.1 * prompts / kills))
+        else:
+            time.sleep(draw.uniform(0, 4))
+        assert running.is_alive(), "The batch ended before it was killed. Add prompts."
+        workers = psutil.Process(running.pid).children()
+        if workers and draw.random() < 0.5:
+            draw.choice(workers).kill()
+            time.sleep(draw.uniform(0, 0.3))  # the launcher stops the other within a tenth
+        kill_tree(running)
+    assert wait_for(_start(folder)) == 0
     rows = _rows(folder)
     assert not Manifest(folder).missing([row["path"] for row in rows])
     assert not list(folder.glob(".unfinished*"))
@@ -70,39 +72,9 @@ def disturb(folder: Path, *, prompts: int, kills: int, seed: int) -> list[dict[s
     return rows
 
 
-def _started(folder: Path) -> subprocess.Popen[bytes]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2", "-m", "turbo.generate", "--model", MODEL]
-    launch += [
-        "--steps",
-        str(STEPS),
-        "--prompts",
-        str(folder / "prompts.txt"),
-        "--out",
-        str(folder),
-    ]
-    return subprocess.Popen(
-        launch,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _kill(running: subprocess.Popen[bytes], *, whole: bool, draw: random.Random) -> None:
-    """End all processes of a launch by SIGKILL: together, or one first and then the launcher."""
-    workers = psutil.Process(running.pid).children(recursive=True)
-    if not whole and workers:
-        draw.choice(workers).kill()
-        time.sleep(draw.uniform(0, 1))
-    for process in [running, *workers]:
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    running.wait()
-    psutil.wait_procs(workers)
+def _start(folder: Path) -> BaseProcess:
+    options = ["--model", MODEL, "--steps", str(STEPS), "--prompts", str(folder / "prompts.txt")]
+    return start_program("turbo.generate", *options, "--out", str(folder), processes=2)
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

@@ -191,6 +191,20 @@ def test_a_configuration_that_extends_another_changes_only_what_it_says():
     assert other.run.model_copy(update={"out": base.run.out}) == base.run
 
 
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("ablation_*.toml")), ids=lambda path: path.stem
+)
+def test_an_ablation_changes_the_rewards_alone(path: Path):
+    base = "vc2.toml" if "vc2" in path.stem else "modelscope.toml"
+    ablation, whole = (
+        config.model_dump(exclude={"name": True, "title": True, "rewards": True, "run": {"out"}})
+        for config in (load_config(path), load_config(CONFIGS / base))
+    )
+
+    assert load_config(path).rewards != load_config(CONFIGS / base).rewards
+    assert ablation == whole
+
+
 def test_the_command_line_changes_single_values():
     config = load_config(TINY, ["run.steps=7", "data.folder=my videos", "teacher.guidance=[1, 2]"])
 

@@ -1,11 +1,14 @@
 """The flywheel: studies, a reward of their votes, a student, and a comparison of it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from human_eval.reporting.export import read_export
+from tests.support.warm import start_program, wait_for
+from training import flywheel
 from training.flywheel import main, rate_height
 from training.shapes.world.scenes import FPS, FRAMES, Scene, draw_background, draw_clip
 from turbo.video import Video
@@ -37,7 +40,11 @@ def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, capfd):
+def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkeypatch):
+    def run(command: list[str], env: dict[str, str], check: bool) -> None:
+        assert wait_for(start_program(*command[2:], variables=env)) == 0
+
+    monkeypatch.setattr(flywheel, "subprocess", SimpleNamespace(run=run))
     out = tmp_path / "flywheel"
     main(["--out", str(out), *SIZES])
 

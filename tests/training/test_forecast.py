@@ -20,10 +20,13 @@ from turbo.networks.unet import VideoUNet
 
 TINY = Path(__file__).parents[2] / "training" / "configs" / "tiny_vc2.toml"
 DOWN, UP = "CrossAttnDownBlock3D", "CrossAttnUpBlock3D"
-ENDS = {"down_block_types": (DOWN, "DownBlock3D"), "up_block_types": ("UpBlock3D", UP)}
 SIZES = {
-    "tiny": {"block_out_channels": (32, 32), "layers_per_block": 1, **ENDS},
-    "small": {"block_out_channels": (32, 64), "layers_per_block": 1, **ENDS},
+    "tiny": {
+        "block_out_channels": (32, 32),
+        "down_block_types": (DOWN, "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", UP),
+        "layers_per_block": 1,
+    },
     "medium": {
         "block_out_channels": (64, 128, 128),
         "down_block_types": (DOWN, DOWN, "DownBlock3D"),

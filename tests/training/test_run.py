@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from tests.support.warm import kill_tree, start_program, wait_for
 from training import distil as command
 from training.checkpoints import find_newest, load_newest, saved_checkpoints
 from training.config import load_config
@@ -27,7 +28,6 @@ from turbo.pipeline import load_card
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
 KILLS = int(os.environ.get("KILLS", "3"))  # 20 before a release
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def changes(videos: Path, out: Path, *more: str) -> list[str]:
@@ -158,34 +158,11 @@ def test_a_run_that_cannot_start_is_refused_in_one_sentence(
     assert message in error and "Traceback" not in error
 
 
-def launch(
-    processes: int, arguments: list[str], module: str = "training.distil"
-) -> subprocess.Popen[bytes]:
-    """Start a run; `accelerate launch` starts several processes on accelerators alone."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, *torchrun, "-m", module, *arguments],
-        env=ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def kill_tree(run: subprocess.Popen[bytes]) -> None:
-    """Kill a run and its processes, which torchrun starts in sessions of their own."""
-    tree = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
-    for process in tree:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(tree)
-    run.wait()
-
-
-def kill_launcher(run: subprocess.Popen[bytes]) -> None:
+def kill_launcher(run: BaseProcess) -> None:
     """Kill the launcher of a run, and check that its processes end."""
     processes = psutil.Process(run.pid).children(recursive=True)
     run.kill()
-    run.wait()
+    run.join()
     ended, running = psutil.wait_procs(processes, timeout=20)
     assert len(ended) >= 2 and running == []
 
@@ -206,7 +183,10 @@ def test_two_processes_take_the_step_of_one(videos, tmp_path):
         command.run(load_config(Path(tiny), changes(videos, tmp_path / f"{split}1", *more)))
         runs.append([tiny, *changes(videos, tmp_path / f"{split}2", *more)])
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    assert launch(2, [str(tmp_path / "runs.json")], "tests.training.distil_all").wait(300) == 0
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun += ["-m", "tests.training.distil_all", str(tmp_path / "runs.json")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *torchrun], env=environment, timeout=300, check=True)
 
     for split in ("false", "true"):
         one, two = (gradients_of(tmp_path / f"{split}{processes}") for processes in (1, 2))
@@ -225,20 +205,23 @@ def gradients_of(out: Path) -> dict[int, torch.Tensor]:
 def test_two_processes_killed_at_any_moment_continue_to_the_bit(videos, tmp_path):
     """Killed together; at the last time the launcher alone, whose processes end with it."""
     more = (f"run.steps={4 * KILLS + 4}", "run.batch=2", "run.checkpoint_every=2")
-    arguments = [str(CONFIGS / "tiny_vc2.toml"), *more]
-    assert launch(2, [*arguments, *changes(videos, tmp_path / "whole")]).wait(600) == 0
     rng, out = np.random.default_rng(), tmp_path / "killed"
 
+    def start(folder: Path) -> BaseProcess:
+        arguments = [str(CONFIGS / "tiny_vc2.toml"), *more, *changes(videos, folder)]
+        return start_program("training.distil", *arguments, processes=2)
+
+    assert wait_for(start(tmp_path / "whole")) == 0
     for end in [kill_tree] * (KILLS - 1) + [kill_launcher]:
         saved = find_newest(out / "checkpoints")
-        run = launch(2, [*arguments, *changes(videos, out)])
+        run = start(out)
         while find_newest(out / "checkpoints") == saved:  # it would repeat the start otherwise
-            assert run.poll() is None
+            assert run.is_alive()
             time.sleep(0.05)
         step_seconds = float((out / "log.csv").read_text().split(",")[-1])
         time.sleep(rng.uniform(0, 2 * step_seconds))  # from one checkpoint to the next
-        assert run.poll() is None
+        assert run.is_alive()
         end(run)
-    assert launch(2, [*arguments, *changes(videos, out)]).wait(600) == 0
+    assert wait_for(start(out)) == 0
 
     assert losses(out) == losses(tmp_path / "whole")

@@ -3,11 +3,7 @@
 import errno
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.testing import assert_close
 
+from tests.support.warm import start_program, wait_for
 from training import distil
 from training.build import build_parts, teacher_card
 from training.config import Config, load_config
@@ -306,23 +303,22 @@ def test_changes_may_come_after_options(videos, tmp_path, capsys):
 def test_a_job_killed_at_any_moment_loses_nothing_and_does_nothing_twice(
     videos, prepared, tmp_path
 ):
-    command = [sys.executable, "-m", "training.data", "prepare", str(videos), str(tmp_path)]
-    options = ["--config", str(TINY), "--passes=2", "--clips-per-shard=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["training.data", "prepare", str(videos), str(tmp_path)]
+    command += ["--config", str(TINY), "--passes=2", "--clips-per-shard=2"]
     written: dict[str, int] = {}
     for goal in (2, 5):
-        job = subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
+        job = start_program(*command)
         written_to = tmp_path / "shards"
-        while job.poll() is None and len([*written_to.glob("*.json")]) < goal:
+        while job.is_alive() and len([*written_to.glob("*.json")]) < goal:
             time.sleep(0.002)
-        job.send_signal(signal.SIGKILL)
-        job.wait()
+        job.kill()
+        job.join()
         complete = {path.name: path.stat().st_mtime_ns for path in written_to.glob("*.json")}
         assert written.items() <= complete.items()
         written = complete
 
     assert written
-    assert subprocess.run([*command, *options], env=environment).returncode == 0
+    assert wait_for(start_program(*command)) == 0
     assert {name: digest for name, digest in files(tmp_path).items() if "partial" not in name} == (
         files(prepared)
     )

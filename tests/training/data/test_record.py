@@ -1,19 +1,16 @@
 """Recorded teacher outputs: those of the teacher, for the clip alone, and as a run expects them."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import time
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate import Accelerator
 from torch.testing import assert_close
 
+from tests.support.warm import kill_tree, start_program, wait_for
 from training import build, distil
 from training.build import load_teacher, teacher_card
 from training.config import Config, load_config
@@ -214,26 +211,20 @@ def test_a_student_is_trained_on_a_record(recorded, tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_were_killed_leave_the_record_of_one(videos, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    inputs = ["--clips-per-shard=1", f"data.folder={videos}", FAST]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-    def start(processes: int, out: Path) -> psutil.Popen:
-        job = ["-m", "training.data", "record", str(TINY), str(out), *inputs]
-        launch = [*command, f"--nproc-per-node={processes}", *job]
-        return psutil.Popen(launch, env=environment, stderr=subprocess.DEVNULL)
-
     shared, alone = tmp_path / "shared", tmp_path / "alone"
-    jobs = start(2, shared)
-    while jobs.poll() is None and len([*shared.glob("shards/*.json")]) < 2:
+
+    def start(out: Path, processes: int) -> BaseProcess:
+        inputs = ["--clips-per-shard=1", f"data.folder={videos}", FAST]
+        job = ["record", str(TINY), str(out), *inputs]
+        return start_program("training.data", *job, processes=processes)
+
+    jobs = start(shared, 2)
+    while jobs.is_alive() and len([*shared.glob("shards/*.json")]) < 2:
         time.sleep(0.005)
-    for process in [*jobs.children(recursive=True), jobs]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs([jobs])
+    kill_tree(jobs)
     assert 2 <= len([*shared.glob("shards/*.json")]) < 6
-    assert start(2, shared).wait(300) == 0
-    assert start(1, alone).wait(300) == 0
+    assert wait_for(start(shared, 2)) == 0
+    assert wait_for(start(alone, 1)) == 0
 
     digests = [
         {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (out / "shards").glob("*.*s*")}
