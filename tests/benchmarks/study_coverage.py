@@ -16,7 +16,7 @@ more than 5 of 100. What one would get by taking votes as independent stands bes
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ from human_eval.statistics.e_values import LEVEL, e_value_path
 from human_eval.statistics.intervals import sign_test, wilson
 from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.win_rates import mean_of, win_rates
+from tests.benchmarks.judge_coverage import JUDGES, RATER_SPREAD, SPREAD, measure_judge
 from tests.support.crowd import make_votes
 
 PROMPTS, PROMPT_SPREAD = 150, 0.5
@@ -84,7 +85,7 @@ def vote(rng: np.random.Generator, loads: str, rater_spread: float, truth: float
     surplus = (rater >= busy) & (prompt >= PROMPTS * (per_pair - busy) / max(needed, 1))
     kept = rng.permutation(np.flatnonzero(~surplus))
     prompt, rater = prompt[kept], rater[kept]
-    taste = _intercept(truth, float(np.hypot(PROMPT_SPREAD, rater_spread)))
+    taste = intercept(truth, float(np.hypot(PROMPT_SPREAD, rater_spread)))
     taste = taste + rng.normal(0, PROMPT_SPREAD, PROMPTS)[prompt]
     taste = taste + rng.normal(0, rater_spread, busy + others)[rater]
     won = rng.random(len(kept)) < expit(taste)
@@ -99,7 +100,7 @@ def vote(rng: np.random.Generator, loads: str, rater_spread: float, truth: float
     )
 
 
-def _intercept(truth: float, spread: float) -> float:
+def intercept(truth: float, spread: float) -> float:
     """Return the log-odds around which normal ones have the win rate `truth` on average."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(61)
     weights = weights / weights.sum()
@@ -231,6 +232,10 @@ def list_rows(studies: int) -> dict[str, Callable[[], Any]]:
     for differ in (False, True):
         name = f"{'two of six' if differ else 'no comparisons'} differ"
         rows[name] = partial(measure_false_claims, differ, studies)
+    for judge, truth in product(JUDGES, (0.5, 0.65)):
+        centre = intercept(truth, float(np.hypot(SPREAD, RATER_SPREAD)))
+        name = f"{judge} judge {truth:{25 - len(judge)}}"
+        rows[name] = partial(measure_judge, judge, truth, centre, studies)
     return rows
 
 
@@ -240,6 +245,11 @@ def format_row(found: Any, studies: int) -> str:
         return f"false claims {format_share(found, studies)}"
     if isinstance(found, list):
         return "".join(f" {format_share(share, studies):>11}" for share in found)
+    if "judge" in found:
+        once, ever = (format_share(found[name], studies) for name in ("covered", "ever_covered"))
+        votes = f"{100 * found['sooner']:+.1f} ± {100 * found['sooner_error']:.1f}"
+        fewer = f"votes for a variance {100 * found['fewer']:+.1f}, for a decision {votes}"
+        return f" covered {once}, at every look {ever}; {fewer}"
     shares = ("covered", "covered_independent", "claimed", "misled", "misled_independent")
     cells = "".join(f" {format_share(found[name], studies):>11}" for name in shares)
     return f"{100 * found['width']:6.1f} {100 * found['wider']:+6.1f}{cells}"
@@ -262,7 +272,7 @@ def main() -> None:
     for name, measure in list_rows(options.studies).items():
         if name not in done:
             found = measure()
-            done[name] = asdict(found) if isinstance(found, Coverage) else found
+            done[name] = asdict(found) if is_dataclass(found) else found
             done[name] = list(found) if isinstance(found, tuple) else done[name]
             if options.rows:
                 entry = {"row": name, "studies": options.studies, "found": done[name]}
