@@ -119,9 +119,9 @@ def design_effects(
 
         deff = V / (m (1 - m) / n) * (t_{0.975, df} / z_{0.975})^2.
 
-    V and df are those of `human_eval.statistics.clusters`. While all votes agree, m (1 - m) is 0;
-    then V / (m (1 - m) / n) is n / G and df is G - 1: each rater, or each prompt if there are
-    fewer, counts as one vote. Between the stages of `_stages` it is that of the stage before.
+    V and df are those of `human_eval.statistics.clusters`. While all values are equal, the ratio is
+    n / G and df is G - 1: each rater, or each prompt if there are fewer, counts as one vote.
+    Between the stages of `_stages` it is that of the stage before.
 
     Args:
         values: 1 for a win, 0 for a loss, or other values whose mean is a win rate.
@@ -141,9 +141,9 @@ def design_effects(
     variance = variance + np.broadcast_to(shared, len(values))[stages]
     count = stages + 1
     mean = np.cumsum(values)[stages] / count
-    varied = (mean > 0) & (mean < 1) & (clusters > 1)
-    ratio = np.divide(variance * count, mean * (1 - mean), out=count / clusters, where=varied)
     independent = np.cumsum(values**2)[stages] / count - mean**2
+    varied = (mean > 0) & (mean < 1) & (independent > 0) & (clusters > 1)
+    ratio = np.divide(variance * count, mean * (1 - mean), out=count / clusters, where=varied)
     least = np.divide(independent, mean * (1 - mean), out=np.ones(len(stages)), where=varied)
     df = np.where(varied, df, np.maximum(clusters - 1, 1))
     quantile = 1 - LEVEL / 2

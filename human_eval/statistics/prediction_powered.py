@@ -124,13 +124,12 @@ def effective_votes(votes: pd.DataFrame, scores: pd.Series) -> tuple[np.ndarray,
 
         z_t = y_t - w_t (f_t - F),
 
-    where the weight w_t comes from earlier votes on other prompts. If chance chose the next pair,
-    the mean of z_t, given all votes before, is the win rate, with any judge: the values are a
-    martingale around it, to which confidence sequences apply. The wins and losses are those of
-    the mean of z, with the design effect of `human_eval.statistics.e_values.design_effects`;
-    F has the variance Var(f) / N, which all values share. There are none before MIN_CLUSTERS raters
-    and prompts. Their e-values and intervals are valid at any time as the numbers of prompts and
-    raters grow.
+    where the weight w_t comes from earlier votes on other prompts. If chance chose the pair, the
+    mean of w_t (f_t - F) given all votes before is 0, with any judge: the judge adds no bias at any
+    time. The wins and losses are those of the mean of z, with the design effect of
+    `human_eval.statistics.e_values.design_effects`; F has the variance Var(f) / N, which all
+    values share. There are none before MIN_CLUSTERS raters and prompts. E-values and intervals of
+    them are valid at any time as the numbers of prompts and raters grow.
 
     Args:
         votes: of one comparison and question, with their times.

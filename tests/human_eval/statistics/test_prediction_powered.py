@@ -73,6 +73,16 @@ def test_a_good_judge_helps_at_every_look_and_a_vote_changes_no_earlier_one():
     assert (wins[:25] == changed[:25]).all() and wins[25] != changed[25]
 
 
+def test_ties_only_are_no_certainty():
+    votes, scores = study()
+    votes["choice"] = votes["choice"].where(votes.index >= 20, "tie")
+
+    wins, losses = effective_votes(votes, scores.set_index("prompt_index")["score"])
+
+    assert 0 < wins[19] == losses[19] < 10  # of 20 raters, fewer for Student's t
+    assert np.isfinite(wins).all()
+
+
 def test_the_weight_of_a_vote_depends_on_no_vote_on_its_prompt():
     rng = np.random.default_rng(0)
     answers, given = rng.random((2, 60))
