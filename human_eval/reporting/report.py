@@ -135,14 +135,15 @@ TABLES = [
     ReportTable(
         name=WITH_JUDGE,
         columns=["comparison", "votes", "judged", "people", "weight", "rate", "low", "high"]
-        + ["saved", "note"],
+        + ["saved", "e", "anytime_low", "anytime_high", "decided", "note"],
         needs=("rater", "prompt"),
         make=lambda votes: prediction_powered_rates(votes.counted, votes.scores, votes.definition),
         text="""\
 Shares of votes on the primary question, a tie as half a win, from people (`people`) and with the
 scores of a judge for pairs without a vote (`rate`). They are valid only if chance chose the pairs
-that people saw, for one look, and without adjustment for several comparisons; a bad judge gets a
-`weight` near 0. `saved` is the share of votes that the judge saves:""",
+that people saw; a bad judge gets a `weight` near 0. `low` to `high` is for one look, without
+adjustment for several comparisons, and `saved` is the share of votes that the judge saves there.
+`e`, `decided` and `anytime_low` to `anytime_high` hold however often one looks:""",
     ),
     ReportTable(
         name="strengths",

@@ -7,10 +7,12 @@ probability at most `level` (Ville's inequality).
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.special import betaln, ndtri, stdtrit
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.clusters import cluster_variance, combine_variances
+from human_eval.statistics.intervals import Interval
 from human_eval.statistics.votes import find_unknown, split_cells
 
 LEVEL = 0.05  # of wrong decisions in the whole family of comparisons
@@ -26,17 +28,22 @@ Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e
 
 
 def e_value(
-    wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR
+    wins: float | np.ndarray,
+    losses: float | np.ndarray,
+    *,
+    prior: float = PRIOR,
+    null: float = 0.5,
 ) -> np.ndarray:
-    """Return the e-value of independent decisive votes against a win rate of one half.
+    """Return the e-value of independent decisive votes against a win rate q.
 
-    It is the likelihood of a win rate p drawn from Beta(a, a), over that of p = 1/2:
+    It is the likelihood of a win rate p drawn from Beta(a, a), over that of p = q:
 
-        e = 2^(wins + losses) * B(a + wins, a + losses) / B(a, a).
+        e = B(a + wins, a + losses) / (B(a, a) q^wins (1 - q)^losses).
 
     Args:
         wins, losses: numbers of votes; fractions where votes weigh less than one.
         prior: a.
+        null: q, between 0 and 1.
 
     Returns:
         In (0, 1e304]; larger values are cut to this, since no float can hold them.
@@ -44,7 +51,25 @@ def e_value(
     Source: Robbins (1970), Ann. Math. Statist. 41(5), 1397-1409; Ville (1939).
     """
     bet = betaln(prior + wins, prior + losses) - betaln(prior, prior)
-    return np.asarray(np.exp(np.minimum(bet + (wins + losses) * np.log(2.0), MAX_LOG)))
+    bet = bet - wins * np.log(null) - losses * np.log1p(-null)
+    return np.asarray(np.exp(np.minimum(bet, MAX_LOG)))
+
+
+def anytime_interval(wins: float, losses: float) -> Interval:
+    """Return the win rates against which the e-value is below 1 / LEVEL.
+
+    However often one looks, all these intervals contain the truth with probability 1 - LEVEL.
+    """
+
+    def excess(rate: float) -> float:
+        return float(np.log(LEVEL * e_value(wins, losses, null=rate)))
+
+    least = 1e-9
+    mean = np.clip(wins / (wins + losses), least, 1 - least)
+    low, high = (
+        brentq(excess, end, mean) if excess(end) > 0 else round(end) for end in (least, 1 - least)
+    )
+    return Interval(low, high)
 
 
 def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
@@ -52,7 +77,7 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
 
     Votes on one prompt, or of one rater, resemble each other and so weigh less than independent
     ones: `e` counts each as 1 / `design_effect` votes, estimated anew after every vote, see
-    `_design_effects`. `e_independent` counts every vote in full.
+    `design_effects`. `e_independent` counts every vote in full.
 
     Returns:
         One row for each decisive vote: answered_at, wins, losses, design_effect, e,
@@ -63,7 +88,7 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
     won = decisive["choice"].eq("a").to_numpy(float)
     wins = np.cumsum(won)
     losses = np.cumsum(1 - won)
-    effect, clusters = _design_effects(won, decisive["prompt"], decisive["rater"])
+    effect, clusters = design_effects(won, decisive["prompt"], decisive["rater"])
     adjusted = np.where(
         clusters >= MIN_CLUSTERS, e_value(wins / effect, losses / effect, prior=prior), 1.0
     )
@@ -79,40 +104,51 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
     )
 
 
-def _design_effects(
-    won: np.ndarray, prompts: pd.Series, raters: pd.Series
+def design_effects(
+    values: np.ndarray,
+    prompts: pd.Series,
+    raters: pd.Series,
+    *,
+    shared: float | np.ndarray = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, after every vote, the design effect and the smaller number of clusters.
 
-    The design effect is how many votes weigh as much as one independent vote. After n votes with
+    The design effect is how many votes weigh as much as one independent vote. After n values with
     mean m it is the variance V of m over the variance m (1 - m) / n of independent votes, widened
-    as Student's t is, and at least 1:
+    as Student's t is, and at least that of independent values, which is 1 for wins and losses:
 
         deff = V / (m (1 - m) / n) * (t_{0.975, df} / z_{0.975})^2.
 
-    V and df are those of `human_eval.statistics.clusters`. While all votes agree, m (1 - m) is 0;
-    then V / (m (1 - m) / n) is n / G and df is G - 1: each rater, or each prompt if there are
-    fewer, counts as one vote. Between the stages of `_stages` it is that of the stage before.
+    V and df are those of `human_eval.statistics.clusters`. While all values are equal, the ratio is
+    n / G and df is G - 1: each rater, or each prompt if there are fewer, counts as one vote.
+    Between the stages of `_stages` it is that of the stage before.
+
+    Args:
+        values: 1 for a win, 0 for a loss, or other values whose mean is a win rate.
+        shared: variance of an error that all values share, after every vote; added to V.
 
     Source: design effect: Kish (1965), "Survey Sampling".
     """
-    if not len(won):
+    if not len(values):
         return np.ones(0), np.zeros(0)
-    stages = _stages(len(won))
+    stages = _stages(len(values))
     prompt, rater = (pd.factorize(kind)[0] for kind in (prompts, raters))
-    by_prompt, prompts_seen = _variances(won, prompt, stages)
-    by_rater, raters_seen = _variances(won, rater, stages)
-    both = _variance_of_cells(won, prompt * (rater.max() + 1) + rater)[stages]
+    by_prompt, prompts_seen = _variances(values, prompt, stages)
+    by_rater, raters_seen = _variances(values, rater, stages)
+    both = _variance_of_cells(values, prompt * (rater.max() + 1) + rater)[stages]
     clusters = np.minimum(prompts_seen, raters_seen)
     variance, df = combine_variances(by_prompt, by_rater, both, clusters)
+    variance = variance + np.broadcast_to(shared, len(values))[stages]
     count = stages + 1
-    mean = np.cumsum(won)[stages] / count
-    varied = (mean > 0) & (mean < 1) & (clusters > 1)
+    mean = np.cumsum(values)[stages] / count
+    independent = np.cumsum(values**2)[stages] / count - mean**2
+    varied = (mean > 0) & (mean < 1) & (independent > 0) & (clusters > 1)
     ratio = np.divide(variance * count, mean * (1 - mean), out=count / clusters, where=varied)
+    least = np.divide(independent, mean * (1 - mean), out=np.ones(len(stages)), where=varied)
     df = np.where(varied, df, np.maximum(clusters - 1, 1))
     quantile = 1 - LEVEL / 2
-    effect = np.maximum(ratio * (stdtrit(df, quantile) / ndtri(quantile)) ** 2, 1.0)
-    last = np.searchsorted(stages, np.arange(len(won)), side="right") - 1
+    effect = np.maximum(ratio * (stdtrit(df, quantile) / ndtri(quantile)) ** 2, least)
+    last = np.searchsorted(stages, np.arange(len(values)), side="right") - 1
     return effect[last], clusters[last]
 
 
@@ -128,11 +164,12 @@ def _stages(votes: int) -> np.ndarray:
 
 
 def _variances(
-    won: np.ndarray, cluster: np.ndarray, stages: np.ndarray
+    values: np.ndarray, cluster: np.ndarray, stages: np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Return `cluster_variance` at each stage, and the number of clusters seen."""
     seen_by = np.maximum.accumulate(cluster) + 1  # clusters are numbered in order of appearance
     size, total = np.zeros(0), np.zeros(0)
+    squares = np.cumsum(values**2)
     variances, freedoms, seen = [], [], []
     begins = np.concatenate([[0], stages[:-1] + 1])
     for chunk in range(0, len(stages), CHUNK):
@@ -146,37 +183,37 @@ def _variances(
         sizes, sums = (
             np.pad(start, (0, new))
             + np.cumsum(np.bincount(cell, weight, np.prod(shape)).reshape(shape), axis=0)
-            for start, weight in ((size, None), (total, won[first:end]))
+            for start, weight in ((size, None), (total, values[first:end]))
         )
         size, total = sizes[-1], sums[-1]
-        variance, df = cluster_variance(sizes, sums, sums.sum(axis=1))
+        variance, df = cluster_variance(sizes, sums, squares[stages[part]])
         variances.append(variance)
         freedoms.append(df)
         seen.append(np.count_nonzero(sizes, axis=1))
     return (np.concatenate(variances), np.concatenate(freedoms)), np.concatenate(seen)
 
 
-def _variance_of_cells(won: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+def _variance_of_cells(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """Return the variance of the mean over many small clusters, after every vote.
 
-    With w_g wins among the v_g votes of cluster g so far,
+    With w_g the sum of the v_g values of cluster g so far,
 
         sum_g (w_g - v_g m)^2 = sum_g w_g^2 - 2 m sum_g w_g v_g + m^2 sum_g v_g^2.
 
     A vote changes each of the three sums by a term of its own cluster, so that cumulative sums of
     these terms give all stages in linear time. Small clusters need no jackknife.
     """
-    count = np.arange(1, len(won) + 1)
-    mean = np.cumsum(won) / count
-    grouped = pd.Series(won).groupby(cluster)
+    count = np.arange(1, len(values) + 1)
+    mean = np.cumsum(values) / count
+    grouped = pd.Series(values).groupby(cluster)
     votes_before = grouped.cumcount().to_numpy()
-    wins_before = grouped.cumsum().to_numpy() - won
-    wins_squared = np.cumsum(2 * wins_before * won + won)
-    wins_votes = np.cumsum(wins_before + won * votes_before + won)
+    sums_before = grouped.cumsum().to_numpy() - values
+    sums_squared = np.cumsum(2 * sums_before * values + values**2)
+    sums_votes = np.cumsum(sums_before + values * votes_before + values)
     votes_squared = np.cumsum(2 * votes_before + 1)
-    squares = wins_squared - 2 * mean * wins_votes + mean**2 * votes_squared
+    squares = sums_squared - 2 * mean * sums_votes + mean**2 * votes_squared
     seen = np.cumsum(votes_before == 0)
-    correction = np.divide(seen, seen - 1, out=np.ones(len(won)), where=seen > 1)
+    correction = np.divide(seen, seen - 1, out=np.ones(len(values)), where=seen > 1)
     return np.maximum(squares, 0.0) * correction / count**2
 
 

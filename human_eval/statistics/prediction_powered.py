@@ -6,14 +6,21 @@ from scipy.special import stdtr, stdtrit
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.clusters import sum_by_cluster
+from human_eval.statistics.e_values import (
+    LEVEL,
+    NEEDS,
+    anytime_interval,
+    design_effects,
+    e_value,
+)
 from human_eval.statistics.intervals import crossed_variance
-from human_eval.statistics.votes import split_primary
+from human_eval.statistics.votes import find_unknown, split_primary
 from human_eval.statistics.win_rates import half_wins
 
 FOLDS = 5  # of prompts: the weight of the judge's score in one is fitted in the others
 MIN_CLUSTERS = 10  # prompts and raters; with fewer, people's votes alone are reported
 COLUMNS = ["comparison", "votes", "judged", "weight", "rate", "low", "high", "p"]
-COLUMNS += ["people", "saved", "note"]
+COLUMNS += ["people", "saved", "e", "anytime_low", "anytime_high", "decided", "note"]
 
 
 def prediction_powered_rates(
@@ -36,6 +43,9 @@ def prediction_powered_rates(
         Columns comparison, votes; judged, the number of pairs without a vote; weight, the mean w;
         rate with its 95 % interval (low, high); p, of a rate of one half; people, the mean of the
         votes alone; saved, the share of votes that the judge saves at equal variance; note.
+        These are for one look. Of `effective_votes`, for a look after every vote: e, the e-value
+        of a rate of one half; its 95 % interval (anytime_low, anytime_high); decided, whether e
+        has ever reached the number of comparisons / 0.05. They need the times of votes.
 
     Source: Angelopoulos, Bates, Fannjiang, Jordan and Zrnic (2023), Science 382, 669-674; the
     weight: Angelopoulos, Duchi and Zrnic (2023), arXiv:2311.01453; cross-fitting: Zrnic and
@@ -52,7 +62,14 @@ def prediction_powered_rates(
             )
         others = score[~score.index.isin(cell["prompt_index"])].to_numpy(float)
         row = {"comparison": comparison.key, "votes": len(cell), "judged": len(others)}
-        rows.append({**row, **_combine(cell, given.to_numpy(float), others)})
+        row |= _combine(cell, given.to_numpy(float), others)
+        if not row["note"] and not find_unknown(cell, NEEDS):
+            wins, losses = effective_votes(cell, score)
+            e = e_value(wins, losses)
+            ends = anytime_interval(wins[-1], losses[-1])
+            row |= {"e": e[-1], "anytime_low": ends.low, "anytime_high": ends.high}
+            row["decided"] = bool((e >= len(definition.comparisons) / LEVEL).any())
+        rows.append({"decided": False, **row})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -98,3 +115,61 @@ def _fit_weights(
         if own + spread > 0:
             weights[fold == number] = np.clip(both / (own + spread), 0.0, 1.0)
     return weights
+
+
+def effective_votes(votes: pd.DataFrame, scores: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return, after every vote, the wins and losses of independent votes that weigh as much.
+
+    With F the mean score of all N pairs, vote t has the value
+
+        z_t = y_t - w_t (f_t - F),
+
+    where the weight w_t comes from earlier votes on other prompts. If chance chose the pair, the
+    mean of w_t (f_t - F) given all votes before is 0, with any judge: the judge adds no bias at any
+    time. The wins and losses are those of the mean of z, with the design effect of
+    `human_eval.statistics.e_values.design_effects`; F has the variance Var(f) / N, which all
+    values share. There are none before MIN_CLUSTERS raters and prompts. E-values and intervals of
+    them are valid at any time as the numbers of prompts and raters grow.
+
+    Args:
+        votes: of one comparison and question, with their times.
+        scores: of every pair, by prompt_index.
+
+    Source: Kilian, Cortinovis and Caron (2025), arXiv:2505.18000; validity with estimated
+    variances: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024), Ann. Statist. 52(6),
+    2613-2640.
+    """
+    votes = votes.sort_values(["answered_at", "vote_id"])
+    answers = half_wins(votes)
+    given = scores.reindex(votes["prompt_index"]).to_numpy(float)
+    weights = _earlier_weights(answers, given, votes["prompt"])
+    values = answers - weights * (given - scores.mean())
+    count = np.arange(1, len(votes) + 1)
+    shared = (np.cumsum(weights) / count) ** 2 * scores.var() / len(scores)
+    effect, clusters = design_effects(values, votes["prompt"], votes["rater"], shared=shared)
+    mean = np.clip(np.cumsum(values) / count, 0.0, 1.0)
+    effective = np.where(clusters >= MIN_CLUSTERS, count / effect, 0.0)
+    return mean * effective, (1 - mean) * effective
+
+
+def _earlier_weights(answers: np.ndarray, given: np.ndarray, prompts: pd.Series) -> np.ndarray:
+    """Return the weight of the score in each vote, fitted on earlier votes on other prompts.
+
+    It is the slope b of the regression of answers on scores, times 1 - s^2 / b^2, where s is its
+    standard error for a useless judge, who so costs little. It is cut to [0, 1].
+    """
+    prompt = pd.factorize(prompts)[0]
+    others = np.maximum.accumulate(prompt)  # number of other prompts with an earlier vote
+
+    def earlier(values: np.ndarray) -> np.ndarray:
+        return np.cumsum(values) - pd.Series(values).groupby(prompt).cumsum().to_numpy()
+
+    with np.errstate(divide="ignore", invalid="ignore"):  # before there are enough
+        count = earlier(np.ones(len(answers)))
+        answer, score = earlier(answers) / count, earlier(given) / count
+        of_answers = earlier(answers**2) / count - answer**2
+        of_scores = earlier(given**2) / count - score**2
+        slope = (earlier(answers * given) / count - answer * score) / of_scores
+        weights = slope - of_answers / of_scores / others / slope
+    useful = (others >= MIN_CLUSTERS) & (slope > 0)
+    return np.where(useful, np.clip(weights, 0.0, 1.0), 0.0)

@@ -16,7 +16,7 @@ more than 5 of 100. What one would get by taking votes as independent stands bes
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ from human_eval.statistics.e_values import LEVEL, e_value_path
 from human_eval.statistics.intervals import sign_test, wilson
 from human_eval.statistics.ranking import rank_systems, tabulate_differences
 from human_eval.statistics.win_rates import mean_of, win_rates
+from tests.benchmarks.judge_coverage import JUDGES, RATER_SPREAD, SPREAD, measure_judge
 from tests.support.crowd import make_votes
 
 PROMPTS, PROMPT_SPREAD = 150, 0.5
@@ -65,6 +66,7 @@ class Coverage:
     covered_independent: float  # by Wilson's
     width: float  # mean width of the interval
     wider: float  # its mean width over that of the simple interval, minus 1
+    calibrated: float  # that of the simple interval, scaled until it covers 95 %, likewise
     claimed: float | None  # falsely; only where there is no difference
     misled: float | None  # by peeking at the e-value
     misled_independent: float | None  # by peeking at that of independent votes
@@ -84,7 +86,7 @@ def vote(rng: np.random.Generator, loads: str, rater_spread: float, truth: float
     surplus = (rater >= busy) & (prompt >= PROMPTS * (per_pair - busy) / max(needed, 1))
     kept = rng.permutation(np.flatnonzero(~surplus))
     prompt, rater = prompt[kept], rater[kept]
-    taste = _intercept(truth, float(np.hypot(PROMPT_SPREAD, rater_spread)))
+    taste = intercept(truth, float(np.hypot(PROMPT_SPREAD, rater_spread)))
     taste = taste + rng.normal(0, PROMPT_SPREAD, PROMPTS)[prompt]
     taste = taste + rng.normal(0, rater_spread, busy + others)[rater]
     won = rng.random(len(kept)) < expit(taste)
@@ -99,7 +101,7 @@ def vote(rng: np.random.Generator, loads: str, rater_spread: float, truth: float
     )
 
 
-def _intercept(truth: float, spread: float) -> float:
+def intercept(truth: float, spread: float) -> float:
     """Return the log-odds around which normal ones have the win rate `truth` on average."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(61)
     weights = weights / weights.sum()
@@ -109,7 +111,7 @@ def _intercept(truth: float, spread: float) -> float:
 def measure_coverage(loads: str, rater_spread: float, truth: float, studies: int) -> Coverage:
     """Simulate studies of one comparison and count where intervals and e-values hold."""
     even = truth == 0.5
-    counts = np.zeros(7)
+    counts, simple = np.zeros(6), []
     for seed in range(studies):
         votes = vote(np.random.default_rng(seed), loads, rater_spread, truth)
         won = votes["choice"].eq("a").to_numpy(float)
@@ -121,20 +123,25 @@ def measure_coverage(loads: str, rater_spread: float, truth: float, studies: int
             found.low <= truth <= found.high,
             independent.low <= truth <= independent.high,
             found.high - found.low,
-            _simple_width(votes, won),
             p <= LEVEL,
             (path["e"] >= 1 / LEVEL).any(),
             (path["e_independent"] >= 1 / LEVEL).any(),
         ]
-    covered, naive, width, simple, *false = counts / studies
+        simple.append((won.mean(), _simple_half_width(votes, won)))
+    covered, naive, width, *false = counts / studies
+    mean, half = np.transpose(simple)
+    scale = np.quantile(np.abs(mean - truth) / half, 1 - LEVEL, method="higher")
+    simple_width, calibrated = (
+        (np.minimum(mean + k * half, 1) - np.maximum(mean - k * half, 0)).mean() for k in (1, scale)
+    )
     return Coverage(
-        loads, rater_spread, truth, studies, covered, naive, width, width / simple - 1,
-        *(false if even else [None] * 3),
+        loads, rater_spread, truth, studies, covered, naive, width, width / simple_width - 1,
+        calibrated / simple_width - 1, *(false if even else [None] * 3),
     )  # fmt: skip
 
 
-def _simple_width(votes: pd.DataFrame, won: np.ndarray) -> float:
-    """Return the width of the interval that even loads and middling rates would allow.
+def _simple_half_width(votes: pd.DataFrame, won: np.ndarray) -> float:
+    """Return half the width of the interval that even loads and middling rates would allow.
 
     Its variance is the largest of the sandwiches of prompts, raters and both ways; it is Student's
     with G - 1 degrees of freedom of the smaller number of clusters, cut at 0 and 1.
@@ -148,8 +155,7 @@ def _simple_width(votes: pd.DataFrame, won: np.ndarray) -> float:
         numbers.append(len(sums))
     by_prompt, by_rater, both = variances
     variance = max(by_prompt, by_rater, by_prompt + by_rater - both)
-    half = stdtrit(min(numbers) - 1, 0.975) * np.sqrt(variance)
-    return float(min(won.mean() + half, 1.0) - max(won.mean() - half, 0.0))
+    return float(stdtrit(min(numbers) - 1, 0.975) * np.sqrt(variance))
 
 
 def measure_false_claims(
@@ -231,6 +237,10 @@ def list_rows(studies: int) -> dict[str, Callable[[], Any]]:
     for differ in (False, True):
         name = f"{'two of six' if differ else 'no comparisons'} differ"
         rows[name] = partial(measure_false_claims, differ, studies)
+    for judge, truth in product(JUDGES, (0.5, 0.65)):
+        centre = intercept(truth, float(np.hypot(SPREAD, RATER_SPREAD)))
+        name = f"{judge} judge {truth:{25 - len(judge)}}"
+        rows[name] = partial(measure_judge, judge, truth, centre, studies)
     return rows
 
 
@@ -240,9 +250,15 @@ def format_row(found: Any, studies: int) -> str:
         return f"false claims {format_share(found, studies)}"
     if isinstance(found, list):
         return "".join(f" {format_share(share, studies):>11}" for share in found)
+    if "judge" in found:
+        once, ever = (format_share(found[name], studies) for name in ("covered", "ever_covered"))
+        votes = f"{100 * found['sooner']:+.1f} ± {100 * found['sooner_error']:.1f}"
+        fewer = f"votes for a variance {100 * found['fewer']:+.1f}, for a decision {votes}"
+        return f" covered {once}, at every look {ever}; {fewer}"
     shares = ("covered", "covered_independent", "claimed", "misled", "misled_independent")
     cells = "".join(f" {format_share(found[name], studies):>11}" for name in shares)
-    return f"{100 * found['width']:6.1f} {100 * found['wider']:+6.1f}{cells}"
+    widths = f"{100 * found['wider']:+6.1f} {100 * found['calibrated']:+6.1f}"
+    return f"{100 * found['width']:6.1f} {widths}{cells}"
 
 
 def main() -> None:
@@ -258,11 +274,11 @@ def main() -> None:
             if entry["studies"] == options.studies:
                 done[entry["row"]] = entry["found"]
     heads = "".join(f" {head:>11}" for head in ("covered", "Wilson", "claimed", "misled", "naive"))
-    print(f"{'loads':20} {'sd':>4} {'truth':>5} {'width':>6} {'wider':>6}{heads}")
+    print(f"{'loads':20} {'sd':>4} {'truth':>5} {'width':>6} {'wider':>6} {'simple':>6}{heads}")
     for name, measure in list_rows(options.studies).items():
         if name not in done:
             found = measure()
-            done[name] = asdict(found) if isinstance(found, Coverage) else found
+            done[name] = asdict(found) if is_dataclass(found) else found
             done[name] = list(found) if isinstance(found, tuple) else done[name]
             if options.rows:
                 entry = {"row": name, "studies": options.studies, "found": done[name]}

@@ -68,27 +68,30 @@ def main() -> None:
     else:
         votes = make_votes(definition, prompts=PROMPTS, raters=RATERS)
     print(f"{len(votes):,} votes, {len(definition.comparisons)} comparisons; {platform.machine()}")
-    parts: list[tuple[str, float, float]] = []
+    print(f"{'part':26} {'seconds':>8} {'CPU':>8}")
+    parts: dict[str, float] = {}
+    whole, last = [perf_counter(), process_time()], ("", perf_counter(), process_time())
 
     def note(what: str) -> None:
-        parts.append((what, perf_counter(), process_time()))
+        nonlocal last
+        part, wall, cpu = last
+        last = (what, perf_counter(), process_time())
+        if part:
+            parts[part] = round(last[1] - wall, 2)
+            print(f"{part:26} {last[1] - wall:8.2f} {last[2] - cpu:8.2f}", flush=True)
 
     with TemporaryDirectory() as folder:
         write_report(votes, definition, Path(folder) / "report", progress=note)
         note("export")
+        whole = [last[1] - whole[0], last[2] - whole[1]]
+        print(f"{'the report in all':26} {whole[0]:8.2f} {whole[1]:8.2f}", flush=True)
         write_export(votes, definition, Path(folder) / "export")
         note("report of the export")
         report_from_export(Path(folder) / "export", Path(folder) / "again")
         note("end")
-    seconds = {}
-    print(f"{'part':26} {'seconds':>8} {'CPU':>8}")
-    for (what, wall, cpu), (_, next_wall, next_cpu) in zip(parts, parts[1:], strict=False):
-        seconds[what] = round(next_wall - wall, 2)
-        print(f"{what:26} {next_wall - wall:8.2f} {next_cpu - cpu:8.2f}")
-    [end] = [wall for what, wall, _ in parts if what == "export"]
-    whole = end - parts[0][1]
-    print(f"{'the report in all':26} {whole:8.2f}")
-    print(json.dumps({"votes": len(votes), "report_seconds": round(whole, 2), "parts": seconds}))
+    seconds, cpu = (round(value, 2) for value in whole)
+    found = {"votes": len(votes), "report_seconds": seconds, "report_cpu_seconds": cpu}
+    print(json.dumps({**found, "parts": parts}))
 
 
 if __name__ == "__main__":

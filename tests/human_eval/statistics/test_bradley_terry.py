@@ -1,12 +1,10 @@
 import evalica
 import numpy as np
 import pytest
-from scipy.optimize import minimize
-from scipy.special import expit, log_softmax
+from scipy.special import expit
 from statsmodels.miscmodels.ordinal_model import OrderedModel
 
 from human_eval.statistics.bradley_terry import (
-    ANSWERS,
     Tallies,
     fit_strengths,
     has_finite_strengths,
@@ -124,51 +122,3 @@ def test_a_prior_keeps_an_unbeaten_system_finite_and_first():
     assert strengths.idxmax() == "A"
     assert 1 < strengths["A"] < 5
     assert strengths["B"] == pytest.approx(strengths["C"])
-
-
-# CEMS: 303 students on every two of six schools: wins of the first, of the second, no preference.
-# Counts of data/CEMS.R in the R package BradleyTerry2 (github.com/cran/BradleyTerry2, which is
-# GPL (>= 2); counts are facts), without the answers that are missing there. Source: Dittrich,
-# Hatzinger and Katzenbeisser (1998), Appl. Statist. 47(4), 511-525.
-CEMS = [
-    ("Barcelona", "Stockholm", 172, 90, 41),
-    ("London", "Barcelona", 217, 67, 19),
-    ("London", "Milano", 221, 56, 26),
-    ("London", "Paris", 186, 91, 26),
-    ("London", "St.Gallen", 208, 73, 22),
-    ("London", "Stockholm", 250, 34, 19),
-    ("Milano", "Barcelona", 104, 132, 67),
-    ("Milano", "St.Gallen", 135, 140, 28),
-    ("Milano", "Stockholm", 157, 100, 46),
-    ("Paris", "Barcelona", 157, 109, 37),
-    ("Paris", "Milano", 121, 59, 32),
-    ("Paris", "St.Gallen", 165, 119, 19),
-    ("Paris", "Stockholm", 203, 70, 30),
-    ("St.Gallen", "Barcelona", 144, 134, 25),
-    ("St.Gallen", "Stockholm", 155, 98, 50),
-]
-
-
-def test_strengths_of_six_schools_are_those_of_an_independent_maximum_likelihood():
-    rows = [
-        (a, b, answer, n)
-        for a, b, *counts in CEMS
-        for answer, n in zip(ANSWERS, counts, strict=True)
-    ]
-    names = sorted({name for row in CEMS for name in row[:2]})
-    first, second = (np.array([names.index(row[side]) for row in CEMS]) for side in (0, 1))
-    counts = np.array([row[2:] for row in CEMS], float)
-
-    def surprise(free):
-        strengths = np.append(0.0, free[:-1])
-        gap = (strengths[first] - strengths[second]) / 2
-        logits = np.column_stack([gap, -gap, np.full(len(gap), free[-1])])
-        return -(counts * log_softmax(logits, axis=1)).sum()
-
-    best = minimize(surprise, np.zeros(6), method="BFGS", options={"gtol": 1e-5}).x
-
-    strengths, nu = fit_strengths(Tallies.count(rows))
-
-    expected = np.append(0.0, best[:-1])
-    assert strengths[names].to_numpy() == pytest.approx(expected - expected.mean(), abs=1e-5)
-    assert nu == pytest.approx(np.exp(best[-1]), abs=1e-5)

@@ -3,7 +3,12 @@ import pytest
 from scipy.stats import binom
 
 from human_eval.definition.definition import load_definition
-from human_eval.statistics.e_values import e_value, e_value_path, tabulate_decisions
+from human_eval.statistics.e_values import (
+    anytime_interval,
+    e_value,
+    e_value_path,
+    tabulate_decisions,
+)
 from human_eval.statistics.intervals import clustered_mean
 from tests.support.crowd import define_pair, make_votes
 
@@ -34,6 +39,28 @@ def test_a_bet_on_a_fair_coin_is_worth_one(votes, prior):
     worth = (binom.pmf(wins, votes, 0.5) * e_value(wins, votes - wins, prior=prior)).sum()
 
     assert worth == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.9])
+def test_a_bet_against_any_rate_is_worth_one_where_it_is_the_truth(rate):
+    wins = np.arange(41)
+
+    worth = (binom.pmf(wins, 40, rate) * e_value(wins, 40 - wins, null=rate)).sum()
+
+    assert worth == pytest.approx(1)
+
+
+@pytest.mark.parametrize("wins, losses", [(70, 30), (3, 400.5), (0, 50), (50, 0)])
+def test_an_interval_for_any_time_ends_where_the_e_value_reaches_20(wins, losses):
+    interval = anytime_interval(wins, losses)
+    low, high = interval.low, interval.high
+
+    assert 0 <= low < wins / (wins + losses) + 1e-9 and wins / (wins + losses) - 1e-9 < high <= 1
+    ends = [end for end in (low, high) if 0 < end < 1]
+    assert [e_value(wins, losses, null=end) for end in ends] == pytest.approx(
+        [20] * len(ends), rel=1e-4
+    )
+    assert len(ends) == (2 if wins and losses else 1)
 
 
 def test_a_bet_stays_fair_from_vote_to_vote():

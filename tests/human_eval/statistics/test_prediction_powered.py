@@ -8,7 +8,8 @@ from human_eval.errors import StudyError
 from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.report import WITH_JUDGE, write_report
 from human_eval.statistics import prediction_powered
-from human_eval.statistics.prediction_powered import prediction_powered_rates
+from human_eval.statistics.e_values import e_value_path
+from human_eval.statistics.prediction_powered import effective_votes, prediction_powered_rates
 from tests.benchmarks.judge_coverage import measure_judge
 from tests.support.crowd import define_pair, make_votes
 
@@ -56,6 +57,52 @@ def test_a_judge_who_lies_changes_nothing():
     row = prediction_powered_rates(votes, scores, PAIR).iloc[0]
 
     assert row["weight"] == 0 and row["rate"] == row["people"] and row["saved"] == 0
+    assert row["e"] == pytest.approx(e_value_path(votes)["e"].iloc[-1])
+
+
+def test_a_good_judge_helps_at_every_look_and_a_vote_changes_no_earlier_one():
+    votes, scores = study()
+    score = scores.set_index("prompt_index")["score"]
+    other = votes.assign(choice=votes["choice"].where(votes.index != 25, "tie"))
+
+    wins, losses = effective_votes(votes, score)
+    changed, _ = effective_votes(other, score)
+
+    alone = effective_votes(votes, 0 * score)
+    assert wins[-1] + losses[-1] > 1.4 * (alone[0][-1] + alone[1][-1])
+    assert (wins[:25] == changed[:25]).all() and wins[25] != changed[25]
+
+
+def test_ties_only_are_no_certainty():
+    votes, scores = study()
+    votes["choice"] = votes["choice"].where(votes.index >= 20, "tie")
+
+    wins, losses = effective_votes(votes, scores.set_index("prompt_index")["score"])
+
+    assert 0 < wins[19] == losses[19] < 10  # of 20 raters, fewer for Student's t
+    assert np.isfinite(wins).all()
+
+
+def test_the_weight_of_a_vote_depends_on_no_vote_on_its_prompt():
+    rng = np.random.default_rng(0)
+    answers, given = rng.random((2, 60))
+    given += answers
+    prompts = pd.Series(np.arange(60) % 20)
+    other = np.where(prompts == 7, 1 - answers, answers)
+
+    first, second = (prediction_powered._earlier_weights(y, given, prompts)
+                     for y in (answers, other))  # fmt: skip
+
+    assert first[prompts == 7] == pytest.approx(second[prompts == 7])
+    assert first[59] != second[59] and first[59] > 0.3
+
+
+def test_votes_without_times_have_no_e_value():
+    votes, scores = study()
+
+    row = prediction_powered_rates(votes.assign(answered_at=pd.NaT), scores, PAIR).iloc[0]
+
+    assert row[["e", "anytime_low"]].isna().all() and row["low"] > 0 and not row["decided"]
 
 
 def test_too_few_pairs_without_a_vote_are_no_help_and_say_so():
@@ -102,6 +149,8 @@ def test_a_pair_with_a_vote_needs_a_score(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("judge, change", [("good", -0.3), ("random", 0.03), ("lying", 0.03)])
 def test_intervals_cover_with_any_judge(judge, change):
-    covered, votes = measure_judge(judge, 60)
+    found = measure_judge(judge, 0.5, 0.0, 60)
+    decided = measure_judge(judge, 0.684, 1.2, 40)
 
-    assert covered >= 52 / 60 and votes <= change
+    assert min(found.covered, found.ever_covered) >= 52 / 60
+    assert decided.ever_covered >= 34 / 40 and max(found.fewer, decided.sooner) <= change

@@ -43,6 +43,19 @@ first = "a"
 second = "b"
 same = "tie"
 """
+CEMS = """\
+[columns]
+prompt = "prompt"
+rater = "student"
+system_a = "first"
+system_b = "second"
+choice = "choice"
+
+[choices]
+1 = "a"
+2 = "b"
+"=" = "tie"
+"""
 # The share, in percent, that each first model won of the decisive votes, as the authors' notebook
 # `evaluation/Evaluating Models.ipynb` prints it.
 PAIRS = [
@@ -72,7 +85,12 @@ MODEL_STRENGTHS = {
     "Open-Assistant StableLM SFT-7 (7B)": -0.18961862, "StarCoderChat Alpha (16B)": 0.10290589,
     "Weaver 12k": 0.2732222, "command-light": 0.8252097,
 }  # fmt: skip
-# irrCAC 0.4.4: Krippendorff's alpha and Gwet's AC1, nominal, prompts by raters
+SCHOOL_STRENGTHS = {
+    "Barcelona": -0.12264947, "London": 1.03600227, "Milano": -0.3075241, "Paris": 0.28322337,
+    "St.Gallen": -0.13543315, "Stockholm": -0.75361892,
+}  # fmt: skip
+# irrCAC 0.4.4: Krippendorff's alpha and Gwet's AC1, nominal, pairs by raters
+SCHOOL_AGREEMENT = (0.0845688972, 0.2538739945)
 AGREEMENT = {
     ("Open-Assistant StableLM SFT-7 (7B)", "Weaver 12k"): (0.0910569106, 0.2063538929),
     ("Weaver 12k", "command-light"): (0.1220238095, 0.1422740702),
@@ -91,7 +109,15 @@ AGREEMENT = {
 def read(tmp_path):
     def read(name, mapping):
         (tmp_path / "mapping.toml").write_text(mapping)
-        votes = read_foreign_votes(DATA / name, load_mapping(str(tmp_path / "mapping.toml")))
+        path = DATA / name
+        if mapping == CEMS:  # a row for each student, a column for each two schools
+            wide = pd.read_csv(path, dtype=str).assign(student=lambda table: table.index)
+            table = wide.melt("student", value_name="choice").dropna()
+            schools = table["variable"].str.split("-", expand=True)
+            table = table.assign(prompt="Europe", first=schools[0], second=schools[1])
+            path = tmp_path / name
+            table.to_csv(path, index=False)
+        votes = read_foreign_votes(path, load_mapping(str(tmp_path / "mapping.toml")))
         assert not votes.bad
         definition = define_study(votes, title=name)
         return make_frame(votes, definition), definition
@@ -142,7 +168,8 @@ def test_shares_and_strengths_of_stories_are_those_of_the_authors_and_of_choix(r
 
 
 @pytest.mark.parametrize(
-    "name, mapping", [("ncp.csv", NCP.replace("QUESTION", "plot")), ("llmfao.csv", LLMFAO)]
+    "name, mapping",
+    [("ncp.csv", NCP.replace("QUESTION", "plot")), ("llmfao.csv", LLMFAO), ("cems.csv", CEMS)],
 )
 def test_strengths_with_ties_are_those_of_a_log_linear_model(read, name, mapping):
     votes, _ = read(name, mapping)
@@ -173,3 +200,24 @@ def test_shares_strengths_and_agreement_of_a_crowd_are_those_of_independent_code
     found = agreement.loc[[compared[pair] for pair in AGREEMENT], ["alpha", "ac1"]]
     assert found.to_numpy() == pytest.approx(np.array(list(AGREEMENT.values())), abs=1e-5)
     assert _by_title(strengths, definition) == pytest.approx(MODEL_STRENGTHS, abs=1e-5)
+
+
+def test_shares_strengths_and_agreement_of_students_on_schools_are_those_of_independent_code(read):
+    votes, definition = read("cems.csv", CEMS)
+    raw = pd.read_csv(DATA / "cems.csv", dtype=str)
+
+    rates = win_rates(votes, definition)
+    strengths = fit_strengths(count_votes(votes[votes["choice"] != "tie"]))[0]
+    # Agreement is that of pairs; here every two schools are one.
+    pairs = votes.assign(comparison="C1", prompt_index=pd.factorize(votes["comparison"])[0])
+    agreement = tabulate_agreement(pairs, definition)
+
+    for row in rates.to_dict("records"):
+        schools = "-".join(definition.system(row[side]).title for side in ("system_a", "system_b"))
+        answers = raw[schools].value_counts()
+        assert row["rate"] == pytest.approx(answers["1"] / (answers["1"] + answers["2"]), abs=1e-12)
+        assert row["raters"] == row["votes"] == answers.sum()
+    assert len(rates) == 15 and agreement["pairs"].item() == 15
+    assert _by_title(strengths, definition) == pytest.approx(SCHOOL_STRENGTHS, abs=1e-5)
+    found = agreement[["alpha", "ac1"]].iloc[0].tolist()
+    assert found == pytest.approx(SCHOOL_AGREEMENT, abs=1e-5)
