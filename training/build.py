@@ -1,6 +1,6 @@
 """From a configuration to its parts: teacher, student, data and rewards, on their device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,6 +223,13 @@ def build_student(teacher: Network, config: Config) -> Network:
     return student
 
 
+def student_with(weights: Mapping[str, Tensor], teacher: Network, config: Config) -> Network:
+    """Return a student with these trained weights, such as those of a checkpoint."""
+    student = build_student(teacher, config)
+    student.load_state_dict(weights, strict=False)
+    return student
+
+
 def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
     """Load the weights that training starts from: a student's adapters, or all its weights.
 
@@ -408,6 +415,7 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
         motion=build_motion(config, schedule, teacher),
         split_rewards=run.split_rewards,
         recompute=run.recompute,
+        shard=run.shard,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
     )
 

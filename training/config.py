@@ -128,6 +128,7 @@ class RunTable(_Table):
     precision: Literal["no", "bf16"] = "no"  # of computation, and of weights that are not trained
     recompute: bool = False  # activations in the backward pass
     split_rewards: bool = False  # one reward per micro-batch, in turn; a process loads only its own
+    shard: bool = False  # divide what is trained over the processes (FSDP2); all weights only
     max_spike: float | None = Field(None, gt=1)
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(ge=1)
@@ -155,6 +156,10 @@ class Config(_Table):
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
         if self.data.prompts:
             self._check_prompts()
+        if self.run.shard and self.student.lora_rank:
+            raise ValueError("run.shard needs student.lora_rank = 0: adapters are small")
+        if self.run.shard and self.data.prompts:
+            raise ValueError("run.shard needs videos: samplers call the student unequally often")
         slots = self.run.batch // self.run.micro_batch
         if self.run.split_rewards and slots < len(self.rewards):
             raise ValueError(

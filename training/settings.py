@@ -79,4 +79,5 @@ class DistillationConfig:
     motion: MotionGuidance | None = None
     split_rewards: bool = False  # one reward per micro-batch, in turn; else all
     recompute: bool = False  # activations of student and VAE in the backward pass: less memory
+    shard: bool = False  # divide what is trained over the processes (FSDP2)
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate
