@@ -390,6 +390,7 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
     fit = FitConfig(
         steps=run.steps,
         learning_rate=run.learning_rate,
+        eight_bit=run.optimizer == "adamw8bit",
         warmup=run.warmup,
         decay=run.decay,
         weight_decay=run.weight_decay,
@@ -412,6 +413,7 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
         distance=squared
         if student.distance == "l2"
         else partial(pseudo_huber, kappa=student.kappa),
+        timestep_scaling=student.timestep_scaling,
         motion=build_motion(config, schedule, teacher),
         split_rewards=run.split_rewards,
         recompute=run.recompute,

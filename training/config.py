@@ -50,6 +50,7 @@ class StudentTable(_Table):
     target_dropout: bool = True
     distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
     kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
+    timestep_scaling: float = Field(10.0, gt=0)  # of c_skip and c_out; 10 in the published code
 
 
 class RewardTable(_Table):
@@ -118,6 +119,7 @@ class RunTable(_Table):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)  # videos per step, over all processes
     micro_batch: int = Field(1, ge=1)  # videos per forward pass
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8-bit: moments in bytes, by bitsandbytes
     learning_rate: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
     decay: float = Field(0.0, ge=0, le=1)  # last share of the steps, to a rate of zero
@@ -158,6 +160,8 @@ class Config(_Table):
             self._check_prompts()
         if self.run.shard and self.student.lora_rank:
             raise ValueError("run.shard needs student.lora_rank = 0: adapters are small")
+        if self.run.shard and self.run.optimizer == "adamw8bit":
+            raise ValueError("run.shard needs run.optimizer = adamw: it divides the moments itself")
         if self.run.shard and self.data.prompts:
             raise ValueError("run.shard needs videos: samplers call the student unequally often")
         slots = self.run.batch // self.run.micro_batch

@@ -104,7 +104,14 @@ def distil(
         elif isinstance(drawn, PromptBatch):
             noisy, inputs = draw_on_policy(student, drawn, slot, config)
             consistency = step_loss(
-                student, target, teacher, noisy, inputs, config.schedule, distance=config.distance
+                student,
+                target,
+                teacher,
+                noisy,
+                inputs,
+                config.schedule,
+                distance=config.distance,
+                timestep_scaling=config.timestep_scaling,
             )
         else:
             batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
@@ -174,7 +181,15 @@ def draw_on_policy(
         uncond_embeds=drawn.uncond_embeds,
         fps=drawn.fps,
     )
-    return roll_out(student, config.schedule, [*noises.to(device)], inputs, timesteps), inputs
+    noisy = roll_out(
+        student,
+        config.schedule,
+        [*noises.to(device)],
+        inputs,
+        timesteps,
+        timestep_scaling=config.timestep_scaling,
+    )
+    return noisy, inputs
 
 
 def compare(
@@ -192,7 +207,13 @@ def compare(
     """
     if config.motion is None:
         return consistency_loss(
-            student, target, teacher, batch, config.schedule, distance=config.distance
+            student,
+            target,
+            teacher,
+            batch,
+            config.schedule,
+            distance=config.distance,
+            timestep_scaling=config.timestep_scaling,
         )
     scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
     record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
@@ -212,7 +233,14 @@ def compare_recorded(
     if config.motion is not None:
         strength = config.motion.strength_at(record.start, len(config.schedule), guided)
     step = step_from_record(record, guidance_scale, config.schedule, strength)
-    return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
+    return solver_step_loss(
+        student,
+        target,
+        step,
+        config.schedule,
+        distance=config.distance,
+        timestep_scaling=config.timestep_scaling,
+    )
 
 
 def run(config: Config) -> Path:
