@@ -1,6 +1,6 @@
 """From a configuration to its parts: teacher, student, data and rewards, on their device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,6 +223,13 @@ def build_student(teacher: Network, config: Config) -> Network:
     return student
 
 
+def student_with(weights: Mapping[str, Tensor], teacher: Network, config: Config) -> Network:
+    """Return a student with these trained weights, such as those of a checkpoint."""
+    student = build_student(teacher, config)
+    student.load_state_dict(weights, strict=False)
+    return student
+
+
 def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
     """Load the weights that training starts from: a student's adapters, or all its weights.
 
@@ -383,6 +390,7 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
     fit = FitConfig(
         steps=run.steps,
         learning_rate=run.learning_rate,
+        eight_bit=run.optimizer == "adamw8bit",
         warmup=run.warmup,
         decay=run.decay,
         weight_decay=run.weight_decay,
@@ -405,9 +413,11 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
         distance=squared
         if student.distance == "l2"
         else partial(pseudo_huber, kappa=student.kappa),
+        timestep_scaling=student.timestep_scaling,
         motion=build_motion(config, schedule, teacher),
         split_rewards=run.split_rewards,
         recompute=run.recompute,
+        shard=run.shard,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
     )
 

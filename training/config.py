@@ -50,6 +50,7 @@ class StudentTable(_Table):
     target_dropout: bool = True
     distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
     kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
+    timestep_scaling: float = Field(10.0, gt=0)  # of c_skip and c_out; 10 in the published code
 
 
 class RewardTable(_Table):
@@ -118,6 +119,7 @@ class RunTable(_Table):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)  # videos per step, over all processes
     micro_batch: int = Field(1, ge=1)  # videos per forward pass
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8-bit: moments in bytes, by bitsandbytes
     learning_rate: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
     decay: float = Field(0.0, ge=0, le=1)  # last share of the steps, to a rate of zero
@@ -128,6 +130,7 @@ class RunTable(_Table):
     precision: Literal["no", "bf16"] = "no"  # of computation, and of weights that are not trained
     recompute: bool = False  # activations in the backward pass
     split_rewards: bool = False  # one reward per micro-batch, in turn; a process loads only its own
+    shard: bool = False  # divide what is trained over the processes (FSDP2); all weights only
     max_spike: float | None = Field(None, gt=1)
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(ge=1)
@@ -155,6 +158,12 @@ class Config(_Table):
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
         if self.data.prompts:
             self._check_prompts()
+        if self.run.shard and self.student.lora_rank:
+            raise ValueError("run.shard needs student.lora_rank = 0: adapters are small")
+        if self.run.shard and self.run.optimizer == "adamw8bit":
+            raise ValueError("run.shard needs run.optimizer = adamw: it divides the moments itself")
+        if self.run.shard and self.data.prompts:
+            raise ValueError("run.shard needs videos: samplers call the student unequally often")
         slots = self.run.batch // self.run.micro_batch
         if self.run.split_rewards and slots < len(self.rewards):
             raise ValueError(

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from training.build import build_parts
+from training.build import build_parts, student_with
 from training.checkpoints import only_process_in
 from training.config import Config, load_config
 from training.export import export_student
@@ -32,6 +32,7 @@ from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
 from training.settings import DistillationConfig, EncodedBatch, PromptBatch, RecordedBatch
+from training.sharding import gather, is_sharded, shard
 from training.watch import Watch
 from turbo.batch import exit_with_launcher
 from turbo.diffusion.distillation import (
@@ -83,6 +84,11 @@ def distil(
     target = student  # its weights at the start of the step: those that it has in all of the step
     if config.target_ema > 0 or not config.target_dropout:
         target = frozen_shared_copy(student).train(config.target_dropout)
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    if config.shard:
+        shard(student, accelerator)
+        if target is not student:
+            shard(target, accelerator)
     if config.recompute:
         student.enable_gradient_checkpointing()
         teacher.enable_gradient_checkpointing()  # for the gradient of the motion energy
@@ -98,7 +104,14 @@ def distil(
         elif isinstance(drawn, PromptBatch):
             noisy, inputs = draw_on_policy(student, drawn, slot, config)
             consistency = step_loss(
-                student, target, teacher, noisy, inputs, config.schedule, distance=config.distance
+                student,
+                target,
+                teacher,
+                noisy,
+                inputs,
+                config.schedule,
+                distance=config.distance,
+                timestep_scaling=config.timestep_scaling,
             )
         else:
             batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
@@ -168,7 +181,15 @@ def draw_on_policy(
         uncond_embeds=drawn.uncond_embeds,
         fps=drawn.fps,
     )
-    return roll_out(student, config.schedule, [*noises.to(device)], inputs, timesteps), inputs
+    noisy = roll_out(
+        student,
+        config.schedule,
+        [*noises.to(device)],
+        inputs,
+        timesteps,
+        timestep_scaling=config.timestep_scaling,
+    )
+    return noisy, inputs
 
 
 def compare(
@@ -186,7 +207,13 @@ def compare(
     """
     if config.motion is None:
         return consistency_loss(
-            student, target, teacher, batch, config.schedule, distance=config.distance
+            student,
+            target,
+            teacher,
+            batch,
+            config.schedule,
+            distance=config.distance,
+            timestep_scaling=config.timestep_scaling,
         )
     scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
     record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
@@ -206,7 +233,14 @@ def compare_recorded(
     if config.motion is not None:
         strength = config.motion.strength_at(record.start, len(config.schedule), guided)
     step = step_from_record(record, guidance_scale, config.schedule, strength)
-    return solver_step_loss(student, target, step, config.schedule, distance=config.distance)
+    return solver_step_loss(
+        student,
+        target,
+        step,
+        config.schedule,
+        distance=config.distance,
+        timestep_scaling=config.timestep_scaling,
+    )
 
 
 def run(config: Config) -> Path:
@@ -216,7 +250,8 @@ def run(config: Config) -> Path:
         the folder of the exported model.
 
     Raises:
-        ValueError: another process trains in this folder.
+        ValueError: another process trains in this folder, or accelerate's own settings ask for
+            another way to divide the weights.
     """
     out = Path(config.run.out)
     accelerator = Accelerator(
@@ -225,6 +260,11 @@ def run(config: Config) -> Path:
         log_with=config.run.trackers or None,
         project_dir=out,
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            "The settings of `accelerate launch` ask for FSDP or DeepSpeed. Leave it out there, "
+            "and set run.shard=true to divide what is trained over the processes."
+        )
     exit_with_launcher(accelerator.num_processes)
     with only_process_in(out) if accelerator.is_main_process else nullcontext():
         return _train_and_export(config, accelerator)
@@ -250,7 +290,11 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
         )
         follow(steps, config, accelerator, watch)
     folder = out / "models" / config.name
+    trained = {name: p for name, p in parts.student.named_parameters() if p.requires_grad}
+    weights = gather(trained, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
+        if is_sharded(parts.student):
+            parts = replace(parts, student=student_with(weights, parts.teacher, config))
         export_student(parts, config, folder)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -48,6 +48,7 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
         eta=0.0,
         clean_rescale=False,  # the student learned from clean latents
         origin_steps=grid,
+        timestep_scaling=config.student.timestep_scaling,
         motion_layers="always" if config.takes_motion else "never",
         motion_strength=config.motion.strength if config.motion and config.takes_motion else None,
         motion_share=config.motion.percentage if config.motion else 0.5,

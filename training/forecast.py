@@ -19,6 +19,7 @@ from training.build import build_student, teacher_card
 from training.config import Config
 from training.data.source import open_data, read_prompts
 from training.data.video_folder import VideoFolder
+from training.sharding import count_parameters, units
 from training.watch import read_held_out
 from turbo.card import ModelCard
 from turbo.convert.vae import published_vae
@@ -45,12 +46,24 @@ class Forecast:
     trained: int  # parameters
     weights: int  # of teacher and student together, with what is trained
     optimiser: int  # AdamW's moments, target and averaged weights
-    step: int  # activations and gradients, at the peak of a step
+    step: int  # activations and gradients, at the peak of a step; with run.shard no gradients
     step_flops: int  # of the UNet, for one video: student, teacher and target
+    unit: int = 0  # bytes of the largest module whose weights are gathered at once; of run.shard
 
     @property
     def memory(self) -> int:
+        """Return the memory of a process that holds everything."""
         return self.weights + self.optimiser + self.step
+
+    def memory_of(self, processes: int) -> int:
+        """Return the memory with run.shard, of one of so many processes.
+
+        Gradients of earlier micro-batches are there at the peak of the last. Two modules are
+        whole, with their gradients: the one at work, and the next.
+        """
+        trained = 4 * self.trained  # in float32
+        divided = self.optimiser + 2 * trained  # weights and gradients
+        return self.weights - trained + self.step + divided // processes + 4 * self.unit
 
 
 class _PeakMemory(TorchDispatchMode):
@@ -111,6 +124,9 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         return network(*rows, Conditioning(guidance=guidance, fps=told))
 
     own = [weight for weight in student.parameters() if weight.requires_grad]
+    if config.run.shard:
+        for weight in own:
+            weight.register_post_accumulate_grad_hook(lambda used: setattr(used, "grad", None))
     attention = patch.object(nn.functional, "scaled_dot_product_attention", _fused_attention)
     autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     counter = FlopCounterMode(display=False)
@@ -132,6 +148,7 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         optimiser=4 * trained * (2 + copies),
         step=memory.peak - memory.start,
         step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
+        unit=4 * max(map(count_parameters, units(student))) if config.run.shard else 0,
     )
 
 
@@ -179,12 +196,23 @@ def describe_run(config: Config) -> str:
             f"rewards: {rewards}",
             f"watch: {watch}",
             f"trained: {found.trained:,} parameters",
-            f"memory per process, network alone: {found.memory / 2**30:.2f} GiB = "
-            f"{found.weights / 2**30:.2f} weights + {found.optimiser / 2**30:.2f} optimiser and "
-            f"averages + {found.step / 2**30:.2f} activations and gradients",
+            f"memory per process, network alone: {describe_memory(found, config)}",
             f"time on one A100 at 40 % of its peak, network: {flops / UTILISATION / 3600:.1f} h "
             f"for {run.steps} steps of {run.batch} videos",
         ]
+    )
+
+
+def describe_memory(found: Forecast, config: Config) -> str:
+    """Return the memory of a process; with run.shard, for each number of several processes."""
+    slots = config.run.batch // config.run.micro_batch
+    if config.run.shard and slots > 1:
+        counts = [count for count in range(2, slots + 1) if slots % count == 0]
+        return ", ".join(f"{found.memory_of(n) / 2**30:.2f} GiB with {n}" for n in counts)
+    return (
+        f"{found.memory / 2**30:.2f} GiB = {found.weights / 2**30:.2f} weights + "
+        f"{found.optimiser / 2**30:.2f} optimiser and averages + {found.step / 2**30:.2f} "
+        "activations and gradients"
     )
 
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.checkpoints import find_newest, load_newest, save_checkpoint
+from training.sharding import copy_whole, divide_like, gather, is_sharded
 
 MASKS = 0x9E3779B9  # separates the seed of dropout masks from that of all other draws
 SPIKE_WINDOW = 50  # steps
@@ -24,6 +25,7 @@ class FitConfig:
 
     steps: int
     learning_rate: float
+    eight_bit: bool = False  # AdamW keeps its moments in bytes
     warmup: int = 200  # steps of linear warm-up
     decay: float = 0.3  # last share of the steps, over which the learning rate falls to zero
     weight_decay: float = 0.01
@@ -123,7 +125,8 @@ def fit(
 
     At the end `model` holds the averaged weights (`config.ema`). A killed run that resumes from
     `folder` takes the same steps as one that was not killed. A finished run only loads its result.
-    Under `accelerate launch` or torchrun, gradients are averaged over the processes.
+    Under `accelerate launch` or torchrun, gradients are averaged over the processes. Checkpoints
+    of a sharded model are whole, so any number of processes can continue them.
 
     Args:
         folder: of the checkpoints, which hold the trained parameters alone.
@@ -141,7 +144,9 @@ def fit(
     processes, rank = accelerator.num_processes, accelerator.process_index
     rounds = config.slots_per_process(processes)
     accelerator.gradient_accumulation_steps = rounds
-    objective = accelerator.prepare(_Objective(model, draw_loss))
+    objective = accelerator.prepare_model(  # a sharded model averages its gradients itself
+        _Objective(model, draw_loss), evaluation_mode=is_sharded(model)
+    )
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = accelerator.prepare(_optimizer(trained, config, rate_factor))
     average: Mapping[str, Tensor] = trained
@@ -156,9 +161,10 @@ def fit(
     norms: list[float] = []
 
     def save(done: int) -> None:
+        content: dict[str, Any] = {kind: _detached(kept) for kind, kept in tensors.items()}
+        content |= {"optimizer": optimizer.state_dict(), "step": done}
+        content = gather(content, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            content: dict[str, Any] = {kind: _detached(kept) for kind, kept in tensors.items()}
-            content |= {"optimizer": optimizer.state_dict(), "step": done}
             save_checkpoint(folder, done, content | {"config": _identity(config)}, config.keep)
         accelerator.wait_for_everyone()
 
@@ -177,7 +183,8 @@ def fit(
                 loss += part.detach().float() / rounds
                 if accelerator.sync_gradients:
                     found = accelerator.clip_grad_norm_(trained.values(), config.clip_norm)
-                    norms = [*norms[-SPIKE_WINDOW:], _check_norm(float(found), norms, config)]
+                    norm = float(gather(found))
+                    norms = [*norms[-SPIKE_WINDOW:], _check_norm(norm, norms, config)]
                 optimizer.step()
                 optimizer.zero_grad()
         if config.ema:
@@ -192,7 +199,7 @@ def fit(
         yield StepStats(done, mean_loss / processes, norms[-1], rate, seconds)
         if stops and done < config.steps:
             raise SystemExit(143)
-    _copy(average, trained)
+    copy_whole(average, trained)
     model.eval()
 
 
@@ -208,8 +215,32 @@ def _optimizer(
     for name, weight in trained.items():
         factors.setdefault(rate_factor(name), []).append(weight)
     groups = [{"params": weights, "factor": factor} for factor, weights in factors.items()]
+    if config.eight_bit:
+        return _eight_bit(groups, config)
     return torch.optim.AdamW(
         groups, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _eight_bit(groups: list[dict[str, Any]], config: FitConfig) -> torch.optim.Optimizer:
+    """Return bitsandbytes' AdamW, as in the published code.
+
+    Moments of tensors below 4,096 numbers stay in float32.
+
+    Raises:
+        ValueError: it is not installed.
+
+    Source: 8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as failure:
+        raise ValueError(
+            "The 8-bit optimiser needs the package bitsandbytes, which is not installed. Run: "
+            'pip install "t2v-turbo[adamw8bit]", or set run.optimizer = "adamw".'
+        ) from failure
+    return bitsandbytes.optim.AdamW8bit(
+        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
 
 
@@ -247,17 +278,12 @@ def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-@torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        if tensor is not source[name]:
-            tensor.copy_(source[name])
-
-
 def _identity(config: FitConfig) -> dict[str, Any]:
     """Return the settings that a resumed run must share with the run it continues."""
     free = {"checkpoint_every", "keep", "max_spike"}
     settings = {name: value for name, value in asdict(config).items() if name not in free}
+    if not config.eight_bit:
+        del settings["eight_bit"]  # runs from before there was the choice have none
     return settings | {"betas": list(config.betas)}
 
 
@@ -276,7 +302,7 @@ def _resume(
     if content is None:
         return 0
     saved, wanted = content["config"], _identity(config)
-    changed = sorted(name for name in wanted if saved.get(name) != wanted[name])
+    changed = sorted(n for n in wanted | saved if saved.get(n) != wanted.get(n))
     others = [
         name
         for kind, kept in tensors.items()
@@ -285,7 +311,7 @@ def _resume(
     ]
     if changed or others:
         difference = (
-            f"{changed[0]} was {saved.get(changed[0])!r} and is {wanted[changed[0]]!r}"
+            f"{changed[0]} was {saved.get(changed[0])!r} and is {wanted.get(changed[0])!r}"
             if changed
             else f"{others[0]} is in only one of them, or of another size"
         )
@@ -294,6 +320,12 @@ def _resume(
             "setting to continue that run, or choose another folder to start a new one."
         )
     for kind, kept in tensors.items():
-        _copy(content[kind], kept)
+        copy_whole(content[kind], kept)
+    states = content["optimizer"]["state"]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, weight in enumerate(weights):
+        for key, kept in states.get(index, {}).items():
+            if isinstance(kept, Tensor) and kept.shape == weight.shape:  # one for each number
+                states[index][key] = divide_like(kept, weight)
     optimizer.load_state_dict(content["optimizer"])
     return content["step"]

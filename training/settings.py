@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from training.loop import FitConfig
+from turbo.diffusion.consistency import TIMESTEP_SCALING
 from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
 from turbo.diffusion.motion import PERCENTAGE, STRENGTH, motion_strength
 from turbo.diffusion.teacher_cache import TeacherRecord
@@ -76,7 +77,9 @@ class DistillationConfig:
     target_ema: float  # decay of the target's weights; 0: those of the student, as last updated
     target_dropout: bool = True  # as in the published code, whose target is the student itself
     distance: Distance = pseudo_huber  # of student and target
+    timestep_scaling: float = TIMESTEP_SCALING  # of the boundary at timestep 0
     motion: MotionGuidance | None = None
     split_rewards: bool = False  # one reward per micro-batch, in turn; else all
     recompute: bool = False  # activations of student and VAE in the backward pass: less memory
+    shard: bool = False  # divide what is trained over the processes (FSDP2)
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate

@@ -5,7 +5,6 @@ student is not trained on. It scores the same prompts and seeds every time. When
 and a judge falls, the student exploits its rewards.
 """
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +16,11 @@ from accelerate import Accelerator
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 
-from training.build import Parts, build_model
+from training.build import Parts, build_model, student_with
 from training.checkpoints import find_newest, load_checkpoint, open_whole
 from training.config import Config
 from training.export import student_card
+from training.sharding import copy_whole
 from turbo.models.placement import Placement
 from turbo.networks.lora import merge_lora
 from turbo.pipeline import Result, VideoPipeline
@@ -145,15 +145,16 @@ class Watch:
 
     def restore(self, best: Look) -> None:
         """Give the student the weights of the best look."""
-        self.parts.student.load_state_dict(load_file(self._weights(best.step)), strict=False)
+        weights = load_file(self._weights(best.step))
+        own = dict(self.parts.student.named_parameters())
+        copy_whole(weights, {name: own[name] for name in weights})
 
     def _is_due(self, step: int) -> bool:
         return step > 0 and (step % self.table.every == 0 or step == self.config.run.steps)
 
     def _look(self, step: int) -> None:
         weights = load_checkpoint(self.out / "checkpoints", step)["average"]
-        student = copy.deepcopy(self.parts.student)
-        student.load_state_dict(weights, strict=False)
+        student = student_with(weights, self.parts.teacher, self.config)
         pipeline = VideoPipeline(
             student_card(self.parts.card, self.config, self.out / "models" / self.config.name),
             merge_lora(student, self.dtype),

@@ -378,7 +378,13 @@ class VideoPipeline:
         if card.sampler == "consistency":
             prompt_embeds = self._encode(prompts, batch)
             consistency_fn = bind_consistency_function(
-                self.unet, self.schedule, prompt_embeds, scale, fps, motion_at=self._motion_at()
+                self.unet,
+                self.schedule,
+                prompt_embeds,
+                scale,
+                fps,
+                motion_at=self._motion_at(),
+                timestep_scaling=card.timestep_scaling,
             )
             timesteps = few_step_timesteps(requests[0].steps, card.origin_steps).to(device)
             sampler = sample_consistency(

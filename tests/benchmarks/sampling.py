@@ -56,6 +56,17 @@ class Size:
 
 
 SIZES = {
+    "tiny": Size(  # to try a benchmark
+        {
+            "block_out_channels": (32, 64, 64, 64),
+            "cross_attention_dim": 16,
+            "attention_head_dim": 16,
+        },
+        (32, 32, 32, 32),
+        frames=8,
+        height=8,
+        width=8,
+    ),
     "mid": Size(
         {
             "block_out_channels": (64, 128, 256, 256),

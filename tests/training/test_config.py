@@ -78,12 +78,14 @@ def test_a_step_has_the_settings_of_the_file(schedule, tiny_unet):
     changes = [f"run.{name}={value}" for name, value in run.items()]
     changes += ["run.batch=6", "run.micro_batch=2", "run.split_rewards=true", "run.recompute=true"]
     changes += ["student.target_ema=0.625", "student.target_dropout=false"]
+    changes += ["student.timestep_scaling=2.5", "run.optimizer=adamw8bit"]
     changes += ["student.temporal_rate=0.0625", "teacher.guidance=[2, 3]", "teacher.grid_steps=20"]
 
     settings = build_settings(load_config(TINY, changes), schedule, tiny_unet)
 
     ema, betas = run.pop("weight_ema"), tuple(run.pop("betas"))
-    assert settings.fit == FitConfig(**run, ema=ema, betas=betas, slots=3)
+    assert settings.fit == FitConfig(**run, ema=ema, betas=betas, slots=3, eight_bit=True)
+    assert settings.timestep_scaling == 2.5
     assert (settings.split_rewards, settings.recompute) == (True, True)
     assert (settings.target_ema, settings.target_dropout) == (0.625, False)
     assert settings.grid.stride == 50
@@ -229,6 +231,25 @@ def test_the_command_line_changes_single_values():
 def test_a_wrong_value_is_refused_by_the_name_of_its_key(change, key):
     with pytest.raises(ValueError, match=f"{TINY}: {key}: "):
         load_config(TINY, [change])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ([], "lora_rank = 0"),
+        (["student.lora_rank=0", "data.prompts=p.txt"], "needs videos"),
+        (["student.lora_rank=0", "run.optimizer=adamw8bit"], "run.optimizer"),
+    ],
+)
+def test_weights_that_cannot_be_divided_over_processes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(TINY, ["run.shard=true", *changes])
+
+
+def test_a_run_can_divide_what_is_trained(schedule, tiny_unet):
+    config = load_config(CONFIGS / "tiny_v2.toml", ["run.shard=true"])
+
+    assert build_settings(config, schedule, tiny_unet).shard
 
 
 @pytest.mark.parametrize("change", ["run.steps", "=3", "name.first=x"])

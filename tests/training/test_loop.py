@@ -178,6 +178,36 @@ def test_weight_decay_shrinks_the_weights(tmp_path: Path):
     assert decayed.weight.norm() < 0.9 * plain.weight.norm()
 
 
+def test_the_8_bit_optimiser_is_refused_where_it_is_not_installed(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+
+    with pytest.raises(ValueError, match="pip install"):
+        steps_of(replace(CONFIG, eight_bit=True), tmp_path)
+
+
+def test_the_8_bit_optimiser_trains_and_resumes_on_the_same_path(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+
+    def train(folder: Path, steps: int | None = None) -> list[float]:
+        torch.manual_seed(0)
+        network = nn.Linear(64, 64)  # 4,096 numbers, the fewest that it keeps in bytes
+
+        def draw_loss(slot: Slot) -> torch.Tensor:
+            features = torch.randn(8, 64, generator=slot.generator)
+            return (network(features) - features).square().mean()
+
+        return [r.loss for r in islice(fit(network, draw_loss, config, folder), steps)]
+
+    config = replace(CONFIG, learning_rate=0.01, eight_bit=True)
+    expected = train(tmp_path / "whole")
+    before = train(tmp_path / "killed", 4)
+
+    assert before + train(tmp_path / "killed") == expected
+    assert expected[-1] < 0.8 * expected[0]
+    [weight, _] = load_newest(tmp_path / "whole")["optimizer"]["state"].values()
+    assert "uint8" in str(weight)
+
+
 def test_the_average_has_a_shorter_memory_at_the_start_of_a_run(tmp_path: Path):
     config = replace(CONFIG, steps=3, checkpoint_every=1, keep=3, ema=0.99)
     steps_of(config, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch.testing import assert_close
 
 from tests.support.warm import kill_tree, start_program, wait_for
 from training import distil as command
-from training.checkpoints import find_newest, load_newest, saved_checkpoints
+from training.checkpoints import find_newest, load_checkpoint, load_newest, saved_checkpoints
 from training.config import load_config
 from training.forecast import describe_run
 from turbo.models.local import read_card
@@ -196,9 +197,48 @@ def test_two_processes_take_the_step_of_one(videos, tmp_path):
 
 
 def gradients_of(out: Path) -> dict[int, torch.Tensor]:
-    """Return the gradients of a run's only step, of which AdamW keeps a tenth."""
-    state = load_newest(out / "checkpoints")["optimizer"]["state"]
+    """Return the gradients of a run's first step, of which AdamW keeps a tenth."""
+    state = load_checkpoint(out / "checkpoints", 1)["optimizer"]["state"]
     return {index: moments["exp_avg"] / 0.1 for index, moments in state.items()}
+
+
+@slow
+def test_weights_divided_over_processes_take_the_same_steps_and_resume(videos, tmp_path):
+    """Whether two processes or one continue a checkpoint of two."""
+    settings = ("run.steps=2", "run.checkpoint_every=1", "run.weight_ema=0.9", "run.clip_norm=1e9")
+    more = (*settings, "motion.strength=0", "student.target_ema=0.9", "run.recompute=true")
+    tiny, sharded = str(CONFIGS / "tiny_v2.toml"), (*more, "run.shard=true")
+    runs = [
+        [tiny, *changes(videos, tmp_path / "copied", *more)],
+        [tiny, *changes(videos, tmp_path / "sharded", *sharded)],
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    assert launch(2, [str(tmp_path / "runs.json")], "tests.training.distil_all").wait(600) == 0
+    for out in ("two", "one"):
+        (tmp_path / out / "checkpoints").mkdir(parents=True)
+        shutil.copy(tmp_path / "sharded/checkpoints/00000001.pt", tmp_path / out / "checkpoints")
+    assert launch(2, [tiny, *changes(videos, tmp_path / "two", *sharded)]).wait(600) == 0
+    command.run(load_config(Path(tiny), changes(videos, tmp_path / "one", *sharded)))
+
+    copied, divided = (gradients_of(tmp_path / out) for out in ("copied", "sharded"))
+    assert len(divided) > 400
+    norm = torch.stack([gradient.norm() for gradient in copied.values()]).norm()
+    for index, gradient in copied.items():
+        assert_close(divided[index] / norm, gradient / norm, rtol=0, atol=1e-5)
+    first, second = (
+        [float(row.split(",")[1]) for row in losses(tmp_path / out)]
+        for out in ("copied", "sharded")
+    )
+    assert second == pytest.approx(first, abs=1e-4)
+    assert losses(tmp_path / "two") == losses(tmp_path / "sharded")[1:]
+    whole, again = (load_newest(tmp_path / out / "checkpoints") for out in ("sharded", "two"))
+    for kind in ("trained", "average", "companions"):
+        assert len(whole[kind]) == len(divided)
+        for name, tensor in whole[kind].items():
+            assert torch.equal(tensor, again[kind][name]), name
+    assert float(losses(tmp_path / "one")[0].split(",")[1]) == pytest.approx(second[1], abs=1e-4)
+    exported = load_card(read_card(tmp_path / "sharded/models/tiny-v2-turbo")).unet.state_dict()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in whole["average"].items())
 
 
 @slow

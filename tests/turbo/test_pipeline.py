@@ -1,5 +1,6 @@
 """The pipeline: determinism, cost, progress, refusals."""
 
+import dataclasses
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,17 @@ def test_each_part_of_the_recipe_changes_the_video(tiny_pipeline, change):
         return tiny_pipeline(prompt, **settings).frames
 
     assert not np.array_equal(frames(**recipe), frames(**(recipe | change)))
+
+
+def test_a_student_samples_with_the_timestep_scaling_of_its_card(tiny_pipeline, monkeypatch):
+    noise = torch.randn(1, *tiny_pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    card = dataclasses.replace(tiny_pipeline.card, timestep_scaling=1e-12)  # identity anywhere
+    monkeypatch.setattr(tiny_pipeline, "card", card)
+
+    updates = [*tiny_pipeline.stream(["a cat"], [0], steps=1, noise=noise)]
+
+    [clean] = [u.clean for u in updates if isinstance(u, Progress) and u.clean is not None]
+    assert_close(clean, noise)
 
 
 def test_student_calls_its_network_once_a_step(tiny_pipeline):

@@ -32,14 +32,19 @@ TIMESTEP_SCALING = 10.0  # sharpens the boundary; Latent Consistency Models, arX
 
 
 @checked
-def boundary_scalings(timesteps: Timesteps) -> tuple[Level, Level]:
+def boundary_scalings(
+    timesteps: Timesteps, scaling: float = TIMESTEP_SCALING
+) -> tuple[Level, Level]:
     """Return c_skip and c_out, which make the consistency function the identity at timestep 0.
 
     With u = 10 t and sigma = 0.5, c_skip = sigma² / (u² + sigma²), c_out = u / sqrt(u² + sigma²).
 
+    Args:
+        scaling: of the timesteps: 10 in all published models.
+
     Source: Consistency Models, arXiv:2303.01469, Eq. 5 and appendix C, on scaled timesteps.
     """
-    scaled = rearrange(TIMESTEP_SCALING * timesteps.float(), "B -> B 1 1 1 1")
+    scaled = rearrange(scaling * timesteps.float(), "B -> B 1 1 1 1")
     variance = scaled**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / variance, scaled / variance.sqrt()
 
@@ -74,6 +79,7 @@ def bind_consistency_function(
     fps: FrameRate | None = None,
     *,
     motion_at: Callable[[Timesteps], PerVideo] | None = None,
+    timestep_scaling: float = TIMESTEP_SCALING,
 ) -> ConsistencyFunction:
     """Bind a student to its prompts: (noisy, timesteps) -> clean, in one network call.
 
@@ -85,6 +91,7 @@ def bind_consistency_function(
         fps: frames per second the network was trained at, if it takes them.
         motion_at: the motion strength m by timestep, for a network with motion_conditioning. The
             network gets its embedding also where m is 0: without one it skips a layer.
+        timestep_scaling: with which the network was trained, of `boundary_scalings`.
     """
     if network.guidance_size is None:
         raise ValueError(
@@ -102,7 +109,7 @@ def bind_consistency_function(
             conditioning = replace(bound, motion=motion)
         output = network(noisy, schedule.told(timesteps), prompt_embeds, conditioning)
         clean, _ = schedule.split(noisy, output, timesteps)
-        c_skip, c_out = boundary_scalings(timesteps)
+        c_skip, c_out = boundary_scalings(timesteps, timestep_scaling)
         return c_skip * noisy + c_out * clean
 
     return consistency_function

@@ -17,7 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from turbo.diffusion.consistency import bind_consistency_function, sample_consistency
+from turbo.diffusion.consistency import (
+    TIMESTEP_SCALING,
+    bind_consistency_function,
+    sample_consistency,
+)
 from turbo.diffusion.guidance import bind_guided
 from turbo.networks.families import Network
 from turbo.types import (
@@ -160,6 +164,8 @@ def roll_out(
     noises: Sequence[Latents],
     batch: SolverInput,
     timesteps: Int[Tensor, " steps"],
+    *,
+    timestep_scaling: float = TIMESTEP_SCALING,
 ) -> Latents:
     """Run the student's own sampler to `batch.start`: what it is called with there when it samples.
 
@@ -173,7 +179,12 @@ def roll_out(
     Source: the idea of generalised knowledge distillation, arXiv:2306.13649, for a sampler.
     """
     consistency_fn = bind_consistency_function(
-        student, schedule, batch.prompt_embeds, batch.guidance_scale, batch.fps
+        student,
+        schedule,
+        batch.prompt_embeds,
+        batch.guidance_scale,
+        batch.fps,
+        timestep_scaling=timestep_scaling,
     )
     latents, training = noises[0], student.training
     student.eval()
@@ -239,18 +250,21 @@ def solver_step_loss(
     schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
+    timestep_scaling: float = TIMESTEP_SCALING,
 ) -> ConsistencyLoss:
     """Return the mean distance of f_student(z_start, start) and f_target(z_end, end).
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
-    clean = _bind(student, step, schedule)(step.noisy, step.start)
+    clean = _bind(student, step, schedule, timestep_scaling)(step.noisy, step.start)
     with torch.no_grad():
-        goal = _bind(target, step, schedule)(step.stepped, step.end)
+        goal = _bind(target, step, schedule, timestep_scaling)(step.stepped, step.end)
     return ConsistencyLoss(distance(clean - goal).mean(), clean, goal)
 
 
-def _bind(network: VideoNetwork, step: SolverStep, schedule: Schedule) -> ConsistencyFunction:
+def _bind(
+    network: VideoNetwork, step: SolverStep, schedule: Schedule, timestep_scaling: float
+) -> ConsistencyFunction:
     """Bind a network to the inputs of a step, which are the same at both of its ends."""
     strength = step.motion_strength
     return bind_consistency_function(
@@ -260,6 +274,7 @@ def _bind(network: VideoNetwork, step: SolverStep, schedule: Schedule) -> Consis
         step.guidance_scale,
         step.fps,
         motion_at=None if strength is None else lambda timesteps: strength,
+        timestep_scaling=timestep_scaling,
     )
 
 
@@ -271,6 +286,7 @@ def consistency_loss(
     schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
+    timestep_scaling: float = TIMESTEP_SCALING,
 ) -> ConsistencyLoss:
     """Take the teacher's step, then compare student and target at its ends: T2V-Turbo's loss.
 
@@ -282,7 +298,16 @@ def consistency_loss(
     Source: T2V-Turbo, arXiv:2405.18750, Eq. 5; Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
     noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    return step_loss(student, target, teacher, noisy, batch, schedule, distance=distance)
+    return step_loss(
+        student,
+        target,
+        teacher,
+        noisy,
+        batch,
+        schedule,
+        distance=distance,
+        timestep_scaling=timestep_scaling,
+    )
 
 
 def step_loss(
@@ -294,6 +319,7 @@ def step_loss(
     schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
+    timestep_scaling: float = TIMESTEP_SCALING,
 ) -> ConsistencyLoss:
     """Return the loss of `consistency_loss` from noisy videos at `batch.start`, however made."""
     step = SolverStep(
@@ -305,7 +331,9 @@ def step_loss(
         prompt_embeds=batch.prompt_embeds,
         fps=batch.fps,
     )
-    return solver_step_loss(student, target, step, schedule, distance=distance)
+    return solver_step_loss(
+        student, target, step, schedule, distance=distance, timestep_scaling=timestep_scaling
+    )
 
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)

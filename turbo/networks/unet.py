@@ -115,6 +115,8 @@ class PromptOnce(AttnProcessor2_0):
         temb: Tensor | None = None,
         frames: int = 1,
     ) -> Tensor:
+        if attention_mask is not None:
+            raise ValueError("Expected no attention mask, got one: all tokens of a prompt count.")
         if encoder_hidden_states is None:
             return super().__call__(attn, hidden_states)
         prompts = encoder_hidden_states[::frames]  # one of the copies that the parent makes

@@ -31,6 +31,13 @@ def test_boundary_scalings_are_the_published_ones(timestep, c_skip, c_out):
     assert [scaling.item() for scaling in scalings] == pytest.approx([c_skip, c_out], rel=1e-6)
 
 
+def test_a_smaller_timestep_scaling_widens_the_boundary():
+    c_skip, c_out = (scaling.item() for scaling in boundary_scalings(torch.tensor([10]), 0.1))
+
+    assert c_skip == pytest.approx(0.25 / 1.25)
+    assert c_out == pytest.approx(1 / 1.25**0.5)
+
+
 def test_boundary_scalings_have_parity_with_the_published_code(golden):
     recorded = golden("functions")
 

@@ -325,6 +325,22 @@ def test_bound_functions_of_a_batch_and_of_its_videos_agree(tiny_unet, batch, sc
     assert_close(whole[1:], second, rtol=1e-4, atol=1e-4)
 
 
+def test_the_loss_and_the_roll_out_have_the_timestep_scaling(tiny_unet, batch, schedule):
+    """So small a scaling leaves all latents as they are: c_skip is 1 at every timestep."""
+    student, same = student_of(tiny_unet), {"timestep_scaling": 1e-12}
+    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    timesteps = few_step_timesteps(2, 50)
+    noises = [batch.clean, batch.noise]
+
+    loss = consistency_loss(student, student, tiny_unet, batch, schedule, **same)
+    rolled = roll_out(student, schedule, noises, batch, timesteps, **same)
+
+    assert_close(loss.clean, noisy)
+    assert_close(loss.target, teacher_step(tiny_unet, schedule, noisy, batch))
+    last = timesteps[-1].expand(len(noisy))
+    assert_close(rolled, schedule.add_noise(batch.clean, batch.noise, last))
+
+
 def test_every_video_of_a_batch_has_its_own_noise(batch):
     assert not torch.allclose(batch.noise[0], batch.noise[1])
 

@@ -58,6 +58,14 @@ def _inputs(batch=1):
     return torch.randn(batch, 4, 3, 4, 4), torch.tensor([519] * batch), torch.randn(batch, 6, 16)
 
 
+def test_an_attention_mask_is_refused_rather_than_ignored(tiny_unet):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    hidden = torch.zeros(1, 4, attention.to_q.in_features)
+
+    with pytest.raises(ValueError, match="attention mask"):
+        attention(hidden, attention_mask=torch.ones(1, 4, dtype=torch.bool))
+
+
 def test_a_prompt_is_projected_once_per_video_with_the_same_result(tiny_unet):
     layer = tiny_unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2")
     rows = []
