@@ -1,6 +1,7 @@
 """Compose the web application from models, study and page."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import FastAPI
@@ -8,7 +9,7 @@ from fastapi import FastAPI
 from demo.clip_store import ClipStore
 from demo.context import PageContext
 from demo.dropped_clips import DroppedClips
-from demo.engine import Engine
+from demo.engine import Engine, Generate
 from demo.models import (
     COMPARE_ROWS,
     availability,
@@ -20,6 +21,7 @@ from demo.models import (
 from demo.page import build_page
 from demo.starter import PRESET, open_or_create
 from demo.web.server import create_page_app
+from demo.zero_gpu import load_in_fork, on_zero_gpu
 from human_eval.server.study_mount import StudyMount
 from human_eval.study.store import open_study
 
@@ -37,13 +39,15 @@ def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
 def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     """Create everything that the page needs. Nothing is loaded yet."""
     placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
-    engine = Engine(
-        partial(load_model, **placement), models_to_preload(flags.model), clips, flags.prompt_filter
-    )
+    load: Callable[[str], Generate] = partial(load_model, **placement)
+    if on_zero_gpu():
+        load = load_in_fork(load, flags.port)
+    engine = Engine(load, models_to_preload(flags.model), clips, flags.prompt_filter)
 
     def current_availability(name: str) -> str:
-        # Measuring memory needs torch, which the engine imports with the first model.
-        if engine.is_loaded(name) or engine.readiness(flags.model) == "loading":
+        # Measuring memory needs torch, which the engine imports with the first model, and a GPU,
+        # which this process never has on ZeroGPU.
+        if on_zero_gpu() or engine.is_loaded(name) or engine.readiness(flags.model) == "loading":
             return availability(name)
         return availability(name, placement)
 

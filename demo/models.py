@@ -7,6 +7,7 @@ page. `turbo.card`, `turbo.request` and `turbo.models.registry` are free of torc
 import errno
 import json
 import logging
+import math
 import secrets
 import subprocess
 import sys
@@ -34,6 +35,8 @@ COMPARE_ROWS = [
     CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     CompareRow(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
 ]
+GB_A_SECOND = 0.5  # of weights, from the disk onto a GPU
+MEGAPIXELS_A_SECOND = 8  # of a video, through a network on a GPU
 READ_SECONDS = 30  # for another process to read a video
 # Example prompts of models without a `world.json`.
 EXAMPLES = (
@@ -123,17 +126,43 @@ def load_model(
         MemoryError: it does not fit into memory; the text has a remedy.
         ValueError: this device does not support the flags. For the log, not for visitors.
     """
+    check_ready(name)
     card = MODELS[name]
-    if not card.is_ready():
-        raise EngineError(
-            f"{card.title} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
-        )
     from turbo.pipeline import load_pipeline
 
     pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
     if not card.sources:  # a large model is warmed up by its first visitor
         list(pipeline.stream(["warm up"], [0], steps=card.min_steps))
     return partial(generate_clip, pipeline)
+
+
+def check_ready(name: str) -> None:
+    """Check that a model is on this machine.
+
+    Raises:
+        EngineError: it is not.
+    """
+    card = MODELS[name]
+    if not card.is_ready():
+        raise EngineError(
+            f"{card.title} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
+        )
+
+
+def uses_gpu(name: str) -> bool:
+    """Return whether a model runs on a GPU where there is one; tiny models stay on the CPU."""
+    return MODELS[name].cpu_threads is None
+
+
+def forecast_gpu_seconds(name: str, request: Request) -> int:
+    """Estimate for how long a video needs a GPU, loading included, from the model's card.
+
+    ZeroGPU stops what takes longer. The two speeds are assumptions on the safe side.
+    """
+    card = MODELS[name]
+    megapixels = card.num_frames * card.height * card.width / 1e6
+    calls = request.steps * card.calls_per_step
+    return math.ceil(10 + card.memory_gb / GB_A_SECOND + calls * megapixels / MEGAPIXELS_A_SECOND)
 
 
 def generate_clip(pipeline: Any, request: Request, path: Path) -> Updates:
