@@ -15,6 +15,7 @@ from demo.models import (
     availability,
     describe_models,
     download_model,
+    fetch_missing,
     load_model,
     models_to_preload,
 )
@@ -42,7 +43,14 @@ def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     load: Callable[[str], Generate] = partial(load_model, **placement)
     if on_zero_gpu():
         load = load_in_fork(load, flags.port)
-    engine = Engine(load, models_to_preload(flags.model), clips, flags.prompt_filter)
+
+    def fetch_and_load(name: str) -> Generate:
+        if name in flags.preload:
+            fetch_missing(name)
+        return load(name)
+
+    preloaded = models_to_preload(flags.model, flags.preload)
+    engine = Engine(fetch_and_load, preloaded, clips, flags.prompt_filter)
 
     def current_availability(name: str) -> str:
         # Measuring memory needs torch, which the engine imports with the first model, and a GPU,

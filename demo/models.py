@@ -11,7 +11,8 @@ import math
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -60,10 +61,10 @@ def describe_models() -> dict[str, ModelInfo]:
     return {name: ModelInfo(card=card, world=_read_world(card)) for name, card in MODELS.items()}
 
 
-def models_to_preload(default_model: str) -> list[str]:
-    """Return the models to load at the start: the default one, then all small ones."""
+def models_to_preload(default_model: str, named: Iterable[str] = ()) -> list[str]:
+    """Return the models to load at the start: the default, the named, and all small ones."""
     small = [name for name, card in MODELS.items() if not card.sources and card.is_ready()]
-    return [default_model, *(name for name in small if name != default_model)]
+    return list(dict.fromkeys([default_model, *named, *small]))
 
 
 def read_request(
@@ -233,6 +234,18 @@ def download_model(name: str) -> Updates:
             f"The download failed: {failure.strerror or type(failure).__name__}. "
             "Try again; it resumes where it stopped."
         ) from failure
+
+
+def fetch_missing(name: str) -> None:
+    """Download and convert a model's weights if they are not on this machine.
+
+    Raises:
+        EngineError: as for `download_model`.
+    """
+    card = MODELS[name]
+    if not card.is_ready():
+        logger.warning("Fetching %s: it %s.", name, describe_state(card))
+        deque(download_model(name), maxlen=0)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
