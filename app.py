@@ -110,6 +110,11 @@ def read_flags() -> argparse.Namespace:
         action="store_true",
         help="let visitors download published models: gigabytes onto this machine",
     )
+    parser.add_argument(
+        "--visible-mark",
+        action="store_true",
+        help='write "AI-generated" into a corner of every frame',
+    )
     flags = parser.parse_args()
     try:
         for flag, (parse, default, _) in SETTINGS.items():
@@ -123,6 +128,7 @@ def read_flags() -> argparse.Namespace:
         if flags.model not in flags.preload:
             _check_ready(flags.model)
         flags.allow_download = flags.allow_download or read_switch("T2V_ALLOW_DOWNLOAD")
+        flags.visible_mark = flags.visible_mark or read_switch("T2V_VISIBLE_MARK")
         frames = SPACE_FRAMES if on_a_space() else ()
         flags.deployment = read_deployment(flags.root_path, flags.frame_ancestors, frames=frames)
     except StudyError as refusal:

@@ -40,7 +40,9 @@ def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
 def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     """Create everything that the page needs. Nothing is loaded yet."""
     placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
-    load: Callable[[str], Generate] = partial(load_model, **placement)
+    load: Callable[[str], Generate] = partial(
+        load_model, **placement, visible_mark=flags.visible_mark
+    )
     if on_zero_gpu():
         load = load_in_fork(load, flags.port)
 

@@ -118,9 +118,17 @@ def availability(name: str, placement: Mapping[str, Any] | None = None) -> str:
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: Dtype = "auto", memory: Memory | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    memory: Memory | None = None,
+    visible_mark: bool = False,
 ) -> Callable[[Request, Path], Updates]:
     """Load a model, warm up a small one, and return the function that generates with it.
+
+    Args:
+        visible_mark: write "AI-generated" on the frames of every video.
 
     Raises:
         EngineError: the model is not on this machine.
@@ -131,7 +139,7 @@ def load_model(
     card = MODELS[name]
     from turbo.pipeline import load_pipeline
 
-    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
+    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory, visible_mark=visible_mark)
     if not card.sources:  # a large model is warmed up by its first visitor
         list(pipeline.stream(["warm up"], [0], steps=card.min_steps))
     return partial(generate_clip, pipeline)

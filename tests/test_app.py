@@ -70,8 +70,10 @@ def test_an_empty_variable_is_an_unset_one(blank, monkeypatch):
 def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, monkeypatch):
     monkeypatch.setattr("sys.argv", ["app.py"])
     monkeypatch.setenv("T2V_ALLOW_DOWNLOAD", text)
+    monkeypatch.setenv("T2V_VISIBLE_MARK", text)
 
-    assert app.read_flags().allow_download is allowed
+    flags = app.read_flags()
+    assert flags.allow_download is flags.visible_mark is allowed
 
 
 @pytest.mark.parametrize(

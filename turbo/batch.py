@@ -85,6 +85,8 @@ def clip_name(pipeline: VideoPipeline, request: Request, batch_size: int = 1) ->
     recipe: list[object] = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
     if batch_size > 1:  # changes the last bits
         recipe.append({"batch_size": batch_size})
+    if pipeline.visible_mark:
+        recipe.append("visible_mark")
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
     return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"

@@ -161,6 +161,7 @@ def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) 
         dtype=options.dtype,
         memory=options.memory,
         compiled=options.compile,
+        visible_mark=options.visible_mark,
     )
     placement = pipeline.placement
     if not quiet:
@@ -372,6 +373,11 @@ def _parser() -> argparse.ArgumentParser:
         "--compile",
         action="store_true",
         help="compile the networks: slow first clip, faster later ones",
+    )
+    parser.add_argument(
+        "--visible-mark",
+        action="store_true",
+        help='write "AI-generated" into a corner of every frame',
     )
     parser.add_argument(
         "--dry-run",

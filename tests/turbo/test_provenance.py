@@ -71,6 +71,19 @@ def test_what_was_done_to_a_copy_is_told_apart(video, clip, tmp_path):
     assert compare_clips(same, clip).kind == "encoded again"
 
 
+def test_a_visible_mark_is_in_the_recipe_and_in_a_corner_of_every_frame(tmp_path):
+    plain = Video(np.full((4, 96, 160, 3), 90, np.uint8), 8, RECIPE)
+    marked = Video(plain.frames, 8, {**RECIPE, "visible_mark": True})
+    files = [plain.save(tmp_path / "plain.mp4"), marked.save(tmp_path / "marked.mp4")]
+
+    difference = np.abs(np.subtract(*(load_video(file).frames.astype(int) for file in files)))
+    changed = (difference.max(axis=3) > 20).any(axis=0).nonzero()
+    assert (difference[:, 75:, :60].max(axis=(1, 2, 3)) > 100).all()
+    assert changed[0].min() > 70 and changed[1].max() < 100
+    assert compare_clips(*files).kind == "other frames"
+    assert marked.save(tmp_path / "again.mp4").read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"])
 def test_a_file_that_is_no_mp4_is_refused(content, clip, tmp_path):
     other = tmp_path / "other.mp4"
