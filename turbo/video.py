@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
-from turbo.provenance import mark_generated, read_recipe
+from turbo.provenance import Signer, mark_generated, read_recipe
 from turbo.types import Frames
 
 # H.264 that every browser plays. All frames but the first are predicted from earlier ones only
@@ -49,7 +49,7 @@ class Video:
         pixels = rearrange(levels, "F rgb H W -> F H W rgb")
         return cls(np.ascontiguousarray(pixels), fps, recipe or {})
 
-    def save(self, path: Path | str, *, enlarge: int = 1) -> Path:
+    def save(self, path: Path | str, *, enlarge: int = 1, signer: Signer | None = None) -> Path:
         """Write an mp4 with the recipe in its comment; no half-written file is ever seen.
 
         A video with a recipe is marked as made by a model (`turbo.provenance`), and in words on
@@ -58,6 +58,7 @@ class Video:
         Args:
             enlarge: each pixel becomes a square of this side. Pixel art keeps its colours only
                 when enlarged, since the format stores colour at half resolution.
+            signer: signs the file; None leaves it unsigned.
         """
         path = Path(path)
         if path.suffix.lower() != SUFFIX:
@@ -76,6 +77,8 @@ class Video:
             _encode(frames, self.fps, json.dumps(self.recipe, ensure_ascii=False), unfinished)
             if self.recipe:
                 mark_generated(unfinished)
+            if signer is not None:
+                signer.sign(unfinished)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

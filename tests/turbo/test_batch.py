@@ -150,6 +150,7 @@ def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
         (["--systems", "shapes-turbo:0"], "The number of steps must be a whole number"),
         (["--systems", "shapes-turbo:4", "--steps", "0"], "Leave --model, --steps"),
         (["--systems", "shapes-turbo:4", "--model", "shapes-turbo"], "Leave --model, --steps"),
+        (["--c2pa-key", "key.pem"], "both --c2pa-certificate and --c2pa-key"),
         (["--seeds", "0"], "not a positive whole number"),
         (["--seeds", "2", "--seed", str(2**32 - 1)], "The seed must be a whole number"),
     ],
