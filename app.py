@@ -19,7 +19,7 @@ from human_eval.errors import StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deployment
 from human_eval.hosting.environment import hidden, read_setting, read_switch, read_variable
 from human_eval.hosting.listener import listen, resolve
-from turbo.card import Dtype, Memory, describe_remedy, describe_state
+from turbo.card import Dtype, Memory, describe_remedy, describe_state, needs_choice
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 
 MAX_PORT = 2**16 - 1
@@ -110,6 +110,11 @@ def read_flags() -> argparse.Namespace:
         action="store_true",
         help="let visitors download published models: gigabytes onto this machine",
     )
+    parser.add_argument(
+        "--visible-mark",
+        action="store_true",
+        help='write "AI-generated" into a corner of every frame',
+    )
     flags = parser.parse_args()
     try:
         for flag, (parse, default, _) in SETTINGS.items():
@@ -120,7 +125,10 @@ def read_flags() -> argparse.Namespace:
                 name,
                 read_setting(f"--{flag}", getattr(flags, name), variables, parse, default),
             )
+        if flags.model not in flags.preload:
+            _check_ready(flags.model)
         flags.allow_download = flags.allow_download or read_switch("T2V_ALLOW_DOWNLOAD")
+        flags.visible_mark = flags.visible_mark or read_switch("T2V_VISIBLE_MARK")
         frames = SPACE_FRAMES if on_a_space() else ()
         flags.deployment = read_deployment(flags.root_path, flags.frame_ancestors, frames=frames)
     except StudyError as refusal:
@@ -156,15 +164,27 @@ def _contact(text: str) -> str:
     return text
 
 
-def _ready_model(name: str) -> str:
+def _model(name: str) -> str:
     if name not in MODELS:
         raise StudyError(f"There is no model {name!r}. Choose one of: {', '.join(MODELS)}.")
+    return name
+
+
+def _models(text: str) -> list[str]:
+    """Read names of models that are on this machine, or can be fetched."""
+    names = [_model(name.strip()) for name in text.split(",")]
+    for card in map(MODELS.__getitem__, names):
+        if card.unpublished or needs_choice(card):
+            raise StudyError(f"{card.name} cannot be fetched as it is. {describe_remedy(card)}")
+    return names
+
+
+def _check_ready(name: str) -> None:
     card = MODELS[name]
     if not card.is_ready():
         raise StudyError(
             f"{name} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
         )
-    return name
 
 
 def _one_of(choices: Any) -> Callable[[str], str]:
@@ -180,7 +200,13 @@ def _one_of(choices: Any) -> Callable[[str], str]:
 SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "host": (_host, None, "address to listen on; default: this machine only, all on a Space"),
     "port": (_port, None, "default: the first free one from 7860"),
-    "model": (_ready_model, DEFAULT_MODEL, f"model to show first; default: {DEFAULT_MODEL}"),
+    "model": (_model, DEFAULT_MODEL, f"model to show first; default: {DEFAULT_MODEL}"),
+    "preload": (
+        _models,
+        [],
+        "models to load at the start and to keep in memory, such as t2v-turbo-v2; they are "
+        "downloaded if they are not on this machine",
+    ),
     "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
     "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),
     "contact": (_contact, None, "mailbox or address where visitors report videos"),

@@ -136,6 +136,8 @@ def _explained_failure(name: str) -> Iterator[None]:
     """Turn the failure of a computation into an `EngineError` without paths or prompt."""
     try:
         yield
+    except EngineError:  # written for visitors
+        raise
     except MemoryError as failure:  # raised by the library, with a remedy in its text
         logger.error("A computation on %s ran out of memory.", name)
         raise EngineError(str(failure)) from failure

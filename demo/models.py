@@ -4,13 +4,17 @@ Imports of torch and diffusers take seconds, so they are inside functions that r
 page. `turbo.card`, `turbo.request` and `turbo.models.registry` are free of torch.
 """
 
+import ctypes
 import errno
+import gc
 import json
 import logging
+import math
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +38,8 @@ COMPARE_ROWS = [
     CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     CompareRow(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
 ]
+GB_A_SECOND = 0.5  # of weights, from the disk onto a GPU
+MEGAPIXELS_A_SECOND = 8  # of a video, through a network on a GPU
 READ_SECONDS = 30  # for another process to read a video
 # Example prompts of models without a `world.json`.
 EXAMPLES = (
@@ -57,10 +63,10 @@ def describe_models() -> dict[str, ModelInfo]:
     return {name: ModelInfo(card=card, world=_read_world(card)) for name, card in MODELS.items()}
 
 
-def models_to_preload(default_model: str) -> list[str]:
-    """Return the models to load at the start: the default one, then all small ones."""
+def models_to_preload(default_model: str, named: Iterable[str] = ()) -> list[str]:
+    """Return the models to load at the start: the default, the named, and all small ones."""
     small = [name for name, card in MODELS.items() if not card.sources and card.is_ready()]
-    return [default_model, *(name for name in small if name != default_model)]
+    return list(dict.fromkeys([default_model, *named, *small]))
 
 
 def read_request(
@@ -114,26 +120,68 @@ def availability(name: str, placement: Mapping[str, Any] | None = None) -> str:
 
 
 def load_model(
-    name: str, *, device: str = "auto", dtype: Dtype = "auto", memory: Memory | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    memory: Memory | None = None,
+    visible_mark: bool = False,
 ) -> Callable[[Request, Path], Updates]:
     """Load a model, warm up a small one, and return the function that generates with it.
+
+    Args:
+        visible_mark: write "AI-generated" on the frames of every video.
 
     Raises:
         EngineError: the model is not on this machine.
         MemoryError: it does not fit into memory; the text has a remedy.
         ValueError: this device does not support the flags. For the log, not for visitors.
     """
+    check_ready(name)
+    card = MODELS[name]
+    from turbo.pipeline import load_pipeline
+
+    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory, visible_mark=visible_mark)
+    if not card.sources:  # a large model is warmed up by its first visitor
+        list(pipeline.stream(["warm up"], [0], steps=card.min_steps))
+    _return_freed_memory()
+    return partial(generate_clip, pipeline)
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what imports and loading have freed: 30 MB, which glibc would keep."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # macOS and musl have none
+        trim(0)
+
+
+def check_ready(name: str) -> None:
+    """Check that a model is on this machine.
+
+    Raises:
+        EngineError: it is not.
+    """
     card = MODELS[name]
     if not card.is_ready():
         raise EngineError(
             f"{card.title} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
         )
-    from turbo.pipeline import load_pipeline
 
-    pipeline = load_pipeline(name, device, dtype=dtype, memory=memory)
-    if not card.sources:  # a large model is warmed up by its first visitor
-        list(pipeline.stream(["warm up"], [0], steps=card.min_steps))
-    return partial(generate_clip, pipeline)
+
+def uses_gpu(name: str) -> bool:
+    """Return whether a model runs on a GPU where there is one; tiny models stay on the CPU."""
+    return MODELS[name].cpu_threads is None
+
+
+def forecast_gpu_seconds(name: str, request: Request) -> int:
+    """Estimate for how long a video needs a GPU, loading included, from the model's card.
+
+    ZeroGPU stops what takes longer. The two speeds are assumptions on the safe side.
+    """
+    card = MODELS[name]
+    megapixels = card.num_frames * card.height * card.width / 1e6
+    calls = request.steps * card.calls_per_step
+    return math.ceil(10 + card.memory_gb / GB_A_SECOND + calls * megapixels / MEGAPIXELS_A_SECOND)
 
 
 def generate_clip(pipeline: Any, request: Request, path: Path) -> Updates:
@@ -204,6 +252,18 @@ def download_model(name: str) -> Updates:
             f"The download failed: {failure.strerror or type(failure).__name__}. "
             "Try again; it resumes where it stopped."
         ) from failure
+
+
+def fetch_missing(name: str) -> None:
+    """Download and convert a model's weights if they are not on this machine.
+
+    Raises:
+        EngineError: as for `download_model`.
+    """
+    card = MODELS[name]
+    if not card.is_ready():
+        logger.warning("Fetching %s: it %s.", name, describe_state(card))
+        deque(download_model(name), maxlen=0)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

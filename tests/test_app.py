@@ -5,14 +5,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import app
+from demo.models import fetch_missing, models_to_preload
 from human_eval.hosting.listener import listen
+from turbo.card import HubFile
+from turbo.models import fetch
+from turbo.models.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
+FILE = HubFile(
+    repository="owner/name", path="all.ckpt", size=1, gives=("teacher", "vae", "text_encoder")
+)
 
 
 def test_the_app_has_the_flags_that_messages_name(monkeypatch):
@@ -62,8 +70,10 @@ def test_an_empty_variable_is_an_unset_one(blank, monkeypatch):
 def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, monkeypatch):
     monkeypatch.setattr("sys.argv", ["app.py"])
     monkeypatch.setenv("T2V_ALLOW_DOWNLOAD", text)
+    monkeypatch.setenv("T2V_VISIBLE_MARK", text)
 
-    assert app.read_flags().allow_download is allowed
+    flags = app.read_flags()
+    assert flags.allow_download is flags.visible_mark is allowed
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,8 @@ def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, mo
         ("T2V_ROOT_PATH", "https://lab.example/t2v"),
         ("T2V_FRAME_ANCESTORS", "lab.example"),
         ("T2V_CONTACT", "ada"),
+        ("T2V_PRELOAD", "nothing"),
+        ("T2V_PRELOAD", "t2v-turbo-ms"),  # its projection must be chosen
     ],
 )
 def test_one_line_names_the_variable_that_cannot_be_used(variable, text, monkeypatch, capsys):
@@ -124,6 +136,25 @@ def test_an_empty_flag_is_refused(flag, monkeypatch, capsys):
         app.read_flags()
 
     assert flag in capsys.readouterr().err
+
+
+def test_a_missing_model_is_shown_first_if_it_is_preloaded(tmp_path, monkeypatch, capsys):
+    missing = replace(MODELS["shapes-turbo"], folder=tmp_path, sources=(FILE,), lora=None)
+    monkeypatch.setitem(MODELS, "shapes-turbo", missing)
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    with pytest.raises(SystemExit):
+        app.read_flags()
+    assert "not on this machine" in capsys.readouterr().err
+
+    monkeypatch.setenv("T2V_PRELOAD", "shapes-turbo, shapes-vcm")
+    flags = app.read_flags()
+
+    assert models_to_preload(flags.model, flags.preload)[:2] == ["shapes-turbo", "shapes-vcm"]
+    fetched = []
+    monkeypatch.setattr(fetch, "fetch_model", lambda card: iter([fetched.append(card.name)] and []))
+    fetch_missing("shapes-turbo")
+    fetch_missing("shapes-vcm")
+    assert fetched == ["shapes-turbo"]
 
 
 def test_a_space_is_open_to_the_network(monkeypatch):

@@ -60,6 +60,7 @@ SEAMS = {
     ("training", "human_eval"): {
         "training.flywheel",
         "training.shapes.evaluation.intervals",
+        "training.shapes.evaluation.judge_study",
         "training.reward.__main__",
         "training.reward.comparisons",
         "training.reward.measurements",

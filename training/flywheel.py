@@ -24,7 +24,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from einops import reduce
 from matplotlib.figure import Figure
 
 from human_eval.cli.main import main as human_eval
@@ -38,9 +37,8 @@ from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
 from training.shapes.evaluation.intervals import SHARE
 from training.shapes.evaluation.intervals import clustered_mean as mean_over_scenes
 from training.shapes.evaluation.metrics import sprite_row
-from training.shapes.evaluation.probes import read_clip
+from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
-from turbo.video import load_video
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
@@ -197,14 +195,6 @@ def rate_height(file: Path, liking: float) -> float:
     """
     row = sprite_row(read_shapes(file))
     return -abs(liking) * SIZE if row is None else -liking * row
-
-
-def read_shapes(file: Path) -> np.ndarray:
-    """Read a clip in the size of the world, uint8 (F, SIZE, SIZE, 3)."""
-    frames = load_video(file).frames.astype(np.float32)
-    enlarged = frames.shape[1] // SIZE
-    small = reduce(frames, "F (H y) (W x) rgb -> F H W rgb", "mean", y=enlarged, x=enlarged)
-    return small.round().astype(np.uint8)
 
 
 def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, processes: int) -> str:

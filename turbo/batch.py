@@ -23,6 +23,7 @@ from turbo.card import ModelCard
 from turbo.disk_space import check_space
 from turbo.manifest import Manifest, ManifestRow, sha256_of
 from turbo.pipeline import Result, Samples, VideoPipeline, fixed_threads
+from turbo.provenance import Signer
 from turbo.request import Request
 from turbo.video import Video, remove_unfinished
 
@@ -85,6 +86,8 @@ def clip_name(pipeline: VideoPipeline, request: Request, batch_size: int = 1) ->
     recipe: list[object] = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
     if batch_size > 1:  # changes the last bits
         recipe.append({"batch_size": batch_size})
+    if pipeline.visible_mark:
+        recipe.append("visible_mark")
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
     return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"
@@ -127,6 +130,7 @@ def make_clips(
     *,
     batch_size: int = 1,
     share: Share = Share(),  # immutable
+    signer: Signer | None = None,
 ) -> list[str]:
     """Make this process's share of the clips missing in `folder`, and list each in its manifest.
 
@@ -137,6 +141,7 @@ def make_clips(
     Args:
         clips: all clips of the model in this folder, with equal steps.
         batch_size: see `VideoPipeline.stream`; 1 gives the frames of a single request.
+        signer: signs the files that are made; None leaves them unsigned.
 
     Returns:
         The clips that could not be made, each with its reason; the next run tries them again.
@@ -155,7 +160,7 @@ def make_clips(
     listed = sum(map(len, mine))
     print(f"{title}: {listed - len(missing)} of {listed} clips exist already.")
     bar = tqdm(total=len(missing), unit="clip", desc=title, disable=share.rank > 0)
-    writer = _Writer(pipeline, clips, manifest, bar)
+    writer = _Writer(pipeline, clips, manifest, bar, signer)
     began = perf_counter()
     with (
         bar,
@@ -183,10 +188,15 @@ class _Writer:
     """Samples batches, and turns the samples into listed files in another thread."""
 
     def __init__(
-        self, pipeline: VideoPipeline, clips: Clips, manifest: Manifest, progress: tqdm
+        self,
+        pipeline: VideoPipeline,
+        clips: Clips,
+        manifest: Manifest,
+        progress: tqdm,
+        signer: Signer | None,
     ) -> None:
         self.pipeline, self.clips, self.manifest = pipeline, clips, manifest
-        self.progress = progress
+        self.progress, self.signer = progress, signer
         self.failures: list[str] = []
         # A model on one thread leaves a core for decoding. Elsewhere sampling takes all there is.
         on_cpu = pipeline.placement.device.type == "cpu"
@@ -214,7 +224,7 @@ class _Writer:
             for path, video in zip(batch, videos, strict=True):
                 if path in wanted:
                     file = self.manifest.folder / path
-                    video.save(file, enlarge=self.pipeline.card.enlarge)
+                    video.save(file, enlarge=self.pipeline.card.enlarge, signer=self.signer)
                     self.manifest.add(self._row(path, video))
                     self.progress.update()
                     left.remove(path)

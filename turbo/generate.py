@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
+import numpy as np
 import transformers
 from tqdm import tqdm
 
@@ -34,9 +36,10 @@ from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS
 from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
+from turbo.provenance import Signer
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file
-from turbo.video import SUFFIX, remove_unfinished
+from turbo.video import SUFFIX, Video, remove_unfinished
 
 VIDEO_SUFFIXES = {SUFFIX, ".gif", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".png"}
 
@@ -91,7 +94,7 @@ def _run_one(options: argparse.Namespace) -> list[str]:
     settings = {"steps": options.steps, "guidance": options.guidance}
     request = check_request(card, options.prompt, seed=options.seed, **settings)
     out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
-    make_one(_load(options, card), request, out)
+    make_one(_load(options, card), request, out, _read_signer(options))
     return []
 
 
@@ -115,7 +118,7 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
                 print(line)
             check_room(Path(out_name), sizes)
         return []
-    out = check_out(out_name, batch=True)
+    out, signer = check_out(out_name, batch=True), _read_signer(options)
     failures: list[str] = []
     needed = check_room(out, sizes)
     if share.rank == 0:
@@ -128,7 +131,9 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
             ).as_posix(): request
             for request in wanted
         }
-        failures += make_clips(pipeline, clips, out, batch_size=options.batch_size, share=share)
+        failures += make_clips(
+            pipeline, clips, out, batch_size=options.batch_size, share=share, signer=signer
+        )
     return share.gather(failures)
 
 
@@ -161,6 +166,7 @@ def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) 
         dtype=options.dtype,
         memory=options.memory,
         compiled=options.compile,
+        visible_mark=options.visible_mark,
     )
     placement = pipeline.placement
     if not quiet:
@@ -217,7 +223,23 @@ def _check_clip_path(out: Path, name: str) -> None:
         )
 
 
-def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
+def _read_signer(options: argparse.Namespace) -> Signer | None:
+    """Return the signer of the files, after a try; None without its options."""
+    files = (options.c2pa_certificate, options.c2pa_key)
+    if files == (None, None):
+        return None
+    if None in files:
+        raise ValueError("Give both --c2pa-certificate and --c2pa-key.")
+    signer = Signer(*files)
+    with TemporaryDirectory() as folder:
+        black = Video(np.zeros((1, 2, 2, 3), np.uint8), 1)
+        black.save(Path(folder) / "black.mp4", signer=signer)
+    return signer
+
+
+def make_one(
+    pipeline: VideoPipeline, request: Request, out: Path, signer: Signer | None = None
+) -> Path:
     """Make one clip, with a progress bar over its steps."""
     warn_of_unread(pipeline, request)
     steps = tqdm(total=request.steps, unit="step", desc=pipeline.card.name)
@@ -227,7 +249,7 @@ def make_one(pipeline: VideoPipeline, request: Request, out: Path) -> Path:
                 steps.update(update.step - steps.n)
             else:
                 video, timings = update.videos[0], update.timings
-    video.save(out, enlarge=pipeline.card.enlarge)
+    video.save(out, enlarge=pipeline.card.enlarge, signer=signer)
     stages = ", ".join(f"{stage} {timings[stage]:.2f} s" for stage in ("text", "denoise", "decode"))
     print(f"{out}: {stages}, {timings['unet_calls']:.0f} network calls")
     return out
@@ -373,6 +395,18 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compile the networks: slow first clip, faster later ones",
     )
+    parser.add_argument(
+        "--visible-mark",
+        action="store_true",
+        help='write "AI-generated" into a corner of every frame',
+    )
+    parser.add_argument(
+        "--c2pa-certificate",
+        type=Path,
+        metavar="PEM",
+        help="sign the files with Content Credentials; needs c2pa-python",
+    )
+    parser.add_argument("--c2pa-key", type=Path, metavar="PEM", help="its ECDSA P-256 key")
     parser.add_argument(
         "--dry-run",
         action="store_true",

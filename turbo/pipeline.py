@@ -125,6 +125,7 @@ class VideoPipeline:
         if self.placement.device.type == "cpu":
             quicken_on_cpu(self.vae)
         self.compiled = False
+        self.visible_mark = False  # whether files say on every frame that a model made them
         self.conditioning_fps = card.network_fps if unet.takes_fps else None
 
     @classmethod
@@ -136,12 +137,14 @@ class VideoPipeline:
         dtype: Dtype = "auto",
         memory: Memory | None = None,
         compiled: bool = False,
+        visible_mark: bool = False,
     ) -> "VideoPipeline":
         """Load the model a card describes, from local files only; see `placement.place`.
 
         Args:
             compiled: compile the repeated blocks. The first video then takes minutes, later ones
                 less time than otherwise; frames differ in their last bits.
+            visible_mark: write "AI-generated" on the frames of every file.
 
         Raises:
             FileNotFoundError: a part of the weights is not on this disk.
@@ -163,6 +166,7 @@ class VideoPipeline:
             _own_precision(torch.device("cpu")),  # adapters are merged on the CPU
         ):
             pipeline = cls._read(card, placement)
+        pipeline.visible_mark = visible_mark
         return pipeline.compile() if compiled else pipeline
 
     @classmethod
@@ -461,6 +465,7 @@ class VideoPipeline:
             "compiled": self.compiled,
             "versions": versions,
             **({"batch_size": len(batch.requests)} if len(batch.requests) > 1 else {}),
+            **({"visible_mark": True} if self.visible_mark else {}),
             **({"unread": unread} if unread else {}),
             **({"given": given} if given else {}),  # not made again by prompt and seed alone
         }

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
-from turbo.provenance import mark_generated, read_recipe
+from turbo.provenance import Signer, mark_generated, read_recipe
 from turbo.types import Frames
 
 # H.264 that every browser plays. All frames but the first are predicted from earlier ones only
@@ -25,6 +25,7 @@ from turbo.types import Frames
 # not depend on the number of cores.
 X264_OPTIONS = {"crf": "10", "preset": "veryfast", "bf": "0", "threads": "1"}
 SUFFIX = ".mp4"
+VISIBLE_MARK = "AI-generated"
 BT709 = 1  # the colour standard browsers assume of H.264; the same number in all three fields
 
 
@@ -48,19 +49,23 @@ class Video:
         pixels = rearrange(levels, "F rgb H W -> F H W rgb")
         return cls(np.ascontiguousarray(pixels), fps, recipe or {})
 
-    def save(self, path: Path | str, *, enlarge: int = 1) -> Path:
+    def save(self, path: Path | str, *, enlarge: int = 1, signer: Signer | None = None) -> Path:
         """Write an mp4 with the recipe in its comment; no half-written file is ever seen.
 
-        A video with a recipe is marked as made by a model (`turbo.provenance`).
+        A video with a recipe is marked as made by a model (`turbo.provenance`), and in words on
+        every frame if its recipe says so.
 
         Args:
             enlarge: each pixel becomes a square of this side. Pixel art keeps its colours only
                 when enlarged, since the format stores colour at half resolution.
+            signer: signs the file; None leaves it unsigned.
         """
         path = Path(path)
         if path.suffix.lower() != SUFFIX:
             raise ValueError(f"Expected a path that ends in {SUFFIX}, got {path}. Rename it.")
         frames = repeat(self.frames, "F H W rgb -> F (H y) (W x) rgb", y=enlarge, x=enlarge)
+        if self.recipe.get("visible_mark"):
+            frames = _draw_mark(frames)
         _, height, width, _ = frames.shape
         if height % 2 or width % 2:
             raise ValueError(
@@ -72,6 +77,8 @@ class Video:
             _encode(frames, self.fps, json.dumps(self.recipe, ensure_ascii=False), unfinished)
             if self.recipe:
                 mark_generated(unfinished)
+            if signer is not None:
+                signer.sign(unfinished)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -96,6 +103,21 @@ def remove_unfinished(folder: Path) -> None:
             continue  # another program wrote it
         if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
             file.unlink(missing_ok=True)
+
+
+def _draw_mark(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "F H W 3"]:
+    """Return the frames with `VISIBLE_MARK` in the lower left corner, white on black."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(max(10, frames.shape[1] // 20))
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(VISIBLE_MARK))
+    margin = (bottom - top) // 3
+    strip = Image.new("RGB", (right - left + 2 * margin, bottom - top + 2 * margin))
+    ImageDraw.Draw(strip).text((margin - left, margin - top), VISIBLE_MARK, "white", font)
+    words = np.asarray(strip)[: frames.shape[1], : frames.shape[2]]
+    marked = frames.copy()
+    marked[:, -words.shape[0] :, : words.shape[1]] = words
+    return marked
 
 
 def _encode(frames: UInt8[np.ndarray, "F H W 3"], fps: float, comment: str, path: Path) -> None:

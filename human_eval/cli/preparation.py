@@ -117,6 +117,12 @@ def add_commands(commands: Commands) -> None:
         metavar="COMPARISON=RATE",
         help="of A in these comparisons, instead of --win-rate",
     )
+    parser.add_argument(
+        "--judge",
+        type=Path,
+        metavar="TABLE",
+        help="a judge's scores, as of `report --judge`: of A in every pair, instead of both",
+    )
     parser.add_argument("--ties", type=float, default=0.0, help="share, where allowed")
     parser.add_argument("--side-bias", type=float, default=0.0, help="share of blind left clicks")
     parser.add_argument("--spammers", type=float, default=0.0, help="share of the raters")
@@ -288,18 +294,34 @@ def simulate(options: Namespace) -> None:
         win_rates = {comparison: float(rate) for comparison, rate in rates.items()}
     except ValueError as error:
         raise StudyError(f"A rate of --win-rates is not a number: {error}. Correct it.") from error
-    crowd = Crowd(
-        raters=options.raters,
-        win_rate=options.win_rate,
-        win_rates=win_rates,
-        tie_share=options.ties,
-        side_bias=options.side_bias,
-        spammers=options.spammers,
-        prompt_spread=options.spread,
-        rater_spread=options.spread,
-        seed=options.seed,
-    )
-    with opened(options) as store, progress_bar("simulate", "pair") as advance:
-        done = simulate(store, crowd, max_pairs=options.max_pairs, progress=advance)
+    if options.judge and win_rates:
+        raise StudyError("--judge gives every pair its rate. Leave --win-rates out.")
+    with opened(options) as store:
+        crowd = Crowd(
+            raters=options.raters,
+            win_rate=options.win_rate,
+            win_rates=win_rates,
+            pair_rates=_read_pair_rates(store, options.judge) if options.judge else {},
+            tie_share=options.ties,
+            side_bias=options.side_bias,
+            spammers=options.spammers,
+            prompt_spread=options.spread,
+            rater_spread=options.spread,
+            seed=options.seed,
+        )
+        with progress_bar("simulate", "pair") as advance:
+            done = simulate(store, crowd, max_pairs=options.max_pairs, progress=advance)
     print(f"{done} pairs answered by {options.raters} simulated raters, marked as such.")
     print(f"Next: python -m human_eval report {options.study} --simulated")
+
+
+def _read_pair_rates(store: StudyStore, table: Path) -> dict[tuple[str, int], float]:
+    """Return a judge's probability that A wins, by comparison and prompt, of every pair."""
+    from human_eval.reporting.judge_scores import read_scores
+
+    pairs = read_pairs(store)
+    real = pairs[pairs["kind"] == "real"]
+    needed = zip(real["comparison"], real["prompt_index"], strict=True)
+    scores = read_scores(table, store.definition, needed)
+    keys = zip(scores["comparison"], scores["prompt_index"], strict=True)
+    return dict(zip(keys, scores["score"], strict=True))

@@ -1,5 +1,6 @@
-"""The scores of an automatic judge, for win rates that need fewer votes of people."""
+"""The scores of an automatic judge, for fewer votes of people and for simulated raters."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +13,16 @@ from turbo.text_files.tables import read_table, require_columns
 SCORES = ["comparison", "prompt_index", "score"]  # columns of the table
 
 
-def read_scores(path: Path, votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def read_scores(
+    path: Path, definition: StudyDefinition, needed: Iterable[tuple[str, int]]
+) -> pd.DataFrame:
     """Read a judge's scores: a table with columns comparison, prompt_index and score in [0, 1].
 
+    Args:
+        needed: comparison and prompt of the pairs that must have a score.
+
     Raises:
-        StudyError: the table or a row is wrong, or a pair that people voted on has no score.
+        StudyError: the table or a row is wrong, or a needed pair has no score.
     """
     try:
         table = read_table(path)
@@ -38,11 +44,10 @@ def read_scores(path: Path, votes: pd.DataFrame, definition: StudyDefinition) ->
                 f"{comparison!r}, {number!r} and {score!r}. Correct it."
             )
         rows[key] = value
-    asked = votes[votes["question"] == definition.primary.key]
-    for key in zip(asked["comparison"], asked["prompt_index"], strict=True):
+    for key in needed:
         if key not in rows:
             raise StudyError(
-                f"{path} has no score for {key[0]}, prompt_index {key[1]}, on which people voted. "
-                "Score every pair of the study."
+                f"{path} has no score for {key[0]}, prompt_index {key[1]}. Score every pair of the "
+                "study."
             )
     return pd.DataFrame([(*key, value) for key, value in rows.items()], columns=SCORES)

@@ -327,7 +327,9 @@ def write_report(
             f"None of the {len(votes):,} votes counts: they are on attention checks, or by "
             "excluded raters. See `python -m human_eval status`."
         )
-    scores = read_scores(judge, counted, definition) if judge else pd.DataFrame()
+    asked = counted[counted["question"] == definition.primary.key]
+    needed = zip(asked["comparison"], asked["prompt_index"], strict=True)
+    scores = read_scores(judge, definition, needed) if judge else pd.DataFrame()
     folder.mkdir(parents=True, exist_ok=True)
     progress("e-values")
     paths = trace_e_values(counted, definition)

@@ -30,6 +30,7 @@ from human_eval.study.store import StudyStore
 ASSIGNMENTS_PER_COMMIT = 50
 HONEST_SECONDS = (4.0, 25.0)  # to an answer
 SPAM_SECONDS = (0.3, 1.5)
+RATES = (0.001, 0.999)  # of system A
 
 Progress = Callable[[int, int], None]  # pairs answered so far, pairs in all
 Utility = Callable[[Path], float]  # of a clip, from its file, in log-odds
@@ -42,6 +43,9 @@ class Crowd:
     raters: int = 60
     win_rate: float = 0.55  # of system A, in (0, 1), for the average prompt and rater
     win_rates: Mapping[str, float] = field(default_factory=dict)  # of comparisons with their own
+    # Of pairs with their own, by comparison and prompt, from 0 to 1. Rates nearer to 0 or 1 than
+    # `RATES` count as these.
+    pair_rates: Mapping[tuple[str, int], float] = field(default_factory=dict)
     tie_share: float = 0.0  # where the question allows ties
     side_bias: float = 0.0  # probability of choosing the left clip unseen, in [0, 1]
     prompt_spread: float = 0.0  # standard deviation between prompts, in log-odds
@@ -54,8 +58,9 @@ class Crowd:
     def __post_init__(self) -> None:
         bounds = [
             ("raters", self.raters, 1, 100_000),
-            ("win_rate", self.win_rate, 0.001, 0.999),
-            *((f"win_rate of {key}", rate, 0.001, 0.999) for key, rate in self.win_rates.items()),
+            ("win_rate", self.win_rate, *RATES),
+            *((f"win_rate of {key}", rate, *RATES) for key, rate in self.win_rates.items()),
+            *((f"win_rate of {pair}", rate, 0, 1) for pair, rate in self.pair_rates.items()),
             ("tie_share", self.tie_share, 0, 1),
             ("side_bias", self.side_bias, 0, 1),
             ("prompt_spread", self.prompt_spread, 0, 10),
@@ -195,6 +200,8 @@ def _rate_pair(
     ).one()
     effect = effects.setdefault(pair.prompt_index, rng.gauss(0, crowd.prompt_spread))
     rate = crowd.win_rates.get(pair.comparison, crowd.win_rate)
+    rate = crowd.pair_rates.get((pair.comparison, pair.prompt_index), rate)
+    rate = min(max(rate, RATES[0]), RATES[1])
     log_odds = math.log(rate / (1 - rate)) + effect + person.leaning
     log_odds += utility(store.media / pair.name_a) - utility(store.media / pair.name_b)
     chance = float(expit(log_odds))

@@ -23,6 +23,7 @@ from human_eval.server.study_mount import StudyMount
 from turbo.models.registry import MODELS as CARDS
 
 FRAMES, SIDE, FPS = 16, 64, 8
+CONTACT = "operator@lab.example"
 
 WORLD = World.from_json(
     {
@@ -129,6 +130,7 @@ def create_fake_context(
         engine=Engine(load, MODELS, ClipStore(data_dir / "clips")),
         study=study,
         dropped=DroppedClips(data_dir / "dropped"),
+        contact=CONTACT,
     )
 
 

@@ -150,6 +150,7 @@ def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
         (["--systems", "shapes-turbo:0"], "The number of steps must be a whole number"),
         (["--systems", "shapes-turbo:4", "--steps", "0"], "Leave --model, --steps"),
         (["--systems", "shapes-turbo:4", "--model", "shapes-turbo"], "Leave --model, --steps"),
+        (["--c2pa-key", "key.pem"], "both --c2pa-certificate and --c2pa-key"),
         (["--seeds", "0"], "not a positive whole number"),
         (["--seeds", "2", "--seed", str(2**32 - 1)], "The seed must be a whole number"),
     ],
@@ -185,7 +186,21 @@ def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch
         for seed in ("5", "6")
     ]
     path, row = list(rows.items())[-1]
-    assert load_video(tmp_path / "out" / path).recipe["guidance"] == float(row["guidance"]) == 6.5
+    recipe = load_video(tmp_path / "out" / path).recipe
+    assert recipe["guidance"] == float(row["guidance"]) == 6.5
+    assert "visible_mark" not in recipe
+
+
+def test_clips_with_a_visible_mark_are_made_beside_those_without(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    command = ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "1"]
+    command += ["--out", str(tmp_path / "out")]
+
+    generate.main(command)
+    generate.main([*command, "--visible-mark"])
+
+    recipes = [load_video(tmp_path / "out" / path).recipe for path in _digests(tmp_path / "out")]
+    assert [recipe.get("visible_mark") for recipe in recipes] == [None, True]
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(model, tmp_path, monkeypatch, capsys):

@@ -3,15 +3,26 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import av
+import c2pa
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from turbo.provenance import AI_GENERATED, compare_clips, read_provenance
+from turbo.provenance import AI_GENERATED, Signer, compare_clips, read_provenance
 from turbo.video import Video, load_video
 
 RECIPE = {"model": "shapes-turbo", "prompt": "a red star", "seed": 3, "dtype": "float32"}
+KEY_USES = [
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+]
 
 
 @pytest.fixture
@@ -69,6 +80,74 @@ def test_what_was_done_to_a_copy_is_told_apart(video, clip, tmp_path):
     assert compare(Video(video.frames[:, :8], 8, RECIPE)).kind == "other size"
     same.write_bytes(clip.read_bytes().replace(b"avc1", b"xxxx"))
     assert compare_clips(same, clip).kind == "encoded again"
+
+
+def test_a_visible_mark_is_in_the_recipe_and_in_a_corner_of_every_frame(tmp_path):
+    plain = Video(np.full((4, 96, 160, 3), 90, np.uint8), 8, RECIPE)
+    marked = Video(plain.frames, 8, {**RECIPE, "visible_mark": True})
+    files = [plain.save(tmp_path / "plain.mp4"), marked.save(tmp_path / "marked.mp4")]
+
+    difference = np.abs(np.subtract(*(load_video(file).frames.astype(int) for file in files)))
+    changed = (difference.max(axis=3) > 20).any(axis=0).nonzero()
+    assert (difference[:, 75:, :60].max(axis=(1, 2, 3)) > 100).all()
+    assert changed[0].min() > 70 and changed[1].max() < 100
+    assert compare_clips(*files).kind == "other frames"
+    assert marked.save(tmp_path / "again.mp4").read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def signer(tmp_path):
+    """A certificate for signing documents, below one of its own authority."""
+    now, keys = datetime.now(UTC), [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, to)]) for to in ("CA", "Me")]
+    certificates = []
+    for number, (key, name) in enumerate(zip(keys, names, strict=True)):
+        usage = dict.fromkeys(KEY_USES, False)
+        usage["digital_signature" if number else "key_cert_sign"] = True
+        certificate = (
+            x509.CertificateBuilder(names[0], name, key.public_key(), number + 1)
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=not number, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), False
+            )
+        )
+        if number:
+            uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+            certificate = certificate.add_extension(uses, critical=False)
+        signed = certificate.sign(keys[0], hashes.SHA256())
+        certificates.insert(0, signed.public_bytes(Encoding.PEM))
+    (tmp_path / "chain.pem").write_bytes(b"".join(certificates))
+    (tmp_path / "key.pem").write_bytes(
+        keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    return Signer(tmp_path / "chain.pem", tmp_path / "key.pem")
+
+
+def test_a_signed_video_says_who_made_it_and_keeps_frames_recipe_and_mark(
+    signer, video, clip, tmp_path
+):
+    signed = video.save(tmp_path / "signed.mp4", enlarge=4, signer=signer)
+
+    assert compare_clips(signed, clip).kind == "frames"
+    assert read_provenance(signed) == read_provenance(clip)
+    with c2pa.Reader(signed) as reader:
+        [manifest] = json.loads(reader.json())["manifests"].values()
+    assert manifest["signature_info"]["issuer"] == "Me"
+    [actions] = [entry for entry in manifest["assertions"] if "actions" in entry["label"]]
+    assert actions["data"]["actions"][0]["digitalSourceType"] == AI_GENERATED
+    assert {file.name for file in tmp_path.glob("*.mp4")} == {"clip.mp4", "signed.mp4"}
+
+
+def test_a_key_that_cannot_sign_is_refused_and_writes_nothing(signer, video, tmp_path):
+    signer.key.write_text("no key")
+
+    with pytest.raises(ValueError, match="cannot sign"):
+        video.save(tmp_path / "new.mp4", enlarge=4, signer=signer)
+
+    assert not list(tmp_path.glob("*.mp4"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no video", b"#EXTM3U\nhttp://127.0.0.1/a.ts\n"])

@@ -1,11 +1,13 @@
 import json
 import re
 from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import expect
 
+from tests.support.fake_engine import CONTACT
 from tests.support.servers.reverse_proxy import reverse_proxy
 
 pytestmark = pytest.mark.browser
@@ -73,6 +75,14 @@ def test_a_prompt_with_other_settings_becomes_a_looping_video(fake_server, open_
     href = page.get_by_role("link", name="Download video").get_attribute("href")
     with urlopen(f"{fake_server.url}/{href}") as file:
         assert file.read(12)[4:8] == b"ftyp"
+
+    link = page.get_by_role("link", name="Link to this recipe").evaluate("link => link.href")
+    report = page.get_by_role("link", name="Report a video")
+    report.evaluate("link => link.addEventListener('click', event => event.preventDefault())")
+    report.click()
+    mail = urlsplit(report.get_attribute("href"))
+    assert (mail.scheme, mail.path) == ("mailto", CONTACT)
+    assert parse_qs(mail.query)["body"][0].strip() == link
 
 
 def test_stop_ends_the_computation_within_a_step(fake_server, open_page):

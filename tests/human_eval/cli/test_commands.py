@@ -170,6 +170,8 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
         ("simulate {study} --win-rates C1=2", "win_rate of C1 must be between"),
         ("simulate {study} --win-rates C1=half", "is not a number"),
         ("simulate {study} --win-rates C9=0.5", "no comparison 'C9'"),
+        ("simulate {study} --judge {made}/table.csv", "named 'comparison'"),
+        ("simulate {study} --judge scores.csv --win-rates C1=0.5", "Leave --win-rates out"),
         ("simulate {study} --raters 0", "raters must be between"),
         ("simulate {study} --max-pairs 0", "at least 1, not 0"),
         ("report {made}/export", "no column"),

@@ -130,20 +130,19 @@ def test_a_report_has_the_table_only_if_asked(tmp_path):
     "row", ["C9,1,0.5", "C1,x,0.5", "C1,1,1.5", "C1,1,nan", "C1,1,", "C1,0,0.5"]
 )
 def test_a_wrong_score_is_refused_by_its_line(tmp_path, row):
-    votes, _ = study()
     path = tmp_path / "scores.csv"
     path.write_text(f"comparison,prompt_index,score\nC1,0,0.5\n{row}\n")
 
     with pytest.raises(StudyError, match="Line 3"):
-        read_scores(path, votes, PAIR)
+        read_scores(path, PAIR, [("C1", 0)])
 
 
 def test_a_pair_with_a_vote_needs_a_score(tmp_path):
-    votes, scores = study()
+    _, scores = study()
     scores[1:].to_csv(tmp_path / "scores.csv", index=False)
 
     with pytest.raises(StudyError, match="prompt_index 0"):
-        read_scores(tmp_path / "scores.csv", votes, PAIR)
+        read_scores(tmp_path / "scores.csv", PAIR, [("C1", 1), ("C1", 0)])
 
 
 @pytest.mark.slow

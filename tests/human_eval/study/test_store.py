@@ -448,6 +448,23 @@ def test_a_simulation_shows_what_was_planted_in_each_comparison(tmp_path):
     store.close()
 
 
+def test_simulated_raters_follow_the_rate_of_a_pair(tmp_path):
+    prompts = [Prompt(index, f"prompt {index}") for index in range(20)]
+    store = create_study(tmp_path / "study", define(k=3), prompts)
+    add_clips(
+        store, [make_clip(system, index) for system in ("ours", "theirs") for index in range(20)]
+    )
+    rates = {("C1", index): index % 2 for index in range(20)}
+
+    simulate(store, Crowd(raters=5, win_rate=0.5, pair_rates=rates))
+
+    votes = read_votes(store, simulated=True)
+    wins = (votes["choice"] == "a")[votes["comparison"] == "C1"]
+    # A rate of 1 counts as 0.999. Of 120 votes, more than two against it are rarer than 1 in 1,000.
+    assert (wins != (votes["prompt_index"] % 2 == 1)).sum() <= 2
+    store.close()
+
+
 def test_simulated_raters_prefer_the_clip_of_higher_utility(tmp_path):
     store = create_study(
         tmp_path / "study", define(k=3), [Prompt(index, f"prompt {index}") for index in range(20)]

@@ -6,9 +6,11 @@ rejected.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from einops import reduce
 from jaxtyping import Bool, Float
 from torch.nn.functional import conv2d
 
@@ -28,6 +30,7 @@ from training.shapes.world.scenes import (
     Scene,
     draw_background,
 )
+from turbo.video import load_video
 
 SCENE_ERROR = 28.0  # largest median error of the background, in 0..255 per channel
 SPRITE_DISTANCE = 60.0  # pixels further from the background belong to the sprite
@@ -54,6 +57,14 @@ class Reading:
         """Return, per attribute and for "all" of them, whether the clip matches the scene."""
         hits = {name: getattr(self, name) == word for name, word in vars(scene).items()}
         return hits | {"all": all(hits.values())}
+
+
+def read_shapes(file: Path) -> np.ndarray:
+    """Read a clip in the size of the world, uint8 (F, SIZE, SIZE, 3)."""
+    frames = load_video(file).frames.astype(np.float32)
+    enlarged = frames.shape[1] // SIZE
+    small = reduce(frames, "F (H y) (W x) rgb -> F H W rgb", "mean", y=enlarged, x=enlarged)
+    return small.round().astype(np.uint8)
 
 
 def read_clip(clip: np.ndarray) -> Reading:

@@ -1,0 +1,63 @@
+"""ZeroGPU Spaces: a function gets a GPU for some seconds, in a process that is forked for it.
+
+The package `spaces` is installed there, and imported nowhere else.
+https://huggingface.co/docs/hub/spaces-zerogpu
+"""
+
+from collections.abc import Callable, Generator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo.engine import Generate
+from demo.models import Request, check_ready, forecast_gpu_seconds, uses_gpu
+from demo.session import EngineError, Update, Updates
+from human_eval.hosting.environment import read_switch
+
+
+def on_zero_gpu() -> bool:
+    """Return whether this is a ZeroGPU Space."""
+    return read_switch("SPACES_ZERO_GPU")
+
+
+def load_in_fork(load: Callable[[str], Generate], port: int | None) -> Callable[[str], Generate]:
+    """Let models that use a GPU load and compute in the forked process; others stay in this one.
+
+    The forked process may serve several videos, and keeps the model of the last one.
+
+    Args:
+        load: loads a model by name, see `Engine`.
+        port: of this server, whose connections the forked process closes.
+    """
+    import spaces
+    from spaces.reloading import reload_server_ports
+
+    loaded = lru_cache(maxsize=1)(load)
+
+    def generate(name: str, request: Request, path: Path) -> Updates:
+        yield Update(stage="load")
+        yield from loaded(name)(request, path)
+
+    def forecast(name: str, request: Request, path: Path) -> int:
+        return forecast_gpu_seconds(name, request)
+
+    computing = spaces.GPU(generate, duration=forecast)
+    if port is not None:
+        reload_server_ports.add(port)
+    # Reports to the platform that this Space uses a GPU, or it would be stopped. `Blocks.launch`
+    # does so, which this server does not call. Read from spaces 0.51.3.
+    spaces.zero.startup()
+
+    def run(name: str, request: Request, path: Path) -> Generator[Update, None, Any]:
+        try:
+            yield from computing(name, request, path)
+        except gr.Error as refusal:  # no GPU is free, or the visitor has used up their quota
+            raise EngineError(refusal.message) from refusal
+
+    def load_or_fork(name: str) -> Generate:
+        check_ready(name)
+        return partial(run, name) if uses_gpu(name) else load(name)
+
+    return load_or_fork

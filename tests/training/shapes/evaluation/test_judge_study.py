@@ -1,0 +1,38 @@
+"""Simulated raters who vote as the judge does."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+
+from human_eval.cli.main import main as human_eval
+from human_eval.study.queries import read_votes
+from human_eval.study.store import open_study
+from tests.support.crowd import define_pair
+from training.shapes.evaluation import judge_study
+from training.shapes.world.scenes import FPS, HELD_OUT_SCENES, draw_clip
+from turbo.video import Video
+
+
+def test_simulated_raters_choose_the_clips_that_the_judge_prefers(tmp_path, monkeypatch):
+    """The first system shows the prompts, the second one the next prompts."""
+    scenes, rng = HELD_OUT_SCENES[:3], np.random.default_rng(0)
+    for shift, system in enumerate(("ours", "theirs")):
+        for number in range(3):
+            clip = draw_clip(scenes[(number + shift) % 3], rng)
+            Video(clip, FPS).save(tmp_path / "clips" / system / f"{number:04d}.mp4", enlarge=8)
+    (tmp_path / "study.toml").write_text(define_pair("raters_per_pair = 3\n").source)
+    (tmp_path / "prompts.txt").write_text("".join(f"{scene.caption()}\n" for scene in scenes))
+    study, scores = tmp_path / "study", tmp_path / "scores.csv"
+    files = ["--definition", tmp_path / "study.toml", "--prompts", tmp_path / "prompts.txt"]
+    human_eval(list(map(str, ["create", study, *files])))
+    human_eval(["ingest", str(study), str(tmp_path / "clips")])
+
+    monkeypatch.setattr(sys, "argv", ["judge_study", str(study), "--out", str(scores)])
+    judge_study.main()
+    human_eval(["simulate", str(study), "--judge", str(scores), "--spread", "0"])
+
+    assert pd.read_csv(scores)["score"].gt(0.95).all()
+    store = open_study(study)
+    assert read_votes(store, simulated=True)["choice"].eq("a").mean() > 0.8
+    store.close()
