@@ -77,10 +77,21 @@ def test_a_student_goes_on_from_another_by_its_own_samples(videos, tmp_path):
         command.run(load_config(tiny, [prompts, "student.lora_rank=2", *more[:2], more[2] + "2"]))
 
 
+CONTINUOUS = ("student.method=continuous", "student.target_ema=0", "student.tangent_warmup=3")
+
+
 @slow
-def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatch):
-    tiny = CONFIGS / "tiny_vc2.toml"
-    command.run(load_config(tiny, changes(videos, tmp_path / "whole")))
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("tiny_vc2", ()),
+        ("tiny_wan", ("run.steps=4",)),
+        ("tiny_wan", ("run.steps=4", *CONTINUOUS)),
+    ],
+)
+def test_a_run_that_is_stopped_continues_to_the_bit(name, more, videos, tmp_path, monkeypatch):
+    tiny = CONFIGS / f"{name}.toml"
+    command.run(load_config(tiny, changes(videos, tmp_path / "whole", *more)))
     add = command.Log.add
 
     def add_and_stop(log, stats) -> None:
@@ -90,14 +101,14 @@ def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatc
 
     monkeypatch.setattr(command.Log, "add", add_and_stop)
     with pytest.raises(SystemExit) as stopped:
-        command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+        command.run(load_config(tiny, changes(videos, tmp_path / "stopped", *more)))
     monkeypatch.undo()
 
     assert stopped.value.code == 143
     assert [path.stem for path in saved_checkpoints(tmp_path / "stopped/checkpoints")] == [
         "00000002"
     ]
-    command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+    command.run(load_config(tiny, changes(videos, tmp_path / "stopped", *more)))
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     whole, again = (load_newest(tmp_path / n / "checkpoints") for n in ("whole", "stopped"))
     for kind in ("trained", "companions"):

@@ -7,6 +7,8 @@ Source: sCM, arXiv:2410.11081; rCM, arXiv:2510.08431, which trains Wan so. Here 
 matching, and without sCM's learned weight of each timestep.
 """
 
+import warnings
+
 import torch
 from einops import rearrange
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,8 +43,10 @@ def velocity_along(
         return network(at, time, batch.prompt_embeds, condition)
 
     tangents = (direction, torch.full_like(told, 1000.0))  # the network is told 1000 sigma
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(velocity, (noisy, told), tangents)
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, when it loads derivatives
+        result = torch.func.jvp(velocity, (noisy, told), tangents)
+    return result[0], result[1]
 
 
 @checked
