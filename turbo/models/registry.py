@@ -145,10 +145,6 @@ _SHAPES_TEACHER: dict[str, Any] = {
     "guidance_kind": _CLASSIFIER_FREE,
     **_SHAPES,
 }
-_SHAPES_FLOW: dict[str, Any] = {
-    "flow_shift": 3.0,
-    "unet": "flow-teacher",
-}
 _SHAPES_STUDENT: dict[str, Any] = {
     "role": "student",
     "sampler": "consistency",
@@ -243,23 +239,6 @@ _SHAPES_CARDS = [
         title="Shapes Turbo",
         lora="turbo",
         **_SHAPES_STUDENT,
-    ),
-    ModelCard(
-        name="shapes-flow-teacher",
-        title="Shapes flow teacher",
-        **_SHAPES_TEACHER | _SHAPES_FLOW,
-    ),
-    ModelCard(
-        name="shapes-flow-vcm",
-        title="Shapes flow VCM",
-        lora="flow-vcm",
-        **_SHAPES_STUDENT | _SHAPES_FLOW,
-    ),
-    ModelCard(
-        name="shapes-flow-turbo",
-        title="Shapes flow Turbo",
-        lora="flow-turbo",
-        **_SHAPES_STUDENT | _SHAPES_FLOW,
     ),
 ]
 

@@ -13,7 +13,7 @@ from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.text import WIDTH
 from training.shapes.models.vae import CHANNELS
 from training.shapes.world.encoded_clips import EncodedClips
-from turbo.diffusion.schedule import schedule_of
+from turbo.diffusion.schedule import FlowSchedule, schedule_of
 from turbo.models.registry import find_card
 from turbo.networks.families import Network
 from turbo.networks.unet import VideoUNet
@@ -38,16 +38,12 @@ class Phase:
 class Recipe:
     """How a teacher is trained, and the size of its students."""
 
-    card: str  # its name
+    schedule: Schedule
     prefix: str  # of the folders of its runs and weights
     build: Callable[[], Network]
     curriculum: tuple[Phase, ...]
     polish: Phase  # from the exported weights
     rank: int  # of the students' adapters: a quarter of the network's width
-
-    @property
-    def schedule(self) -> Schedule:
-        return schedule_of(find_card(self.card))
 
 
 def build_unet(**changes: object) -> VideoUNet:
@@ -170,7 +166,7 @@ def denoising_loss(
 
 
 UNET = Recipe(
-    card="shapes-teacher",
+    schedule=schedule_of(find_card("shapes-teacher")),
     prefix="",
     build=build_unet,
     curriculum=(
@@ -234,7 +230,7 @@ UNET = Recipe(
     rank=16,
 )
 FLOW = Recipe(
-    card="shapes-flow-teacher",
+    schedule=FlowSchedule.shifted(3.0),
     prefix="flow-",
     build=build_flow,
     curriculum=(
