@@ -40,6 +40,7 @@ from turbo.diffusion.distillation import (
     student_of,
 )
 from turbo.diffusion.motion import MOTION_LAYERS, MotionEnergy
+from turbo.diffusion.schedule import FlowSchedule
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
@@ -387,6 +388,12 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
     """Return the settings of the training step."""
     run, student = config.run, config.student
     low, high = config.teacher.guidance
+    continuous = student.method == "continuous"
+    if continuous and not isinstance(schedule, FlowSchedule):
+        raise ValueError(
+            f"student.method continuous needs a flow-matching teacher, and {config.teacher.model} "
+            "has a noise schedule. Set it to discrete."
+        )
     fit = FitConfig(
         steps=run.steps,
         learning_rate=run.learning_rate,
@@ -406,8 +413,10 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
     return DistillationConfig(
         fit=fit,
         schedule=schedule,
-        grid=SolverGrid(config.teacher.grid_steps),
+        grid=SolverGrid(len(schedule) if continuous else config.teacher.grid_steps),
         draw_guidance=partial(draw_guidance, low=low, high=high),
+        method=student.method,
+        tangent_warmup=student.tangent_warmup,
         target_ema=student.target_ema,
         target_dropout=student.target_dropout,
         distance=squared

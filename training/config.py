@@ -46,6 +46,8 @@ class StudentTable(_Table):
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
     lora_skip: list[str] = []  # layers without adapter
     temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
+    method: Literal["discrete", "continuous"] = "discrete"  # continuous: of a flow teacher
+    tangent_warmup: int = Field(0, ge=0)  # steps, of the continuous method; 10,000 in sCM
     target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
     target_dropout: bool = True
     distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
@@ -156,6 +158,8 @@ class Config(_Table):
     def _consistent(self) -> "Config":
         if self.takes_motion and self.student.lora_rank:
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
+        if self.student.method == "continuous":
+            self._check_continuous()
         if self.data.prompts:
             self._check_prompts()
         if self.run.shard and self.student.lora_rank:
@@ -173,6 +177,18 @@ class Config(_Table):
         if self.watch:
             self._check_watch(self.watch)
         return self
+
+    def _check_continuous(self) -> None:
+        if self.student.target_ema or not self.student.target_dropout:
+            raise ValueError(
+                "student.method continuous compares the student with itself: set "
+                "student.target_ema to 0 and leave out student.target_dropout"
+            )
+        if self.takes_motion or self.data.record:
+            raise ValueError(
+                "student.method continuous takes no step of the teacher: remove [motion] and "
+                "data.record"
+            )
 
     def _check_prompts(self) -> None:
         if self.data.folder or self.data.record:

@@ -35,11 +35,11 @@ from training.settings import DistillationConfig, EncodedBatch, PromptBatch, Rec
 from training.sharding import gather, is_sharded, shard
 from training.watch import Watch
 from turbo.batch import exit_with_launcher
+from turbo.diffusion.continuous import continuous_loss
 from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
     SolverInput,
-    consistency_loss,
     draw_batch,
     frozen_shared_copy,
     roll_out,
@@ -103,16 +103,7 @@ def distil(
             consistency = compare_recorded(student, target, record, scale, config, drawn.guided)
         elif isinstance(drawn, PromptBatch):
             noisy, inputs = draw_on_policy(student, drawn, slot, config)
-            consistency = step_loss(
-                student,
-                target,
-                teacher,
-                noisy,
-                inputs,
-                config.schedule,
-                distance=config.distance,
-                timestep_scaling=config.timestep_scaling,
-            )
+            consistency = compare_at(student, target, teacher, noisy, inputs, config, slot.step)
         else:
             batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
                 drawn.latents,
@@ -123,7 +114,7 @@ def distil(
                 generator=slot.generator,
                 fps=drawn.fps,
             )
-            consistency = compare(student, target, teacher, batch, config, drawn.guided)
+            consistency = compare(student, target, teacher, batch, config, slot.step, drawn.guided)
         scored = [row for row, prompt in enumerate(drawn.reward_prompts) if prompt is not None]
         reward = mix_rewards(
             consistency.clean[scored],
@@ -198,26 +189,46 @@ def compare(
     teacher: Network,
     batch: DistillationBatch,
     config: DistillationConfig,
+    step: int,
     guided: Bool[Tensor, " B"] | None = None,
 ) -> ConsistencyLoss:
-    """Take the teacher's guided step, and compare student and target at its two ends.
+    """Add noise to the videos, then compare student and target along the teacher's path.
 
     Args:
+        step: of the training, from 0.
         guided: the videos whose motion may be guided; None: all.
     """
     if config.motion is None:
-        return consistency_loss(
+        noisy = config.schedule.add_noise(batch.clean, batch.noise, batch.start)
+        return compare_at(student, target, teacher, noisy, batch, config, step)
+    scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
+    record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
+    return compare_recorded(student, target, record, batch.guidance_scale, config, guided)
+
+
+def compare_at(
+    student: Network,
+    target: Network,
+    teacher: Network,
+    noisy: Latents,
+    batch: SolverInput,
+    config: DistillationConfig,
+    step: int,
+) -> ConsistencyLoss:
+    """Compare student and target along the teacher's path from noisy videos, by either method."""
+    if config.method == "discrete":
+        return step_loss(
             student,
             target,
             teacher,
+            noisy,
             batch,
             config.schedule,
             distance=config.distance,
             timestep_scaling=config.timestep_scaling,
         )
-    scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
-    record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
-    return compare_recorded(student, target, record, batch.guidance_scale, config, guided)
+    share = min(1.0, step / config.tangent_warmup) if config.tangent_warmup else 1.0
+    return continuous_loss(student, target, teacher, noisy, batch, config.schedule, share=share)
 
 
 def compare_recorded(

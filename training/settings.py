@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +14,8 @@ from turbo.diffusion.distillation import Distance, SolverGrid, pseudo_huber
 from turbo.diffusion.motion import PERCENTAGE, STRENGTH, motion_strength
 from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.types import Energy, FrameRate, Latents, PerVideo, PromptEmbeds, Schedule, Timesteps
+
+Method = Literal["discrete", "continuous"]  # turbo/diffusion/distillation.py, continuous.py
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class DistillationConfig:
     schedule: Schedule  # the teacher's
     grid: SolverGrid
     draw_guidance: Callable[[int, torch.Generator], PerVideo]  # (batch size, generator) -> w
+    method: Method = "discrete"
+    tangent_warmup: int = 0  # steps over which a continuous method takes in the student's change
     target_ema: float  # decay of the target's weights; 0: those of the student, as last updated
     target_dropout: bool = True  # as in the published code, whose target is the student itself
     distance: Distance = pseudo_huber  # of student and target

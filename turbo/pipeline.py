@@ -16,6 +16,7 @@ from torch import nn
 from turbo import __version__
 from turbo.card import Dtype, Memory, ModelCard, describe_remedy
 from turbo.diffusion.consistency import (
+    bind_clean_estimate,
     bind_consistency_function,
     few_step_timesteps,
     sample_consistency,
@@ -381,16 +382,23 @@ class VideoPipeline:
         prompts = [] if batch.prompt_embeds is not None else [r.prompt for r in requests]
         if card.sampler == "consistency":
             prompt_embeds = self._encode(prompts, batch)
-            consistency_fn = bind_consistency_function(
-                self.unet,
-                self.schedule,
-                prompt_embeds,
-                scale,
-                fps,
-                motion_at=self._motion_at(),
-                timestep_scaling=card.timestep_scaling,
-            )
-            timesteps = few_step_timesteps(requests[0].steps, card.origin_steps).to(device)
+            if card.sigmas:
+                consistency_fn = bind_clean_estimate(self.unet, self.schedule, prompt_embeds)
+                timesteps = torch.arange(len(card.sigmas), 0, -1, device=device)
+                timesteps = timesteps[: requests[0].steps]
+                alpha, sigma = self.schedule.levels(timesteps[:1])
+                noise = (alpha**2 + sigma**2).sqrt() * noise  # the variance of a noisy latent there
+            else:
+                consistency_fn = bind_consistency_function(
+                    self.unet,
+                    self.schedule,
+                    prompt_embeds,
+                    scale,
+                    fps,
+                    motion_at=self._motion_at(),
+                    timestep_scaling=card.timestep_scaling,
+                )
+                timesteps = few_step_timesteps(requests[0].steps, card.origin_steps).to(device)
             sampler = sample_consistency(
                 consistency_fn,
                 self.schedule,

@@ -113,6 +113,7 @@ def build_sliders(
         step=0.1,
         label="Guidance",
         info=card.guidance_kind,
+        visible=card.min_guidance < card.max_guidance,
         elem_id="guidance",
     )
     return steps_slider, guidance_slider

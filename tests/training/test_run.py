@@ -78,10 +78,21 @@ def test_a_student_goes_on_from_another_by_its_own_samples(videos, tmp_path):
         command.run(load_config(tiny, [prompts, "student.lora_rank=2", *more[:2], more[2] + "2"]))
 
 
+CONTINUOUS = ("student.method=continuous", "student.target_ema=0", "student.tangent_warmup=3")
+
+
 @slow
-def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatch):
-    tiny = CONFIGS / "tiny_vc2.toml"
-    command.run(load_config(tiny, changes(videos, tmp_path / "whole")))
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("tiny_vc2", ()),
+        ("tiny_wan", ("run.steps=4",)),
+        ("tiny_wan", ("run.steps=4", *CONTINUOUS)),
+    ],
+)
+def test_a_run_that_is_stopped_continues_to_the_bit(name, more, videos, tmp_path, monkeypatch):
+    tiny = CONFIGS / f"{name}.toml"
+    command.run(load_config(tiny, changes(videos, tmp_path / "whole", *more)))
     add = command.Log.add
 
     def add_and_stop(log, stats) -> None:
@@ -91,14 +102,14 @@ def test_a_run_that_is_stopped_continues_to_the_bit(videos, tmp_path, monkeypatc
 
     monkeypatch.setattr(command.Log, "add", add_and_stop)
     with pytest.raises(SystemExit) as stopped:
-        command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+        command.run(load_config(tiny, changes(videos, tmp_path / "stopped", *more)))
     monkeypatch.undo()
 
     assert stopped.value.code == 143
     assert [path.stem for path in saved_checkpoints(tmp_path / "stopped/checkpoints")] == [
         "00000002"
     ]
-    command.run(load_config(tiny, changes(videos, tmp_path / "stopped")))
+    command.run(load_config(tiny, changes(videos, tmp_path / "stopped", *more)))
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     whole, again = (load_newest(tmp_path / n / "checkpoints") for n in ("whole", "stopped"))
     for kind in ("trained", "companions"):
@@ -213,11 +224,13 @@ def test_weights_divided_over_processes_take_the_same_steps_and_resume(videos, t
         [tiny, *changes(videos, tmp_path / "sharded", *sharded)],
     ]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    assert launch(2, [str(tmp_path / "runs.json")], "tests.training.distil_all").wait(600) == 0
+    together = start_program("tests.training.distil_all", str(tmp_path / "runs.json"), processes=2)
+    assert wait_for(together) == 0
     for out in ("two", "one"):
         (tmp_path / out / "checkpoints").mkdir(parents=True)
         shutil.copy(tmp_path / "sharded/checkpoints/00000001.pt", tmp_path / out / "checkpoints")
-    assert launch(2, [tiny, *changes(videos, tmp_path / "two", *sharded)]).wait(600) == 0
+    settings = [tiny, *changes(videos, tmp_path / "two", *sharded)]
+    assert wait_for(start_program("training.distil", *settings, processes=2)) == 0
     command.run(load_config(Path(tiny), changes(videos, tmp_path / "one", *sharded)))
 
     copied, divided = (gradients_of(tmp_path / out) for out in ("copied", "sharded"))

@@ -37,9 +37,9 @@ from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips, encode_c
 from training.shapes.world.flaws import draw_bank
 from turbo.diffusion.distillation import student_of
 from turbo.models.registry import WEIGHTS
+from turbo.networks.families import Network, load_network
 from turbo.networks.lora import LORA_FILE, load_lora, save_lora
 from turbo.networks.text import CLIPTextEncoder
-from turbo.networks.unet import VideoUNet
 from turbo.networks.vae import latent_shape
 from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
 from turbo.rewards.viclip import save_viclip
@@ -52,10 +52,11 @@ ESTIMATE_COUNT = 1000  # drawn per process, at two noise levels each
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the stages keep their files."""
+    """Where the stages keep their files, and which teacher they train."""
 
     runs: Path  # checkpoints, training data, logs; deleted without loss when all is trained
     weights: Path  # the finished models
+    recipe: teacher.Recipe = teacher.UNET
 
 
 # The stages, in order. The first line of each docstring is its line in --help.
@@ -85,20 +86,26 @@ def train_text(folders: Folders) -> None:
 def train_teacher(folders: Folders) -> None:
     """the diffusion teacher: single frames, half-rate clips, whole clips"""
     torch.manual_seed(0)
-    unet = teacher.build_teacher()
-    clips, captions = training_clips(folders), caption_embeddings(folders)
-    for name, config, train in teacher.CURRICULUM:
-        run(name, train(unet, clips, captions, folders.runs / name), config.steps, folders)
-    export(unet, folders.weights / "teacher")
+    network = folders.recipe.build()
+    for phase in folders.recipe.curriculum:
+        run_phase(phase, network, folders)
+    export(network, teacher_folder(folders))
 
 
 def polish_teacher(folders: Folders) -> None:
     """more whole clips for the teacher, from its exported weights"""
-    unet, config = load_teacher(folders), teacher.POLISH_CONFIG
+    network = load_teacher(folders)
+    run_phase(folders.recipe.polish, network, folders)
+    export(network, teacher_folder(folders))
+
+
+def run_phase(phase: teacher.Phase, network: Network, folders: Folders) -> None:
+    """Train a teacher in place, from its last checkpoint if there is one."""
+    name = f"{folders.recipe.prefix}{phase.name}"
     clips, captions = training_clips(folders), caption_embeddings(folders)
-    steps = teacher.train_clips(unet, clips, captions, folders.runs / "polish", config)
-    run("polish", steps, config.steps, folders)
-    export(unet, folders.weights / "teacher")
+    schedule = folders.recipe.schedule
+    steps = teacher.train_phase(network, schedule, phase, clips, captions, folders.runs / name)
+    run(name, steps, phase.fit.steps, folders)
 
 
 def train_rewards(folders: Folders) -> None:
@@ -209,6 +216,7 @@ def train_student(
     name: str, variant: student.Variant, folders: Folders, parent: Path, seed_run: int = 1
 ) -> None:
     """Train one student, keep a snapshot per checkpoint, save the final adapters in `parent`."""
+    name = f"{folders.recipe.prefix}{name}"
     network, steps = start_student(name, variant, folders, seed_run)
     title = run_title(name, seed_run)
     run(title, keep_snapshots(title, steps, folders), student.FIT.steps, folders)
@@ -224,7 +232,7 @@ def run_title(name: str, seed_run: int) -> str:
 
 def start_student(
     name: str, variant: student.Variant, folders: Folders, seed_run: int
-) -> tuple[VideoUNet, Iterator[StepStats]]:
+) -> tuple[Network, Iterator[StepStats]]:
     """Return a student and the run that trains it, from its last checkpoint if there is one."""
     guide = load_teacher(folders)
     network = train_common_start(guide, folders, seed_run)
@@ -234,13 +242,14 @@ def start_student(
     return network, distil_student(guide, network, clips, title, fit, mixture, folders)
 
 
-def train_common_start(guide: VideoUNet, folders: Folders, seed_run: int = 1) -> VideoUNet:
+def train_common_start(guide: Network, folders: Folders, seed_run: int = 1) -> Network:
     """Train the first phase, which all students of a run share, or load it.
 
     It has no rewards: they are unreliable while the estimates do not yet show a picture.
     """
-    network = student.build_student(guide, seed_run)
-    fit, title = student.of_run(student.START_FIT, seed_run), run_title("start", seed_run)
+    network = student.build_student(guide, folders.recipe.rank, seed_run)
+    fit = student.of_run(student.START_FIT, seed_run)
+    title = run_title(f"{folders.recipe.prefix}start", seed_run)
     steps = distil_student(guide, network, clip_source(folders), title, fit, (), folders)
     run(title, steps, fit.steps, folders)
     return network
@@ -253,10 +262,12 @@ def continue_student(
     fit: FitConfig = student.ON_POLICY_FIT,
 ) -> None:
     """Train the shipped Turbo further; save the adapters in the runs folder."""
-    guide = load_teacher(folders)
+    guide, prefix = load_teacher(folders), folders.recipe.prefix
     network = load_lora(
-        student_of(guide, share=True).requires_grad_(False), folders.weights / "turbo" / LORA_FILE
+        student_of(guide, share=True).requires_grad_(False),
+        folders.weights / f"{prefix}turbo" / LORA_FILE,
     )
+    name = f"{prefix}{name}"
     card, batch = student.CARD, student.ON_POLICY_BATCH
     shape = latent_shape(load_vae(folders), card.num_frames, card.height, card.width)
     source = (
@@ -273,8 +284,8 @@ def continue_student(
 
 
 def distil_student(
-    guide: VideoUNet,
-    network: VideoUNet,
+    guide: Network,
+    network: Network,
     source: Callable[[Slot], EncodedBatch | PromptBatch],
     name: str,
     fit: FitConfig,
@@ -287,7 +298,7 @@ def distil_student(
         network,
         source,
         folders.runs / name,
-        student.distillation_config(fit, guide.device),
+        student.distillation_config(fit, folders.recipe.schedule.to(guide.device)),
         rewards=mixture,
         vae=load_vae(folders).eval().requires_grad_(False),
     )
@@ -295,10 +306,10 @@ def distil_student(
 
 def keep_snapshots(name: str, steps: Iterator[StepStats], folders: Folders) -> Iterator[StepStats]:
     """Save the averaged adapters at every checkpoint, to measure reward hacking later."""
-    guide = load_teacher(folders)
+    guide, rank = load_teacher(folders), folders.recipe.rank
     for step in steps:
         if step.step % student.FIT.checkpoint_every == 0 and process().is_main_process:
-            averaged = student.load_averaged_student(guide, folders.runs / name)
+            averaged = student.load_averaged_student(guide, rank, folders.runs / name)
             path = folders.runs / "snapshots" / name / str(step.step) / LORA_FILE
             save_lora(averaged, path, torch.float16)
         yield step
@@ -359,9 +370,12 @@ def load_vae(folders: Folders) -> AutoencoderKL:
     return vae.to(process().device)
 
 
-def load_teacher(folders: Folders) -> VideoUNet:
-    unet = VideoUNet.from_pretrained(folders.weights / "teacher", torch_dtype=torch.float32)
-    return unet.to(process().device)
+def teacher_folder(folders: Folders) -> Path:
+    return folders.weights / f"{folders.recipe.prefix}teacher"
+
+
+def load_teacher(folders: Folders) -> Network:
+    return load_network(teacher_folder(folders), torch.float32).to(process().device)
 
 
 def load_rewards(
@@ -443,9 +457,17 @@ def main() -> None:
     parser.add_argument("stage", choices=(*STAGES, *STUDIES, "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/shapes"), help="checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS / "shapes", help="results")
+    parser.add_argument(
+        "--network",
+        choices=teacher.RECIPES,
+        default="unet",
+        help="of the teacher and its students; flow is a transformer of Wan's kind",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1 if process().num_processes > 1 else torch.get_num_threads())
-    folders = Folders(arguments.runs, arguments.weights)
+    folders = Folders(arguments.runs, arguments.weights, teacher.RECIPES[arguments.network])
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # products in TF32
     every = STAGES | STUDIES
     for stage in STAGES.values() if arguments.stage == "all" else [every[arguments.stage]]:
         stage(folders)

@@ -22,7 +22,12 @@ NESTS = ("state_dict", "module", "model")  # keys under which trainers store the
 MAX_NESTING = 4  # published files have two levels
 WRAPPER = "module."  # prefix of every name in a saved torch DataParallel
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-COUNTERS = "position_ids"  # integers beside the weights in old files
+COUNTERS = (  # integers beside the weights: in old files, and of rCM's trainer
+    "position_ids",
+    "accum_video_sample_counter",
+    "accum_image_sample_counter",
+    "accum_iteration",
+)
 PICKLES = 4  # in a file of torch < 1.6: magic number, version, system, content
 SEARCHED = 8 * 2**20  # bytes at the beginning of a pickle that are searched for code
 

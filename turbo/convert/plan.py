@@ -43,6 +43,7 @@ from turbo.convert.vae import (
     published_vae,
 )
 from turbo.convert.wan import (
+    map_rcm_network,
     map_wan_network,
     map_wan_text,
     map_wan_vae,
@@ -66,6 +67,7 @@ Kind = Literal[
     "adapters",
     "named",
     "wan-network",
+    "rcm-network",
     "wan-vae",
     "wan-text",
 ]
@@ -73,6 +75,7 @@ Kind = Literal[
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 OWN_STUDENTS = ("vcm-vc2", "vcm-ms")  # never published: users distil them
 GUIDANCE_SIZE = 256  # channels of the embedding of w, as in T2V-Turbo's published code
+MATRIX, CONVOLUTION = 2, 5  # dimensions of the first layer of rCM's network, and of Wan's
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 _DESCRIPTIONS: dict[Kind, str] = {
@@ -84,13 +87,14 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "adapters": "a list of adapters",
     "named": "named adapters",
     "wan-network": "the network of Wan",
+    "rcm-network": "the network of rCM, a student of Wan",
     "wan-vae": "the VAE of Wan",
     "wan-text": "the text encoder of Wan",
 }
 _ACCEPTED: dict[str, tuple[Kind, ...]] = {  # by model family
     "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
     "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
-    "wan2.1-1.3b": ("wan-network", "wan-vae", "wan-text"),
+    "wan2.1-1.3b": ("wan-network", "rcm-network", "wan-vae", "wan-text"),
 }
 
 
@@ -128,7 +132,11 @@ def recognise(checkpoint: Checkpoint) -> Kind:
         "checkpoint": f"{UNET}input_blocks.0.0.weight" in names,
         "videocrafter-unet": "input_blocks.0.0.weight" in names,
         "modelscope-unet": "conv_in.weight" in names and "transformer_in.norm.weight" in names,
-        "wan-network": "patch_embedding.weight" in names and "head.modulation" in names,
+        "wan-network": len(names.get("patch_embedding.weight", ())) == CONVOLUTION,
+        "rcm-network": any(
+            len(names.get(f"{prefix}patch_embedding.weight", ())) == MATRIX
+            for prefix in ("", "net.")
+        ),
         "wan-vae": "encoder.downsamples.0.residual.0.gamma" in names,
         "wan-text": "blocks.0.pos_embedding.embedding.weight" in names,
         "vae": "encoder.conv_in.weight" in names,
@@ -162,6 +170,7 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         "vae": lambda shapes: {"vae": map_diffusers_vae(shapes)},
         "text": lambda shapes: {"text_encoder": map_transformers_text(shapes, blocks=BLOCKS)},
         "wan-network": lambda shapes: {"unet": map_wan_network(shapes)},
+        "rcm-network": lambda shapes: {"unet": map_rcm_network(shapes)},
         "wan-vae": lambda shapes: {"vae": map_wan_vae(shapes)},
         "wan-text": lambda shapes: {"text_encoder": map_wan_text(shapes)},
         "adapters": lambda shapes: {},
@@ -200,6 +209,7 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "vae": lambda: [diffusers_part(published_vae(), names)],
         "text": lambda: [transformers_part(published_text_encoder(), prefix)],
         "wan-network": lambda: [wan_network_part(published_wan_network())],
+        "rcm-network": lambda: [wan_network_part(published_wan_network())],
         "wan-vae": lambda: [wan_vae_part(published_wan_vae())],
         "wan-text": lambda: [wan_text_part(published_wan_text())],
         "adapters": lambda: [],
@@ -292,6 +302,13 @@ def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: K
         ValueError: the UNet belongs to another model.
     """
     path, is_student = checkpoint.path, _is_student(part)
+    if kind in ("wan-network", "rcm-network"):
+        if (kind == "rcm-network") != bool(card.sigmas):
+            raise ValueError(
+                f"{path} is {_DESCRIPTIONS[kind]}, not that of {card.name}. "
+                f"`python -m turbo.models show {card.name}` lists its files."
+            )
+        return card.unet
     if card.unet == "teacher":
         if is_student:
             raise ValueError(

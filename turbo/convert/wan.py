@@ -6,10 +6,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
-from turbo.convert.part import Part, Shapes, renamed_part
+from turbo.convert.part import Origin, Part, Shapes, renamed_part
 from turbo.networks.wan import WanNetwork
 
 HEAD_SIZE = 128  # of attention, in every published size
+PATCH = (1, 2, 2)  # frames, height and width of a token, in every published network
 RESNETS = 3  # in each block of the VAE's decoder, before its upsampler
 
 _NETWORK = {  # ours -> theirs, in this order
@@ -80,6 +81,28 @@ def map_wan_network(shapes: Shapes) -> Part:
             num_layers=_count_blocks(shapes),
         )
     return wan_network_part(network)
+
+
+def map_rcm_network(shapes: Shapes) -> Part:
+    """Return rCM's student: Wan's network, whose first layer is a matrix in the file.
+
+    Raises:
+        KeyError: name of a missing tensor that determines the configuration.
+    """
+    prefix = "net." if "net.patch_embedding.weight" in shapes else ""
+    bare = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    width, inputs = bare["patch_embedding.weight"]
+    depth, height, side = PATCH
+    bare["patch_embedding.weight"] = (width, inputs // (depth * height * side), *PATCH)
+    part = map_wan_network(bare)
+    origins = {
+        name: Origin(prefix + origin.name, shapes.get(prefix + origin.name, origin.shape))
+        if name == "patch_embedding.weight"
+        else Origin(prefix + origin.name, origin.shape)
+        for name, origin in part.origins.items()
+    }
+    counters = (name for name in shapes if name.removeprefix(prefix).startswith("accum_"))
+    return Part(part.network, origins, frozenset(counters))
 
 
 def wan_network_part(network: WanNetwork) -> Part:

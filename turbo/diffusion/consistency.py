@@ -115,6 +115,25 @@ def bind_consistency_function(
     return consistency_function
 
 
+@checked
+def bind_clean_estimate(
+    network: VideoNetwork, schedule: Schedule, prompt_embeds: PromptEmbeds
+) -> ConsistencyFunction:
+    """Bind a student without guidance embedding: its estimate of the clean latents, as it is.
+
+    For students whose guidance is fixed and whose estimate is exact at sigma 0, such as rCM's.
+
+    Source: rCM, arXiv:2510.08431.
+    """
+
+    def clean_estimate(noisy: Latents, timesteps: Timesteps) -> Latents:
+        output = network(noisy, schedule.told(timesteps), prompt_embeds)
+        clean, _ = schedule.split(noisy, output, timesteps)
+        return clean
+
+    return clean_estimate
+
+
 def few_step_timesteps(
     num_steps: int, origin_steps: int, num_timesteps: int = 1000
 ) -> Int[Tensor, " steps"]:

@@ -170,7 +170,9 @@ class FlowSchedule(_Mixture):
 
 
 def schedule_of(card: ModelCard) -> Schedule:
-    """Return the schedule that a model was trained on."""
+    """Return the schedule that a model was trained on, or of the noise levels that it visits."""
+    if card.sigmas:
+        return FlowSchedule(torch.tensor([0.0, *reversed(card.sigmas)]))
     if card.flow_shift is not None:
         return FlowSchedule.shifted(card.flow_shift)
     return NoiseSchedule.scaled_linear(beta_end=card.beta_end, prediction_type=card.prediction_type)

@@ -23,6 +23,7 @@ def read_card(folder: Path) -> ModelCard:
         for place in PLACES:
             if (values.get(place) or "").startswith("./"):
                 values[place] = str((folder / values[place]).resolve())
+        values["sigmas"] = tuple(values.get("sigmas", ()))
         return ModelCard(**{**values, "folder": Path(values["folder"])})
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as failure:
         raise ValueError(f"{file} is not the card of a model: {failure}.") from failure

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from math import atan, tan
 from pathlib import Path
 from typing import Any
 
@@ -363,24 +364,53 @@ _PAPER_CARDS = [
     ),
 ]
 
+_WAN: dict[str, Any] = {
+    "family": "wan2.1-1.3b",
+    "licence": "Apache-2.0",
+    "folder": PUBLISHED / "wan2.1-1.3b",
+    "height": 480,
+    "width": 832,
+    "fps": 16,
+    "half": True,
+}
 _WAN_CARDS = [
     ModelCard(
         name="wan2.1-1.3b",
         title="Wan2.1 1.3B",
-        family="wan2.1-1.3b",
-        licence="Apache-2.0",
-        folder=PUBLISHED / "wan2.1-1.3b",
         sources=WAN_FILES,
-        height=480,
-        width=832,
         num_frames=81,
-        fps=16,
-        half=True,
         memory_gb=21.3,
         flow_shift=8.0,  # its README, for this size
         spacing="trailing",
         default_guidance=6.0,  # its README, for this size
+        **_WAN,
         **_TEACHER,
+    ),
+    ModelCard(
+        name="rcm-wan2.1-1.3b",
+        title="rCM (Wan2.1 1.3B)",
+        role="student",
+        sampler="consistency",
+        unet="rcm",
+        sources=(
+            HubFile(
+                repository="worstcoder/rcm-Wan",
+                path="rCM_Wan2.1_T2V_1.3B_480p.pt",
+                size=2_840_000_000,
+                gives=("rcm",),
+            ),
+            *WAN_FILES[1:],
+        ),
+        num_frames=77,  # as in its script, like the noise levels
+        memory_gb=21.3,
+        sigmas=tuple(tan(t) / (1 + tan(t)) for t in (atan(80), 1.3, 1.0, 0.6)),
+        default_steps=4,
+        max_steps=4,
+        default_guidance=1.0,
+        min_guidance=1.0,
+        max_guidance=1.0,
+        guidance_kind="None: the guidance of its teacher is part of it.",
+        **_WAN,
     ),
 ]
 

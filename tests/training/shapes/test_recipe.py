@@ -1,7 +1,6 @@
 """The shapes recipe end to end, in a few steps: every stage runs, resumes, and feeds the next."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,22 +20,12 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
     for stage in (vae, text):
         monkeypatch.setattr(stage, "CONFIG", replace(stage.CONFIG, steps=2, checkpoint_every=1))
         monkeypatch.setattr(stage, "BATCH", 2)
-    brief = replace(teacher.CLIPS_CONFIG, steps=2, checkpoint_every=1)
-    monkeypatch.setattr(teacher, "FRAMES_BATCH", 2)
-    monkeypatch.setattr(teacher, "CLIPS_BATCH", 2)
-    monkeypatch.setattr(teacher, "FRAMES_CONFIG", brief)
-    half_rate = partial(teacher.train_clips, config=brief, stride=2)
-    whole = partial(teacher.train_clips, config=brief)
-    monkeypatch.setattr(
-        teacher,
-        "CURRICULUM",
-        (
-            ("frames", brief, teacher.train_frames),
-            ("half_rate", brief, half_rate),
-            ("teacher", brief, whole),
-        ),
+    brief = replace(teacher.UNET.polish.fit, steps=2, checkpoint_every=1)
+    short = replace(
+        teacher.UNET,
+        curriculum=tuple(replace(p, fit=brief, batch=2) for p in teacher.UNET.curriculum),
+        polish=replace(teacher.UNET.polish, fit=brief, batch=2),
     )
-    monkeypatch.setattr(teacher, "POLISH_CONFIG", brief)
     for kind in ("IMAGE", "VIDEO"):
         monkeypatch.setattr(rewards, f"{kind}_CONFIG", brief)
         monkeypatch.setattr(rewards, f"{kind}_BATCH", 4)
@@ -47,7 +36,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
     monkeypatch.setattr(recipe, "RUNS", 2)
     monkeypatch.setattr(recipe, "CLIP_COUNT", 4)
     monkeypatch.setattr(recipe, "ESTIMATE_COUNT", 4)
-    return recipe.Folders(tmp_path / "runs", tmp_path / "weights")
+    return recipe.Folders(tmp_path / "runs", tmp_path / "weights", short)
 
 
 def run_stages(folders: recipe.Folders) -> None:

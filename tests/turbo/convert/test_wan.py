@@ -1,6 +1,7 @@
 """Wan's published files: every name accounted for, and the weights in their places."""
 
 from dataclasses import replace
+from math import atan, cos, sin
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from diffusers.loaders.single_file_utils import (
     convert_wan_vae_to_diffusers,
 )
 from safetensors.torch import save_file
+from torch.testing import assert_close
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tests.support.tiny_models import randomise
@@ -138,6 +140,58 @@ def test_a_file_of_another_model_is_refused(card, files, tiny_unet, tmp_path):
         list(convert_model(card, [tmp_path / "unet.safetensors"]))
     with pytest.raises(ValueError, match="not a file of modelscope"):
         list(convert_model(find_card("modelscope"), files[:1]))
+
+
+def rcm_weights(parts: dict[str, Part]) -> dict[str, torch.Tensor]:
+    """Return the network as rCM publishes it: a matrix as first layer, a prefix, and counters."""
+    weights = published(parts["teacher"])
+    weights["patch_embedding.weight"] = weights["patch_embedding.weight"].flatten(1)
+    named = {f"net.{name}": tensor for name, tensor in weights.items()}
+    return named | {"net.accum_iteration": torch.tensor(5)}
+
+
+@pytest.fixture
+def student_card(card, tmp_path) -> ModelCard:
+    shape = {"height": 16, "width": 16, "num_frames": 5}
+    return replace(find_card("rcm-wan2.1-1.3b"), folder=tmp_path / "wan", **shape)
+
+
+def test_a_published_student_makes_the_clips_of_its_own_sampler(
+    student_card, files, parts, tmp_path
+):
+    torch.save(rcm_weights(parts), tmp_path / "rcm.pt")
+    list(convert_model(student_card, [tmp_path / "rcm.pt", *files[1:]]))
+    pipeline = load_card(student_card, "cpu")
+    noises = [torch.randn(1, *pipeline.latent_shape) for _ in range(4)]
+
+    *_, result = pipeline.stream(["a cat"], [0], noise=noises[0], step_noise=noises[1:])
+
+    embeds = pipeline.text_encoder.encode(["a cat"])
+    angles = (atan(80), 1.3, 1.0, 0.6)  # of its script: z = cos t x + sin t n
+    with torch.inference_mode():
+        latents = noises[0]
+        for step, angle in enumerate(angles):
+            total = cos(angle) + sin(angle)
+            told = torch.tensor([1000 * sin(angle) / total])
+            velocity = pipeline.unet(latents / total, told, embeds)
+            clean = (latents - sin(angle) * velocity) / total
+            if step < 3:
+                latents = cos(angles[step + 1]) * clean + sin(angles[step + 1]) * noises[step + 1]
+    assert_close(result.latents, clean, atol=1e-5, rtol=1e-4)
+    weights = pipeline.unet.state_dict()
+    for key, weight in parts["teacher"].network.state_dict().items():
+        assert torch.equal(weights[key], weight), key
+
+
+def test_teacher_and_published_student_are_not_taken_for_each_other(
+    card, student_card, files, parts, tmp_path
+):
+    torch.save(rcm_weights(parts), tmp_path / "rcm.pt")
+
+    with pytest.raises(ValueError, match="is the network of rCM"):
+        list(convert_model(card, [tmp_path / "rcm.pt", *files[1:]]))
+    with pytest.raises(ValueError, match="is the network of Wan"):
+        list(convert_model(student_card, files))
 
 
 def test_a_file_that_lacks_a_tensor_is_refused(card, parts, tmp_path):

@@ -10,16 +10,15 @@ from torch import Tensor
 from training.checkpoints import load_newest
 from training.loop import FitConfig, Slot
 from training.settings import DistillationConfig, EncodedBatch, PromptBatch
-from training.shapes.models.teacher import SCHEDULE
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips
 from training.shapes.world.scenes import TEMPLATES, TRAIN_SCENES
 from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import SolverGrid, student_of
 from turbo.models.registry import find_card
+from turbo.networks.families import Network
 from turbo.networks.lora import add_lora
-from turbo.networks.unet import VideoUNet
 from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward, stride_frames
-from turbo.types import PerVideo
+from turbo.types import PerVideo, Schedule
 
 CARD = find_card("shapes-vcm")
 START_FIT = FitConfig(  # without rewards, once for all students of a run
@@ -36,7 +35,6 @@ ON_POLICY_FIT = FitConfig(  # from the shipped Turbo
 )  # fmt: skip
 BATCH = 8  # clips per micro-batch
 ON_POLICY_BATCH = 4  # clips per micro-batch: one for each of the sampler's timesteps
-RANK = 16  # of the adapters: a quarter of the network's width
 TARGET_EMA = 0.9
 GRID = SolverGrid(CARD.origin_steps)  # 20 steps: longer teacher steps than with the paper's 50
 GUIDANCE_RANGE = (CARD.min_guidance, CARD.max_guidance)  # w in the LCM convention
@@ -90,11 +88,11 @@ TRAIN_CAPTIONS = torch.tensor(
 )
 
 
-def distillation_config(fit: FitConfig, device: torch.device) -> DistillationConfig:
+def distillation_config(fit: FitConfig, schedule: Schedule) -> DistillationConfig:
     """Return the settings of the shapes distillation, for either of its two phases."""
     return DistillationConfig(
         fit=fit,
-        schedule=SCHEDULE.to(device),
+        schedule=schedule,
         grid=GRID,
         draw_guidance=draw_guidance,
         target_ema=TARGET_EMA,
@@ -161,17 +159,17 @@ def of_run(fit: FitConfig, run: int) -> FitConfig:
     return replace(fit, seed=fit.seed + 100 * (run - 1))
 
 
-def build_student(teacher: VideoUNet, run: int = 1) -> VideoUNet:
+def build_student(teacher: Network, rank: int, run: int = 1) -> Network:
     """Add the guidance projection and the adapters to the teacher's own weights.
 
     Only these are trained.
     """
     student = student_of(teacher, share=True).requires_grad_(False)
     seed = of_run(FIT, run).seed
-    return add_lora(student, RANK, generator=torch.Generator().manual_seed(seed))
+    return add_lora(student, rank, generator=torch.Generator().manual_seed(seed))
 
 
-def load_averaged_student(teacher: VideoUNet, folder: Path) -> VideoUNet:
+def load_averaged_student(teacher: Network, rank: int, folder: Path) -> Network:
     """Load the averaged student of the newest checkpoint, as training would return it there.
 
     Raises:
@@ -180,6 +178,6 @@ def load_averaged_student(teacher: VideoUNet, folder: Path) -> VideoUNet:
     content = load_newest(folder)
     if content is None:
         raise FileNotFoundError(f"There is no checkpoint in {folder}. Train the student first.")
-    student = build_student(teacher)
+    student = build_student(teacher, rank)
     student.load_state_dict(content["average"], strict=False)
     return student

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.shapes.models.student import GRID, draw_guidance
-from training.shapes.models.teacher import SCHEDULE
+from training.shapes.models.teacher import UNET
 from training.shapes.world.scenes import Scene, draw_clip
 from turbo.diffusion.consistency import bind_consistency_function
 from turbo.networks.text import CLIPTextEncoder
@@ -53,7 +53,7 @@ def draw_student_estimates(
     if path.exists():
         return StudentEstimates(**load_file(path))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    device, schedule = vae.device, SCHEDULE.to(vae.device)
+    device, schedule = vae.device, UNET.schedule.to(vae.device)
     drawn = torch.from_numpy(rng.integers(len(scenes), size=count))
     pixels: dict[str, list[Tensor]] = {"low_noise": [], "high_noise": []}
     for rows in drawn.split(BATCH):

@@ -1,7 +1,7 @@
-"""The shapes teacher: a small `VideoUNet`, trained on single frames, then on clips."""
+"""The shapes teachers: a `VideoUNet` and a `WanNetwork`, each trained on frames, then on clips."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,36 +13,40 @@ from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.text import WIDTH
 from training.shapes.models.vae import CHANNELS
 from training.shapes.world.encoded_clips import EncodedClips
-from turbo.diffusion.schedule import NoiseSchedule
+from turbo.diffusion.schedule import FlowSchedule, schedule_of
 from turbo.models.registry import find_card
+from turbo.networks.families import Network
 from turbo.networks.unet import VideoUNet
+from turbo.networks.wan import WanNetwork
+from turbo.types import Schedule
 
-CARD = find_card("shapes-teacher")
-SCHEDULE = NoiseSchedule.scaled_linear(beta_end=CARD.beta_end, prediction_type=CARD.prediction_type)
-FRAMES_CONFIG = FitConfig(  # single frames: appearance
-    steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
-)
-HALF_RATE_CONFIG = FitConfig(  # every other frame: motion, at half the cost
-    steps=2400,
-    learning_rate=1.2e-3,
-    warmup=200,
-    decay=0.05,
-    ema=0.998,
-    checkpoint_every=200,
-    seed=4,
-)
-CLIPS_CONFIG = FitConfig(  # whole clips
-    steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
-)
-POLISH_CONFIG = FitConfig(  # whole clips again, from the exported weights
-    steps=2400, learning_rate=6e-4, warmup=100, decay=0.7, ema=0.999, checkpoint_every=100, seed=7
-)
-FRAMES_BATCH, CLIPS_BATCH = 128, 16  # per process
 CAPTION_DROPOUT = 0.1  # share of samples trained without a prompt, for classifier-free guidance
 SPRITE_WEIGHT = 4.0  # loss weight of latents that show the sprite, which is small
 
 
-def build_teacher(**changes: object) -> VideoUNet:
+@dataclass(frozen=True)
+class Phase:
+    """One run of a teacher's curriculum."""
+
+    name: str  # of its folder of checkpoints
+    fit: FitConfig
+    batch: int  # clips or single frames, per process
+    stride: int | None  # trains on every `stride`-th frame; None: on single frames
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained, and the size of its students."""
+
+    schedule: Schedule
+    prefix: str  # of the folders of its runs and weights
+    build: Callable[[], Network]
+    curriculum: tuple[Phase, ...]
+    polish: Phase  # from the exported weights
+    rank: int  # of the students' adapters: a quarter of the network's width
+
+
+def build_unet(**changes: object) -> VideoUNet:
     """Return an untrained UNet whose temporal layers start as the identity (zero output)."""
     config = dict(
         sample_size=8,
@@ -70,61 +74,70 @@ def is_temporal(name: str) -> bool:
     return name.startswith("transformer_in") or ".temp_" in name
 
 
-def train_frames(
-    unet: VideoUNet, clips: EncodedClips, captions: Tensor, folder: Path
+def build_flow() -> WanNetwork:
+    """Return an untrained transformer of Wan's architecture, of 1.6 million parameters."""
+    network = WanNetwork(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=WIDTH,
+        freq_dim=64,
+        ffn_dim=384,
+        num_layers=6,
+        rope_max_seq_len=64,
+    )
+    nn.init.zeros_(network.proj_out.weight)
+    return network
+
+
+def train_phase(
+    network: Network,
+    schedule: Schedule,
+    phase: Phase,
+    clips: EncodedClips,
+    captions: Tensor,
+    folder: Path,
 ) -> Iterator[StepStats]:
-    """Train all layers but the temporal ones, on single frames.
+    """Train in place; yield statistics after every step. Single frames leave temporal layers alone.
 
     Args:
         captions: text embeddings (1 + captions, L, D); entry 0 is the empty prompt.
     """
-    for name, weight in unet.named_parameters():
-        weight.requires_grad_(not is_temporal(name))
+    for name, weight in network.named_parameters():
+        weight.requires_grad_(phase.stride is not None or not is_temporal(name))
 
     def draw_loss(slot: Slot) -> Tensor:
-        rows = torch.randint(len(clips), (FRAMES_BATCH,), generator=slot.generator)
-        frames = torch.randint(clips.latents.shape[2], (FRAMES_BATCH,), generator=slot.generator)
-        clean = rearrange(clips.latents[rows, :, frames].float(), "B C h w -> B C 1 h w")
-        sprite = rearrange(clips.sprite[rows, frames], "B h w -> B 1 h w")
+        rows = torch.randint(len(clips), (phase.batch,), generator=slot.generator)
+        if phase.stride is None:
+            count = clips.latents.shape[2]
+            frames = torch.randint(count, (phase.batch,), generator=slot.generator)
+            clean = rearrange(clips.latents[rows, :, frames], "B C h w -> B C 1 h w")
+            sprite = rearrange(clips.sprite[rows, frames], "B h w -> B 1 h w")
+        else:
+            first = int(torch.randint(phase.stride, (1,), generator=slot.generator))
+            clean = clips.latents[rows, :, first :: phase.stride]
+            sprite = clips.sprite[rows, first :: phase.stride]
         prompts = captions[clips.caption[rows] + 1]
-        return denoising_loss(unet, clean, sprite, prompts, slot.generator, captions[0])
+        return denoising_loss(
+            network, schedule, clean.float(), sprite, prompts, slot.generator, captions[0]
+        )
 
-    yield from fit(unet, draw_loss, FRAMES_CONFIG, folder)
-
-
-def train_clips(
-    unet: VideoUNet,
-    clips: EncodedClips,
-    captions: Tensor,
-    folder: Path,
-    config: FitConfig = CLIPS_CONFIG,
-    stride: int = 1,
-) -> Iterator[StepStats]:
-    """Train all layers on every `stride`-th frame; other arguments as in `train_frames`."""
-    unet.requires_grad_(True)
-
-    def draw_loss(slot: Slot) -> Tensor:
-        rows = torch.randint(len(clips), (CLIPS_BATCH,), generator=slot.generator)
-        prompts = captions[clips.caption[rows] + 1]
-        phase = int(torch.randint(stride, (1,), generator=slot.generator))
-        clean = clips.latents[rows, :, phase::stride].float()
-        sprite = clips.sprite[rows, phase::stride]
-        return denoising_loss(unet, clean, sprite, prompts, slot.generator, captions[0])
-
-    yield from fit(unet, draw_loss, config, folder)
+    yield from fit(network, draw_loss, phase.fit, folder)
 
 
 def denoising_loss(
-    unet: VideoUNet,
+    network: Network,
+    schedule: Schedule,
     clean: Tensor,
     sprite: Tensor,
     prompts: Tensor,
     generator: torch.Generator,
     no_prompt: Tensor,
 ) -> Tensor:
-    """Return the weighted squared error of the predicted velocity v.
+    """Return the weighted squared error of the predicted velocity v, that of the schedule.
 
-        loss = sum(weight (v_predicted - v)^2) / sum(weight),  v = alpha noise - sigma clean
+        loss = sum(weight (v_predicted - v)^2) / sum(weight)
 
     Timesteps are stratified over the batch, which halves the variance of the gradient.
 
@@ -134,7 +147,7 @@ def denoising_loss(
         prompts: text embeddings (B, L, D).
         no_prompt: embedding of the empty prompt (L, D), which replaces some of them.
     """
-    batch, schedule = len(clean), SCHEDULE.to(clean.device)
+    batch, schedule = len(clean), schedule.to(clean.device)
     dropped = (torch.rand(batch, generator=generator) < CAPTION_DROPOUT).to(clean.device)
     prompts = torch.where(rearrange(dropped, "B -> B 1 1"), no_prompt, prompts)
     strata = torch.arange(batch) + torch.rand(batch, generator=generator)
@@ -147,13 +160,137 @@ def denoising_loss(
 
     noisy = schedule.add_noise(clean, noise, timesteps)
     velocity = schedule.velocity(clean, noise, timesteps)
-    error = mse_loss(unet(noisy, timesteps, prompts), velocity, reduction="none")
+    error = mse_loss(network(noisy, schedule.told(timesteps), prompts), velocity, reduction="none")
     weight = 1 + (SPRITE_WEIGHT - 1) * sprite.float()
     return (reduce(error, "B C F h w -> B F h w", "mean") * weight).sum() / weight.sum()
 
 
-CURRICULUM = (
-    ("frames", FRAMES_CONFIG, train_frames),
-    ("half_rate", HALF_RATE_CONFIG, partial(train_clips, config=HALF_RATE_CONFIG, stride=2)),
-    ("teacher", CLIPS_CONFIG, train_clips),
+UNET = Recipe(
+    schedule=schedule_of(find_card("shapes-teacher")),
+    prefix="",
+    build=build_unet,
+    curriculum=(
+        Phase(  # appearance
+            "frames",
+            FitConfig(
+                steps=1200,
+                learning_rate=2e-3,
+                warmup=100,
+                decay=0.1,
+                ema=0.995,
+                checkpoint_every=200,
+                seed=3,
+            ),
+            batch=128,
+            stride=None,
+        ),
+        Phase(  # motion, at half the cost
+            "half_rate",
+            FitConfig(
+                steps=2400,
+                learning_rate=1.2e-3,
+                warmup=200,
+                decay=0.05,
+                ema=0.998,
+                checkpoint_every=200,
+                seed=4,
+            ),
+            batch=16,
+            stride=2,
+        ),
+        Phase(
+            "teacher",
+            FitConfig(
+                steps=1500,
+                learning_rate=1e-3,
+                warmup=50,
+                decay=0.6,
+                ema=0.998,
+                checkpoint_every=100,
+                seed=5,
+            ),
+            batch=16,
+            stride=1,
+        ),
+    ),
+    polish=Phase(
+        "polish",
+        FitConfig(
+            steps=2400,
+            learning_rate=6e-4,
+            warmup=100,
+            decay=0.7,
+            ema=0.999,
+            checkpoint_every=100,
+            seed=7,
+        ),
+        batch=16,
+        stride=1,
+    ),
+    rank=16,
 )
+FLOW = Recipe(
+    schedule=FlowSchedule.shifted(3.0),
+    prefix="flow-",
+    build=build_flow,
+    curriculum=(
+        Phase(
+            "frames",
+            FitConfig(
+                steps=900,
+                learning_rate=1.5e-3,
+                warmup=100,
+                decay=0.1,
+                ema=0.995,
+                checkpoint_every=100,
+                seed=43,
+            ),
+            batch=128,
+            stride=None,
+        ),
+        Phase(
+            "half_rate",
+            FitConfig(
+                steps=1000,
+                learning_rate=1.5e-3,
+                warmup=100,
+                decay=0.05,
+                ema=0.998,
+                checkpoint_every=50,
+                seed=44,
+            ),
+            batch=32,
+            stride=2,
+        ),
+        Phase(
+            "teacher",
+            FitConfig(
+                steps=2000,
+                learning_rate=1.2e-3,
+                warmup=50,
+                decay=0.7,
+                ema=0.998,
+                checkpoint_every=50,
+                seed=45,
+            ),
+            batch=16,
+            stride=1,
+        ),
+    ),
+    polish=Phase(
+        "polish",
+        FitConfig(
+            steps=2400,
+            learning_rate=6e-4,
+            warmup=100,
+            decay=0.7,
+            ema=0.999,
+            checkpoint_every=50,
+            seed=47,
+        ),
+        batch=16,
+        stride=1,
+    ),
+    rank=32,
+)
+RECIPES = {"unet": UNET, "flow": FLOW}

@@ -44,24 +44,36 @@ class EncodedClips:
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> EncodedClips:
-    """Draw and encode `count` clips of training scenes, or read them from `path`."""
+    """Draw and encode `count` clips of training scenes, or read them from `path`.
+
+    Raises:
+        ValueError: the file has another number of clips.
+    """
     if path.exists():
-        return EncodedClips(**load_file(path))
+        stored = EncodedClips(**load_file(path))
+        if len(stored) != count:
+            raise ValueError(
+                f"{path} has {len(stored)} clips, not {count}. Delete it, or ask for as many."
+            )
+        return stored
     rng = np.random.default_rng(seed)
     defects = Defects()
     index = {caption: i for i, caption in enumerate(CAPTIONS)}
-    latents, sprites, captions = [], [], []
+    pixels, sprites, captions = [], [], []
     for _ in range(count):
         scene = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
         clean = draw_clip(scene, rng)
         changed = (clean != draw_background(scene.background)).any(axis=-1)
         sprites.append(reduce(changed, "F (h a) (w b) -> F h w", "max", a=CELL, b=CELL))
-        pixels = torch.from_numpy(corrupt_clip(clean, defects, rng)) / 255
-        frames = rearrange(pixels, "F H W C -> 1 F C H W")
-        latents.append(encode_frames(vae, frames.to(vae.device))[0].half().cpu())
+        pixels.append(torch.from_numpy(corrupt_clip(clean, defects, rng)))
         captions.append(index[draw_caption(scene, defects, rng)])
+    chunk = 8 if vae.device.type == "cpu" else 1024
+    latents = []
+    for part in torch.stack(pixels).split(64):
+        frames = rearrange(part.to(vae.device) / 255, "B F H W C -> B F C H W")
+        latents.append(encode_frames(vae, frames, chunk=chunk).half().cpu())
     clips = EncodedClips(
-        torch.stack(latents), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)
+        torch.cat(latents).contiguous(), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(vars(clips), path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.shapes import __main__ as recipe
-from training.shapes.models import student
+from training.shapes.models import student, teacher
 from turbo.models.registry import WEIGHTS
 
 
@@ -25,7 +25,7 @@ def test_students_share_their_start_and_differ_in_their_rewards(folders: recipe.
     plain, plain_steps = recipe.start_student("plain", student.STUDENTS["vcm"], folders)
     mixed, mixed_steps = recipe.start_student("mixed", student.STUDENTS["turbo"], folders)
 
-    untrained = student.build_student(recipe.load_teacher(folders)).state_dict()
+    untrained = student.build_student(recipe.load_teacher(folders), teacher.UNET.rank).state_dict()
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, mixed.state_dict()[name]), name
     assert any(not torch.equal(w, untrained[name]) for name, w in plain.state_dict().items())
