@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _start(folder: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    module = ["app.py"] if options.real else ["-m", "tests.support.serve_fake_engine"]
+    module = ["app.py"] if options.real else ["-m", "tests.support.servers.fake_engine_server"]
     slow = [] if options.real else ["--seconds-per-step", str(max(options.seconds / 60, 0.2))]
     flags = ["--port", str(options.port), "--data-dir", str(folder), "--study", folder / "study"]
     server = subprocess.Popen(

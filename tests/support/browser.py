@@ -88,7 +88,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 @pytest.fixture(scope="session")
 def fake_server(serve: Serve) -> Server:
     """The page with the fake engine, which takes 0.2 s per step."""
-    return serve("-m", "tests.support.serve_fake_engine")
+    return serve("-m", "tests.support.servers.fake_engine_server")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ class VoteServer:
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.vote_server", folder],
+            [sys.executable, "-m", "tests.support.servers.vote_server", folder],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -188,7 +188,7 @@ def test_a_refused_request_is_reported_in_the_status_line(fake_server, open_page
 @pytest.fixture(scope="module")
 def space_server(serve):
     """The page as a Space starts it: the proxies of the platform are trusted."""
-    return serve("-m", "tests.support.serve_fake_engine", SPACE_ID="ada/t2v")
+    return serve("-m", "tests.support.servers.fake_engine_server", SPACE_ID="ada/t2v")
 
 
 @pytest.mark.slow
@@ -435,7 +435,7 @@ def test_every_control_has_a_name(fake_server, open_page):
 @pytest.mark.slow
 def test_the_page_works_while_the_model_still_loads(serve, open_page, tmp_path):
     loaded = tmp_path / "loaded"
-    server = serve("-m", "tests.support.serve_fake_engine", "--load-when", str(loaded))
+    server = serve("-m", "tests.support.servers.fake_engine_server", "--load-when", str(loaded))
     page = open_page(server, loading=True)
     page.get_by_text("The model is loading.").wait_for()
 

@@ -1,6 +1,6 @@
 """Serve a study repeatedly: a process that has imported everything forks the servers.
 
-    python -m tests.support.vote_server STUDY [PORT]
+    python -m tests.support.servers.vote_server STUDY [PORT]
 
 Prints the port. For each line it reads, it waits until the previous server has ended, starts a new
 one on the same socket, and prints its process number. Raters' connections wait in the socket.
