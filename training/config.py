@@ -101,6 +101,8 @@ class DataTable(_Table):
     """
 
     folder: str = ""  # set it on the command line: data.folder=PATH
+    hub: str = ""  # OWNER/NAME of a data set, or a folder of one, in place of the folder
+    split: str = "train"  # of that data set
     record: str = ""  # of teacher outputs, in place of the folder
     prompts: str = ""  # a file, in place of the folder: on-policy, on the student's own samples
     sample_steps: int = Field(4, ge=1)  # of those
@@ -160,6 +162,8 @@ class Config(_Table):
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
         if self.student.method == "continuous":
             self._check_continuous()
+        if self.data.folder and self.data.hub:
+            raise ValueError("data.hub takes the place of data.folder: set one")
         if self.data.prompts:
             self._check_prompts()
         if self.run.shard and self.student.lora_rank:
@@ -191,8 +195,8 @@ class Config(_Table):
             )
 
     def _check_prompts(self) -> None:
-        if self.data.folder or self.data.record:
-            raise ValueError("data.prompts takes the place of data.folder and data.record: set one")
+        if self.data.folder or self.data.hub or self.data.record:
+            raise ValueError("data.prompts takes the place of data.folder, hub and record: set one")
         if self.takes_motion:
             raise ValueError("motion guidance needs videos: remove data.prompts or [motion]")
         if self.data.rewards_on == "short":

@@ -67,6 +67,8 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
     """Return the model card, in Markdown."""
     data = config.data
     source = f"{data.captions}, {data.resize}"
+    if data.hub:
+        source = f"{Path(data.hub).name if Path(data.hub).exists() else data.hub}, {data.resize}"
     if data.prompts:
         source = f"its own samples of {Path(data.prompts).name}, in {data.sample_steps} steps"
     rewards = [
@@ -74,7 +76,7 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
         for r in config.rewards
     ] or ["| none | | |"]
     settings = json.dumps(
-        config.model_dump(exclude={"data": {"folder", "prompts"}, "run": {"out"}}), indent=2
+        config.model_dump(exclude={"data": {"folder", "hub", "prompts"}, "run": {"out"}}), indent=2
     )
     return "\n".join(
         [

@@ -220,10 +220,10 @@ def describe_data(config: Config, card: ModelCard) -> str:
     """Return how many videos there are, and how often a run shows them."""
     if config.data.prompts:
         return f"{len(read_prompts(config.data))} prompts, for the student's own samples"
-    if not (config.data.folder or config.data.record):
+    if not (config.data.folder or config.data.hub or config.data.record):
         return "set data.folder=PATH"
     videos = open_data(config, card)
-    missing = sum(not caption.path.is_file() for caption in videos.captions)
+    missing = sum(caption.is_missing for caption in videos.captions)
     state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"
     epochs = config.run.steps * config.run.batch / len(videos)
     shape = f"{card.num_frames} frames of {card.width} x {card.height}"

@@ -1,7 +1,7 @@
 """Which training videos there are: a folder of files with a table of captions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +31,12 @@ class Caption:
     short_text: str = ""
     member: Member | None = None  # where `path` is a tar
     motion: bool = True  # whether T2V-Turbo-v2 guides its motion
+    content: Callable[[], bytes] | None = None  # reads the video where `path` is no file
+
+    @property
+    def is_missing(self) -> bool:
+        """Return whether its file is not there."""
+        return self.content is None and not self.path.is_file()
 
     @property
     def name(self) -> str:
@@ -43,6 +49,8 @@ class Caption:
         Raises:
             OSError: it is not there.
         """
+        if self.content is not None:
+            return BytesIO(self.content())
         file = self.path.open("rb")
         if self.member is None:
             return file

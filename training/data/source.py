@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from training.config import Config, DataTable
 from training.data.captions import Caption, read_captions
+from training.data.hub import read_hub
 from training.data.order import EpochOrder
 from training.data.shards import (
     SETTINGS,
@@ -158,7 +159,10 @@ def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
     data, seed = config.data, config.run.seed
     folder = Path(data.folder)
     if not is_prepared(data):
-        return VideoFolder(list_captions(folder, data.captions), clip_shape(config, card), seed)
+        captions = (
+            read_hub(data.hub, data.split) if data.hub else list_captions(folder, data.captions)
+        )
+        return VideoFolder(captions, clip_shape(config, card), seed)
     settings = read_settings(folder)
     wanted = {"kind": "clips", **describe_clips(config, card)}
     check_settings(folder / SETTINGS, settings, wanted)
