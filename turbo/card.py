@@ -66,6 +66,7 @@ class ModelCard:
     eta: float = 0.0  # share of fresh noise in a DDIM step; 1 is VideoCrafter2's own setting
     clean_rescale: bool = False  # VideoCrafter2's teacher was trained on weakened latents
     origin_steps: int = 50  # size of the grid a student was distilled on
+    sigmas: tuple[float, ...] = ()  # noise levels that a student visits in its place, falling
     timestep_scaling: float = 10.0  # of a student's boundary; turbo/diffusion/consistency.py
     sigmas: tuple[float, ...] = ()  # noise levels that a student visits in its place, falling
     motion_layers: MotionLayers = "never"  # whether the network has v2's motion projections
