@@ -188,8 +188,11 @@ class Config(_Table):
                 "student.method continuous compares the student with itself: set "
                 "student.target_ema to 0 and leave out student.target_dropout"
             )
-        if self.run.shard:
-            raise ValueError("run.shard needs student.method = discrete: it cannot differentiate")
+        if self.run.shard or "timestep_scaling" in self.student.model_fields_set:
+            raise ValueError(
+                "student.method continuous cannot divide its weights, and has no boundary: remove "
+                "run.shard and student.timestep_scaling"
+            )
         if self.takes_motion or self.data.record:
             raise ValueError(
                 "student.method continuous takes no step of the teacher: remove [motion] and "

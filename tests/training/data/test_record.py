@@ -106,6 +106,7 @@ def test_every_video_and_pass_has_its_own_noise_and_timestep(recorded, tmp_path)
     found = read(recorded, tmp_path).record
 
     assert len(found.start.unique()) == 4
+    assert torch.equal(found.end, (found.start - 250).clamp(min=0))  # 4 steps in the grid
     for one in range(12):
         for other in range(one):
             assert not torch.allclose(found.noisy[one], found.noisy[other], atol=0.1)

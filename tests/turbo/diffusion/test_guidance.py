@@ -5,6 +5,7 @@ import torch
 from diffusers import LatentConsistencyModelPipeline
 from torch.testing import assert_close
 
+from tests.support.tiny_models import make_unet
 from turbo.diffusion.consistency import embed_guidance_scale
 from turbo.diffusion.guidance import bind_guided, guide
 
@@ -83,6 +84,17 @@ def test_guide_gives_each_video_its_own_scale():
 
     assert guided[0].unique().tolist() == [2.0]
     assert guided[1].unique().tolist() == [5.0]
+
+
+@pytest.mark.parametrize("one_call", [False, True])
+def test_both_predictions_have_the_frame_rate_of_their_video(schedule, one_call):
+    network, told = make_unet(fps_conditioning=True), []
+    network.register_forward_pre_hook(lambda _, inputs: told.extend(inputs[3].fps.tolist()))
+    texts, rates = torch.zeros(2, 6, 16), torch.tensor([8, 24])
+    guided = bind_guided(network, schedule, texts, texts, torch.ones(2), rates, one_call=one_call)
+    guided(torch.zeros(2, 4, 3, 4, 4), torch.tensor([519, 19]))
+
+    assert told == [8, 24, 8, 24]
 
 
 def test_guided_unet_combines_its_two_predictions(tiny_unet, schedule):

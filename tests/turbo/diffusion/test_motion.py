@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from tests.support.golden import Golden, videocrafter_unet
@@ -166,6 +167,31 @@ def test_the_energy_follows_the_worked_example():
 
     assert alone.item() == pytest.approx(10_000 * (0.1**2 + 0.3**2) / 3)
     assert beside_an_equal_layer.item() == pytest.approx(alone.item() / 2)
+
+
+def test_the_energy_looks_where_the_example_looks_most():
+    example, seen = torch.eye(3)[None, None], torch.eye(3)[None, None]
+    example[..., 0, :] = torch.tensor([0.1, 0.3, 0.6])
+    seen[..., 0, :] = torch.tensor([0.7, 0.2, 0.1])
+
+    assert motion_energy([seen], [example]).item() == pytest.approx(10_000 * 0.5**2 / 3)
+
+
+def test_attention_maps_are_not_rounded_where_the_network_is_in_half_precision():
+    unet = nn.Module.to(make_unet(), torch.bfloat16)
+    noisy, text = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 6, 16)
+    layers = temporal_attention_layers(unet)
+
+    _, maps = capture_attention(unet, noisy, torch.tensor([519]), text, Conditioning(), layers)
+
+    for attention in maps:
+        assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
+
+
+def test_motion_is_guided_from_the_boundary_on():
+    strength = motion_strength(torch.tensor([499, 500]), 0.5, 0.5, num_timesteps=1000)
+
+    assert strength.tolist() == [0.0, 0.5]
 
 
 def test_guidance_follows_the_worked_example(schedule):

@@ -332,6 +332,29 @@ def test_a_frame_that_two_rewards_score_is_decoded_once(tiny_vae, monkeypatch):
         assert_close(seen[name], whole[:, frames])
 
 
+def test_the_frames_of_each_video_are_drawn_for_it_alone(tiny_vae):
+    one = torch.randn(1, 4, 6, 4, 4)
+    seen = []
+    reward = WeightedReward(
+        name="one",
+        model=lambda frames, prompts: seen.append(frames) or frames.mean(dim=(1, 2, 3, 4)),
+        weight=1.0,
+        frames=3,
+    )
+
+    mix_rewards(torch.cat([one, one]), PROMPTS, tiny_vae, [reward], torch.Generator())
+
+    [[first, second]] = seen
+    assert not torch.equal(first, second)
+
+
+def test_stretched_pictures_are_smoothed_before_they_shrink():
+    stripes = torch.zeros(1, 3, 64, 64)
+    stripes[..., ::4] = 1.0
+
+    assert_close(stretch(stripes, 16)[..., 2:-2, 2:-2], torch.full((1, 3, 12, 12), 0.25))
+
+
 def test_a_random_crop_is_drawn_by_the_generator_of_the_batch(tiny_vae):
     clean, seen = torch.randn(2, 4, 2, 4, 8), []
 
