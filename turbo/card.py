@@ -68,7 +68,6 @@ class ModelCard:
     origin_steps: int = 50  # size of the grid a student was distilled on
     sigmas: tuple[float, ...] = ()  # noise levels that a student visits in its place, falling
     timestep_scaling: float = 10.0  # of a student's boundary; turbo/diffusion/consistency.py
-    sigmas: tuple[float, ...] = ()  # noise levels that a student visits in its place, falling
     motion_layers: MotionLayers = "never"  # whether the network has v2's motion projections
     motion_strength: float | None = None  # v2's m; None: no motion embedding, which differs from 0
     motion_share: float = 0.5  # the noisiest share of timesteps, where m applies; 0 elsewhere
