@@ -183,7 +183,8 @@ def _check_ready(name: str) -> None:
     card = MODELS[name]
     if not card.is_ready():
         raise StudyError(
-            f"{name} is not on this machine ({describe_state(card)}). {describe_remedy(card)}"
+            f"--model (T2V_MODEL): {name} is not on this machine ({describe_state(card)}). "
+            f"{describe_remedy(card)}"
         )
 
 

@@ -92,10 +92,10 @@ class Engine:
             except TimeoutError:
                 continue
         if failure := model.exception():
-            raise _explain_load_failure(name, failure) from failure
-        with _explained_failure(name):
+            raise explain_load_failure(name, failure) from failure
+        with explained_failure(name):
             path = self.clips.new_path()
-        with _explained_failure(name), closing(model.result()(request, path)) as updates:
+        with explained_failure(name), closing(model.result()(request, path)) as updates:
             for update in updates:
                 if update.clip is not None:
                     self.clips.describe(update.clip)
@@ -122,7 +122,8 @@ class Engine:
             future.set_exception(failure)
 
 
-def _explain_load_failure(name: str, failure: BaseException) -> EngineError:
+def explain_load_failure(name: str, failure: BaseException) -> EngineError:
+    """Return what a visitor reads about a model that did not load."""
     if isinstance(failure, EngineError | MemoryError):  # written for visitors
         return EngineError(str(failure))
     return EngineError(
@@ -132,7 +133,7 @@ def _explain_load_failure(name: str, failure: BaseException) -> EngineError:
 
 
 @contextmanager
-def _explained_failure(name: str) -> Iterator[None]:
+def explained_failure(name: str) -> Iterator[None]:
     """Turn the failure of a computation into an `EngineError` without paths or prompt."""
     try:
         yield

@@ -4,17 +4,22 @@ The package `spaces` is installed there, and imported nowhere else.
 https://huggingface.co/docs/hub/spaces-zerogpu
 """
 
+import gc
+import logging
 from collections.abc import Callable, Generator
-from functools import lru_cache, partial
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from demo.engine import Generate
+from demo.engine import Generate, explain_load_failure, explained_failure
 from demo.models import Request, check_ready, forecast_gpu_seconds, uses_gpu
 from demo.session import EngineError, Update, Updates
 from human_eval.hosting.environment import read_switch
+
+logger = logging.getLogger(__name__)
 
 
 def on_zero_gpu() -> bool:
@@ -34,11 +39,24 @@ def load_in_fork(load: Callable[[str], Generate], port: int | None) -> Callable[
     import spaces
     from spaces.reloading import reload_server_ports
 
-    loaded = lru_cache(maxsize=1)(load)
+    loaded: dict[str, Generate] = {}  # the model of the last video
 
     def generate(name: str, request: Request, path: Path) -> Updates:
         yield Update(stage="load")
-        yield from loaded(name)(request, path)
+        # `spaces` logs other exceptions with their text, and shows visitors their class alone.
+        try:
+            if name not in loaded:
+                loaded.clear()  # before the next one takes its memory
+                gc.collect()
+                try:
+                    loaded[name] = load(name)
+                except Exception as failure:
+                    logger.error("Model %s did not load: %s", name, failure)
+                    raise explain_load_failure(name, failure) from failure
+            with explained_failure(name), closing(loaded[name](request, path)) as updates:
+                yield from updates
+        except EngineError as failure:
+            raise gr.Error(str(failure), print_exception=False) from None
 
     def forecast(name: str, request: Request, path: Path) -> int:
         return forecast_gpu_seconds(name, request)
@@ -53,7 +71,7 @@ def load_in_fork(load: Callable[[str], Generate], port: int | None) -> Callable[
     def run(name: str, request: Request, path: Path) -> Generator[Update, None, Any]:
         try:
             yield from computing(name, request, path)
-        except gr.Error as refusal:  # no GPU is free, or the visitor has used up their quota
+        except gr.Error as refusal:  # also of the platform: no GPU is free, a quota is used up
             raise EngineError(refusal.message) from refusal
 
     def load_or_fork(name: str) -> Generate:

@@ -162,16 +162,27 @@ class Config(_Table):
             raise ValueError("motion guidance needs lora_rank = 0: adapters cannot take m yet")
         if self.student.method == "continuous":
             self._check_continuous()
+        elif self.student.tangent_warmup:
+            raise ValueError("student.tangent_warmup is of the continuous method: remove it")
         if self.data.folder and self.data.hub:
             raise ValueError("data.hub takes the place of data.folder: set one")
         if self.data.prompts:
             self._check_prompts()
         if self.run.shard and self.student.lora_rank:
-            raise ValueError("run.shard needs student.lora_rank = 0: adapters are small")
+            raise ValueError(
+                "run.shard needs student.lora_rank = 0. With adapters there is little to divide: "
+                "remove run.shard"
+            )
         if self.run.shard and self.run.optimizer == "adamw8bit":
-            raise ValueError("run.shard needs run.optimizer = adamw: it divides the moments itself")
+            raise ValueError(
+                "run.shard needs run.optimizer = adamw, whose moments it divides: change one of "
+                "them"
+            )
         if self.run.shard and self.data.prompts:
-            raise ValueError("run.shard needs videos: samplers call the student unequally often")
+            raise ValueError(
+                "run.shard needs videos. With data.prompts the processes would call the student "
+                "unequally often: remove run.shard"
+            )
         slots = self.run.batch // self.run.micro_batch
         if self.run.split_rewards and slots < len(self.rewards):
             raise ValueError(
@@ -188,11 +199,13 @@ class Config(_Table):
                 "student.method continuous compares the student with itself: set "
                 "student.target_ema to 0 and leave out student.target_dropout"
             )
-        if self.run.shard or "timestep_scaling" in self.student.model_fields_set:
+        if self.run.shard:
             raise ValueError(
-                "student.method continuous cannot divide its weights, and has no boundary: remove "
-                "run.shard and student.timestep_scaling"
+                "student.method continuous needs forward derivatives, which divided weights do not "
+                "have: remove run.shard"
             )
+        if unused := self.student.model_fields_set & {"distance", "kappa", "timestep_scaling"}:
+            raise ValueError(f"student.method continuous has no {min(unused)}: remove it")
         if self.takes_motion or self.data.record:
             raise ValueError(
                 "student.method continuous takes no step of the teacher: remove [motion] and "

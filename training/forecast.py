@@ -140,12 +140,13 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
                 call(student, 1, guidance)  # as the target
         output.float().square().mean().backward()
     trained = sum(weight.numel() for weight in own)
+    moments = 2 if config.run.optimizer == "adamw8bit" else 8  # bytes; small tensors have 8, too
     copies = (config.student.target_ema > 0) + (config.run.weight_ema > 0)  # target, average
     flops = counter.get_total_flops() // config.run.micro_batch
     return Forecast(
         trained=trained,
         weights=memory.start,
-        optimiser=4 * trained * (2 + copies),
+        optimiser=trained * (moments + 4 * copies),
         step=memory.peak - memory.start,
         step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
         unit=4 * max(map(count_parameters, units(student))) if config.run.shard else 0,
@@ -182,6 +183,9 @@ def describe_run(config: Config) -> str:
     card = teacher_card(config)
     found, run = forecast(config, card), config.run
     flops = found.step_flops * run.batch * run.steps
+    uncounted = ""
+    if config.student.method == "continuous":
+        uncounted = "; the derivative of the continuous method is not counted in memory and time"
     rewards = ", ".join(f"{r.weight:g} x {r.name}" for r in config.rewards) or "none"
     watch = "none"
     if config.watch:
@@ -198,7 +202,7 @@ def describe_run(config: Config) -> str:
             f"trained: {found.trained:,} parameters",
             f"memory per process, network alone: {describe_memory(found, config)}",
             f"time on one A100 at 40 % of its peak, network: {flops / UTILISATION / 3600:.1f} h "
-            f"for {run.steps} steps of {run.batch} videos",
+            f"for {run.steps} steps of {run.batch} videos{uncounted}",
         ]
     )
 
@@ -222,6 +226,8 @@ def describe_data(config: Config, card: ModelCard) -> str:
         return f"{len(read_prompts(config.data))} prompts, for the student's own samples"
     if not (config.data.folder or config.data.hub or config.data.record):
         return "set data.folder=PATH"
+    if config.data.hub and not Path(config.data.hub).is_dir():
+        return f"{config.data.hub} of the Hub, which the run downloads at its start"
     videos = open_data(config, card)
     missing = sum(caption.is_missing for caption in videos.captions)
     state = f"{missing} of them missing" if isinstance(videos, VideoFolder) else "prepared"

@@ -237,7 +237,7 @@ def _eight_bit(groups: list[dict[str, Any]], config: FitConfig) -> torch.optim.O
     except ImportError as failure:
         raise ValueError(
             "The 8-bit optimiser needs the package bitsandbytes, which is not installed. Run: "
-            'pip install "t2v-turbo[adamw8bit]", or set run.optimizer = "adamw".'
+            'pip install bitsandbytes, or set run.optimizer = "adamw".'
         ) from failure
     return bitsandbytes.optim.AdamW8bit(
         groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay

@@ -80,7 +80,9 @@ def exit_with_parent(worker: int = 0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def clip_name(pipeline: VideoPipeline, request: Request, batch_size: int = 1) -> str:
+def clip_name(
+    pipeline: VideoPipeline, request: Request, batch_size: int = 1, signed: bool = False
+) -> str:
     """Name a clip after everything that determines it, so that one folder can hold many runs."""
     precision = str(pipeline.placement.dtype)
     recipe: list[object] = [pipeline.card.name, pipeline.weights_sha256, asdict(request), precision]
@@ -88,6 +90,8 @@ def clip_name(pipeline: VideoPipeline, request: Request, batch_size: int = 1) ->
         recipe.append({"batch_size": batch_size})
     if pipeline.visible_mark:
         recipe.append("visible_mark")
+    if signed:
+        recipe.append("signed")
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     slug = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower())[:48].strip("-")
     return "-".join(filter(None, [pipeline.card.name, slug, digest])) + ".mp4"

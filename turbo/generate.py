@@ -94,7 +94,8 @@ def _run_one(options: argparse.Namespace) -> list[str]:
     settings = {"steps": options.steps, "guidance": options.guidance}
     request = check_request(card, options.prompt, seed=options.seed, **settings)
     out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
-    make_one(_load(options, card), request, out, _read_signer(options))
+    signer = _read_signer(options)
+    make_one(_load(options, card), request, out, signer)
     return []
 
 
@@ -110,7 +111,7 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         bytes_of_clip(system.card) * len(made)
         for system, made in zip(systems, requests, strict=True)
     ]
-    out_name = "clips" if options.out is None else options.out
+    out_name, signer = "clips" if options.out is None else options.out, _read_signer(options)
     share = Share.of_launch()
     if options.dry_run:
         if share.rank == 0:
@@ -118,7 +119,7 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
                 print(line)
             check_room(Path(out_name), sizes)
         return []
-    out, signer = check_out(out_name, batch=True), _read_signer(options)
+    out = check_out(out_name, batch=True)
     failures: list[str] = []
     needed = check_room(out, sizes)
     if share.rank == 0:
@@ -127,7 +128,8 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         pipeline = _load(options, system.card, quiet=share.rank > 0)
         clips = {
             Path(
-                system.folder, clip_name(pipeline, request, options.batch_size)
+                system.folder,
+                clip_name(pipeline, request, options.batch_size, signed=signer is not None),
             ).as_posix(): request
             for request in wanted
         }

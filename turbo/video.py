@@ -106,15 +106,25 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _draw_mark(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "F H W 3"]:
-    """Return the frames with `VISIBLE_MARK` in the lower left corner, white on black."""
+    """Return the frames with `VISIBLE_MARK` in the lower left corner, white on black.
+
+    Raises:
+        ValueError: the frames are too small for it.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(max(10, frames.shape[1] // 20))
+    height, width = frames.shape[1:3]
+    font = ImageFont.load_default(max(10, min(height // 20, width // 12)))
     left, top, right, bottom = (round(edge) for edge in font.getbbox(VISIBLE_MARK))
     margin = (bottom - top) // 3
     strip = Image.new("RGB", (right - left + 2 * margin, bottom - top + 2 * margin))
+    if strip.width > width or strip.height > height:
+        raise ValueError(
+            f"The visible mark needs frames of {strip.width} x {strip.height} pixels; these have "
+            f"{width} x {height}. Enlarge them, or leave the mark out."
+        )
     ImageDraw.Draw(strip).text((margin - left, margin - top), VISIBLE_MARK, "white", font)
-    words = np.asarray(strip)[: frames.shape[1], : frames.shape[2]]
+    words = np.asarray(strip)
     marked = frames.copy()
     marked[:, -words.shape[0] :, : words.shape[1]] = words
     return marked

@@ -109,7 +109,7 @@ def add_commands(commands: Commands) -> None:
         commands, "simulate", simulate, "Let simulated raters answer; always marked as simulated."
     )
     parser.add_argument("--raters", type=int, default=60)
-    parser.add_argument("--win-rate", type=float, default=0.55, help="of A, planted")
+    parser.add_argument("--win-rate", type=float, help="of A, planted; default: 0.55")
     parser.add_argument(
         "--win-rates",
         nargs="+",
@@ -294,12 +294,12 @@ def simulate(options: Namespace) -> None:
         win_rates = {comparison: float(rate) for comparison, rate in rates.items()}
     except ValueError as error:
         raise StudyError(f"A rate of --win-rates is not a number: {error}. Correct it.") from error
-    if options.judge and win_rates:
-        raise StudyError("--judge gives every pair its rate. Leave --win-rates out.")
+    if options.judge and (win_rates or options.win_rate is not None):
+        raise StudyError("--judge gives every pair its rate. Leave --win-rate and --win-rates out.")
     with opened(options) as store:
         crowd = Crowd(
             raters=options.raters,
-            win_rate=options.win_rate,
+            win_rate=Crowd.win_rate if options.win_rate is None else options.win_rate,
             win_rates=win_rates,
             pair_rates=_read_pair_rates(store, options.judge) if options.judge else {},
             tie_share=options.ties,

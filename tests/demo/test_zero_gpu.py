@@ -29,12 +29,23 @@ from demo.session import EngineError
 from demo.zero_gpu import load_in_fork
 from turbo.models.registry import MODELS
 
-MODELS["shapes-turbo"] = replace(MODELS["shapes-turbo"], cpu_threads=None)
-engine = Engine(load_in_fork(load_model, 7860), ["shapes-turbo"], ClipStore(Path(sys.argv[1])))
+for name in ("shapes-turbo", "shapes-vcm", "shapes-teacher"):
+    MODELS[name] = replace(MODELS[name], cpu_threads=None)
+
+def fail(request, path):
+    raise RuntimeError(f"no kernel for {request.prompt}")
+
+def load(name):
+    if name == "shapes-vcm":
+        raise MemoryError("It needs 90 GB. Choose another GPU.")
+    return fail if name == "shapes-teacher" else load_model(name)
+
+names = ["shapes-turbo", "shapes-vcm", "shapes-teacher"]
+engine = Engine(load_in_fork(load, 7860), names, ClipStore(Path(sys.argv[1])))
 engine.start()
-request = read_request(describe_models(), "shapes-turbo", "a red star moving left", seed=3)
-for _ in range(2):
-    stages, run = [], engine.run("shapes-turbo", request, lambda update: update.stage)
+for name in [*names, "shapes-turbo"]:
+    request = read_request(describe_models(), name, "a red star moving left", seed=3)
+    stages, run = [], engine.run(name, request, lambda update: update.stage)
     try:
         while True:
             stages.append(next(run))
@@ -46,7 +57,7 @@ for _ in range(2):
 
 
 class Platform(ThreadingHTTPServer):
-    """Stands for ZeroGPU's API: lends a GPU for the first video, and refuses one for the second."""
+    """Stands for ZeroGPU's API: lends a GPU for three videos, and refuses one for the fourth."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -62,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.calls.append((url.path, parse_qs(url.query)))
         lent = {"idle": True, "nvidiaIndex": 0, "nvidiaUUID": "x", "allowToken": "x"}
         body = json.dumps(lent if url.path == "/schedule" else {}).encode()
-        busy = url.path == "/schedule" and len(self.server.scheduled()) > 1
+        busy = url.path == "/schedule" and len(self.server.scheduled()) > 3
         self.send_response(503 if busy else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -102,7 +113,12 @@ def test_a_video_is_made_in_a_process_with_a_gpu_and_a_refusal_reaches_the_visit
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    made, refused = map(json.loads, done.stdout.splitlines()[-2:])
+    made, short, failed, refused = (
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
+    )
+    assert short["refusal"] == "It needs 90 GB. Choose another GPU."
+    assert "RuntimeError" in failed["refusal"] and "a red star" not in failed["refusal"]
+    assert "a red star" not in done.stderr  # prompts are not logged
 
     [reported, *_] = platform.calls
     assert reported == ("/startup-report", {})

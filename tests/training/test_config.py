@@ -246,6 +246,20 @@ def test_weights_that_cannot_be_divided_over_processes_are_refused(changes, mess
         load_config(TINY, ["run.shard=true", *changes])
 
 
+@pytest.mark.parametrize(
+    "change", ["distance=l2", "kappa=0.1", "timestep_scaling=1.0", "target_ema=0.9"]
+)
+def test_settings_without_a_meaning_in_the_continuous_method_are_refused(change):
+    wan = CONFIGS / "tiny_wan.toml"
+    continuous = ["student.method=continuous", "student.target_ema=0"]
+
+    assert load_config(wan, continuous).student.method == "continuous"
+    with pytest.raises(ValueError, match=change.split("=")[0]):
+        load_config(wan, [*continuous, f"student.{change}"])
+    with pytest.raises(ValueError, match="tangent_warmup"):
+        load_config(TINY, ["student.tangent_warmup=10"])
+
+
 def test_a_run_can_divide_what_is_trained(schedule, tiny_unet):
     config = load_config(CONFIGS / "tiny_v2.toml", ["run.shard=true"])
 

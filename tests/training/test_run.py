@@ -138,6 +138,14 @@ def test_a_dry_run_says_what_a_run_would_need_and_trains_nothing(videos, tmp_pat
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_dry_run_downloads_no_data_set(capsys, monkeypatch):
+    monkeypatch.setattr("training.data.hub.read_hub", lambda *_: pytest.fail("read"))
+
+    command.main([str(CONFIGS / "tiny_vc2.toml"), "data.hub=someone/clips", "--dry-run"])
+
+    assert "downloads at its start" in capsys.readouterr().out
+
+
 @slow
 @pytest.mark.parametrize("name", ["vc2", "modelscope", "v2"])
 def test_a_published_configuration_is_forecast_without_its_weights(name):

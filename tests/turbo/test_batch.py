@@ -151,6 +151,7 @@ def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
         (["--systems", "shapes-turbo:4", "--steps", "0"], "Leave --model, --steps"),
         (["--systems", "shapes-turbo:4", "--model", "shapes-turbo"], "Leave --model, --steps"),
         (["--c2pa-key", "key.pem"], "both --c2pa-certificate and --c2pa-key"),
+        (["--c2pa-key", "key.pem", "--dry-run"], "both --c2pa-certificate and --c2pa-key"),
         (["--seeds", "0"], "not a positive whole number"),
         (["--seeds", "2", "--seed", str(2**32 - 1)], "The seed must be a whole number"),
     ],
@@ -201,6 +202,19 @@ def test_clips_with_a_visible_mark_are_made_beside_those_without(tmp_path):
 
     recipes = [load_video(tmp_path / "out" / path).recipe for path in _digests(tmp_path / "out")]
     assert [recipe.get("visible_mark") for recipe in recipes] == [None, True]
+
+
+def test_a_signed_clip_is_made_beside_one_that_is_not(model):
+    request = check_request(model.card, "a red star")
+
+    assert batch.clip_name(model, request) != batch.clip_name(model, request, signed=True)
+
+
+def test_a_key_without_a_certificate_is_refused_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+
+    with pytest.raises(SystemExit):
+        generate.main(["a red star", "--model", "shapes-turbo", "--c2pa-key", "key.pem"])
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(model, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import av
@@ -93,6 +94,15 @@ def test_a_visible_mark_is_in_the_recipe_and_in_a_corner_of_every_frame(tmp_path
     assert changed[0].min() > 70 and changed[1].max() < 100
     assert compare_clips(*files).kind == "other frames"
     assert marked.save(tmp_path / "again.mp4").read_bytes() == files[1].read_bytes()
+
+
+def test_a_visible_mark_is_whole_or_refused(tmp_path):
+    tall = Video(np.full((1, 320, 96, 3), 90, np.uint8), 8, {**RECIPE, "visible_mark": True})
+    shown = (load_video(tall.save(tmp_path / "tall.mp4")).frames[0] > 200).all(axis=2)
+
+    assert shown.any() and not shown[:, -4:].any()
+    with pytest.raises(ValueError, match="visible mark"):
+        replace(tall, frames=tall.frames[:, :, :32]).save(tmp_path / "narrow.mp4")
 
 
 @pytest.fixture

@@ -30,12 +30,14 @@ def read_hub(name: str, split: str) -> list[Caption]:
     except ImportError as failure:
         raise ValueError(
             "data.hub needs the package datasets, which is not installed. Run: "
-            'pip install "t2v-turbo[hub]".'
+            "pip install datasets."
         ) from failure
     try:
         data = datasets.load_dataset(name, split=split)
     except datasets.exceptions.DatasetsError as failure:
-        raise ValueError(f"The data set {name} cannot be read: {failure}") from failure
+        raise ValueError(
+            f"The data set {name} cannot be read: {failure} Check its name, data.split and access."
+        ) from failure
     typed = [key for key, kind in data.features.items() if isinstance(kind, datasets.Video)]
     video = next(iter([*typed, *(key for key in PATH_NAMES if key in data.features)]), None)
     text = next((key for key in TEXT_NAMES if key in data.features), None)

@@ -116,7 +116,7 @@ def describe_clips(config: Config, card: ModelCard) -> dict[str, Any]:
 
 def is_prepared(data: DataTable) -> bool:
     """Return whether the folder holds prepared clips in place of videos."""
-    return (Path(data.folder) / SETTINGS).is_file()
+    return bool(data.folder) and (Path(data.folder) / SETTINGS).is_file()
 
 
 def describe_record(config: Config) -> RecordSettings:

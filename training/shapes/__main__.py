@@ -198,7 +198,6 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "polish": polish_teacher,
     "rewards": train_rewards,
     "students": train_students,
-    "runs": train_more_runs,
     "judge": train_judge,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
@@ -206,7 +205,12 @@ STAGES: dict[str, Callable[[Folders], None]] = {
 }
 
 
-STUDIES: dict[str, Callable[[Folders], None]] = {"continue": continue_students}  # not of "all"
+# Not of "all": the first one takes as long as all students, twice.
+STUDIES: dict[str, Callable[[Folders], None]] = {
+    "runs": train_more_runs,
+    "continue": continue_students,
+}
+OF_ANY_NETWORK = ("teacher", "polish", "students", "runs", "continue")
 
 
 # Students
@@ -464,6 +468,11 @@ def main() -> None:
         help="of the teacher and its students; flow is a transformer of Wan's kind",
     )
     arguments = parser.parse_args()
+    if arguments.network != "unet" and arguments.stage not in OF_ANY_NETWORK:
+        parser.error(
+            f"The stage {arguments.stage} is of the UNet alone. With --network choose one of: "
+            f"{', '.join(OF_ANY_NETWORK)}."
+        )
     torch.set_num_threads(1 if process().num_processes > 1 else torch.get_num_threads())
     folders = Folders(arguments.runs, arguments.weights, teacher.RECIPES[arguments.network])
     if torch.cuda.is_available():

@@ -41,7 +41,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
 
 def run_stages(folders: recipe.Folders) -> None:
     for name in STAGES:
-        recipe.STAGES[name](folders)
+        (recipe.STAGES | recipe.STUDIES)[name](folders)
 
 
 @pytest.mark.slow
@@ -71,6 +71,14 @@ def test_a_finished_stage_is_not_trained_again(folders: recipe.Folders):
     assert checkpoint.stat().st_mtime_ns == trained_at
 
 
+def test_a_stage_of_the_unet_alone_refuses_another_network(monkeypatch, capsys):
+    monkeypatch.setitem(recipe.STAGES, "evaluate", lambda folders: pytest.fail("ran"))
+    monkeypatch.setattr("sys.argv", ["training.shapes", "evaluate", "--network", "flow"])
+
+    with pytest.raises(SystemExit):
+        recipe.main()
+
+
 def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Path, capsys):
     ran = []
     for name in recipe.STAGES:
@@ -81,6 +89,6 @@ def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Pa
     recipe.main()
 
     assert ran == [
-        *("vae", "text", "teacher", "polish", "rewards", "students", "runs"),
+        *("vae", "text", "teacher", "polish", "rewards", "students"),
         *("judge", "watch", "evaluate", "picture"),
     ]

@@ -60,9 +60,19 @@ class Reading:
 
 
 def read_shapes(file: Path) -> np.ndarray:
-    """Read a clip in the size of the world, uint8 (F, SIZE, SIZE, 3)."""
+    """Read a clip in the size of the world, uint8 (F, SIZE, SIZE, 3).
+
+    Raises:
+        ValueError: it is not a clip of the shapes world.
+    """
     frames = load_video(file).frames.astype(np.float32)
-    enlarged = frames.shape[1] // SIZE
+    height, width = frames.shape[1:3]
+    if height != width or height % SIZE:
+        raise ValueError(
+            f"{file}: expected a square clip of a multiple of {SIZE} pixels, as the shapes models "
+            f"make, got {width} x {height}. Choose their clips."
+        )
+    enlarged = height // SIZE
     small = reduce(frames, "F (H y) (W x) rgb -> F H W rgb", "mean", y=enlarged, x=enlarged)
     return small.round().astype(np.uint8)
 

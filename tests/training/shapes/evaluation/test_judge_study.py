@@ -14,11 +14,19 @@ from human_eval.study.queries import read_votes
 from human_eval.study.store import open_study
 from tests.support.crowd import define_pair
 from training.shapes.evaluation import judge_study
+from training.shapes.evaluation.probes import read_shapes
 from training.shapes.world.scenes import FPS, HELD_OUT_SCENES, draw_clip
 from turbo.generate import main as generate
 from turbo.video import Video
 
 MINIATURE = Path(judge_study.__file__).parents[3] / "human_eval" / "simulated_miniature"
+
+
+def test_clips_of_another_size_are_refused(tmp_path):
+    other = Video(np.zeros((2, 64, 96, 3), np.uint8), FPS).save(tmp_path / "other.mp4")
+
+    with pytest.raises(ValueError, match="96 x 64"):
+        read_shapes(other)
 
 
 @pytest.mark.slow
