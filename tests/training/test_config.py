@@ -246,6 +246,32 @@ def test_weights_that_cannot_be_divided_over_processes_are_refused(changes, mess
         load_config(TINY, ["run.shard=true", *changes])
 
 
+@pytest.mark.parametrize(
+    "name, changes, key",
+    [
+        ("tiny_wan", [], "target_ema"),
+        ("tiny_wan", ["student.target_ema=0", "student.target_dropout=false"], "target_dropout"),
+        ("tiny_wan", ["student.target_ema=0", "data.record=recorded"], "data.record"),
+        ("tiny_v2", ["student.target_ema=0"], r"\[motion\]"),
+        (
+            "tiny_wan",
+            ["student.target_ema=0", "student.lora_rank=0", "run.shard=true"],
+            "run.shard",
+        ),
+    ],
+)
+def test_a_continuous_method_refuses_what_it_cannot_use(name, changes, key):
+    with pytest.raises(ValueError, match=key):
+        load_config(CONFIGS / f"{name}.toml", ["student.method=continuous", *changes])
+
+
+def test_a_continuous_method_needs_a_flow_matching_teacher(schedule, tiny_unet):
+    config = load_config(TINY, ["student.method=continuous", "student.target_ema=0"])
+
+    with pytest.raises(ValueError, match="flow-matching"):
+        build_settings(config, schedule, tiny_unet)
+
+
 def test_a_run_can_divide_what_is_trained(schedule, tiny_unet):
     config = load_config(CONFIGS / "tiny_v2.toml", ["run.shard=true"])
 
