@@ -247,17 +247,37 @@ def test_weights_that_cannot_be_divided_over_processes_are_refused(changes, mess
 
 
 @pytest.mark.parametrize(
-    "change", ["distance=l2", "kappa=0.1", "timestep_scaling=1.0", "target_ema=0.9"]
+    "name, changes, key",
+    [
+        ("tiny_wan", [], "target_ema"),
+        ("tiny_wan", ["student.target_ema=0", "student.target_dropout=false"], "target_dropout"),
+        ("tiny_wan", ["student.target_ema=0", "data.record=recorded"], "data.record"),
+        ("tiny_wan", ["student.target_ema=0", "student.distance=l2"], "distance"),
+        ("tiny_wan", ["student.target_ema=0", "student.kappa=0.1"], "kappa"),
+        ("tiny_wan", ["student.target_ema=0", "student.timestep_scaling=1.0"], "timestep_scaling"),
+        ("tiny_v2", ["student.target_ema=0"], r"\[motion\]"),
+        (
+            "tiny_wan",
+            ["student.target_ema=0", "student.lora_rank=0", "run.shard=true"],
+            "run.shard",
+        ),
+    ],
 )
-def test_settings_without_a_meaning_in_the_continuous_method_are_refused(change):
-    wan = CONFIGS / "tiny_wan.toml"
-    continuous = ["student.method=continuous", "student.target_ema=0"]
+def test_a_continuous_method_refuses_what_it_cannot_use(name, changes, key):
+    with pytest.raises(ValueError, match=key):
+        load_config(CONFIGS / f"{name}.toml", ["student.method=continuous", *changes])
 
-    assert load_config(wan, continuous).student.method == "continuous"
-    with pytest.raises(ValueError, match=change.split("=")[0]):
-        load_config(wan, [*continuous, f"student.{change}"])
+
+def test_a_discrete_method_refuses_the_warmup_of_the_continuous_one():
     with pytest.raises(ValueError, match="tangent_warmup"):
         load_config(TINY, ["student.tangent_warmup=10"])
+
+
+def test_a_continuous_method_needs_a_flow_matching_teacher(schedule, tiny_unet):
+    config = load_config(TINY, ["student.method=continuous", "student.target_ema=0"])
+
+    with pytest.raises(ValueError, match="flow-matching"):
+        build_settings(config, schedule, tiny_unet)
 
 
 def test_a_run_can_divide_what_is_trained(schedule, tiny_unet):

@@ -235,7 +235,7 @@ def run_title(name: str, seed_run: int) -> str:
 
 
 def start_student(
-    name: str, variant: student.Variant, folders: Folders, seed_run: int
+    name: str, variant: student.Variant, folders: Folders, seed_run: int = 1
 ) -> tuple[Network, Iterator[StepStats]]:
     """Return a student and the run that trains it, from its last checkpoint if there is one."""
     guide = load_teacher(folders)

@@ -60,11 +60,12 @@ def measure_footprint(card: ModelCard) -> Footprint:
     """
     with explained_damage(card):
         unet, vae = (_read_config(card.folder / part) for part in (card.unet, "vae"))
-        if "ffn_dim" in unet:
-            denoise, decode, frames = _count_wan(card, unet, vae)
+        denoise = (_count_wan if "ffn_dim" in unet else _count_unet)(card, unet, vae)
+        pixels, frames = card.height * card.width, card.num_frames
+        if "base_dim" in vae:  # the causal VAE
+            decode, frames = CAUSAL_VAE_ACTIVATIONS * pixels * vae["base_dim"], 1
         else:
-            denoise, frames = _count_unet(card, unet, vae), card.num_frames
-            decode = VAE_ACTIVATIONS * card.height * card.width * vae["block_out_channels"][0]
+            decode = VAE_ACTIVATIONS * pixels * vae["block_out_channels"][0]
         return Footprint(
             text_encoder=count_weights(card.folder / "text_encoder"),
             unet=count_weights(card.folder / card.unet),
@@ -77,22 +78,29 @@ def measure_footprint(card: ModelCard) -> Footprint:
 
 def _count_unet(card: ModelCard, unet: dict, vae: dict) -> float:
     """Return the activations of one call of a video UNet."""
-    downscale = 2 ** (len(vae["block_out_channels"]) - 1) * unet.get("patch_size", 1)
+    _, space = _shrinkage(vae)
+    downscale = space * unet.get("patch_size", 1)
     positions = (card.height // downscale) * (card.width // downscale)
     return card.num_frames * positions * _activations_per_position(unet)
 
 
-def _count_wan(card: ModelCard, network: dict, vae: dict) -> tuple[float, float, int]:
-    """Return the activations of one call of Wan's network, and those of its VAE."""
-    time, space = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
+def _shrinkage(vae: dict) -> tuple[int, int]:
+    """Return how many frames, and how many pixels of a side, one latent holds."""
+    if "base_dim" in vae:
+        return vae["scale_factor_temporal"], vae["scale_factor_spatial"]
+    return 1, 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _count_wan(card: ModelCard, network: dict, vae: dict) -> float:
+    """Return the activations of one call of Wan's network."""
+    time, space = _shrinkage(vae)
     depth, height, width = network["patch_size"]
     frames = (card.num_frames - 1) // time + 1
     tokens = (frames // depth) * (card.height // space // height) * (card.width // space // width)
     channels = network["num_attention_heads"] * network["attention_head_dim"]
     per_token = WAN_FEED_FORWARD_ACTIVATIONS * network["ffn_dim"] + WAN_ACTIVATIONS * channels
-    decode = CAUSAL_VAE_ACTIVATIONS * card.height * card.width * vae["base_dim"]
     text = WAN_TEXT_TOKENS * channels  # kept for every layer
-    return tokens * per_token + text, decode, 1
+    return tokens * per_token + text
 
 
 def _activations_per_position(unet: dict) -> float:

@@ -4,7 +4,6 @@ import json
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from diffusers import ModelMixin
 from transformers import CLIPTokenizer, PreTrainedModel
 
@@ -28,7 +27,10 @@ EXAMPLES = (
 
 def export_module(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
     """Save a diffusers or transformers module in float16, half the size of float32."""
-    deepcopy(network).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    half = deepcopy(network)
+    for weight in half.parameters():  # diffusers warns of a cast of the whole
+        weight.data = weight.data.half()
+    half.save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text())
     config.pop("_name_or_path", None)  # a path on the machine that trained it
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

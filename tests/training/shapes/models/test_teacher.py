@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.shapes.models.export import export_module
 from training.shapes.models.teacher import RECIPES, is_temporal, train_phase
 from training.shapes.world.encoded_clips import EncodedClips
+from turbo.models.footprint import measure_footprint
+from turbo.models.registry import WEIGHTS, find_card
+from turbo.pipeline import load_card
 
 
 @pytest.mark.parametrize("network", RECIPES)
@@ -34,3 +38,17 @@ def test_a_phase_trains_all_layers_but_single_frames_no_temporal_ones(network, t
         frozen = {n for n in before if is_temporal(n)} if phase.stride is None else set()
         assert frozen <= still
         assert all(is_temporal(name) for name in still)
+
+
+def test_a_flow_teacher_makes_clips_with_the_parts_of_the_shapes(tmp_path: Path):
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / part).symlink_to(WEIGHTS / "shapes" / part)
+    export_module(RECIPES["flow"].build(), tmp_path / "flow-teacher")
+    card = replace(
+        find_card("shapes-teacher-ode"), folder=tmp_path, unet="flow-teacher", flow_shift=3.0
+    )
+
+    video = load_card(card)("a red star moving left on a black background", steps=2)
+
+    assert video.frames.shape == (16, 32, 32, 3)
+    assert measure_footprint(card).peak("full", 2) / 1e9 < card.memory_gb
