@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from turbo.card import ModelCard
 from turbo.disk_space import check_space
 from turbo.manifest import Manifest, ManifestRow, sha256_of
-from turbo.pipeline import Result, Samples, VideoPipeline, fixed_threads
+from turbo.pipeline import Result, Samples, VideoPipeline, fixed_threads, warn_of_unread
 from turbo.provenance import Signer
 from turbo.request import Request
 from turbo.video import Video, remove_unfinished
@@ -251,14 +250,4 @@ class _Writer:
             fps=video.fps,
             sha256=sha256_of(self.manifest.folder / path),
             weights_sha256=self.pipeline.weights_sha256,
-        )
-
-
-def warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
-    """Print the words of a prompt that the model will not read."""
-    if unread := pipeline.unread(request.prompt):
-        tqdm.write(
-            f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
-            f"{unread}",
-            file=sys.stderr,
         )

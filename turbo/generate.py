@@ -30,12 +30,11 @@ from turbo.batch import (
     clip_name,
     make_clips,
     time_clip,
-    warn_of_unread,
 )
 from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS
-from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline
+from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline, warn_of_unread
 from turbo.provenance import Signer
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file

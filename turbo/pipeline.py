@@ -1,5 +1,6 @@
 """From a prompt to a video: encode the text, draw noise, sample, decode."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import diffusers
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from turbo import __version__
 from turbo.card import Dtype, Memory, ModelCard, describe_remedy
@@ -520,6 +522,16 @@ def _own_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
+    """Print the words of a prompt that the model will not read."""
+    if unread := pipeline.unread(request.prompt):
+        tqdm.write(
+            f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
+            f"{unread}",
+            file=sys.stderr,
+        )
 
 
 def _check_folders(card: ModelCard) -> None:

@@ -226,7 +226,7 @@ def _square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, 
         return frame.width, frame.height
     if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
         raise StudyError(
-            f"The pixels of the video are {aspect.numerator}:{aspect.denominator} wide. Make it "
+            f"The video has pixels of {aspect.numerator}:{aspect.denominator}. Make it "
             "again with square pixels."
         )
     if aspect > 1:

@@ -112,7 +112,7 @@ def claim(
 
 
 def find_current(connection: Connection, rater_id: int, *, now: int) -> tuple[int, int] | None:
-    """Return the number and the attempt of the rater's current assignment; None without one."""
+    """Return the number and the attempt of the rater's current assignment, or None."""
     rows = connection.execute(_OPEN, {"rater": rater_id}).all()
     return next(((row.id, row.attempt) for row in rows if row.expires_at > now), None)
 

@@ -23,7 +23,7 @@ MAX_SHOWN = 60  # characters of a value in a message
 
 
 def list_differences(old: StudyDefinition, new: StudyDefinition) -> list[str]:
-    """Return what differs, such as "raters_per_pair: 1, now 3"; empty for equal definitions."""
+    """Return the differences, such as "raters_per_pair: 1, now 3"; empty for equal definitions."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         f"{path}: {_show(before.get(path, 'not there'))}, now {_show(after.get(path, 'not there'))}"

@@ -67,5 +67,5 @@ def parse_root_path(text: str) -> str:
     path = text.strip().removesuffix("/")
     path = path if path.startswith("/") or not path else f"/{path}"
     if path and not _ROOT_PATH.fullmatch(path):
-        raise StudyError(f"{text!r} is not a path such as /t2v. Leave scheme and host out.")
+        raise StudyError(f"{text!r} is not a path such as /t2v. Leave out the scheme and the host.")
     return path

@@ -14,7 +14,7 @@ from human_eval.server.study_mount import StudyMount
 
 
 def create_hosted_app(replica: Replica, deployment: Deployment, *, every: float) -> FastAPI:
-    """Create the application. It opens the study at its start, and journals votes to its end.
+    """Create the application, which opens the study and journals votes until it stops.
 
     Args:
         every: seconds between two rounds of the journal.

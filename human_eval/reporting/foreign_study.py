@@ -146,7 +146,7 @@ def make_keys(noun: str, names: Iterable[str]) -> dict[str, str]:
         if other != name:
             raise StudyError(
                 f"The {noun} {other!r} and {name!r} would have the same key, {keys[name]!r}. If "
-                "they are one, write them alike in the table; otherwise rename one."
+                "they are the same, spell them alike in the table; otherwise rename one."
             )
     return keys
 

@@ -40,7 +40,7 @@ COOKIE_SECONDS = 30 * 86_400
 
 
 class EntryBody(BaseModel):
-    """What a browser sends to enter; the first of name, invitation and link that is set counts."""
+    """A request to enter. Of name, invitation and link, the first that is set counts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -198,7 +198,7 @@ def crossed_variance(
 
 
 def _effective_interval(share: float, votes: float, df: float, confidence: float) -> Interval:
-    """Return the interval of a share of so many effective votes, see `clustered_mean`."""
+    """Return the interval of a share for an effective number of votes; see `clustered_mean`."""
     level = (1 + confidence) / 2
     quantile = stdtrit(df, level)
     weight = quantile**2 / votes

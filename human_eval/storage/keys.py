@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,15 +51,12 @@ class Keys:
             NotYours: the signature is not valid for this purpose.
         """
         signer = self._signer(purpose)
-        refused = NotYours(BROKEN_LINK if purpose in ("link", "invitation") else _INVALID)
-        try:
+        with suppress(BadSignature, UnicodeError):
             payload = signer.loads(token)
-        except (BadSignature, UnicodeError) as error:
-            raise refused from error
-        # The last character of base64 has unused bits. Accept only the spelling that was signed.
-        if not isinstance(payload, list) or signer.dumps(payload) != token:
-            raise refused
-        return payload
+            # Base64's last character has unused bits. Accept only the spelling that was signed.
+            if isinstance(payload, list) and signer.dumps(payload) == token:
+                return payload
+        raise NotYours(BROKEN_LINK if purpose in ("link", "invitation") else _INVALID)
 
     def pseudonym(self, provider: str, name: str) -> str:
         """Return the name of a rater in the database: a keyed hash, which cannot be reversed."""

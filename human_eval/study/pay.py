@@ -97,7 +97,7 @@ def count_countries(
     """Count the raters who voted by country; countries of fewer than 5 are "other countries".
 
     Args:
-        raters: of `tabulate_raters`.
+        raters: the table of `tabulate_raters`.
         voted: pseudonyms of the raters whose votes count.
 
     Raises:
@@ -167,17 +167,17 @@ def owed_bonuses(
     session: int | None = None,
     again: bool = False,
 ) -> dict[int, Decimal]:
-    """Return what each rater is still owed, by number: pay by the pair less what was paid.
+    """Return what each rater is still owed, by number: pay per pair, less what was paid.
 
     Excluded and blocked raters are owed nothing here.
 
     Args:
-        raters: of `tabulate_raters`.
+        raters: the table of `tabulate_raters`.
         per_pair: pay for one pair.
         reward: what the platform itself pays for a session whose outcome is "done".
         session: pairs of a complete session; a rater may have completed several, each of them paid
             by the platform. None if a session has no such number.
-        again: count no bonus of an earlier file as paid.
+        again: treat the bonuses of earlier files as unpaid.
     """
     owed = {}
     for rater in raters[raters["decision"] == ""].itertuples(index=False):

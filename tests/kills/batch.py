@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from tests.support.warm import kill_tree, start_program, wait_for
+from tests.kills.programs import kill_tree, start_program, wait_for
 from turbo.batch import clip_name, make_clips
 from turbo.manifest import Manifest
 from turbo.pipeline import load_pipeline

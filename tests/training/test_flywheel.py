@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from human_eval.reporting.export import read_export
-from tests.support.warm import start_program, wait_for
+from tests.kills.programs import start_program, wait_for
 from training import flywheel
 from training.flywheel import main, rate_height
 from training.shapes.world.scenes import FPS, FRAMES, Scene, draw_background, draw_clip

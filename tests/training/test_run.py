@@ -18,7 +18,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.support.warm import kill_tree, start_program, wait_for
+from tests.kills.programs import kill_tree, start_program, wait_for
 from training import distil as command
 from training.checkpoints import find_newest, load_checkpoint, load_newest, saved_checkpoints
 from training.config import load_config
@@ -192,6 +192,17 @@ def test_a_second_run_in_the_same_folder_is_refused(videos, tmp_path):
 
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="Another process writes"):
         command.run(config)
+
+
+def test_a_run_ends_with_its_launcher(videos, tmp_path, monkeypatch):
+    """In its own test, since what is left of a killed run may also end by itself."""
+    watched = []
+    monkeypatch.setattr(command, "exit_with_launcher", watched.append)
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError):
+        command.run(load_config(CONFIGS / "tiny_vc2.toml", changes(videos, tmp_path)))
+
+    assert watched == [1]  # the number of processes
 
 
 @slow

@@ -59,8 +59,8 @@ def _folds(adapted: LoraLayer, x: Tensor) -> bool:
     weight, down = adapted.get_base_layer().weight, adapted.lora_A["default"].weight
     exact = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
     drops = adapted.training and bool(adapted.lora_B["default"]._forward_hooks)
-    kind = "cpu" if x.is_meta else x.device.type
-    if not exact or drops or adapted.disable_adapters or torch.is_autocast_enabled(kind):
+    device = "cpu" if x.is_meta else x.device.type  # memory is forecast on the meta device
+    if not exact or drops or adapted.disable_adapters or torch.is_autocast_enabled(device):
         return False
     trains = torch.is_grad_enabled() and down.requires_grad
     size, rank, passes = weight.numel(), len(down), 3 if trains else 1

@@ -205,7 +205,7 @@ def load_viclip(folder: Path) -> ViCLIP:
 
 
 def read_viclip(file: Path, config: ViCLIPConfig | None = None) -> ViCLIP:
-    """Read published weights; of ViCLIP-L/14 by default."""
+    """Read published weights, by default those of ViCLIP-L/14."""
     part = viclip_part(config or ViCLIPConfig())
     model = part.filled(read_part(open_checkpoint(file), part), share=True)
     assert isinstance(model, ViCLIP)

@@ -214,7 +214,7 @@ def _read_table(path: Path | None) -> Table:
 
 
 def verify(options: argparse.Namespace) -> str:
-    """Return which choices of two runs differ, the first one first."""
+    """Return the settings in which two runs differ, in the order of comparison."""
     if not (found := compare(options.run, options.other)):
         print("No choice of the protocol differs.")
         return ""

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.testing import assert_close
 
-from tests.support.warm import start_program, wait_for
+from tests.kills.programs import start_program, wait_for
 from training import distil
 from training.build import build_parts, teacher_card
 from training.config import Config, load_config

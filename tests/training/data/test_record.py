@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.testing import assert_close
 
-from tests.support.warm import kill_tree, start_program, wait_for
+from tests.kills.programs import kill_tree, start_program, wait_for
 from training import build, distil
 from training.build import load_teacher, teacher_card
 from training.config import Config, load_config
