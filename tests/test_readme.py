@@ -136,3 +136,13 @@ def test_the_table_of_results_is_that_of_the_committed_evaluation():
         if not label.startswith(("teacher-50", "real")):
             votes = report["pairs"][f"{label} vs teacher-50"]["preference"]
             assert cells[9] == f"{votes['mean']:.0f} [{votes['low']:.0f}, {votes['high']:.0f}]"
+
+
+def test_the_tests_that_the_training_guide_names_are_there():
+    text = (ROOT / "training/README.md").read_text()
+    named = re.findall(r"\| `([a-z/_]+)`(?:: ([\w ]+))? \|$", text, re.MULTILINE)
+    assert len(named) > 10
+    for file, words in named:
+        sources = [path.read_text() for path in (ROOT / "tests").rglob(f"{Path(file).name}.py")]
+        words = (words or "test").lower().replace(" ", "_")
+        assert any(re.search(rf"def \w*{words}", source) for source in sources), (file, words)

@@ -331,9 +331,9 @@ def test_videos_without_a_prompt_for_rewards_are_not_scored(start):
 def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(schedule, monkeypatch):
     noises, roll_out = [], module.roll_out
 
-    def remember(student, schedule, drawn, *rest):
+    def remember(student, schedule, drawn, *rest, **settings):
         noises.append(torch.stack([*drawn]))
-        return roll_out(student, schedule, drawn, *rest)
+        return roll_out(student, schedule, drawn, *rest, **settings)
 
     monkeypatch.setattr(module, "roll_out", remember)
     config = DistillationConfig(
