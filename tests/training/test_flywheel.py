@@ -1,6 +1,7 @@
 """The flywheel: studies, a reward of their votes, a student, and a comparison of it."""
 
 import json
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkey
     def run(command: list[str], env: dict[str, str], check: bool) -> None:
         assert wait_for(start_program(*command[2:], variables=env)) == 0
 
-    monkeypatch.setattr(flywheel, "subprocess", SimpleNamespace(run=run))
+    forked = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
+    monkeypatch.setattr(flywheel, "subprocess", forked)
     out = tmp_path / "flywheel"
     main(["--out", str(out), *SIZES])
 
