@@ -127,7 +127,9 @@ def effective_votes(votes: pd.DataFrame, scores: pd.Series) -> tuple[np.ndarray,
     where the weight w_t comes from earlier votes on other prompts. If each vote's pair were drawn
     anew, the mean of w_t (f_t - F) given all votes before would be 0, with any judge whose scores
     were not fitted on these votes. A study draws pairs without replacement and asks several raters
-    about each; that dependence is left to the clustered variance. The wins and losses are those of the mean of z, with the design effect of
+    about each; that dependence is left to the clustered variance.
+
+    The wins and losses are those of the mean of z, with the design effect of
     `human_eval.statistics.e_values.design_effects`; F has the variance Var(f) / N, which all
     values share. There are none before MIN_CLUSTERS raters and prompts. E-values and intervals of
     them are valid at any time as the numbers of prompts and raters grow.
