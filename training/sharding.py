@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-UNITS = 16  # a process gathers at most this share of the weights at a time, and the next
+UNITS = 16  # a unit has at most this fraction of the weights; two are whole at a time
 
 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:

@@ -69,7 +69,7 @@ def prediction_powered_rates(
             ends = anytime_interval(wins[-1], losses[-1])
             row |= {"e": e[-1], "anytime_low": ends.low, "anytime_high": ends.high}
             row["decided"] = bool((e >= len(definition.comparisons) / LEVEL).any())
-        rows.append({"decided": False, **row})
+        rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -124,9 +124,12 @@ def effective_votes(votes: pd.DataFrame, scores: pd.Series) -> tuple[np.ndarray,
 
         z_t = y_t - w_t (f_t - F),
 
-    where the weight w_t comes from earlier votes on other prompts. If chance chose the pair, the
-    mean of w_t (f_t - F) given all votes before is 0, with any judge: the judge adds no bias at any
-    time. The wins and losses are those of the mean of z, with the design effect of
+    where the weight w_t comes from earlier votes on other prompts. If each vote's pair were drawn
+    anew, the mean of w_t (f_t - F) given all votes before would be 0, with any judge whose scores
+    were not fitted on these votes. A study draws pairs without replacement and asks several raters
+    about each; that dependence is left to the clustered variance.
+
+    The wins and losses are those of the mean of z, with the design effect of
     `human_eval.statistics.e_values.design_effects`; F has the variance Var(f) / N, which all
     values share. There are none before MIN_CLUSTERS raters and prompts. E-values and intervals of
     them are valid at any time as the numbers of prompts and raters grow.

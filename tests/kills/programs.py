@@ -4,6 +4,7 @@ A process takes several seconds to import them, and a test that kills programs s
 program still imports the code of this repository itself.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -37,6 +38,7 @@ def start_program(
     ranks = (processes,) if processes > 1 else ()
     process = FRESH.Process(target=target, args=(*ranks, module, arguments, dict(variables or {})))
     process.start()
+    atexit.register(kill_tree, process)  # else Python waits for it after a failed test
     return process
 
 

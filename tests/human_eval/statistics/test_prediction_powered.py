@@ -102,7 +102,7 @@ def test_votes_without_times_have_no_e_value():
 
     row = prediction_powered_rates(votes.assign(answered_at=pd.NaT), scores, PAIR).iloc[0]
 
-    assert row[["e", "anytime_low"]].isna().all() and row["low"] > 0 and not row["decided"]
+    assert row[["e", "anytime_low"]].isna().all() and row["low"] > 0 and pd.isna(row["decided"])
 
 
 def test_too_few_pairs_without_a_vote_are_no_help_and_say_so():

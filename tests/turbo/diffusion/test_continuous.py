@@ -95,7 +95,7 @@ def test_the_loss_takes_the_slope_of_the_clean_estimate_along_the_teachers_path(
         assert_close(loss.clean, clean(0))
 
 
-def test_a_step_against_its_gradient_lowers_the_slope(teacher, student, batch):
+def test_a_step_against_its_gradient_moves_the_estimate_towards_its_target(teacher, student, batch):
     noisy = torch.randn(2, 4, 3, 4, 4)
     trained = [p for p in student.parameters() if p.requires_grad]
 

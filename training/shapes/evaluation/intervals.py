@@ -48,7 +48,7 @@ def clustered_mean(
         clusters: scenes, or scenes and runs.
         null: the mean of the null hypothesis; None for no test.
         bounds: the smallest and the largest possible value; `SHARE` for rates. Equal values have
-            the exact interval of one value per cluster between them, or no width if there are no
+            the exact interval of one value per scene between them, or no width if there are no
             bounds.
 
     Raises:
