@@ -103,7 +103,8 @@ def test_a_model_gets_what_torch_keeps_of_former_ones(saved_card, accelerators, 
     """With a fake accelerator that records its calls."""
     calls = []
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: calls.append("empty"))
-    monkeypatch.setattr(VideoPipeline, "_read", lambda *_: calls.append("read"))
+    read = SimpleNamespace()
+    monkeypatch.setattr(VideoPipeline, "_read", lambda *_: calls.append("read") or read)
     monkeypatch.setattr(placement, "free_memory", lambda _: 10**12)
 
     VideoPipeline.load(saved_card, "cuda", dtype="float32")
