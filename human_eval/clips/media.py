@@ -31,6 +31,7 @@ MAX_ASPECT = 4  # width to height of a pixel
 
 PADDING = 8  # bytes of an empty MP4 box
 MAX_BYTES = 256 * 2**20
+VISIBLE_MARK = '"visible_mark": true'  # in the recipe that turbo writes into a file
 MAX_PIXELS = 2**31  # height times width times frames: half a minute of 1920 x 1080
 
 
@@ -83,8 +84,8 @@ def read_footage(path: Path) -> Footage:
     """Decode every frame of a clip.
 
     Raises:
-        StudyError: the file is missing, cut short, damaged, too large, or has no frames or no
-            frame rate.
+        StudyError: the file is missing, cut short, damaged, too large, bears a visible mark, or
+            has no frames or no frame rate.
     """
     try:
         size = path.stat().st_size
@@ -98,6 +99,11 @@ def read_footage(path: Path) -> Footage:
         path = path.absolute()  # FFmpeg takes what precedes a colon for a protocol
         with av.open(str(path), options={"err_detect": "explode"}) as container:
             _check_whole(path, container.format.name)
+            if VISIBLE_MARK in container.metadata.get("comment", ""):
+                raise StudyError(
+                    'The video bears the words "AI-generated", by which raters could recognise its '
+                    "system. Make it again without --visible-mark."
+                )
             return _decode(container, path)
     except (av.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -14,6 +14,7 @@ from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
 from tests.support.crowd import define_pair
 from tests.support.studies import define, make_clip
+from turbo.video import Video
 
 PROMPTS = [Prompt(index, f"prompt {index}") for index in range(3)]
 
@@ -79,6 +80,15 @@ def test_every_clip_comes_in_under_a_name_that_tells_nothing(folders, tmp_path):
         assert len(stored.stem) == 32 and stored.stat().st_mode & 0o777 == 0o600
         assert clip.system not in stored.name and clip.source_sha256 not in stored.name
     assert (tmp_path / "media").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_clip_with_a_visible_mark_is_refused(folders, tmp_path):
+    """Raters could recognise its system."""
+    marked = Video(draw(height=160, width=160), 8, {"visible_mark": True})
+    marked.save(folders["ours"] / "0001.mp4")
+
+    with pytest.raises(StudyError, match="--visible-mark"):
+        read_footage(folders["ours"] / "0001.mp4")
 
 
 def test_pictures_survive_the_gate(folders, tmp_path):
