@@ -110,11 +110,10 @@ def read(tmp_path):
     def read(name, mapping):
         (tmp_path / "mapping.toml").write_text(mapping)
         path = DATA / name
-        if mapping == CEMS:  # a row for each student, a column for each two schools
-            wide = pd.read_csv(path, dtype=str).assign(student=lambda table: table.index)
-            table = wide.melt("student", value_name="choice").dropna()
-            schools = table["variable"].str.split("-", expand=True)
-            table = table.assign(prompt="Europe", first=schools[0], second=schools[1])
+        if mapping == CEMS:  # counts; who gave which answer matters to none of the numbers below
+            wide = pd.read_csv(path).melt(["first", "second"], var_name="choice", value_name="n")
+            table = wide.loc[wide.index.repeat(wide["n"])].assign(prompt="Europe")
+            table["student"] = table.groupby(["first", "second"]).cumcount()
             path = tmp_path / name
             table.to_csv(path, index=False)
         votes = read_foreign_votes(path, load_mapping(str(tmp_path / "mapping.toml")))
@@ -204,7 +203,7 @@ def test_shares_strengths_and_agreement_of_a_crowd_are_those_of_independent_code
 
 def test_shares_strengths_and_agreement_of_students_on_schools_are_those_of_independent_code(read):
     votes, definition = read("cems.csv", CEMS)
-    raw = pd.read_csv(DATA / "cems.csv", dtype=str)
+    raw = pd.read_csv(DATA / "cems.csv").set_index(["first", "second"])
 
     rates = win_rates(votes, definition)
     strengths = fit_strengths(count_votes(votes[votes["choice"] != "tie"]))[0]
@@ -213,8 +212,8 @@ def test_shares_strengths_and_agreement_of_students_on_schools_are_those_of_inde
     agreement = tabulate_agreement(pairs, definition)
 
     for row in rates.to_dict("records"):
-        schools = "-".join(definition.system(row[side]).title for side in ("system_a", "system_b"))
-        answers = raw[schools].value_counts()
+        schools = tuple(definition.system(row[side]).title for side in ("system_a", "system_b"))
+        answers = raw.loc[schools]
         assert row["rate"] == pytest.approx(answers["1"] / (answers["1"] + answers["2"]), abs=1e-12)
         assert row["raters"] == row["votes"] == answers.sum()
     assert len(rates) == 15 and agreement["pairs"].item() == 15
