@@ -27,19 +27,18 @@ NO_STUDENT = (
 )
 
 
-class FoldingLinear(lora.Linear):
+class _Folding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _fold(self, x) if _folds(self, x) else super().forward(x)
 
 
-class FoldingConv2d(lora.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return _fold(self, x) if _folds(self, x) else super().forward(x)
+class FoldingLinear(_Folding, lora.Linear): ...
 
 
-class FoldingConv3d(lora.Conv3d):
-    def forward(self, x: Tensor) -> Tensor:
-        return _fold(self, x) if _folds(self, x) else super().forward(x)
+class FoldingConv2d(_Folding, lora.Conv2d): ...
+
+
+class FoldingConv3d(_Folding, lora.Conv3d): ...
 
 
 FOLDING = {lora.Linear: FoldingLinear, lora.Conv2d: FoldingConv2d, lora.Conv3d: FoldingConv3d}
