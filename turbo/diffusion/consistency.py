@@ -70,6 +70,23 @@ def embed_guidance_scale(scale: PerVideo, size: int = 256) -> Embedding:
     return torch.cat([phases.sin(), phases.cos()], dim=1)
 
 
+def condition_student(
+    network: VideoNetwork, guidance_scale: PerVideo, fps: FrameRate | None = None
+) -> Conditioning:
+    """Return what a student is told beside its prompts; see `bind_consistency_function`.
+
+    Raises:
+        ValueError: the network is a teacher.
+    """
+    if network.guidance_size is None:
+        raise ValueError(
+            "Expected a network that takes a guidance embedding, got a teacher. "
+            "Bind a teacher with `guidance.bind_guided`, or make a student: `student_of`."
+        )
+    guidance = embed_guidance_scale(guidance_scale, network.guidance_size)
+    return Conditioning(guidance=guidance, fps=fps)
+
+
 @checked
 def bind_consistency_function(
     network: VideoNetwork,
@@ -93,14 +110,7 @@ def bind_consistency_function(
             network gets its embedding also where m is 0: without one it skips a layer.
         timestep_scaling: with which the network was trained, of `boundary_scalings`.
     """
-    if network.guidance_size is None:
-        raise ValueError(
-            "Expected a network that takes a guidance embedding, got a teacher. "
-            "Bind a teacher with `guidance.bind_guided`, or make a student: `student_of`."
-        )
-    bound = Conditioning(
-        guidance=embed_guidance_scale(guidance_scale, network.guidance_size), fps=fps
-    )
+    bound = condition_student(network, guidance_scale, fps)
 
     def consistency_function(noisy: Latents, timesteps: Timesteps) -> Latents:
         conditioning = bound

@@ -13,11 +13,10 @@ import torch
 from einops import rearrange
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from turbo.diffusion.consistency import embed_guidance_scale
-from turbo.diffusion.distillation import ConsistencyLoss, SolverInput
-from turbo.diffusion.guidance import bind_guided
+from turbo.diffusion.consistency import condition_student
+from turbo.diffusion.distillation import ConsistencyLoss, SolverInput, bind_teacher
 from turbo.diffusion.schedule import FlowSchedule
-from turbo.types import Conditioning, Latents, Schedule, Timesteps, VideoNetwork, checked
+from turbo.types import Latents, Schedule, Timesteps, VideoNetwork, checked
 
 FLOOR = 0.1  # added to the size of a tangent before division, as in sCM
 
@@ -37,12 +36,13 @@ def velocity_along(
     A Jacobian-vector product. Attention is computed by its formula: torch's fast kernels have no
     forward-mode derivative.
     """
-    told, condition = schedule.told(timesteps), _condition(network, batch)
+    told = schedule.told(timesteps)
+    condition = condition_student(network, batch.guidance_scale, batch.fps)
 
     def velocity(at: Latents, time: torch.Tensor) -> Latents:
         return network(at, time, batch.prompt_embeds, condition)
 
-    tangents = (direction, torch.full_like(told, 1000.0))  # the network is told 1000 sigma
+    tangents = (direction, torch.full_like(told, 1000.0))  # told = 1000 sigma
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, when it loads derivatives
         result = torch.func.jvp(velocity, (noisy, told), tangents)
@@ -83,29 +83,13 @@ def continuous_loss(
         )
     alpha, sigma = schedule.levels(batch.start)
     with torch.no_grad():
-        guided = bind_guided(
-            teacher,
-            schedule,
-            batch.prompt_embeds,
-            batch.uncond_embeds,
-            batch.guidance_scale + 1,
-            batch.fps,
-            one_call=True,
-        )
-        path = guided(noisy, batch.start)
+        path = bind_teacher(teacher, schedule, batch)(noisy, batch.start)
         own, change = velocity_along(target, schedule, noisy, batch.start, path, batch)
         tangent = alpha * (path - own - share * sigma * change)
         size = tangent.square().mean(dim=(1, 2, 3, 4)).sqrt()
         goal = own + tangent / (rearrange(size, "B -> B 1 1 1 1") + FLOOR)
-    told = schedule.told(batch.start)
-    velocity = student(noisy, told, batch.prompt_embeds, _condition(student, batch))
+    condition = condition_student(student, batch.guidance_scale, batch.fps)
+    velocity = student(noisy, schedule.told(batch.start), batch.prompt_embeds, condition)
     clean, _ = schedule.split(noisy, velocity, batch.start)
     aim, _ = schedule.split(noisy, goal, batch.start)
     return ConsistencyLoss((velocity - goal).square().mean() / 2, clean, aim)
-
-
-def _condition(network: VideoNetwork, batch: SolverInput) -> Conditioning:
-    if network.guidance_size is None:
-        raise ValueError("Expected a student, got a network without a guidance embedding.")
-    guidance = embed_guidance_scale(batch.guidance_scale, network.guidance_size)
-    return Conditioning(guidance=guidance, fps=batch.fps)

@@ -26,6 +26,7 @@ from turbo.diffusion.guidance import bind_guided
 from turbo.networks.families import Network
 from turbo.types import (
     ConsistencyFunction,
+    Denoiser,
     FrameRate,
     Latents,
     PerVideo,
@@ -197,6 +198,19 @@ def roll_out(
     return latents.clone()  # the sampler's own tensors cannot take part in a gradient
 
 
+def bind_teacher(teacher: VideoNetwork, schedule: Schedule, batch: SolverInput) -> Denoiser:
+    """Bind a teacher to a batch, guided by w + 1 in the Imagen convention, in one call."""
+    return bind_guided(
+        teacher,
+        schedule,
+        batch.prompt_embeds,
+        batch.uncond_embeds,
+        batch.guidance_scale + 1,
+        batch.fps,
+        one_call=True,
+    )
+
+
 @checked
 @torch.no_grad()
 def teacher_step(
@@ -206,16 +220,8 @@ def teacher_step(
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 13, the augmented PF-ODE.
     """
-    guided = bind_guided(
-        teacher,
-        schedule,
-        batch.prompt_embeds,
-        batch.uncond_embeds,
-        batch.guidance_scale + 1,
-        batch.fps,
-        one_call=True,
-    )
-    clean, noise = schedule.split(noisy, guided(noisy, batch.start), batch.start)
+    output = bind_teacher(teacher, schedule, batch)(noisy, batch.start)
+    clean, noise = schedule.split(noisy, output, batch.start)
     return schedule.ddim_step(clean, noise, batch.end)
 
 

@@ -1,7 +1,7 @@
 """The shapes teachers: a `VideoUNet` and a `WanNetwork`, each trained on frames, then on clips."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -277,20 +277,7 @@ FLOW = Recipe(
             stride=1,
         ),
     ),
-    polish=Phase(
-        "polish",
-        FitConfig(
-            steps=2400,
-            learning_rate=6e-4,
-            warmup=100,
-            decay=0.7,
-            ema=0.999,
-            checkpoint_every=50,
-            seed=47,
-        ),
-        batch=16,
-        stride=1,
-    ),
+    polish=replace(UNET.polish, fit=replace(UNET.polish.fit, checkpoint_every=50, seed=47)),
     rank=32,
 )
 RECIPES = {"unet": UNET, "flow": FLOW}
