@@ -9,6 +9,7 @@ from human_eval.definition.definition import Question, StudyDefinition
 from human_eval.reporting.preferences import video_align_questions
 from human_eval.reporting.win_rate_rows import count_of
 from human_eval.statistics.e_values import LEVEL, NEEDS
+from human_eval.statistics.intervals import PRIOR_VOTES
 from human_eval.statistics.power import POWER, detectable_rate
 from human_eval.statistics.votes import (
     COLUMNS,
@@ -21,6 +22,10 @@ from human_eval.statistics.votes import (
     find_unknown,
 )
 
+INTERVALS = (
+    f"equal-tailed 95 % intervals of a Beta distribution ({PRIOR_VOTES} wins and losses added; "
+    "Brown, Cai and DasGupta, 2001)"
+)
 TIES = {
     "forced": "forced choice",
     "tie": "ties allowed",
@@ -231,13 +236,11 @@ def _foreign_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     named = f", with {_join(numbers)}" if numbers else ""
     comparisons, kinds = len(definition.comparisons), list(cluster_kinds(votes))
     if kinds == ["vote"]:
-        analysed = (
-            "95 % Wilson intervals, which take votes as independent. No difference is claimed."
-        )
+        analysed = f"{INTERVALS}, which take votes as independent. No difference is claimed."
     else:
         by = _join([{"prompt": "prompt text"}.get(kind, kind) for kind in kinds])
         analysed = (
-            "95 % Wilson intervals with effective votes (Franco et al., 2019), from a jackknife "
+            f"{INTERVALS} for effective votes (Franco et al., 2019), from a jackknife "
             f"variance clustered by {by}, and Student's t with the degrees of freedom of Bell and "
             "McCaffrey (2002). A difference is claimed if the larger of the p-values of the exact "
             "sign test and of the clustered test, adjusted over all "
@@ -264,7 +267,7 @@ def _foreign_paragraph(votes: pd.DataFrame, definition: StudyDefinition) -> str:
 def _analysed(definition: StudyDefinition) -> str:
     comparisons = len(definition.comparisons)
     return (
-        "Win rates are shares of decisive votes. Intervals are 95 % Wilson intervals with "
+        f"Win rates are shares of decisive votes. Intervals are {INTERVALS} for "
         "effective votes (Franco et al., 2019), from a variance clustered by prompt text and "
         "rater (Cameron, Gelbach and Miller, 2011; the largest of the two-way and both one-way "
         "jackknife variances), and Student's t with the degrees of freedom of Bell and McCaffrey "

@@ -16,6 +16,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from human_eval.statistics.clusters import cluster_variance, combine_variances, sum_by_cluster
 
+# Between Jeffreys' 0.5 and the uniform prior's 1. Of 50, 100, 200 and 500 independent votes at 90,
+# 91, ... 99 %, the smallest coverage is largest with 0.7: 93.5 %; with 0.5 it is 91.4, with 1 91.1.
+PRIOR_VOTES = 0.7
 FEW_CLUSTERS = 30  # below it, Student's t is visibly wider than the normal distribution
 
 
@@ -96,16 +99,14 @@ def clustered_mean(
     Its variance V and degrees of freedom are those of `human_eval.statistics.clusters`, for one
     kind of cluster (such as scenes) or for two that cross (prompts and raters).
 
-    Between `bounds`, the interval is Wilson's for n effective votes and Student's t. For bounds of
-    0 and 1, values with mean m and variance s^2, and N values,
+    Between `bounds`, the interval is that of n effective votes and Student's t. For bounds of 0 and
+    1, values with mean m and variance s^2, and N values,
 
-        n = m (1 - m) / max(V, s^2 / N),
-        (m + t^2 / 2n +- t sqrt(m (1 - m) / n + t^2 / 4n^2)) / (1 + t^2 / n),
+        n = m (1 - m) / max(V, s^2 / N),    r = (z / t)^2,
+        Beta(r (n m + c), r (n (1 - m) + c)) between its quantiles (1 -+ confidence) / 2,
 
-    and `p` is of the score test, so that it is below 1 - confidence where the interval does not
-    contain the null. The end next to 0 or 1, where Wilson's interval is too short, is Jeffreys'
-    with n (z / t)^2 votes if that is farther out. Without bounds, interval and test are Student's,
-    m +- t sqrt(V).
+    with c = `PRIOR_VOTES`. `p` is of the score test, with t; an end that would contradict it is
+    moved to the null. Without bounds, interval and test are Student's, m +- t sqrt(V).
 
     Values that are all equal show no variance; then the interval is exact for one independent
     value per cluster, see `_unanimous`. A kind with a single cluster cannot vary: the interval
@@ -122,9 +123,9 @@ def clustered_mean(
     Raises:
         ValueError: there are no values, or each kind has a single cluster.
 
-    Source: effective votes: Korn and Graubard (1998), Survey Methodology 24(2), 193-201; Wilson's
-    interval with them: Franco, Little, Louis and Slud (2019), J. Surv. Stat. Methodol. 7(3),
-    334-364; the end next to 0 or 1: Brown, Cai and DasGupta (2001), Stat. Sci. 16(2), 101-133.
+    Source: effective votes: Korn and Graubard (1998), Survey Methodology 24(2), 193-201; intervals
+    with them: Franco, Little, Louis and Slud (2019), J. Surv. Stat. Methodol. 7(3), 334-364; the
+    Beta distribution: Brown, Cai and DasGupta (2001), Stat. Sci. 16(2), 101-133.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -155,19 +156,19 @@ def clustered_mean(
         half = float(stdtrit(df, (1 + confidence) / 2)) * error
         low, high = mean - half, mean + half
         error_of_null = error
-    p, note = 1.0, ""
+    distance = abs(mean - null)
+    p = 2 * float(stdtr(df, -distance / error_of_null)) if error_of_null else float(not distance)
+    rejected = p < 1 - confidence
+    if mean > null:
+        low = max(low, null) if rejected else min(low, null)
+    elif mean < null:
+        high = min(high, null) if rejected else max(high, null)
+    note = ""
     if len(several) < len(clusters):
-        note = f"one {fewest} only: says nothing about others"
-    else:
-        distance = abs(mean - null)
-        p = (
-            2 * float(stdtr(df, -distance / error_of_null))
-            if error_of_null
-            else float(not distance)
-        )
-        if df < FEW_CLUSTERS - 1:
-            cause = f"few {fewest}s" if counts[fewest] < FEW_CLUSTERS else "uneven shares of votes"
-            note = f"{cause}: t with {df:.3g} degrees of freedom"
+        p, note = 1.0, f"one {fewest} only: says nothing about others"
+    elif df < FEW_CLUSTERS - 1:
+        cause = f"few {fewest}s" if counts[fewest] < FEW_CLUSTERS else "uneven shares of votes"
+        note = f"{cause}: t with {df:.3g} degrees of freedom"
     return Mean(mean, error, low, high, p, note, float(df))
 
 
@@ -200,18 +201,9 @@ def crossed_variance(
 def _effective_interval(share: float, votes: float, df: float, confidence: float) -> Interval:
     """Return the interval of a share for an effective number of votes; see `clustered_mean`."""
     level = (1 + confidence) / 2
-    quantile = stdtrit(df, level)
-    weight = quantile**2 / votes
-    centre = share + weight / 2
-    half = quantile * np.sqrt(share * (1 - share) / votes + weight / votes / 4)
-    low, high = (centre - half) / (1 + weight), (centre + half) / (1 + weight)
-    fewer = votes * (ndtri(level) / quantile) ** 2
-    jeffreys = fewer * share + 0.5, fewer * (1 - share) + 0.5
-    if share <= 0.5:
-        low = min(low, betaincinv(*jeffreys, 1 - level))
-    if share >= 0.5:
-        high = max(high, betaincinv(*jeffreys, level))
-    return Interval(float(low), float(high))
+    ratio = (ndtri(level) / stdtrit(df, level)) ** 2
+    wins, losses = (ratio * (votes * part + PRIOR_VOTES) for part in (share, 1 - share))
+    return Interval(*(float(betaincinv(wins, losses, end)) for end in (1 - level, level)))
 
 
 def _unanimous(

@@ -291,7 +291,9 @@ def independent_ends(votes: int) -> np.ndarray:
 
 @pytest.mark.parametrize("votes", [2, 3, 5, 8, 20, 50, 100])
 def test_one_more_win_never_lowers_a_bound(votes):
-    assert (np.diff(independent_ends(votes), axis=0) > 0).all()
+    rises = np.diff(independent_ends(votes), axis=0)
+    assert (rises >= 0).all()
+    assert (rises[1:-1] > 0).all()  # but of two votes, whose interval is [0, 1] up to rounding
 
 
 def test_an_interval_does_not_contain_what_was_seen_not_to_be():
@@ -301,7 +303,7 @@ def test_an_interval_does_not_contain_what_was_seen_not_to_be():
 
 
 @pytest.mark.parametrize("votes", [50, 100, 200, 500])
-@pytest.mark.parametrize("rate", [0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99])
+@pytest.mark.parametrize("rate", [0.5, 0.8, *(percent / 100 for percent in range(90, 100))])
 def test_intervals_of_independent_votes_cover_lopsided_rates(votes, rate):
     low, high = independent_ends(votes).T
 
@@ -316,8 +318,10 @@ def test_the_test_agrees_with_the_interval(seed):
 
     p = clustered_mean(votes, {"rater": groups}).p
 
-    edge = clustered_mean(votes, {"rater": groups}, confidence=1 - p)
-    assert min(abs(edge.low - 0.5), abs(edge.high - 0.5)) == pytest.approx(0, abs=1e-9)
+    for doubt in (0.9 * p, 0.99 * p, 1.01 * p, 1.1 * p):  # of the interval, 1 - confidence
+        found = clustered_mean(votes, {"rater": groups}, confidence=1 - doubt)
+        inside = found.low <= 0.5 <= found.high
+        assert inside if doubt < p else not found.low < 0.5 < found.high
 
 
 def test_a_kind_that_shares_nothing_has_at_most_the_votes_that_were_given():

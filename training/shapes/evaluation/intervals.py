@@ -42,7 +42,7 @@ def clustered_mean(
     null: float | None = None,
     bounds: tuple[float, float] = UNBOUNDED,
 ) -> Estimate:
-    """Estimate a mean with Student's t over the clusters; between bounds, with Wilson's interval.
+    """Estimate a mean with Student's t over the clusters; between bounds, with that of a share.
 
     Args:
         clusters: scenes, or scenes and runs.
