@@ -28,25 +28,29 @@ IMBALANCE = 2.0  # how many times as many votes one comparison may have as anoth
 BUSIEST = 10  # raters who are left out, one after another
 
 
-def audit_votes(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
+def audit_votes(
+    votes: pd.DataFrame, definition: StudyDefinition, *, rates: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Probe the votes that count.
 
     Args:
         votes: those that count (`human_eval.statistics.votes.counted_votes`).
+        rates: their `win_rates`, if they are known.
 
     Returns:
         Columns probe; `fired`; `found`, where and how much, "" if it did not fire; `unknown`, what
         the votes do not tell, so that the probe was not made.
     """
+    rates = win_rates(votes, definition) if rates is None else rates
     rows = []
     for name, probe in PROBES.items():
         unknown = find_unknown(votes, NEEDS.get(name, ()))
-        found = "" if unknown else probe(votes, definition)
+        found = "" if unknown else probe(votes, definition, rates)
         rows.append({"probe": name, "fired": bool(found), "found": found, "unknown": unknown})
     return pd.DataFrame(rows)
 
 
-def _side_effect(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _side_effect(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     table = tabulate_side_bias(votes)
     if table.empty:
         return ""
@@ -57,26 +61,22 @@ def _side_effect(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     )
 
 
-def _busiest_rater(votes: pd.DataFrame, definition: StudyDefinition) -> str:
-    table = win_rates(votes, definition)
-    busy = table[(table["busiest"] > BUSY) & (table["votes"] >= MIN_VOTES)]
+def _busiest_rater(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
+    busy = rates[(rates["busiest"] > BUSY) & (rates["votes"] >= MIN_VOTES)]
     return _list(
         f"{row.comparison} {row.question}: one rater gave {100 * row.busiest:.0f} %"
         for row in busy.itertuples()
     )
 
 
-def _few_prompts(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _few_prompts(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     prompts = votes.groupby("comparison", observed=True)["prompt"].nunique()
     few = prompts[prompts < FEW_PROMPTS]
     return _list(f"{key}: prompts of {count} different texts" for key, count in few.items())
 
 
-def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition) -> str:
-    table = win_rates(_primary(votes, definition), definition)
-    if table.empty:
-        return ""
-    clear = table[table["p"] <= LEVEL]
+def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
+    clear = rates[(rates["question"] == definition.primary.key) & (rates["p"] <= LEVEL)]
     won = np.where(clear["rate"] > 0.5, clear["system_a"], clear["system_b"])
     lost = np.where(clear["rate"] > 0.5, clear["system_b"], clear["system_a"])
     beats = set(zip(won, lost, strict=True))
@@ -88,7 +88,7 @@ def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     )
 
 
-def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     """Compare the order of systems without ties to that with a tie as half a win for either."""
     changed = []
     for tallies in _connected(votes, definition):
@@ -103,24 +103,24 @@ def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     return _list(changed)
 
 
-def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     """Leave out the busiest raters, one after another: does the first of the ranking change?"""
     asked = _primary(votes, definition)
+    rankings = [(set(group.names), _order(group)[0]) for group in _connected(asked, definition)]
     changed = []
     for rater in asked["rater"].value_counts().index[:BUSIEST]:
         rest = asked[asked["rater"] != rater]
-        for all_votes in _connected(asked, definition):
-            names = set(all_votes.names)
+        for names, first in rankings:
             left = rest[rest["system_a"].isin(names)]
             if set(left["system_a"]) | set(left["system_b"]) != names:
                 continue
-            first, without = _order(all_votes)[0], _order(count_votes(left))[0]
+            without = _order(count_votes(left))[0]
             if first != without:
                 changed.append(f"without rater {rater}, {without} is first instead of {first}")
     return _list(changed)
 
 
-def _unseparated(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _unseparated(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     table = tabulate_differences(_primary(votes, definition))
     if table.empty:
         return ""
@@ -131,7 +131,7 @@ def _unseparated(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     )
 
 
-def _imbalance(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _imbalance(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     counts = _primary(votes, definition)["comparison"].astype(str).value_counts()
     counts = counts.reindex([entry.key for entry in definition.comparisons], fill_value=0)
     if counts.max() <= IMBALANCE * counts.min():
@@ -139,12 +139,12 @@ def _imbalance(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     return f"{counts.idxmin()} has {counts.min():,} votes and {counts.idxmax()} {counts.max():,}"
 
 
-def _disconnected(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _disconnected(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     groups = list(connected_groups(votes))
     return _list(" and ".join(group) for group in groups) if len(groups) > 1 else ""
 
 
-def _duplicates(votes: pd.DataFrame, definition: StudyDefinition) -> str:
+def _duplicates(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     keys = ["rater", "comparison", "prompt_index", "question"]
     again = votes.duplicated(keys)
     if not again.any():
@@ -153,7 +153,7 @@ def _duplicates(votes: pd.DataFrame, definition: StudyDefinition) -> str:
     return f"{again.sum():,} answers repeat one of the same rater ({raters:,} raters)"
 
 
-PROBES: dict[str, Callable[[pd.DataFrame, StudyDefinition], str]] = {
+PROBES: dict[str, Callable[[pd.DataFrame, StudyDefinition, pd.DataFrame], str]] = {
     "side effect": _side_effect,
     "busiest rater": _busiest_rater,
     "one prompt": _few_prompts,

@@ -15,6 +15,7 @@ import pandas as pd
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
+from human_eval.reporting.audit import audit_votes
 from human_eval.reporting.charts import (
     E_VALUES_CAPTION,
     SIDES,
@@ -181,13 +182,20 @@ often the results were looked at before. `more` is the median number of further 
         make=lambda votes: forecast_decisions(votes.counted, votes.definition, paths=votes.paths),
     ),
     ReportTable(
+        name="audit",
+        columns=["probe", "fired", "unknown", "found"],
+        make=lambda votes: audit_votes(votes.counted, votes.definition, rates=votes.rates),
+        text="""\
+## Can the votes be trusted?
+
+Probes of what a reviewer would ask; `unknown` is what the votes do not tell:""",
+    ),
+    ReportTable(
         name="sides",
         columns=["question", "votes", "left_share", "low", "high", "p"],
         needs=("side_a",),
         make=lambda votes: tabulate_side_bias(votes.counted),
         text="""\
-## Can the votes be trusted?
-
 The share of decisive votes that the left clip won, one half if there is no side bias:""",
     ),
     ReportTable(

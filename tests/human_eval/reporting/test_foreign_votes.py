@@ -89,6 +89,9 @@ def test_votes_without_raters_and_prompts_give_a_report_without_claims(tmp_path,
     rates = pd.read_csv(report / "win_rates.csv", keep_default_na=False)
     assert rates["rate"].tolist() == [0.8, 0.0] and set(rates["claim"]) == {""}
     assert not (report / "sides.csv").exists() and not (report / "influence.csv").exists()
+    audit = pd.read_csv(report / "audit.csv", index_col="probe", keep_default_na=False)
+    assert audit.index[audit["fired"]].tolist() == ["coverage imbalance"]
+    assert audit["unknown"]["side effect"] == "sides"
     assert len(read_export(study)[0]) == 130
     assert not (report / "evidence.svg").exists()
     with pytest.raises(SystemExit):
