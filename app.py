@@ -152,6 +152,16 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < float("inf"):
+        raise StudyError(f"{text!r} is not a number of minutes. 0 keeps the models in memory.")
+    return minutes
+
+
 def _folder(text: str) -> Path:
     if not text.strip():
         raise StudyError("Name a folder, or leave it out.")
@@ -207,6 +217,12 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
         [],
         "models to load at the start and to keep in memory, such as t2v-turbo-v2; they are "
         "downloaded if they are not on this machine",
+    ),
+    "idle-minutes": (
+        _minutes,
+        5.0,
+        "end the process of the models when nobody has had the page open for so long; default: 5; "
+        "0 and --preload keep it",
     ),
     "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
     "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),

@@ -6,7 +6,7 @@ Raters and readers have routes of their own and never wait in the queue of compu
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from socket import socket
 from typing import Any
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse
 
+from demo.compute.process import ModelProcess
 from demo.context import PageContext
 from demo.dropped_clips import DropError
 from demo.web.gradio_internals import CallChecker, Page
@@ -26,6 +27,7 @@ from human_eval.hosting.listener import address_of, serve_on
 from human_eval.hosting.proxies import BehindProxy
 from human_eval.server.sign_in import COOKIE
 
+IDLE_CHECK_SECONDS = 10
 MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
 THIS_MACHINE = Deployment()
 
@@ -38,10 +40,13 @@ def create_page_app(
     deployment: Deployment = THIS_MACHINE,
 ) -> FastAPI:
     """Create the application. At its start, it begins to load the models and the study."""
+    limits = limits or Limits(rater_cookie=COOKIE)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with context.study.running():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(context.study.running())
+            await stack.enter_async_context(_ending_when_idle(context.process, limits))
             context.engine.start()
             yield
 
@@ -68,11 +73,31 @@ def create_page_app(
         Guard,
         calls=CallChecker(page),
         video_folders=[context.engine.clips.folder, page.cached_files],
-        limits=limits or Limits(rater_cookie=COOKIE),
+        limits=limits,
         frames=deployment.frames,
     )
     app.add_middleware(BehindProxy, deployment=deployment)
     return app
+
+
+@asynccontextmanager
+async def _ending_when_idle(process: ModelProcess | None, limits: Limits) -> AsyncIterator[None]:
+    """End the process of the models when nobody has had the page open for long, and at the end."""
+    if process is None:
+        yield
+        return
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
+            await asyncio.to_thread(process.end_if_idle, visited=limits.open_streams > 0)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.to_thread(process.end)
 
 
 def mount_options(context: PageContext) -> dict[str, Any]:
