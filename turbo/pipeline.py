@@ -457,7 +457,7 @@ class VideoPipeline:
     def _recipe(self, request: Request, batch: _Batch) -> dict[str, Any]:
         """Return all that determines the frames; tensors of the caller by name only."""
         versions = {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # is of a class of torch, which a reader would import
             "diffusers": diffusers.__version__,
             "turbo": __version__,
         }
