@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,6 +116,9 @@ def read_flags() -> argparse.Namespace:
         action="store_true",
         help='write "AI-generated" into a corner of every frame',
     )
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve MCP at /mcp: tools generate, compare, verify"
+    )
     flags = parser.parse_args()
     try:
         for flag, (parse, default, _) in SETTINGS.items():
@@ -129,6 +133,9 @@ def read_flags() -> argparse.Namespace:
             _check_ready(flags.model)
         flags.allow_download = flags.allow_download or read_switch("T2V_ALLOW_DOWNLOAD")
         flags.visible_mark = flags.visible_mark or read_switch("T2V_VISIBLE_MARK")
+        flags.mcp = flags.mcp or read_switch("T2V_MCP")
+        if flags.mcp and find_spec("mcp") is None:
+            raise StudyError("--mcp (T2V_MCP) needs a package. Install it: pip install mcp.")
         frames = SPACE_FRAMES if on_a_space() else ()
         flags.deployment = read_deployment(flags.root_path, flags.frame_ancestors, frames=frames)
     except StudyError as refusal:

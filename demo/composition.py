@@ -35,7 +35,7 @@ def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
         flags: from `app.read_flags`.
     """
     context = create_context(flags, clips)
-    return create_page_app(build_page(context), context, deployment=flags.deployment)
+    return create_page_app(build_page(context), context, deployment=flags.deployment, mcp=flags.mcp)
 
 
 def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
@@ -47,7 +47,9 @@ def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     preloaded = models_to_preload(flags.model, flags.preload)
     process = None
     if on_zero_gpu():
-        load = partial(fetch_and_load, load_in_fork(load_here, flags.port), flags.preload)
+        load: Callable[[str], Generate] = partial(
+            fetch_and_load, load_in_fork(load_here, flags.port), flags.preload
+        )
     else:
         idle_seconds = None if flags.preload else flags.idle_minutes * 60 or None
         load_there = partial(fetch_and_load, load_here, flags.preload)

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from demo.session import CompareRow, EngineError, GeneratedClip, Update, Updates
 from demo.world import World
 from turbo.card import Dtype, Memory, ModelCard, describe_remedy, describe_state
+from turbo.manifest import sha256_of as sha256_of
 from turbo.models.registry import MODELS
 from turbo.request import MAX_SEED, Request, RequestError, check_request
 
