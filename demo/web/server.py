@@ -127,7 +127,7 @@ def mount_options(context: PageContext) -> dict[str, Any]:
         # first caller's Host header, by one client for all callers, so that neither the limits nor
         # the address can be trusted.
         "mcp_server": False,
-        "pwa": False,
+        "pwa": True,  # the address of its manifest is fixed, so not below a path
     }
 
 
