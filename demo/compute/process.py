@@ -110,6 +110,8 @@ class ModelProcess:
                 while (message := connection.recv())[0] == "yielded":
                     yield message[1]
         except (EOFError, ConnectionError, FileNotFoundError) as failure:
+            if self._process is not None:  # its connections close before it counts as ended
+                self._process.join(1)
             raise EngineError(
                 "The process that makes the videos has ended, perhaps for lack of memory. "
                 "Try again."
