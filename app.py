@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,6 +116,9 @@ def read_flags() -> argparse.Namespace:
         action="store_true",
         help='write "AI-generated" into a corner of every frame',
     )
+    parser.add_argument(
+        "--mcp", action="store_true", help="serve MCP at /mcp: tools generate, compare, verify"
+    )
     flags = parser.parse_args()
     try:
         for flag, (parse, default, _) in SETTINGS.items():
@@ -129,6 +133,9 @@ def read_flags() -> argparse.Namespace:
             _check_ready(flags.model)
         flags.allow_download = flags.allow_download or read_switch("T2V_ALLOW_DOWNLOAD")
         flags.visible_mark = flags.visible_mark or read_switch("T2V_VISIBLE_MARK")
+        flags.mcp = flags.mcp or read_switch("T2V_MCP")
+        if flags.mcp and find_spec("mcp") is None:
+            raise StudyError("--mcp (T2V_MCP) needs a package. Install it: pip install mcp.")
         frames = SPACE_FRAMES if on_a_space() else ()
         flags.deployment = read_deployment(flags.root_path, flags.frame_ancestors, frames=frames)
     except StudyError as refusal:
@@ -150,6 +157,16 @@ def _port(text: str) -> int:
             "the first free one from 7860."
         )
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < float("inf"):
+        raise StudyError(f"{text!r} is not a number of minutes. 0 keeps the models in memory.")
+    return minutes
 
 
 def _folder(text: str) -> Path:
@@ -207,6 +224,12 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
         [],
         "models to load at the start and to keep in memory, such as t2v-turbo-v2; they are "
         "downloaded if they are not on this machine",
+    ),
+    "idle-minutes": (
+        _minutes,
+        5.0,
+        "end the process of the models when nobody has had the page open for so long; default: 5; "
+        "0 and --preload keep it",
     ),
     "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
     "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),

@@ -7,22 +7,23 @@ from functools import partial
 from fastapi import FastAPI
 
 from demo.clip_store import ClipStore
+from demo.compute.engine import Engine, Generate
+from demo.compute.process import ModelProcess
+from demo.compute.zero_gpu import load_in_fork, on_zero_gpu
 from demo.context import PageContext
 from demo.dropped_clips import DroppedClips
-from demo.engine import Engine, Generate
 from demo.models import (
     COMPARE_ROWS,
     availability,
     describe_models,
     download_model,
-    fetch_missing,
+    fetch_and_load,
     load_model,
     models_to_preload,
 )
 from demo.page import build_page
 from demo.starter import PRESET, open_or_create
 from demo.web.server import create_page_app
-from demo.zero_gpu import load_in_fork, on_zero_gpu
 from human_eval.server.study_mount import StudyMount
 from human_eval.study.store import open_study
 
@@ -34,37 +35,39 @@ def compose(flags: argparse.Namespace, clips: ClipStore) -> FastAPI:
         flags: from `app.read_flags`.
     """
     context = create_context(flags, clips)
-    return create_page_app(build_page(context), context, deployment=flags.deployment)
+    return create_page_app(build_page(context), context, deployment=flags.deployment, mcp=flags.mcp)
 
 
 def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
     """Create everything that the page needs. Nothing is loaded yet."""
     placement = {"device": flags.device, "dtype": flags.dtype, "memory": flags.memory}
-    load: Callable[[str], Generate] = partial(
+    load_here: Callable[[str], Generate] = partial(
         load_model, **placement, visible_mark=flags.visible_mark
     )
-    if on_zero_gpu():
-        load = load_in_fork(load, flags.port)
-
-    def fetch_and_load(name: str) -> Generate:
-        if name in flags.preload:
-            fetch_missing(name)
-        return load(name)
-
     preloaded = models_to_preload(flags.model, flags.preload)
-    engine = Engine(fetch_and_load, preloaded, clips, flags.prompt_filter)
+    process = None
+    if on_zero_gpu():
+        load: Callable[[str], Generate] = partial(
+            fetch_and_load, load_in_fork(load_here, flags.port), flags.preload
+        )
+    else:
+        idle_seconds = None if flags.preload else flags.idle_minutes * 60 or None
+        load_there = partial(fetch_and_load, load_here, flags.preload)
+        process = ModelProcess(load_there, preloaded, idle_seconds)
+        load = process.load
+    engine = Engine(load, preloaded, clips, flags.prompt_filter)
 
     def current_availability(name: str) -> str:
-        # Measuring memory needs torch, which the engine imports with the first model, and a GPU,
-        # which this process never has on ZeroGPU.
-        if on_zero_gpu() or engine.is_loaded(name) or engine.readiness(flags.model) == "loading":
+        # ZeroGPU lends no GPU to this process, whose memory could be measured.
+        if process is None or engine.is_loaded(name):
             return availability(name)
-        return availability(name, placement)
+        return process.availability(name, placement)
 
     if flags.study is not None:
         open_store = partial(open_study, flags.study)
     else:
         open_store = partial(open_or_create, flags.data_dir / "studies" / PRESET)
+    download = process.download if process else download_model
     return PageContext(
         models=describe_models(),
         default_model=flags.model,
@@ -73,6 +76,7 @@ def create_context(flags: argparse.Namespace, clips: ClipStore) -> PageContext:
         study=StudyMount(open_store, frames=flags.deployment.frames),
         dropped=DroppedClips(clips.folder.parent / "dropped"),
         availability=current_availability,
-        download=download_model if flags.allow_download else None,
+        download=download if flags.allow_download else None,
         contact=flags.contact,
+        process=process,
     )

@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
+from demo.compute.engine import Engine
+from demo.compute.process import ModelProcess
 from demo.dropped_clips import DroppedClips
-from demo.engine import Engine
 from demo.models import ModelInfo
 from demo.session import CompareRow, Download
 from human_eval.server.study_mount import StudyMount
@@ -34,6 +35,7 @@ class PageContext:
     dropped: DroppedClips
     availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
     download: Download | None = None  # None if the operator does not allow downloads
+    process: ModelProcess | None = None  # where the engine computes; None if it is this one
     contact: str | None = None  # mailbox or address where visitors report videos
 
 

@@ -14,21 +14,24 @@ import secrets
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from demo.session import CompareRow, EngineError, GeneratedClip, Update, Updates
 from demo.world import World
 from turbo.card import Dtype, Memory, ModelCard, describe_remedy, describe_state
+from turbo.manifest import sha256_of as sha256_of
 from turbo.models.registry import MODELS
 from turbo.request import MAX_SEED, Request, RequestError, check_request
 
 logger = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded")
 
 COMPARE_ROWS = [
     CompareRow(model="shapes-teacher", steps=50, title="Teacher · 50 steps"),
@@ -264,6 +267,13 @@ def fetch_missing(name: str) -> None:
     if not card.is_ready():
         logger.warning("Fetching %s: it %s.", name, describe_state(card))
         deque(download_model(name), maxlen=0)
+
+
+def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name: str) -> Loaded:
+    """Load a model; download its weights before if it is one of `fetched`."""
+    if name in fetched:
+        fetch_missing(name)
+    return load(name)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def _add_readiness(context: PageContext) -> None:
     timer = gr.Timer(1.0)
 
     def on_tick() -> tuple[str, gr.Timer]:
+        if context.process is not None:
+            context.process.wake(context.default_model)
         state = context.engine.readiness(context.default_model)
         return theme.show_readiness(state), gr.Timer(active=state == "loading")
 

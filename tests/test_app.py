@@ -88,6 +88,8 @@ def test_a_switch_of_the_environment_takes_the_usual_spellings(text, allowed, mo
         ("T2V_ROOT_PATH", "https://lab.example/t2v"),
         ("T2V_FRAME_ANCESTORS", "lab.example"),
         ("T2V_CONTACT", "ada"),
+        ("T2V_IDLE_MINUTES", "soon"),
+        ("T2V_IDLE_MINUTES", "nan"),
         ("T2V_PRELOAD", "nothing"),
         ("T2V_PRELOAD", "t2v-turbo-ms"),  # its projection must be chosen
     ],
@@ -119,6 +121,16 @@ def test_prompts_are_filtered_by_language_and_by_own_words(tmp_path, monkeypatch
         with pytest.raises(SystemExit):
             app.read_flags()
         assert "T2V_PROMPT_FILTER" in capsys.readouterr().err
+
+
+def test_mcp_without_its_package_is_refused_with_a_remedy(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["app.py", "--mcp"])
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+
+    with pytest.raises(SystemExit):
+        app.read_flags()
+
+    assert "pip install mcp" in capsys.readouterr().err
 
 
 def test_a_flag_replaces_a_variable_that_cannot_be_used(monkeypatch):

@@ -53,7 +53,7 @@ from turbo.types import (
     Timesteps,
     checked,
 )
-from turbo.video import Video
+from turbo.video import Video, draw_visible_mark
 
 Stage = Literal["text", "denoise", "decode"]
 # Loading sets torch's meta device and default dtype, which are those of the whole process.
@@ -153,10 +153,12 @@ class VideoPipeline:
             FileNotFoundError: a part of the weights is not on this disk.
             MemoryError: the model does not fit into the memory of the device; the message names
                 an option that would.
-            ValueError: this device does not support this use of memory, or the weights are
-                damaged.
+            ValueError: this device does not support this use of memory, the weights are damaged,
+                or the mark does not fit the frames.
         """
         _check_folders(card)
+        if visible_mark:  # before minutes of computing
+            draw_visible_mark(card.height * card.enlarge, card.width * card.enlarge)
         placement = place(card, device=device, dtype=dtype, memory=memory)
         # The blocks that torch caches of an earlier model may fit no tensor of this one.
         if placement.device.type != "cpu":
@@ -455,7 +457,7 @@ class VideoPipeline:
     def _recipe(self, request: Request, batch: _Batch) -> dict[str, Any]:
         """Return all that determines the frames; tensors of the caller by name only."""
         versions = {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # is of a class of torch, which a reader would import
             "diffusers": diffusers.__version__,
             "turbo": __version__,
         }

@@ -65,7 +65,9 @@ class Video:
             raise ValueError(f"Expected a path that ends in {SUFFIX}, got {path}. Rename it.")
         frames = repeat(self.frames, "F H W rgb -> F (H y) (W x) rgb", y=enlarge, x=enlarge)
         if self.recipe.get("visible_mark"):
-            frames = _draw_mark(frames)
+            mark = draw_visible_mark(*frames.shape[1:3])
+            frames = frames.copy()  # may be a view of our own
+            frames[:, -mark.shape[0] :, : mark.shape[1]] = mark
         _, height, width, _ = frames.shape
         if height % 2 or width % 2:
             raise ValueError(
@@ -105,15 +107,14 @@ def remove_unfinished(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _draw_mark(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "F H W 3"]:
-    """Return the frames with `VISIBLE_MARK` in the lower left corner, white on black.
+def draw_visible_mark(height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Return `VISIBLE_MARK` in white on black, for the lower left corner of frames of this size.
 
     Raises:
         ValueError: the frames are too small for it.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    height, width = frames.shape[1:3]
     font = ImageFont.load_default(max(10, min(height // 20, width // 12)))
     left, top, right, bottom = (round(edge) for edge in font.getbbox(VISIBLE_MARK))
     margin = (bottom - top) // 3
@@ -124,10 +125,7 @@ def _draw_mark(frames: UInt8[np.ndarray, "F H W 3"]) -> UInt8[np.ndarray, "F H W
             f"{width} x {height}. Enlarge them, or leave the mark out."
         )
     ImageDraw.Draw(strip).text((margin - left, margin - top), VISIBLE_MARK, "white", font)
-    words = np.asarray(strip)
-    marked = frames.copy()
-    marked[:, -words.shape[0] :, : words.shape[1]] = words
-    return marked
+    return np.asarray(strip)
 
 
 def _encode(frames: UInt8[np.ndarray, "F H W 3"], fps: float, comment: str, path: Path) -> None:

@@ -146,6 +146,10 @@ class Page(gr.Blocks):
                 print_exception=False,
             )
 
+    def index_of(self, api_name: str) -> int:
+        """Return the number by which calls name an endpoint of the API."""
+        return next(i for i, function in self.fns.items() if function.api_name == api_name)
+
     @property
     def queue_has_stopped(self) -> bool:
         """Whether the task that serves the queue has ended."""

@@ -135,6 +135,11 @@ class Limits:
         finally:
             self._slots.release()
 
+    @property
+    def open_streams(self) -> int:
+        """How many connections are open: every open page has one."""
+        return sum(self._streams.values())
+
     @contextmanager
     def streaming(self, client: str) -> Iterator[None]:
         """Count a connection that stays open.
@@ -143,7 +148,7 @@ class Limits:
             TooMany: there are too many already.
         """
         count = self._streams.get(client, 0)
-        if count >= self.streams or sum(self._streams.values()) >= self.streams_in_all:
+        if count >= self.streams or self.open_streams >= self.streams_in_all:
             raise TooMany("Too many open connections. Close other tabs of this page.")
         self._streams[client] = count + 1
         try:

@@ -6,7 +6,7 @@ Raters and readers have routes of their own and never wait in the queue of compu
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from socket import socket
 from typing import Any
 
@@ -15,17 +15,20 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse
 
+from demo.compute.process import ModelProcess
 from demo.context import PageContext
 from demo.dropped_clips import DropError
 from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
 from demo.web.limits import DROP, Limits
+from demo.web.mcp import MCP_ROUTE, add_mcp
 from demo.widgets import theme
 from human_eval.hosting.deployment import Deployment
 from human_eval.hosting.listener import address_of, serve_on
 from human_eval.hosting.proxies import BehindProxy
 from human_eval.server.sign_in import COOKIE
 
+IDLE_CHECK_SECONDS = 10
 MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
 THIS_MACHINE = Deployment()
 
@@ -36,18 +39,28 @@ def create_page_app(
     *,
     limits: Limits | None = None,
     deployment: Deployment = THIS_MACHINE,
+    mcp: bool = False,
 ) -> FastAPI:
-    """Create the application. At its start, it begins to load the models and the study."""
+    """Create the application. At its start, it begins to load the models and the study.
+
+    Args:
+        mcp: serve the tools of `demo.web.mcp` too.
+    """
+    limits = limits or Limits(rater_cookie=COOKIE)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with context.study.running():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(context.study.running())
+            await stack.enter_async_context(_ending_when_idle(context.process, limits))
+            await stack.enter_async_context(tools)
             context.engine.start()
             yield
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     # No other site may read the responses. With this middleware, Gradio does not add its own.
     app.add_middleware(CORSMiddleware, allow_origins=[])
+    tools = add_mcp(app, page, context) if mcp else nullcontext()
     study = context.study
     for path, mounted in (
         ("/study", study.vote_app),
@@ -68,11 +81,32 @@ def create_page_app(
         Guard,
         calls=CallChecker(page),
         video_folders=[context.engine.clips.folder, page.cached_files],
-        limits=limits or Limits(rater_cookie=COOKIE),
+        limits=limits,
         frames=deployment.frames,
+        further_calls=[MCP_ROUTE] if mcp else [],
     )
     app.add_middleware(BehindProxy, deployment=deployment)
     return app
+
+
+@asynccontextmanager
+async def _ending_when_idle(process: ModelProcess | None, limits: Limits) -> AsyncIterator[None]:
+    """End the process of the models when nobody has had the page open for long, and at the end."""
+    if process is None:
+        yield
+        return
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
+            await asyncio.to_thread(process.end_if_idle, visited=limits.open_streams > 0)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.to_thread(process.end)
 
 
 def mount_options(context: PageContext) -> dict[str, Any]:
@@ -89,10 +123,11 @@ def mount_options(context: PageContext) -> dict[str, Any]:
         "max_file_size": "1kb",  # nothing on the page takes a file
         "enable_monitoring": False,
         "ssr_mode": False,
-        # Its calls come back to the page from the address in the first caller's Host header, by one
-        # client for all callers, so that neither the limits nor the address can be trusted.
+        # `demo.web.mcp` serves it. Gradio's own calls come back to the page from the address in the
+        # first caller's Host header, by one client for all callers, so that neither the limits nor
+        # the address can be trusted.
         "mcp_server": False,
-        "pwa": False,
+        "pwa": True,  # the address of its manifest is fixed, so not below a path
     }
 
 

@@ -63,7 +63,10 @@ def button_to_clip(trace: Trace, folder: Path) -> None:
 
     with mock.patch("sys.argv", ["app.py", "--data-dir", str(folder)]):
         flags = read_flags()
-    context = create_context(flags, open_clip_store(flags.data_dir))
+    # The trace sees this process, so the model is loaded here instead of in one of its own.
+    here = mock.patch("demo.composition.ModelProcess", lambda load, *_: mock.Mock(load=load))
+    with here:
+        context = create_context(flags, open_clip_store(flags.data_dir))
     page = build_page(context)
     context.engine.start()
     while not all(context.engine.is_loaded(name) for name in models_to_preload("shapes-turbo")):
@@ -73,6 +76,7 @@ def button_to_clip(trace: Trace, folder: Path) -> None:
     list(handler(*arguments))
     with trace.on():
         *_, outputs = handler(*arguments)
+    trace.files.setdefault("demo/compute/process.py")
     assert outputs, "no clip"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from demo.clip_store import ClipStore
-from demo.engine import Engine
+from demo.compute.engine import Engine
 from demo.models import Request
 from demo.session import EngineError
 from tests.support.fake_engine import FakeEngine

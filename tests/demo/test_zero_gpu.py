@@ -23,10 +23,10 @@ zero.init = zero.move = lambda *args, **kwargs: None
 from dataclasses import replace
 from pathlib import Path
 from demo.clip_store import ClipStore
-from demo.engine import Engine
+from demo.compute.engine import Engine
 from demo.models import load_model, read_request, describe_models
 from demo.session import EngineError
-from demo.zero_gpu import load_in_fork
+from demo.compute.zero_gpu import load_in_fork
 from turbo.models.registry import MODELS
 
 for name in ("shapes-turbo", "shapes-vcm", "shapes-teacher"):

@@ -13,9 +13,9 @@ import av
 import numpy as np
 
 from demo.clip_store import ClipStore
+from demo.compute.engine import Engine, Generate
 from demo.context import PageContext
 from demo.dropped_clips import DroppedClips
-from demo.engine import Engine, Generate
 from demo.models import ModelInfo, Request
 from demo.session import CompareRow, GeneratedClip, Update, Updates
 from demo.world import World

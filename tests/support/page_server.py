@@ -70,14 +70,14 @@ def make_study(folder: Path, num_prompts: int = 6, k: int = 2) -> StudyStore:
 
 @asynccontextmanager
 async def run_page_server(
-    folder: Path, *, limits: Limits = NO_LIMITS, pace: float = 0.0, **study
+    folder: Path, *, limits: Limits = NO_LIMITS, pace: float = 0.0, mcp: bool = False, **study
 ) -> AsyncIterator[PageServer]:
     """Run the application until the end of the block."""
     store = make_study(folder / "studies" / "test", **study)
     mount = StudyMount(lambda: store)
     context = create_fake_context(FakeEngine(pace).load, folder, mount)
     page = build_page(context)
-    app = create_page_app(page, context, limits=limits)
+    app = create_page_app(page, context, limits=limits, mcp=mcp)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(120):
             while mount.note == PREPARING:

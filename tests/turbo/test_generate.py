@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_loaded_pipeline_makes_the_frames_of_the_saved_one(tiny_model, tiny_pipe
     loaded = VideoPipeline.load(tiny_model)
 
     assert (loaded("a cat").frames == tiny_pipeline("a cat").frames).all()
+
+
+def test_a_mark_that_does_not_fit_is_refused_before_weights_are_read(tiny_model, monkeypatch):
+    monkeypatch.setattr(VideoPipeline, "_read", lambda *_: pytest.fail("read weights"))
+
+    with pytest.raises(ValueError, match="visible mark"):
+        VideoPipeline.load(replace(tiny_model, height=16, width=16, enlarge=2), visible_mark=True)
 
 
 def test_batch_lists_every_clip(tiny_model, prompts, tmp_path):

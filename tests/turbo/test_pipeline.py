@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -182,6 +183,7 @@ def test_video_carries_its_recipe(tiny_pipeline):
     }
     assert set(recipe["versions"]) == {"torch", "diffusers", "turbo"}
     assert json.loads(json.dumps(recipe)) == recipe
+    assert b"torch_version" not in pickle.dumps(recipe)  # plain data: readers need no torch
 
 
 def test_video_has_the_size_of_the_card(tiny_pipeline):

@@ -394,6 +394,19 @@ def test_the_guidelines_are_shown_at_every_visit_where_storage_is_blocked(fake_s
 
 
 @pytest.mark.slow
+def test_the_page_can_be_installed_as_an_app(fake_server, open_page):
+    page = open_page(fake_server)
+    browser = page.context.new_cdp_session(page)
+
+    found = browser.send("Page.getAppManifest")
+    manifest = json.loads(found["data"])
+
+    assert found["url"] == f"{fake_server.url}/manifest.json" and not found["errors"]
+    assert (manifest["name"], manifest["display"]) == ("T2V-Turbo", "standalone")
+    icons = [f"{fake_server.url}/{icon['src']}" for icon in manifest["icons"]]
+    assert icons and all(page.request.get(icon).ok for icon in icons)
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):

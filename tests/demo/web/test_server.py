@@ -5,6 +5,7 @@ import json
 import random
 import string
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 from gradio.queueing import Queue
@@ -378,6 +379,20 @@ def hostile_bodies(rng: random.Random) -> list[bytes]:
         keys = ["data", "fn_index", "session_hash", "assignment", "answers", "consent", "event_id"]
         chosen = rng.sample(keys, rng.randrange(1, 6))
         bodies.append(json.dumps({key: rng.choice(values) for key in chosen}).encode())
+    for method in ["tools/call", "tools/list", "initialize", "ping", "resources/read", "", None]:
+        for arguments in (
+            None,
+            [],
+            {"prompt": ["\x00"]},
+            {"recipe": {}, "sha256": 1},
+            {"seed": {}},
+        ):
+            params = {
+                "name": rng.choice(["generate", "compare", "verify", "x"]),
+                **({"arguments": arguments, "uri": rng.choice(texts)}),
+            }
+            call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+            bodies.append(json.dumps(call).encode())
     for index in range(40):
         data = [rng.choice([None, -1, "x", {}, [], 1e99]) for _ in range(rng.randrange(6))]
         call = {"fn_index": index, "session_hash": "abc", "data": data}
@@ -388,7 +403,7 @@ def hostile_bodies(rng: random.Random) -> list[bytes]:
 @pytest.mark.slow
 def test_ten_thousand_malformed_calls_meet_only_plain_refusals(tmp_path):
     async def scene():
-        async with run_page_server(tmp_path) as server:
+        async with run_page_server(tmp_path, mcp=find_spec("mcp") is not None) as server:
             rng = random.Random(0)
             bodies = hostile_bodies(rng)
             values = ["x", "..", "%2e%2e%2f", "\u2603", "0" * 300, "predict", "-1"]

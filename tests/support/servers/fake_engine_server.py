@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds-per-step", type=float, default=0.2)
     parser.add_argument("--load-when", type=Path, help="load models when this file exists")
     parser.add_argument("--study", type=Path, help="folder; default: a new starter study")
+    parser.add_argument("--mcp", action="store_true")
     args = parser.parse_args()
     args.data_dir.mkdir(parents=True, exist_ok=True)
     fake = FakeEngine(args.seconds_per_step, args.data_dir / "engine.log")
@@ -38,7 +39,7 @@ def main() -> None:
     deployment = read_deployment(None, None)
     mount = StudyMount(partial(open_or_create, study), frames=deployment.frames)
     context = create_fake_context(load, args.data_dir, mount)
-    app = create_page_app(build_page(context), context, deployment=deployment)
+    app = create_page_app(build_page(context), context, deployment=deployment, mcp=args.mcp)
     serve(app, listen("127.0.0.1", [args.port]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.engine import Generate, explain_load_failure, explained_failure
+from demo.compute.engine import Generate, explain_load_failure, explained_failure
 from demo.models import Request, check_ready, forecast_gpu_seconds, uses_gpu
 from demo.session import EngineError, Update, Updates
 from human_eval.hosting.environment import read_switch

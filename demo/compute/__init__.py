@@ -1,0 +1,1 @@
+"""Loads models, and runs one computation at a time."""
