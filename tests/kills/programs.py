@@ -42,9 +42,9 @@ def start_program(
     return process
 
 
-def wait_for(program: BaseProcess) -> int | None:
-    """Return the exit code of a program, or None when it takes more than ten minutes."""
-    program.join(600)
+def wait_for(program: BaseProcess, *, seconds: float = 600) -> int | None:
+    """Return the exit code of a program, or None when it takes longer than `seconds`."""
+    program.join(seconds)
     return program.exitcode
 
 

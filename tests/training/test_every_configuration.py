@@ -1,13 +1,11 @@
 """The committed configurations, on tiny networks and two processes: from videos to a clip."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kills.programs import start_program, wait_for
 from training.config import Config, load_config
 from training.export import student_card
 from turbo.manifest import Manifest
@@ -61,10 +59,8 @@ def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs.json").write_text(json.dumps(commands))
     (folder / SYSTEMS).mkdir()
     (folder / "prompts.txt").write_text("a cat\n")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    distil = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    distil += ["-m", "tests.training.distil_all", str(folder / "runs.json")]
-    subprocess.run([sys.executable, *distil], env=environment, timeout=1200, check=True)
+    distil = start_program("tests.training.distil_all", str(folder / "runs.json"), processes=2)
+    assert wait_for(distil, seconds=1200) == 0
     names = []
     for path in CONFIGS:
         name = load_config(path).name
@@ -72,10 +68,11 @@ def runs(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (model / "card.json").is_file():
             (folder / SYSTEMS / name).symlink_to(model)
             names.append(f"{name}:4")
-    generate = ["-m", "turbo.generate", "--prompts", str(folder / "prompts.txt")]
-    generate += ["--systems", ",".join(names), "--out", str(folder / "clips")]
-    environment["T2V_MODELS_DIR"] = str(folder / SYSTEMS)
-    subprocess.run([sys.executable, *generate], env=environment, timeout=1200, check=True)
+    options = ["--prompts", str(folder / "prompts.txt"), "--systems", ",".join(names)]
+    options += ["--out", str(folder / "clips")]
+    models = {"T2V_MODELS_DIR": str(folder / SYSTEMS)}
+    generate = start_program("turbo.generate", *options, variables=models)
+    assert wait_for(generate, seconds=1200) == 0
     return folder
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -214,10 +212,8 @@ def test_two_processes_take_the_step_of_one(videos, tmp_path):
         command.run(load_config(Path(tiny), changes(videos, tmp_path / f"{split}1", *more)))
         runs.append([tiny, *changes(videos, tmp_path / f"{split}2", *more)])
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    torchrun += ["-m", "tests.training.distil_all", str(tmp_path / "runs.json")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *torchrun], env=environment, timeout=300, check=True)
+    together = start_program("tests.training.distil_all", str(tmp_path / "runs.json"), processes=2)
+    assert wait_for(together) == 0
 
     for split in ("false", "true"):
         one, two = (gradients_of(tmp_path / f"{split}{processes}") for processes in (1, 2))

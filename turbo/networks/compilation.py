@@ -1,6 +1,7 @@
 """Compilation of the blocks that a network repeats, once for each shape."""
 
 import torch
+from einops import rearrange
 from torch import nn
 
 # The layers that make up both networks. A network repeats each of them many times, so compiling
@@ -27,6 +28,9 @@ def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> list[nn.
     """
     # Torch stops compiling a function after this number of shapes; its default is 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    # Traced into, einops would make its table of array types a guard: the first array of a new type
+    # anywhere in the process, such as the pixels of a video, would compile the blocks again.
+    torch.compiler.allow_in_graph(rearrange)
     blocks = [module for module in network.modules() if type(module).__name__ in BLOCKS]
     for block in blocks:
         block.compile(backend=backend, dynamic=False, fullgraph=True)
