@@ -171,8 +171,9 @@ class Ours:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def loss(self, batch: DistillationBatch) -> Tensor:
+        noisy = batch.add_noise(self.schedule)
         consistency = consistency_loss(
-            self.student, self.target, self.teacher, batch, self.schedule
+            self.student, self.target, self.teacher, noisy, batch, self.schedule
         )
         with self.clock.part("rewards"):
             reward = mix_rewards(
