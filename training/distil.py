@@ -40,11 +40,11 @@ from turbo.diffusion.distillation import (
     ConsistencyLoss,
     DistillationBatch,
     SolverInput,
+    consistency_loss,
     draw_batch,
     frozen_shared_copy,
     roll_out,
     solver_step_loss,
-    step_loss,
     update_ema,
 )
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
@@ -199,7 +199,7 @@ def compare(
         guided: the videos whose motion may be guided; None: all.
     """
     if config.motion is None:
-        noisy = config.schedule.add_noise(batch.clean, batch.noise, batch.start)
+        noisy = batch.add_noise(config.schedule)
         return compare_at(student, target, teacher, noisy, batch, config, step)
     scored = config.motion.strength_at(batch.start, len(config.schedule), guided) > 0
     record = record_teacher(teacher, config.schedule, batch, config.motion.energy, scored)
@@ -217,7 +217,7 @@ def compare_at(
 ) -> ConsistencyLoss:
     """Compare student and target along the teacher's path from noisy videos, by either method."""
     if config.method == "discrete":
-        return step_loss(
+        return consistency_loss(
             student,
             target,
             teacher,

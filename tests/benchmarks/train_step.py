@@ -5,11 +5,13 @@
 
 The straightforward loop has the structure of the published code: one network for the teacher and
 another for the student, two calls of the teacher, three-dimensional convolutions over time, the
-prompt projected for every frame, and frames decoded one by one, for each reward by itself. It is
-timed with and without fused attention, which the published code takes from a library that may be
-missing, and with its activations kept and, as published, recomputed. All have the same weights,
-adapters, batch, precision and rewards, and take turns. Without `--rewards networks` a reward is the
-mean of the pixels; with it, random networks of the sizes of HPSv2.1 and ViCLIP.
+prompt projected for every frame, adapters beside their layers, and the frames of each reward
+decoded by themselves, in one batch. It is timed with and without fused attention, which the
+published code takes from a library that may be missing, and with its activations kept and, as
+published, recomputed. All have the same weights, adapters, batch, precision and rewards, and take
+turns. None has dropout, which the published networks have, so that all compute the same, nor
+clipping; the average of the weights is of our loop alone. Without `--rewards networks` a reward is
+the mean of the pixels; with it, random networks of the sizes of HPSv2.1 and ViCLIP.
 
 On a GPU it also prints the peak of memory of every loop, without the weights of the others; and
 that of our loop without rewards, which `training.distil --dry-run` forecasts.
@@ -30,6 +32,8 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from einops import rearrange
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel
@@ -55,7 +59,7 @@ from turbo.diffusion.distillation import (
 )
 from turbo.diffusion.guidance import bind_guided
 from turbo.diffusion.schedule import NoiseSchedule
-from turbo.networks.lora import add_lora
+from turbo.networks.lora import FOLDING, add_lora
 from turbo.networks.text import clip_tokenizer
 from turbo.networks.unet import VideoUNet
 from turbo.rewards import WeightedReward, mix_rewards, stride_frames
@@ -171,8 +175,9 @@ class Ours:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def loss(self, batch: DistillationBatch) -> Tensor:
+        noisy = batch.add_noise(self.schedule)
         consistency = consistency_loss(
-            self.student, self.target, self.teacher, batch, self.schedule
+            self.student, self.target, self.teacher, noisy, batch, self.schedule
         )
         with self.clock.part("rewards"):
             reward = mix_rewards(
@@ -207,6 +212,9 @@ class Straightforward:
         self.teacher, self.vae, self.schedule = frozen_shared_copy(plain.unet), plain.vae, schedule
         self.rewards = rewards
         self.student = adapted(frozen_shared_copy(student))
+        for module in self.student.modules():
+            if isinstance(module, LoraLayer):  # computes W x + B (A x)
+                module.__class__ = next(c for c in type(module).__mro__ if c in FOLDING)
         if fused:
             for module in (*self.teacher.modules(), *self.student.modules()):
                 if isinstance(module, Attention):
@@ -262,8 +270,8 @@ class Straightforward:
 
     def decode(self, latents: Latents) -> Frames:
         scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        frames = [self.vae.decode(frame).sample for frame in scaled.unbind(2)]
-        return (torch.stack(frames, 1).to(latents.dtype) / 2 + 0.5).clamp(0, 1)
+        frames = self.vae.decode(rearrange(scaled, "1 C F h w -> F C h w")).sample
+        return (frames[None].to(latents.dtype) / 2 + 0.5).clamp(0, 1)
 
 
 class EveryFrameFused(AttnProcessor2_0):

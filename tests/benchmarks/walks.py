@@ -146,7 +146,8 @@ def batch_to_loss(trace: Trace, folder: Path) -> None:
         batch = draw_batch(
             clean, prompt_embeds, uncond_embeds, scale, grid=grid, generator=generator
         )
-        consistency_loss(student, student, teacher.unet, batch, teacher.schedule)
+        noisy = batch.add_noise(teacher.schedule)
+        consistency_loss(student, student, teacher.unet, noisy, batch, teacher.schedule)
 
 
 JOURNEYS: dict[str, tuple[Callable[[Trace, Path], None], int]] = {  # with the aim

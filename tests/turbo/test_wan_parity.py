@@ -260,9 +260,9 @@ def test_the_consistency_loss_takes_eulers_step_and_trains_the_adapters():
         generator=torch.Generator().manual_seed(0),
     )
 
-    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    noisy = batch.add_noise(schedule)
     stepped = teacher_step(teacher, schedule, noisy, batch)
-    loss = consistency_loss(student, student, teacher, batch, schedule)
+    loss = consistency_loss(student, student, teacher, noisy, batch, schedule)
     loss.value.backward()
 
     told = 1000 * schedule.sigmas[batch.start]

@@ -112,6 +112,10 @@ class DistillationBatch(SolverInput):
     clean: Latents
     noise: Latents
 
+    def add_noise(self, schedule: Schedule) -> Latents:
+        """Return the noisy videos, at `start`."""
+        return schedule.add_noise(self.clean, self.noise, self.start)
+
 
 @checked
 def draw_batch(
@@ -288,7 +292,8 @@ def consistency_loss(
     student: VideoNetwork,
     target: VideoNetwork,
     teacher: VideoNetwork,
-    batch: DistillationBatch,
+    noisy: Latents,
+    batch: SolverInput,
     schedule: Schedule,
     *,
     distance: Distance = pseudo_huber,
@@ -300,34 +305,10 @@ def consistency_loss(
         target: the student itself (its weights without gradient, as in the published code) or an
             exponential moving average of it (as in the paper; see `update_ema`).
         teacher: frozen and in eval mode; guided by w + 1 in the Imagen convention.
+        noisy: videos at `batch.start`: `DistillationBatch.add_noise`, or the student's own.
 
     Source: T2V-Turbo, arXiv:2405.18750, Eq. 5; Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
-    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
-    return step_loss(
-        student,
-        target,
-        teacher,
-        noisy,
-        batch,
-        schedule,
-        distance=distance,
-        timestep_scaling=timestep_scaling,
-    )
-
-
-def step_loss(
-    student: VideoNetwork,
-    target: VideoNetwork,
-    teacher: VideoNetwork,
-    noisy: Latents,
-    batch: SolverInput,
-    schedule: Schedule,
-    *,
-    distance: Distance = pseudo_huber,
-    timestep_scaling: float = TIMESTEP_SCALING,
-) -> ConsistencyLoss:
-    """Return the loss of `consistency_loss` from noisy videos at `batch.start`, however made."""
     step = SolverStep(
         noisy=noisy,
         stepped=teacher_step(teacher, schedule, noisy, batch),

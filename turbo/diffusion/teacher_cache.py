@@ -58,7 +58,7 @@ def record_teacher(
         guided: the videos that need its gradient; None: all. It costs an inversion of up to
             `grid.num_steps` calls a video, and one backward pass.
     """
-    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    noisy = batch.add_noise(schedule)
     cond, score = torch.empty_like(noisy), torch.zeros_like(noisy)
     if guided is None:
         guided = torch.ones_like(batch.start, dtype=torch.bool)

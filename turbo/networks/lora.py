@@ -72,7 +72,7 @@ def _folds(adapted: LoraLayer, x: Tensor) -> bool:
 def _fold(adapted: LoraLayer, x: Tensor) -> Tensor:
     layer = adapted.get_base_layer()
     up, down = (part["default"].weight.flatten(1) for part in (adapted.lora_B, adapted.lora_A))
-    weight = layer.weight + (up @ down).view_as(layer.weight)
+    weight = torch.addmm(layer.weight.flatten(1), up, down).view_as(layer.weight)
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, weight, layer.bias)
     return layer._conv_forward(x, weight, layer.bias)

@@ -79,9 +79,11 @@ def test_loss_follows_the_worked_example(prediction_type, index, clean, landed, 
     batch = _worked_example(schedule, index)
     networks = (_Predicts(schedule, noise) for noise in (0.6, 0.55, None))
 
-    result = consistency_loss(*networks, batch, schedule)
+    noisy = batch.add_noise(schedule)
 
-    noisy = torch.full((1, 1, 1, 1, 1), 0.8)
+    result = consistency_loss(*networks, noisy, batch, schedule)
+
+    assert noisy.item() == pytest.approx(0.8)
     step = teacher_step(_Predicts(schedule), schedule, noisy, batch)
     assert result.clean.item() == pytest.approx(clean, rel=1e-5)
     assert step.item() == pytest.approx(landed, rel=1e-5)
@@ -107,7 +109,8 @@ def test_the_squared_distance_can_be_chosen(tiny_unet, schedule):
     guidance, student = draw_guidance(2, generator), student_of(tiny_unet)
     batch = draw_batch(latents, embeds, embeds, guidance, grid=SolverGrid(), generator=generator)
 
-    loss = consistency_loss(student, student, tiny_unet, batch, schedule, distance=squared)
+    noisy = batch.add_noise(schedule)
+    loss = consistency_loss(student, student, tiny_unet, noisy, batch, schedule, distance=squared)
 
     assert loss.value > 0
     assert_close(loss.value, mse_loss(loss.clean, loss.target))
@@ -249,9 +252,9 @@ def batch():
 
 def test_gradient_reaches_adapters_and_guidance_projection_only(tiny_unet, batch, schedule):
     student = add_lora(student_of(tiny_unet), rank=4)
-    target = copy.deepcopy(student)
+    target, noisy = copy.deepcopy(student), batch.add_noise(schedule)
 
-    consistency_loss(student, target, tiny_unet, batch, schedule).value.backward()
+    consistency_loss(student, target, tiny_unet, noisy, batch, schedule).value.backward()
 
     reached = {name for name, p in student.named_parameters() if p.grad is not None}
     for name, _ in student.named_parameters():
@@ -263,8 +266,10 @@ def test_gradient_reaches_adapters_and_guidance_projection_only(tiny_unet, batch
 def test_student_may_be_its_own_target(tiny_unet, batch, schedule):
     student = add_lora(student_of(tiny_unet), rank=4)
 
-    shared = consistency_loss(student, student, tiny_unet, batch, schedule)
-    apart = consistency_loss(student, copy.deepcopy(student), tiny_unet, batch, schedule)
+    shared, apart = (
+        consistency_loss(student, target, tiny_unet, batch.add_noise(schedule), batch, schedule)
+        for target in (student, copy.deepcopy(student))
+    )
 
     assert_close(shared.value, apart.value)
     assert not shared.target.requires_grad and shared.clean.requires_grad
@@ -273,12 +278,13 @@ def test_student_may_be_its_own_target(tiny_unet, batch, schedule):
 def test_target_does_not_depend_on_guidance_where_the_prompt_changes_nothing(
     tiny_unet, batch, schedule
 ):
-    student = student_of(tiny_unet)
+    student, noisy = student_of(tiny_unet), batch.add_noise(schedule)
     same = replace(batch, uncond_embeds=batch.prompt_embeds)
     harder = replace(same, guidance_scale=same.guidance_scale + 5)
 
     weak, strong = (
-        consistency_loss(student, student, tiny_unet, b, schedule).target for b in (same, harder)
+        consistency_loss(student, student, tiny_unet, noisy, inputs, schedule).target
+        for inputs in (same, harder)
     )
 
     assert_close(weak, strong, rtol=1e-4, atol=1e-4)
@@ -287,13 +293,13 @@ def test_target_does_not_depend_on_guidance_where_the_prompt_changes_nothing(
 @pytest.mark.slow
 def test_training_lowers_the_loss(tiny_unet, batch, schedule):
     student = add_lora(student_of(tiny_unet), rank=4)
-    target = student_of(tiny_unet)
+    target, noisy = student_of(tiny_unet), batch.add_noise(schedule)
     weights = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=1e-2)
 
     losses = []
     for _ in range(15):
-        loss = consistency_loss(student, target, tiny_unet, batch, schedule).value
+        loss = consistency_loss(student, target, tiny_unet, noisy, batch, schedule).value
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -328,11 +334,11 @@ def test_bound_functions_of_a_batch_and_of_its_videos_agree(tiny_unet, batch, sc
 def test_the_loss_and_the_roll_out_have_the_timestep_scaling(tiny_unet, batch, schedule):
     """So small a scaling leaves all latents as they are: c_skip is 1 at every timestep."""
     student, same = student_of(tiny_unet), {"timestep_scaling": 1e-12}
-    noisy = schedule.add_noise(batch.clean, batch.noise, batch.start)
+    noisy = batch.add_noise(schedule)
     timesteps = few_step_timesteps(2, 50)
     noises = [batch.clean, batch.noise]
 
-    loss = consistency_loss(student, student, tiny_unet, batch, schedule, **same)
+    loss = consistency_loss(student, student, tiny_unet, noisy, batch, schedule, **same)
     rolled = roll_out(student, schedule, noises, batch, timesteps, **same)
 
     assert_close(loss.clean, noisy)

@@ -102,6 +102,7 @@ def test_the_training_step_is_in_parity_with_the_published_one(step, golden, pub
         student,
         student,
         teacher,
+        batch.add_noise(published_schedule),
         batch,
         published_schedule,
         distance=partial(pseudo_huber, kappa=settings["huber_c"]),
@@ -171,7 +172,7 @@ def test_every_intermediate_is_in_parity_with_the_published_step(step, golden, p
     outputs = []
     teacher.register_forward_hook(lambda module, inputs, output: outputs.append(output))
 
-    noisy = published_schedule.add_noise(batch.clean, batch.noise, batch.start)
+    noisy = batch.add_noise(published_schedule)
     landed = teacher_step(teacher, published_schedule, noisy, batch)
 
     cond, uncond = outputs[0].chunk(2)

@@ -175,7 +175,8 @@ def test_the_noise_before_motion_is_in_parity_with_the_published_step(golden, pu
 
 def test_a_record_leads_where_its_teacher_would(tiny_unet, batch, schedule):
     student = make_unet(seed=3, time_cond_proj_dim=256)
-    asked = consistency_loss(student, student, tiny_unet, batch, schedule)
+    noisy = batch.add_noise(schedule)
+    asked = consistency_loss(student, student, tiny_unet, noisy, batch, schedule)
 
     record = record_teacher(tiny_unet, schedule, batch)
     hop = step_from_record(record, batch.guidance_scale, schedule)

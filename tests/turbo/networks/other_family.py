@@ -104,7 +104,9 @@ def main(folder: Path) -> None:
         grid=SolverGrid(50),
         generator=generator,
     )
-    loss = consistency_loss(student, student, teacher, batch, schedule_of(card))
+    schedule = schedule_of(card)
+    noisy = batch.add_noise(schedule)
+    loss = consistency_loss(student, student, teacher, noisy, batch, schedule)
     loss.value.backward()
     assert student.cond_proj.weight.grad.abs().sum() > 0
 

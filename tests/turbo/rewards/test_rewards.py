@@ -466,9 +466,8 @@ def test_each_reward_moves_the_adapters_and_nothing_else(
     embeds = torch.randn(2, 5, 16, generator=generator)
     guidance = draw_guidance(2, generator)
     batch = draw_batch(latents, embeds, embeds, guidance, grid=SolverGrid(), generator=generator)
-    estimate = consistency_loss(
-        student, make_unet(time_cond_proj_dim=256), tiny_unet, batch, schedule
-    )
+    target, noisy = make_unet(time_cond_proj_dim=256), batch.add_noise(schedule)
+    estimate = consistency_loss(student, target, tiny_unet, noisy, batch, schedule)
     # Latents of random networks saturate the decoder, and saturated pixels pass no gradient.
     clean = 0.05 * estimate.clean
     for reward in (image_reward, video_reward):
