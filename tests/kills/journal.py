@@ -203,7 +203,7 @@ def _check(folder: Path, hub: FakeHub, secret: str, servers, report: bool) -> di
         command = "from tests.kills.journal import rebuild; rebuild({!r}, {})"
         subprocess.run(
             [sys.executable, "-c", command.format(str(folder / name), report)],
-            cwd=ROOT, check=True, env=_environment(hub, secret), timeout=120,
+            cwd=ROOT, check=True, env=_environment(hub, secret), timeout=600,
         )  # fmt: skip
         reports.append({p.name: p.read_bytes() for p in (folder / name / "report").glob("*")})
         tables.append(pd.read_pickle(folder / name / "votes.pickle"))
