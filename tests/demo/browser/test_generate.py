@@ -407,6 +407,7 @@ def test_the_page_can_be_installed_as_an_app(fake_server, open_page):
     assert icons and all(page.request.get(icon).ok for icon in icons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_scrolls_sideways(fake_server, open_page, width, theme):
