@@ -228,8 +228,8 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "idle-minutes": (
         _minutes,
         5.0,
-        "end the process of the models when nobody has had the page open for so long; default: 5; "
-        "0 and --preload keep it",
+        "minutes without an open page after which the models leave the memory; default: 5; "
+        "0 and --preload keep them",
     ),
     "data-dir": (_folder, Path("data"), "folder for clips and the starter study; default: data"),
     "study": (_folder, None, "folder of a study; default: the starter study in the data folder"),

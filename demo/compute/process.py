@@ -1,4 +1,4 @@
-"""The models in a process of their own. While nobody uses it, it ends and frees its memory.
+"""Runs the models in a child process, which ends when it is idle and so frees its memory.
 
 The imports of torch and diffusers alone take 0.85 GB, which a process cannot give back. The page
 calls functions of the process, one connection a call; what they yield comes back over it. Closing
@@ -72,7 +72,7 @@ class ModelProcess:
         """End the process if nothing has used it for long enough.
 
         Args:
-            visited: whether somebody has the page open, which counts as use.
+            visited: whether the page is open in a browser, which counts as use.
         """
         with self._lock:
             now = time.monotonic()

@@ -91,7 +91,7 @@ def create_page_app(
 
 @asynccontextmanager
 async def _ending_when_idle(process: ModelProcess | None, limits: Limits) -> AsyncIterator[None]:
-    """End the process of the models when nobody has had the page open for long, and at the end."""
+    """End the model process when the page has not been open for a while, and at shutdown."""
     if process is None:
         yield
         return

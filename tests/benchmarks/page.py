@@ -1,4 +1,4 @@
-"""Time the demo from process start to the first video; or measure what it uses while nobody visits.
+"""Time the demo from process start to the first video, or measure memory and load of the idle app.
 
     python -m tests.benchmarks.page
     python -m tests.benchmarks.page --idle 10

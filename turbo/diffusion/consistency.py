@@ -73,7 +73,7 @@ def embed_guidance_scale(scale: PerVideo, size: int = 256) -> Embedding:
 def condition_student(
     network: VideoNetwork, guidance_scale: PerVideo, fps: FrameRate | None = None
 ) -> Conditioning:
-    """Return what a student is told beside its prompts; see `bind_consistency_function`.
+    """Return the guidance and frame rate that condition a student; see `bind_consistency_function`.
 
     Raises:
         ValueError: the network is a teacher.
