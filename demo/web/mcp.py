@@ -8,7 +8,8 @@ import asyncio
 import json
 import logging
 import secrets
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,12 +62,18 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
         log_level="WARNING",  # at INFO, the messages of refusals are logged
     )
 
+    @contextmanager
+    def refusals() -> Iterator[None]:
+        """Tell the caller of a tool why the page refused it."""
+        try:
+            yield
+        except (RequestError, CallFailed) as refusal:
+            raise ToolError(str(refusal)) from None
+
     async def call(mcp: Context, name: str, *values: Any) -> Any:
         """Call an endpoint of `demo.api` through the queue, as the caller of the tool."""
-        try:
+        with refusals():
             return await _call_api(app, page, mcp.request_context.request, name, values)
-        except CallFailed as failure:
-            raise ToolError(str(failure)) from None
 
     async def make(mcp: Context, model: str, request: Request) -> dict[str, Any]:
         values = (request.prompt, model, request.steps, request.guidance, request.seed)
@@ -83,21 +90,17 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
     ) -> dict[str, Any]:
         """Make a video from a prompt: its address, SHA-256, recipe, and a link to its settings."""
         model = context.default_model if model is None else model
-        try:
+        with refusals():
             request = read_request(
                 context.models, model, prompt, steps=steps, guidance=guidance, seed=seed
             )
-        except RequestError as refusal:
-            raise ToolError(str(refusal)) from None
         return await make(mcp, model, request)
 
     @server.tool()
     async def compare(mcp: Context, prompt: Prompt, seed: Seed = None) -> dict[str, Any]:
         """Make one video with each row of the page's comparison, with the same prompt and seed."""
-        try:
+        with refusals():
             request = read_comparison(context, prompt, seed)[0]
-        except RequestError as refusal:
-            raise ToolError(str(refusal)) from None
         made = await call(mcp, "compare", request.prompt, request.seed)
         return {"rows": [await _describe(mcp, row) for row in made["rows"]]}
 
@@ -108,10 +111,8 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
             raise ToolError("The recipe must be an object, such as the one of generate.")
         if not isinstance(sha256, str) or len(sha256) != 64:
             raise ToolError("The SHA-256 must be text of 64 hexadecimal digits.")
-        try:
+        with refusals():
             model, request = read_recipe(recipe, context.models)
-        except RequestError as refusal:
-            raise ToolError(str(refusal)) from None
         made = await make(mcp, model, request)
         fields = sorted(
             name
