@@ -285,7 +285,7 @@ def forecast_decisions(
                 "more": median,
                 "more_high": high,
                 "soon": float(np.isfinite(more).mean()),
-                "cost": median * price,
+                "cost": median * price if price else 0.0,  # the median can be infinite
             }
         )
     return pd.DataFrame(rows)

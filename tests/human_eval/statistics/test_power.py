@@ -146,6 +146,15 @@ def test_forecast_knows_what_is_decided_and_what_is_near():
     assert not open_["decided"] and 0 < open_["more_low"] <= open_["more"] <= open_["more_high"]
 
 
+def test_without_pay_an_even_match_costs_nothing_however_many_votes_it_takes():
+    definition = define_pair()
+    even = make_votes(definition, prompts=1000, raters=200, rates={("C1", "Q1"): 0.5})
+
+    row = forecast_decisions(even, definition).iloc[0]
+
+    assert (row["more"], row["cost"]) == (np.inf, 0)
+
+
 def test_forecast_without_votes_leaves_everything_open():
     definition = define_pair()
 
