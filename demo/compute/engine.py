@@ -122,6 +122,16 @@ class Engine:
             future.set_exception(failure)
 
 
+@contextmanager
+def explained_load(name: str) -> Iterator[None]:
+    """Log the failure of a load; turn it into what a visitor reads."""
+    try:
+        yield
+    except Exception as failure:
+        logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
+        raise explain_load_failure(name, failure) from failure
+
+
 def explain_load_failure(name: str, failure: BaseException) -> EngineError:
     """Return what a visitor reads about a model that did not load."""
     if isinstance(failure, EngineError | MemoryError):  # written for visitors

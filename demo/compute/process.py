@@ -6,7 +6,6 @@ a connection stops its call at the next value.
 """
 
 import gc
-import logging
 import pickle
 import signal
 import threading
@@ -21,11 +20,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from demo.compute.engine import Generate, explain_load_failure, explained_failure
+from demo.compute.engine import Generate, explained_failure, explained_load
 from demo.models import Request, availability, download_model
 from demo.session import EngineError, Update, Updates
-
-logger = logging.getLogger(__name__)
 
 Load = Callable[[str], Generate]
 JOIN_SECONDS = 5  # for the process to end by itself
@@ -218,11 +215,8 @@ def _generate(
 ) -> Updates:
     if name not in _loaded:
         yield Update(stage="load")
-    try:
+    with explained_load(name):
         model = _find(load, kept, name)
-    except Exception as failure:
-        logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
-        raise explain_load_failure(name, failure) from failure
     with _computing, explained_failure(name), closing(model(request, path)) as updates:
         yield from updates
 

@@ -5,7 +5,6 @@ https://huggingface.co/docs/hub/spaces-zerogpu
 """
 
 import gc
-import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
@@ -14,12 +13,10 @@ from typing import Any
 
 import gradio as gr
 
-from demo.compute.engine import Generate, explain_load_failure, explained_failure
+from demo.compute.engine import Generate, explained_failure, explained_load
 from demo.models import Request, check_ready, forecast_gpu_seconds, uses_gpu
 from demo.session import EngineError, Update, Updates
 from human_eval.hosting.environment import read_switch
-
-logger = logging.getLogger(__name__)
 
 
 def on_zero_gpu() -> bool:
@@ -48,11 +45,8 @@ def load_in_fork(load: Callable[[str], Generate], port: int | None) -> Callable[
             if name not in loaded:
                 loaded.clear()  # before the next one takes its memory
                 gc.collect()
-                try:
+                with explained_load(name):
                     loaded[name] = load(name)
-                except Exception as failure:
-                    logger.error("Model %s did not load: %s", name, failure)
-                    raise explain_load_failure(name, failure) from failure
             with explained_failure(name), closing(loaded[name](request, path)) as updates:
                 yield from updates
         except EngineError as failure:
