@@ -62,8 +62,12 @@ class ModelInfo:
 
 
 def describe_models() -> dict[str, ModelInfo]:
-    """Return every model of the library by name."""
-    return {name: ModelInfo(card=card, world=_read_world(card)) for name, card in MODELS.items()}
+    """Return every model of the library by name, but those that only the recipe can make."""
+    return {
+        name: ModelInfo(card=card, world=_read_world(card))
+        for name, card in MODELS.items()
+        if card.sources or card.is_ready()
+    }
 
 
 def models_to_preload(default_model: str, named: Iterable[str] = ()) -> list[str]:

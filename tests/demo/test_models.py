@@ -90,6 +90,13 @@ def test_availability_measures_the_memory_of_the_device_of_the_flags(monkeypatch
     assert state(memory="offload") == "ready"  # the operator insists, so loading does not check it
 
 
+def test_a_model_that_only_training_can_make_is_not_offered(monkeypatch, tmp_path):
+    monkeypatch.setitem(CARDS, "untrained", replace(CARDS["shapes-turbo"], folder=tmp_path))
+
+    assert "untrained" not in describe_models()
+    assert {"shapes-turbo", "vcm-vc2"} <= set(describe_models())
+
+
 @pytest.mark.parametrize("damage", [b"", b"\x05\0\0\0\0\0\0\0[1,2]"])
 def test_a_damaged_model_is_marked_and_no_other(damage, monkeypatch, tmp_path, caplog):
     card = CARDS["shapes-turbo"]
@@ -106,7 +113,7 @@ def test_a_damaged_model_is_marked_and_no_other(damage, monkeypatch, tmp_path, c
 def test_the_default_model_is_loaded_first_then_the_small_ones():
     assert models_to_preload("shapes-vcm")[0] == "shapes-vcm"
     assert set(models_to_preload("shapes-vcm")) == {
-        name for name, card in CARDS.items() if not card.sources
+        name for name, card in CARDS.items() if not card.sources and card.is_ready()
     }
 
 

@@ -28,7 +28,13 @@ from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
 from training.shapes.evaluation.report import format_report
 from training.shapes.evaluation.reward_hacking import measure_runs
-from training.shapes.evaluation.systems import RUNS, run_folder
+from training.shapes.evaluation.systems import (
+    FLOW_SYSTEMS,
+    RUNS,
+    SYSTEMS,
+    run_folder,
+    with_further_runs,
+)
 from training.shapes.models import rewards, student, teacher, text, vae
 from training.shapes.models.export import export_module, export_tokenizer, export_world
 from training.shapes.models.reward_card import write_reward_card
@@ -48,6 +54,7 @@ from turbo.types import Reward
 MEDIA = Path(__file__).parents[2] / "demo" / "media"
 CLIP_COUNT = 4000  # encoded per process
 ESTIMATE_COUNT = 1000  # drawn per process, at two noise levels each
+EVALUATED = {teacher.UNET.prefix: SYSTEMS, teacher.FLOW.prefix: FLOW_SYSTEMS}
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,12 @@ def evaluate_systems(folders: Folders) -> None:
     """every system on the same held-out prompts and seeds"""
     if process().is_main_process:
         report = evaluate(
-            folders.weights, folders.runs / "clips", MEDIA, rewards=reward_table(folders)
+            folders.weights,
+            folders.runs / "clips",
+            MEDIA,
+            with_further_runs(EVALUATED[folders.recipe.prefix], folders.weights),
+            prefix=folders.recipe.prefix,
+            rewards=reward_table(folders),
         )
         print(format_report(report))
 
@@ -210,7 +222,7 @@ STUDIES: dict[str, Callable[[Folders], None]] = {
     "runs": train_more_runs,
     "continue": continue_students,
 }
-OF_ANY_NETWORK = ("teacher", "polish", "students", "runs", "continue")
+OF_ANY_NETWORK = ("teacher", "polish", "students", "evaluate", "runs", "continue")
 
 
 # Students

@@ -160,6 +160,8 @@ _SHAPES_STUDENT: dict[str, Any] = {
     **_SHAPES,
 }
 
+_FLOW: dict[str, Any] = {"unet": "flow-teacher", "flow_shift": 3.0}  # flow matching, as Wan
+
 _VIDEOCRAFTER2: dict[str, Any] = {
     "family": "videocrafter2",
     "folder": PUBLISHED / "videocrafter2",
@@ -240,6 +242,23 @@ _SHAPES_CARDS = [
         title="Shapes Turbo",
         lora="turbo",
         **_SHAPES_STUDENT,
+    ),
+    ModelCard(
+        name="shapes-flow-teacher",
+        title="Shapes flow teacher",
+        **_SHAPES_TEACHER | _FLOW,
+    ),
+    ModelCard(
+        name="shapes-flow-vcm",
+        title="Shapes flow VCM",
+        lora="flow-vcm",
+        **_SHAPES_STUDENT | _FLOW,
+    ),
+    ModelCard(
+        name="shapes-flow-turbo",
+        title="Shapes flow Turbo",
+        lora="flow-turbo",
+        **_SHAPES_STUDENT | _FLOW,
     ),
 ]
 

@@ -72,8 +72,8 @@ def test_a_finished_stage_is_not_trained_again(folders: recipe.Folders):
 
 
 def test_a_stage_of_the_unet_alone_refuses_another_network(monkeypatch, capsys):
-    monkeypatch.setitem(recipe.STAGES, "evaluate", lambda folders: pytest.fail("ran"))
-    monkeypatch.setattr("sys.argv", ["training.shapes", "evaluate", "--network", "flow"])
+    monkeypatch.setitem(recipe.STAGES, "vae", lambda folders: pytest.fail("ran"))
+    monkeypatch.setattr("sys.argv", ["training.shapes", "vae", "--network", "flow"])
 
     with pytest.raises(SystemExit):
         recipe.main()

@@ -285,7 +285,7 @@ def test_the_card_of_wan_states_the_estimated_memory(name, tmp_path):
 
 
 def test_the_cards_of_tiny_models_state_an_upper_bound():
-    tiny = [card for card in CARDS if not card.sources]
+    tiny = [card for card in CARDS if not card.sources and card.is_ready()]
 
     assert all(measure_footprint(card).peak("full", 2) / 1e9 < card.memory_gb for card in tiny)
     assert {card.memory_gb for card in tiny} == {0.1}

@@ -13,7 +13,6 @@ from training.shapes.evaluation.systems import (
     RECONSTRUCTED,
     Source,
     held_out_prompts,
-    trained_systems,
 )
 from turbo.types import Reward
 
@@ -25,8 +24,9 @@ def evaluate(
     weights: Path,
     cache: Path,
     media: Path,
+    systems: Sequence[Source],
     *,
-    systems: Sequence[Source] | None = None,
+    prefix: str = "",
     count: int = COUNT,
     rewards: Mapping[str, Reward] | None = None,
     workers: int | None = None,
@@ -34,26 +34,28 @@ def evaluate(
     """Measure every system on held-out prompts; write the report and its figures.
 
     Args:
-        systems: by default those of `trained_systems`.
         weights: the folder of the models. evaluation.json and evaluation.md are written there.
         cache: folder of the generated clips, so that a second call only measures them.
         media: folder for evaluation.svg, evaluation.png and evaluation_sheet.png.
+        systems: the first is the one that all are compared with.
+        prefix: of the names of all these files.
         rewards: the reward models to report beside the judge, by name.
 
     Returns:
         the report. If `weights` already holds a report of the same settings, the key "deviates"
         lists the numbers that were not reproduced. It is not written to the file.
     """
-    committed = weights / "evaluation.json"
+    name = f"{prefix}evaluation"
+    committed = weights / f"{name}.json"
     before = json.loads(committed.read_text()) if committed.exists() else {}
     prompts = held_out_prompts(count)
-    sources = (*(systems or trained_systems(weights)), REAL, RECONSTRUCTED)
+    sources = (*systems, REAL, RECONSTRUCTED)
     measured = measure_systems(sources, prompts, weights, cache, rewards=rewards, workers=workers)
-    report = write_report(measured, weights)
-    plot_systems(report, media / "evaluation")
+    report = write_report(measured, weights, name)
+    plot_systems(report, media / name)
     rows = [row for row in SHEET_ROWS if row < count]
     shown = [source for source in sources if source is not REAL and source.run == 1]
-    draw_contact_sheet(shown, prompts, rows, weights, cache, media / "evaluation_sheet.png")
+    draw_contact_sheet(shown, prompts, rows, weights, cache, media / f"{name}_sheet.png")
     if before.get("settings") == report["settings"]:
         report["deviates"] = find_deviations(before, report)
     return report

@@ -92,7 +92,8 @@ class System:
             "guidance": card.default_guidance if self.guidance is None else self.guidance,
         }
         kept = ("name", "sampler", "prediction_type", "beta_end", "spacing", "eta", "origin_steps")
-        return {name: asdict(card)[name] for name in kept} | chosen
+        flow = {} if card.flow_shift is None else {"flow_shift": card.flow_shift}
+        return {name: asdict(card)[name] for name in kept} | flow | chosen
 
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
         """Generate one clip per prompt, or read the clips of the same settings from the cache."""
@@ -169,6 +170,14 @@ SYSTEMS = (
     System("Turbo-4", "shapes-turbo", 4),
     System("Turbo-8", "shapes-turbo", 8),
 )
+FLOW_SYSTEMS = (  # the transformer and its students, and the UNet's student that they must equal
+    System("teacher-50 flow", "shapes-flow-teacher", 50),
+    System("teacher-4 flow", "shapes-flow-teacher", 4),
+    System("VCM-4 flow", "shapes-flow-vcm", 4),
+    System("Turbo-4 flow", "shapes-flow-turbo", 4),
+    System("Turbo-8 flow", "shapes-flow-turbo", 8),
+    System("Turbo-4", "shapes-turbo", 4),
+)
 REAL, RECONSTRUCTED = RealClips("real"), RealClips("real, VAE", reconstructed=True)
 
 
@@ -177,16 +186,16 @@ def run_folder(run: int) -> Path:
     return Path("runs") / str(run)
 
 
-def trained_systems(weights: Path) -> tuple[System, ...]:
-    """Return every system of `SYSTEMS`, and its further runs whose adapters are in `weights`."""
-    systems = []
-    for system in SYSTEMS:
-        systems.append(system)
+def with_further_runs(systems: Sequence[System], weights: Path) -> tuple[System, ...]:
+    """Return the systems, and their further runs whose adapters are in `weights`."""
+    every = []
+    for system in systems:
+        every.append(system)
         own = system.card(weights).lora
         for run in range(2, RUNS + 1):
             if own is not None and (weights / run_folder(run) / own / LORA_FILE).exists():
-                systems.append(replace(system, lora=str(run_folder(run) / own), run=run))
-    return tuple(systems)
+                every.append(replace(system, lora=str(run_folder(run) / own), run=run))
+    return tuple(every)
 
 
 def held_out_prompts(count: int) -> list[Prompt]:

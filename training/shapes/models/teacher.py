@@ -13,7 +13,7 @@ from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.text import WIDTH
 from training.shapes.models.vae import CHANNELS
 from training.shapes.world.encoded_clips import EncodedClips
-from turbo.diffusion.schedule import FlowSchedule, schedule_of
+from turbo.diffusion.schedule import schedule_of
 from turbo.models.registry import find_card
 from turbo.networks.families import Network
 from turbo.networks.unet import VideoUNet
@@ -230,7 +230,7 @@ UNET = Recipe(
     rank=16,
 )
 FLOW = Recipe(
-    schedule=FlowSchedule.shifted(3.0),
+    schedule=schedule_of(find_card("shapes-flow-teacher")),
     prefix="flow-",
     build=build_flow,
     curriculum=(
@@ -265,7 +265,7 @@ FLOW = Recipe(
         Phase(
             "teacher",
             FitConfig(
-                steps=2000,
+                steps=1500,
                 learning_rate=1.2e-3,
                 warmup=50,
                 decay=0.7,

@@ -33,8 +33,8 @@ from training.shapes.evaluation.systems import (
     System,
     held_out_prompts,
     load_system,
-    trained_systems,
     tuning_prompts,
+    with_further_runs,
 )
 from training.shapes.world.flaws import PIXEL_FLAWS
 from training.shapes.world.scenes import HELD_OUT_SCENES, TEMPLATES
@@ -191,7 +191,7 @@ def test_flaws_are_found_and_cost_votes(report):
     found, pairs = report["systems"], report["pairs"]
 
     assert found["VCM-4"]["watermark"]["mean"] > 90
-    assert found["VCM-4"]["UNet calls"] == 4
+    assert found["VCM-4"]["network calls"] == 4
     assert found["teacher-50"]["motion"]["mean"] < 50
     assert found["VCM-4"]["frechet"] > found["real"]["frechet"]
     vote = pairs["Turbo-4 vs VCM-4"]["preference"]
@@ -226,12 +226,12 @@ def test_systems_of_other_prompts_or_runs_are_not_compared(measured):
 
 
 def test_further_runs_are_compared_once_their_adapters_are_there(tmp_path: Path):
-    assert trained_systems(tmp_path) == systems.SYSTEMS
+    assert with_further_runs(systems.SYSTEMS, tmp_path) == systems.SYSTEMS
 
     (tmp_path / "runs/3/vcm-image").mkdir(parents=True)
     (tmp_path / "runs/3/vcm-image" / LORA_FILE).touch()
 
-    (added,) = set(trained_systems(tmp_path)) - set(systems.SYSTEMS)
+    (added,) = set(with_further_runs(systems.SYSTEMS, tmp_path)) - set(systems.SYSTEMS)
     assert (added.label, added.run) == ("VCM+R_img-4", 3)
     assert added.card(tmp_path).lora == "runs/3/vcm-image"
 
@@ -315,19 +315,20 @@ def test_the_sheet_shows_pixels_unsmoothed_and_is_small(tmp_path: Path):
 
 @pytest.mark.slow
 def test_an_evaluation_writes_all_and_checks_itself_against_the_last(tmp_path: Path):
-    settings = {"systems": (CorruptedClips("teacher-50", "noise"),), "count": 8, "workers": 1}
+    settings = {"prefix": "new-", "count": 8, "workers": 1}
     paths = (tmp_path / "weights", tmp_path / "cache", tmp_path / "media")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "vae").symlink_to(SHAPES / "vae")
     for part in ("text_encoder", "tokenizer", "teacher"):
         (tmp_path / "weights" / part).symlink_to(SHAPES / part)
 
-    assert "deviates" not in evaluate(*paths, **settings)
-    assert evaluate(*paths, **settings)["deviates"] == []
-    written = {path.name for folder in (paths[0], paths[2]) for path in folder.glob("evaluation*")}
+    compared = (CorruptedClips("teacher-50", "noise"),)
+    assert "deviates" not in evaluate(*paths, compared, **settings)
+    assert evaluate(*paths, compared, **settings)["deviates"] == []
+    written = {path.name for folder in (paths[0], paths[2]) for path in folder.glob("*evaluation*")}
     assert written == {
-        *("evaluation.json", "evaluation.md"),
-        *("evaluation.svg", "evaluation.png", "evaluation_sheet.png"),
+        *("new-evaluation.json", "new-evaluation.md"),
+        *("new-evaluation.svg", "new-evaluation.png", "new-evaluation_sheet.png"),
     }
 
 

@@ -44,9 +44,7 @@ def test_a_flow_teacher_makes_clips_with_the_parts_of_the_shapes(tmp_path: Path)
     for part in ("vae", "text_encoder", "tokenizer"):
         (tmp_path / part).symlink_to(WEIGHTS / "shapes" / part)
     export_module(RECIPES["flow"].build(), tmp_path / "flow-teacher")
-    card = replace(
-        find_card("shapes-teacher-ode"), folder=tmp_path, unet="flow-teacher", flow_shift=3.0
-    )
+    card = replace(find_card("shapes-flow-teacher"), folder=tmp_path)
 
     video = load_card(card)("a red star moving left on a black background", steps=2)
 
