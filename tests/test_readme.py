@@ -6,12 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.support.forked_python import forked_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,37 +17,6 @@ READMES = sorted(
 )
 BLOCK = re.compile(r"^```(bash|python|text)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SERVED = "http://127.0.0.1:7860"  # programs for a served page run in a test of their own
-LIBRARIES = (  # most of the time that a command takes to start
-    "accelerate",
-    "alembic.command",
-    "av",
-    "diffusers.models",
-    "fastapi",
-    "matplotlib.figure",
-    "pandas",
-    "peft",
-    "scipy.stats",
-    "sqlalchemy.orm",
-    "statsmodels.api",
-    "torch._dynamo",
-    "transformers.modeling_utils",
-)
-
-
-@pytest.fixture(scope="module")
-def environment() -> dict[str, str]:
-    """Return that of a user who has activated the environment of the project."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    own = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    return {**own, **settings}
-
-
-@pytest.fixture(scope="module")
-def forking(environment, tmp_path_factory) -> Iterator[dict[str, str]]:
-    """Return such an environment whose `python` starts faster."""
-    with forked_python(tmp_path_factory.mktemp("python"), LIBRARIES, environment) as changed:
-        yield changed
 
 
 def copy_repository(folder: Path) -> None:
@@ -67,57 +33,29 @@ def copy_repository(folder: Path) -> None:
             shutil.copy(ROOT / name, folder / name)
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def run(command: list[str], folder: Path) -> str:
+    """Run a command as a user does who has activated the environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
-def test_commands_and_programs_run_in_order(readme, forking, tmp_path):
+def test_commands_and_programs_run_in_order(readme, tmp_path):
     copy_repository(tmp_path)
     for kind, block in BLOCK.findall((ROOT / readme).read_text()):
         if kind == "bash" and not block.startswith("make "):
-            run(["bash", "-euo", "pipefail", "-c", block], tmp_path, forking)
+            run(["bash", "-euo", "pipefail", "-c", block], tmp_path)
         elif kind == "python" and SERVED not in block:
-            run(["python", "-c", block], tmp_path, forking)
+            run([sys.executable, "-c", block], tmp_path)
     if readme == "README.md":
         assert (tmp_path / "ghost.mp4").stat().st_size > 0
         assert (tmp_path / "study/report-simulated/win_rates.png").stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        """python -c 'import sys; print(sys.argv, sys.path[0]); sys.exit(3)' some "two words" """,
-        "echo 'import sys; print(sys.argv)' | python - some",
-        "echo '{}' > some.json && python -m json.tool some.json",
-        "echo 'import sys; print(sys.argv, sys.path[0])' > some.py && python some.py --flag",
-        "T2V_SOME=1 python -c 'import os; print(os.environ[\"T2V_SOME\"], os.getcwd())'",
-        "python -c 'import os; os.kill(os.getpid(), 9)'",
-        "python -c 'print(1); 1 / 0'",
-        "python -c 'print(1)' | python -c 'print(input())'",
-        "python -c 'import sys; print(sys.stdout.reconfigure(errors=\"replace\"))' > a; cat a",
-        "python -c 'import sys; print(sys.stdout.seekable(), sys.stdin.isatty())'",
-    ],
-)
-def test_a_forked_python_does_what_python_does(command, environment, tmp_path):
-    with forked_python(tmp_path, ("json",), environment) as forking:
-        answers = []
-        for variables in (environment, forking):
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=tmp_path, env=variables, capture_output=True
-            )
-            answers.append((done.stdout, done.returncode, bool(done.stderr)))
-
-    assert answers[0] == answers[1]
-
-
-@pytest.mark.parametrize("command", ["OTHER=1 python -c 1", "python -O -c 1"])
-def test_a_forked_python_refuses_what_it_cannot_do(command, environment, tmp_path):
-    with forked_python(tmp_path, (), environment) as forking:
-        assert subprocess.run(["bash", "-c", command], env=forking).returncode == 1
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
@@ -129,7 +67,7 @@ def test_make_knows_its_targets(target):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_programs_for_a_served_page_get_their_clip(shapes_server, environment, tmp_path):
+def test_programs_for_a_served_page_get_their_clip(shapes_server, tmp_path):
     programs = [
         block
         for readme in READMES
@@ -138,7 +76,7 @@ def test_programs_for_a_served_page_get_their_clip(shapes_server, environment, t
     ]
 
     printed = [
-        run(["python", "-c", program.replace(SERVED, shapes_server.url)], tmp_path, environment)
+        run([sys.executable, "-c", program.replace(SERVED, shapes_server.url)], tmp_path)
         for program in programs
     ]
 
