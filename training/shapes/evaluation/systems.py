@@ -91,9 +91,10 @@ class System:
             "steps": card.default_steps if self.steps is None else self.steps,
             "guidance": card.default_guidance if self.guidance is None else self.guidance,
         }
-        kept = ("name", "sampler", "prediction_type", "beta_end", "spacing", "eta", "origin_steps")
-        flow = {} if card.flow_shift is None else {"flow_shift": card.flow_shift}
-        return {name: asdict(card)[name] for name in kept} | flow | chosen
+        kept = ("name", "sampler", "prediction_type", "beta_end", "flow_shift", "spacing", "eta")
+        values = asdict(card)
+        own = {name: values[name] for name in (*kept, "origin_steps") if values[name] is not None}
+        return own | chosen
 
     def make(self, prompts: Sequence[Prompt], weights: Path, cache: Path) -> Samples:
         """Generate one clip per prompt, or read the clips of the same settings from the cache."""
