@@ -176,4 +176,7 @@ def describe_remedy(card: ModelCard) -> str:
         return f"Fetch it: {command} fetch {card.name} --projection zeros (see the README)."
     if card.sources:
         return f"Fetch it: {command} fetch {card.name}."
-    return "Train it, or restore the weights from the repository."
+    return (
+        f"Restore {card.folder} if the repository holds its weights; train it by python -m "
+        "training.shapes if it does not (see training/README.md)."
+    )

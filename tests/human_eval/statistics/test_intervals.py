@@ -4,7 +4,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import binom, norm, t, ttest_1samp
+from scipy.stats import beta, binom, norm, t, ttest_1samp
 
 from human_eval.statistics.intervals import (
     clopper_pearson,
@@ -287,6 +287,15 @@ def independent_ends(votes: int) -> np.ndarray:
     prompts = {"prompt": np.arange(votes)}
     found = [clustered_mean(np.arange(votes) < wins, prompts) for wins in range(votes + 1)]
     return np.array([[mean.low, mean.high] for mean in found])
+
+
+@pytest.mark.parametrize("wins, votes", [(1, 2), (45, 50), (13, 100), (498, 500)])
+def test_the_interval_of_independent_votes_is_that_of_a_beta_distribution(wins, votes):
+    found = clustered_mean(np.arange(votes) < wins, {"prompt": np.arange(votes)})
+
+    rate, effective = wins / votes, votes - 1  # as the variance over n - 1 has it
+    exact = beta(effective * rate + 0.7, effective * (1 - rate) + 0.7).interval(0.95)
+    assert (found.low, found.high) == pytest.approx(exact)
 
 
 @pytest.mark.parametrize("votes", [2, 3, 5, 8, 20, 50, 100])
