@@ -26,6 +26,7 @@ from demo.session import EngineError, Update, Updates
 
 Load = Callable[[str], Generate]
 JOIN_SECONDS = 5  # for the process to end by itself
+OVER = "The server is shutting down. Try again when it is back."
 
 
 class ModelProcess:
@@ -44,6 +45,7 @@ class ModelProcess:
         self._process: BaseProcess | None = None
         self._life: Connection | None = None  # the process ends when this is closed
         self._address: Any = None
+        self._is_over = False  # with the page's program
         self._calls = 0  # that run now
         self._used = time.monotonic()
 
@@ -79,8 +81,9 @@ class ModelProcess:
                 self._end()
 
     def end(self) -> None:
-        """End the process."""
+        """End the process for good: the page's program ends."""
         with self._lock:
+            self._is_over = True
             self._end()
 
     def download(self, name: str) -> Updates:
@@ -107,6 +110,8 @@ class ModelProcess:
                 while (message := connection.recv())[0] == "yielded":
                     yield message[1]
         except (EOFError, ConnectionError, FileNotFoundError) as failure:
+            if self._is_over:
+                raise EngineError(OVER) from failure
             if self._process is not None:  # its connections close before it counts as ended
                 self._process.join(1)
             raise EngineError(
@@ -120,6 +125,8 @@ class ModelProcess:
     def _connected(self) -> Iterator[Connection]:
         """Connect to the process. Start it if there is none."""
         with self._lock:
+            if self._is_over:
+                raise EngineError(OVER)
             if not self.is_running:
                 self._start()
             self._calls += 1

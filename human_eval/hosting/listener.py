@@ -1,6 +1,8 @@
 """Listen on an address and serve an application there until the process is interrupted."""
 
+import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -80,5 +82,13 @@ def serve_on(listener: socket.socket, app: ASGIApp, **options: Any) -> None:
         timeout_keep_alive=20,
         **options,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_no_open_stream)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listener])
+
+
+def _is_no_open_stream(record: logging.LogRecord) -> bool:
+    """Return False for what uvicorn logs, with a traceback, of an open page at the server's end."""
+    failure = record.exc_info[1] if record.exc_info else None
+    cancels = str(record.msg).startswith("Cancel %s running task(s)")
+    return not (cancels or isinstance(failure, asyncio.CancelledError))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_a_killed_process_is_an_error_for_the_visitor_and_the_next_one_computes(
 
     *_, last = process.load("a")(a_request(), tmp_path / "clip")
     assert last.clip is not None
+
+
+def test_the_end_of_the_server_is_the_reason_of_a_load_that_it_stops(process):
+    with ThreadPoolExecutor() as pool:
+        load = pool.submit(process.load, "endless")
+        while not process.is_running or not process._calls:
+            time.sleep(0.05)
+        process.end()
+
+        for reason in (load.exception(), pytest.raises(EngineError, process.load, "a").value):
+            assert isinstance(reason, EngineError) and "shutting down" in str(reason)
+    assert not process.is_running
 
 
 def test_failures_keep_their_type_and_lose_the_prompt(process, tmp_path, capfd):

@@ -14,6 +14,8 @@ def load(name: str) -> Callable[[Request, Path], Updates]:
     """Load a model that is named after what happens."""
     if name == "unloadable":
         raise MemoryError("It needs 90 GB. Choose another device.")
+    if name == "endless":
+        time.sleep(600)
     return {"killed": _die, "failing": _fail}.get(name, _generate)
 
 

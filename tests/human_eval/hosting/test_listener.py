@@ -1,0 +1,38 @@
+"""A server on its own, in another process."""
+
+import signal
+import subprocess
+import sys
+import urllib.request
+
+SERVER = """
+import asyncio
+
+from human_eval.hosting.listener import address_of, listen, serve_on
+
+
+async def stream(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"more", "more_body": True})
+            await asyncio.sleep(0.1)
+
+
+listener = listen("127.0.0.1", [0])
+print(address_of(listener), flush=True)
+serve_on(listener, stream, timeout_graceful_shutdown=1)
+"""
+
+
+def test_an_interrupted_server_ends_without_a_word_about_open_pages():
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        with urllib.request.urlopen(server.stdout.readline().strip()) as page:
+            assert page.read(4) == b"more"
+            server.send_signal(signal.SIGINT)
+            assert server.wait(30) == 0
+        assert server.communicate() == ("", "")
