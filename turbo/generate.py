@@ -94,7 +94,7 @@ def _run_one(options: argparse.Namespace) -> list[str]:
     request = check_request(card, options.prompt, seed=options.seed, **settings)
     out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
     signer = _read_signer(options)
-    make_one(_load(options, card), request, out, signer)
+    make_one(_Loader(options)(card), request, out, signer)
     return []
 
 
@@ -123,8 +123,9 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
     needed = check_room(out, sizes)
     if share.rank == 0:
         print(f"{sum(map(len, requests))} clips in all; at most {needed / 1e9:.2f} GB to write.")
+    load = _Loader(options, quiet=share.rank > 0)
     for system, wanted in zip(systems, requests, strict=True):
-        pipeline = _load(options, system.card, quiet=share.rank > 0)
+        pipeline = load(system.card)
         clips = {
             Path(
                 system.folder,
@@ -135,6 +136,7 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         failures += make_clips(
             pipeline, clips, out, batch_size=options.batch_size, share=share, signer=signer
         )
+        del pipeline  # the loader frees it before it loads the next one
     return share.gather(failures)
 
 
@@ -147,11 +149,12 @@ def _plan(
     """Yield the lines of a table of what a batch makes, and what it needs at most."""
     layout = "{:32} {:>6} {:>14} {:>7}  {}"
     yield layout.format("system", "clips", "network calls", "GB", "time in one process, about")
+    load = _Loader(options, quiet=True)
     for system, wanted, size in zip(systems, requests, sizes, strict=True):
         card = system.card
         need = describe_state(card)
         if card.is_ready():
-            seconds = len(wanted) * time_clip(_load(options, card, quiet=True), wanted[0])
+            seconds = len(wanted) * time_clip(load(card), wanted[0])
             need = str(timedelta(seconds=math.ceil(seconds)))
         calls = sum(request.steps for request in wanted) * card.calls_per_step
         name = system.folder or card.name
@@ -160,22 +163,36 @@ def _plan(
     yield layout.format("in all", total, "", f"{sum(sizes) / 1e9:.2f}", "").rstrip()
 
 
-def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) -> VideoPipeline:
-    pipeline = load_pipeline(
-        card.name,
-        options.device,
-        dtype=options.dtype,
-        memory=options.memory,
-        compiled=options.compile,
-        visible_mark=options.visible_mark,
-    )
-    placement = pipeline.placement
-    if not quiet:
-        print(
-            f"{card.name} on {placement.device} in {str(placement.dtype).removeprefix('torch.')}, "
-            f"memory {placement.memory}, about {placement.peak / 1e9:.1f} GB at peak"
+class _Loader:
+    """Loads a model where the options say. The next system of the same model gets it again."""
+
+    def __init__(self, options: argparse.Namespace, *, quiet: bool = False) -> None:
+        self._options, self._quiet = options, quiet
+        self._last: VideoPipeline | None = None
+
+    def __call__(self, card: ModelCard) -> VideoPipeline:
+        if self._last is None or self._last.card.name != card.name:
+            self._last = None  # frees its memory: two large models may not fit
+            self._last = self._load(card)
+        return self._last
+
+    def _load(self, card: ModelCard) -> VideoPipeline:
+        pipeline = load_pipeline(
+            card.name,
+            self._options.device,
+            dtype=self._options.dtype,
+            memory=self._options.memory,
+            compiled=self._options.compile,
+            visible_mark=self._options.visible_mark,
         )
-    return pipeline
+        placement = pipeline.placement
+        if not self._quiet:
+            print(
+                f"{card.name} on {placement.device} in "
+                f"{str(placement.dtype).removeprefix('torch.')}, memory {placement.memory}, "
+                f"about {placement.peak / 1e9:.1f} GB at peak"
+            )
+        return pipeline
 
 
 def check_out(name: str, *, batch: bool) -> Path:
