@@ -1,10 +1,8 @@
 """Many clips: the frames of single requests, whatever process, batch or earlier run made them."""
 
-import gc
 import os
 import select
 import time
-import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,31 +190,6 @@ def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch
     recipe = load_video(tmp_path / "out" / path).recipe
     assert recipe["guidance"] == float(row["guidance"]) == 6.5
     assert "visible_mark" not in recipe
-
-
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_model_is_loaded_once_for_its_systems_and_freed_before_the_next(
-    more, tmp_path, monkeypatch
-):
-    load, loaded = generate.load_pipeline, []
-
-    def load_alone(name: str, *options, **named):
-        gc.collect()
-        assert all(pipeline() is None for _, pipeline in loaded)
-        pipeline = load(name, *options, **named)
-        loaded.append((name, weakref.ref(pipeline)))
-        return pipeline
-
-    monkeypatch.setattr(generate, "load_pipeline", load_alone)
-    (tmp_path / "prompts.txt").write_text("a red star\n")
-    systems = "shapes-turbo:1,shapes-turbo:2,shapes-vcm:1,shapes-turbo:3"
-
-    generate.main(
-        ["--prompts", str(tmp_path / "prompts.txt"), "--systems", systems]
-        + ["--out", str(tmp_path / "out"), *more]
-    )
-
-    assert [name for name, _ in loaded] == ["shapes-turbo", "shapes-vcm", "shapes-turbo"]
 
 
 def test_clips_with_a_visible_mark_are_made_beside_those_without(tmp_path):

@@ -1,9 +1,11 @@
 """The command line: one clip, a folder of clips, and a folder finished after a kill."""
 
 import csv
+import gc
 import io
 import os
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +102,31 @@ def test_batch_reads_the_usual_files_of_prompts(tiny_model, tmp_path, name, cont
     _run(tiny_model, "--prompts", tmp_path / name, "--out", tmp_path / "clips")
 
     assert [row["prompt"] for row in _rows(tmp_path / "clips")] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_model_is_loaded_once_for_its_systems_and_freed_before_the_next(
+    more, tiny_model, prompts, tmp_path, monkeypatch
+):
+    load, loaded = generate.load_pipeline, []
+
+    def load_alone(name: str, *options, **named):
+        gc.collect()
+        assert all(pipeline() is None for _, pipeline in loaded)
+        pipeline = load(name, *options, **named)
+        loaded.append((name, weakref.ref(pipeline)))
+        return pipeline
+
+    monkeypatch.setattr(generate, "load_pipeline", load_alone)
+    monkeypatch.setitem(cli.MODELS, "other", replace(tiny_model, name="other"))
+    name = tiny_model.name
+    systems = f"{name}:1,{name}:2,other:1,{name}:3"
+
+    generate.main(
+        ["--prompts", str(prompts), "--systems", systems, "--out", str(tmp_path / "out"), *more]
+    )
+
+    assert [name for name, _ in loaded] == [name, "other", name]
 
 
 def test_batch_makes_only_what_is_missing(tiny_model, prompts, tmp_path, monkeypatch):
