@@ -146,8 +146,11 @@ def load_model(
     """
     check_ready(name)
     card = MODELS[name]
+    import transformers
+
     from turbo.pipeline import load_pipeline
 
+    transformers.utils.logging.disable_progress_bar()  # of loading weights, in the log
     pipeline = load_pipeline(name, device, dtype=dtype, memory=memory, visible_mark=visible_mark)
     if not card.sources:  # a large model is warmed up by its first visitor
         list(pipeline.stream(["warm up"], [0], steps=card.min_steps))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import transformers
 
 from demo.models import (
     RequestError,
@@ -27,6 +28,14 @@ from turbo.request import MAX_SEED
 
 NOT_NUMBERS = ["4", [4], {"a": 1}, True, float("nan"), float("inf"), -float("inf"), 2**70]
 PLACEMENT = {"device": "cpu", "dtype": "auto", "memory": None}
+
+
+def test_loading_a_model_leaves_no_progress_bar_in_the_log(capfd):
+    transformers.utils.logging.enable_progress_bar()
+
+    load_model("shapes-turbo")
+
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("prompt", ["", " \n\t ", "\u200b", "x" * 10_000, "a\x00b", None, ["a"], 7])
