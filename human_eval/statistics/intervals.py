@@ -150,9 +150,7 @@ def clustered_mean(
         share = (mean - start) / width
         unit = share * (1 - share)  # the largest variance of values with this mean
         votes = unit / (max(float(variance), float(values.var()) / len(values)) / width**2)
-        level = (1 + confidence) / 2
-        ratio = float(stdtrit(len(values) - 1, level) / stdtrit(df, level)) ** 2
-        ends = _effective_interval(share, votes, ratio, confidence)
+        ends = _effective_interval(share, votes, float(df), len(values) - 1, confidence)
         low, high = start + width * ends.low, start + width * ends.high
         expected = (null - start) / width
         error_of_null = width * np.sqrt(max(expected * (1 - expected), 0.0) / votes)
@@ -202,9 +200,12 @@ def crossed_variance(
     return combine_variances(of(codes[0]), of(codes[1]), both, fewest)
 
 
-def _effective_interval(share: float, votes: float, ratio: float, confidence: float) -> Interval:
+def _effective_interval(
+    share: float, votes: float, df: float, independent_df: int, confidence: float
+) -> Interval:
     """Return the interval of a share for an effective number of votes; see `clustered_mean`."""
     level = (1 + confidence) / 2
+    ratio = (stdtrit(independent_df, level) / stdtrit(df, level)) ** 2
     wins, losses = (ratio * (votes * part + PRIOR_VOTES) for part in (share, 1 - share))
     return Interval(*(float(betaincinv(wins, losses, end)) for end in (1 - level, level)))
 
