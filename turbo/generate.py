@@ -94,7 +94,7 @@ def _run_one(options: argparse.Namespace) -> list[str]:
     request = check_request(card, options.prompt, seed=options.seed, **settings)
     out = check_out("clip.mp4" if options.out is None else options.out, batch=False)
     signer = _read_signer(options)
-    make_one(_Loader(options)(card), request, out, signer)
+    make_one(_load(options, card), request, out, signer)
     return []
 
 
@@ -166,33 +166,33 @@ def _plan(
 class _Loader:
     """Loads a model where the options say. The next system of the same model gets it again."""
 
-    def __init__(self, options: argparse.Namespace, *, quiet: bool = False) -> None:
+    def __init__(self, options: argparse.Namespace, *, quiet: bool) -> None:
         self._options, self._quiet = options, quiet
         self._last: VideoPipeline | None = None
 
     def __call__(self, card: ModelCard) -> VideoPipeline:
         if self._last is None or self._last.card.name != card.name:
             self._last = None  # frees its memory: two large models may not fit
-            self._last = self._load(card)
+            self._last = _load(self._options, card, quiet=self._quiet)
         return self._last
 
-    def _load(self, card: ModelCard) -> VideoPipeline:
-        pipeline = load_pipeline(
-            card.name,
-            self._options.device,
-            dtype=self._options.dtype,
-            memory=self._options.memory,
-            compiled=self._options.compile,
-            visible_mark=self._options.visible_mark,
+
+def _load(options: argparse.Namespace, card: ModelCard, *, quiet: bool = False) -> VideoPipeline:
+    pipeline = load_pipeline(
+        card.name,
+        options.device,
+        dtype=options.dtype,
+        memory=options.memory,
+        compiled=options.compile,
+        visible_mark=options.visible_mark,
+    )
+    placement = pipeline.placement
+    if not quiet:
+        print(
+            f"{card.name} on {placement.device} in {str(placement.dtype).removeprefix('torch.')}, "
+            f"memory {placement.memory}, about {placement.peak / 1e9:.1f} GB at peak"
         )
-        placement = pipeline.placement
-        if not self._quiet:
-            print(
-                f"{card.name} on {placement.device} in "
-                f"{str(placement.dtype).removeprefix('torch.')}, memory {placement.memory}, "
-                f"about {placement.peak / 1e9:.1f} GB at peak"
-            )
-        return pipeline
+    return pipeline
 
 
 def check_out(name: str, *, batch: bool) -> Path:
