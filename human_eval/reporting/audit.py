@@ -91,7 +91,7 @@ def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.
 def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     """Compare the order of systems without ties to that with a tie as half a win for either."""
     changed = []
-    for tallies in _connected(votes, definition):
+    for tallies in _connected(_primary(votes, definition)):
         wins, ties = tallies.votes[:, :2], tallies.votes[:, 2:]
         nothing = np.zeros_like(ties)
         without = Tallies(tallies.names, tallies.pairs, np.hstack([wins, nothing]))
@@ -105,14 +105,15 @@ def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFr
 
 def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     """Leave out the busiest raters, one after another: does the first of the ranking change?"""
-    asked = _primary(votes, definition)
-    rankings = [(set(group.names), _order(group)[0]) for group in _connected(asked, definition)]
+    columns = ["system_a", "system_b", "choice", "rater"]
+    asked = _primary(votes, definition)[columns].astype("category")  # filtered faster than text
+    rankings = [(set(group.names), _order(group)[0]) for group in _connected(asked)]
     changed = []
     for rater in asked["rater"].value_counts().index[:BUSIEST]:
         rest = asked[asked["rater"] != rater]
         for names, first in rankings:
             left = rest[rest["system_a"].isin(names)]
-            if set(left["system_a"]) | set(left["system_b"]) != names:
+            if set(left["system_a"].unique()) | set(left["system_b"].unique()) != names:
                 continue
             without = _order(count_votes(left))[0]
             if first != without:
@@ -180,9 +181,8 @@ def _primary(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     return votes[votes["question"] == definition.primary.key]
 
 
-def _connected(votes: pd.DataFrame, definition: StudyDefinition) -> Iterator[Tallies]:
-    """Yield the answers to the primary question in each connected group of systems."""
-    asked = _primary(votes, definition)
+def _connected(asked: pd.DataFrame) -> Iterator[Tallies]:
+    """Yield the answers in each connected group of systems."""
     for group in connected_groups(asked):
         yield count_votes(asked[asked["system_a"].isin(group)])
 

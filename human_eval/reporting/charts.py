@@ -21,7 +21,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import StudyError
@@ -184,10 +184,13 @@ def _width_of(axes: Axes) -> float:
 
 @cache
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Return the width of a text as printed, in points."""
-    font = FontProperties(family=STYLE["font.family"], weight=weight)
-    # A text of blanks has no outline.
-    return float(TextPath((0, 0), text, size=size, prop=font).get_extents().width) if text else 0.0
+    """Return the width of a text as printed, in points; of several lines, the widest."""
+    font = FontProperties(family=STYLE["font.family"], weight=weight, size=size)
+    # The advance widths of the letters; their outlines would take 20 times as long.
+    return max(
+        float(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0])
+        for line in text.split("\n")
+    )
 
 
 def _shorten(title: str, points: float, size: float) -> str:

@@ -94,7 +94,7 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
     )
     return pd.DataFrame(
         {
-            "answered_at": decisive["answered_at"].to_numpy(),
+            "answered_at": decisive["answered_at"].array,  # as NumPy objects: 100 times slower
             "wins": wins,
             "losses": losses,
             "design_effect": effect,
