@@ -15,9 +15,7 @@ from human_eval.statistics.e_values import LEVEL, Paths, e_value, e_value_path, 
 POWER = 0.8
 RATES = (0.51, 0.52, 0.53, 0.55, 0.6, 0.65, 0.7)  # true win rates in the table of power
 CORRELATION = 0.2  # assumed between two raters' answers to one pair, before there are votes
-DRAWS = 200  # simulated futures
-STEP = 500  # votes simulated at once
-NEAR = 4  # votes after the first that may cross the threshold; most futures cross it there
+DRAWS = 500  # simulated futures
 HORIZON = 20_000  # effective votes that a future may take
 
 
@@ -143,46 +141,39 @@ def votes_to_decide(
     threshold: float,
     rng: np.random.Generator,
     *,
-    wins: float = 0,
-    losses: float = 0,
+    wins: float | np.ndarray = 0,
+    losses: float | np.ndarray = 0,
 ) -> np.ndarray:
     """Simulate how many more independent votes the e-value takes to reach its threshold.
 
+    The lead, wins minus losses, has to reach a bound that does not fall with more votes. Each vote
+    moves it by 1: where it is g short of the bound, the next g votes, rounded up, are drawn at
+    once, since none but the last of them can decide.
+
     Args:
         rates: the true win rate of each simulated future, shape (futures,).
-        wins, losses: effective votes so far.
+        wins, losses: effective votes so far, in all futures or in each of them.
 
     Returns:
         Shape (futures,); `inf` where more than HORIZON votes are not enough.
     """
     needed = np.full(len(rates), np.inf)
-    before = wins + losses
-    least = _least_leads(threshold, 1 << int(before + HORIZON + STEP).bit_length())
-    start, turns = 0, np.arange(1, STEP + 1)
-    gained = np.zeros(len(rates), dtype=np.int32)  # wins among the simulated votes
-    waiting = np.arange(len(rates))
-    while len(waiting) and start < HORIZON:
-        won = (rng.random((len(waiting), STEP)) < rates[waiting, None]).astype(np.int32)
-        won[:, 0] += gained[waiting]
-        more = np.cumsum(won, axis=1, out=won)
-        votes = start + turns
-        lead = least[(before + votes).astype(int)]  # that of all votes is 2 (wins + more) - votes
-        upper, lower = ((before + votes + sign * lead) / 2 - wins for sign in (1, -1))
-        possible = more >= np.ceil(upper).astype(np.int32)
-        possible |= more <= np.floor(lower).astype(np.int32)
-        row = np.flatnonzero(possible.any(axis=1))  # futures that may be decided in this step
-        possible, counts = possible[row], more[row]
-        near = possible & (turns - 1 < possible.argmax(axis=1)[:, None] + NEAR)
-        crossed = np.zeros_like(possible)
-        for tried in (near, possible):  # most futures cross near the first vote that may
-            place, turn = np.nonzero(tried & ~crossed.any(axis=1)[:, None])
-            gain = counts[place, turn]
-            e = e_value(wins + gain, losses + (votes[turn] - gain))
-            crossed[place, turn] = e >= threshold
-        hit = crossed.any(axis=1)
-        needed[waiting[row[hit]]] = start + 1 + crossed[hit].argmax(axis=1)
-        gained[waiting] = more[:, -1]
-        waiting, start = np.delete(waiting, row[hit]), start + STEP
+    votes = np.zeros((2, len(rates)))  # wins and losses
+    votes += np.broadcast_arrays(wins, losses, rates)[:2]
+    most = votes.sum(axis=0).max(initial=0.0) + HORIZON
+    least = _least_leads(threshold, 1 << int(most + 1).bit_length())
+    future, drawn = np.arange(len(rates)), np.zeros(len(rates), dtype=int)
+    while len(future):
+        short = least[votes.sum(axis=0).astype(int)] - abs(votes[0] - votes[1])
+        count = np.clip(np.ceil(short).astype(int), 1, HORIZON - drawn)
+        won = rng.binomial(count, rates[future])
+        votes += won, count - won
+        drawn += count
+        decided = abs(votes[0] - votes[1]) >= least[votes.sum(axis=0).astype(int)]
+        decided[decided] = e_value(*votes[:, decided]) >= threshold
+        needed[future[decided]] = drawn[decided]
+        left = ~decided & (drawn < HORIZON)
+        future, votes, drawn = future[left], votes[:, left], drawn[left]
     return needed
 
 
@@ -249,46 +240,42 @@ def forecast_decisions(
         further votes, with its 80 % interval `more_low`, `more_high`; `soon`, the share of futures
         that are decided within HORIZON votes; `cost`, of `more`.
     """
-    rng = np.random.default_rng(seed)
     threshold = len(definition.comparisons) / LEVEL
-    price = definition.pay.per_pair * (1 + definition.pay.platform_fee)
     primary = definition.primary.key
     if paths is None:
         paths = trace_e_values(votes[votes["question"] == primary], definition)
-    given = votes.loc[votes["question"] == primary, "comparison"].value_counts()
+    keys = [comparison.key for comparison in definition.comparisons]
     nothing = e_value_path(votes[:0])
-    rows = []
-    for comparison in definition.comparisons:
-        here = int(given.get(comparison.key, 0))
-        path = paths.get((comparison.key, primary), nothing)
-        wins, losses, effect, e = _last_stage(path)
-        decided = bool((path["e"] >= threshold).any())
-        decisive = (wins + losses) / here if wins + losses else 1.0
-        rates = rng.beta(1 + wins / effect, 1 + losses / effect, DRAWS)
-        more = np.zeros(1)
-        if not decided:
-            more = votes_to_decide(
-                rates, threshold, rng, wins=wins / effect, losses=losses / effect
-            )
-        low, median, high = np.quantile(more, [0.1, 0.5, 0.9], method="nearest") * (
-            effect / decisive
-        )
-        rows.append(
-            {
-                "comparison": comparison.key,
-                "votes": here,
-                "rate": wins / (wins + losses) if wins + losses else np.nan,
-                "design_effect": effect,
-                "e": e,
-                "decided": decided,
-                "more_low": low,
-                "more": median,
-                "more_high": high,
-                "soon": float(np.isfinite(more).mean()),
-                "cost": median * price if price else 0.0,  # the median can be infinite
-            }
-        )
-    return pd.DataFrame(rows)
+    own = [paths.get((key, primary), nothing) for key in keys]
+    wins, losses, effect, e = np.array([_last_stage(path) for path in own]).T
+    decided = np.array([bool((path["e"] >= threshold).any()) for path in own])
+    rng = np.random.default_rng(seed)
+    won, lost = (np.repeat((count / effect)[~decided], DRAWS) for count in (wins, losses))
+    futures = votes_to_decide(rng.beta(1 + won, 1 + lost), threshold, rng, wins=won, losses=lost)
+    given = votes.loc[votes["question"] == primary, "comparison"].value_counts()
+    given = given.reindex(keys, fill_value=0).to_numpy()
+    both = wins + losses
+    decisive = np.divide(both, given, out=np.ones(len(keys)), where=both > 0)
+    more = np.zeros((len(keys), DRAWS))
+    more[~decided] = futures.reshape(-1, DRAWS)
+    low, median, high = np.quantile(more, [0.1, 0.5, 0.9], axis=1, method="nearest")
+    price = definition.pay.per_pair * (1 + definition.pay.platform_fee)
+    weight = effect / decisive  # votes given for each effective vote
+    return pd.DataFrame(
+        {
+            "comparison": keys,
+            "votes": given,
+            "rate": np.divide(wins, both, out=np.full(len(keys), np.nan), where=both > 0),
+            "design_effect": effect,
+            "e": e,
+            "decided": decided,
+            "more_low": low * weight,
+            "more": median * weight,
+            "more_high": high * weight,
+            "soon": np.isfinite(more).mean(axis=1),
+            "cost": median * weight * price if price else 0.0,  # the median can be infinite
+        }
+    )
 
 
 def _last_stage(path: pd.DataFrame) -> tuple[float, float, float, float]:
