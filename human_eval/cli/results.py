@@ -210,9 +210,9 @@ def audit(options: Namespace) -> None:
         if row["unknown"]:
             result, text = "?    ", f"not probed: the votes do not tell their {row['unknown']}"
         print(f"{result}  {row['probe']:24} {text}".rstrip())
-    made = int(table["unknown"].eq("").sum())
-    skipped = f"; {len(table) - made} were not made" if made < len(table) else ""
-    print(f"{table['fired'].sum()} of {made} probes found something{skipped}.")
+    left_out = int(table["unknown"].ne("").sum())
+    skipped = f"; not probed: {left_out}" if left_out else ""
+    print(f"{table['fired'].sum()} of {len(table) - left_out} probes found something{skipped}.")
 
 
 def export(options: Namespace) -> None:
