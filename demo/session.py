@@ -10,6 +10,13 @@ class EngineError(RuntimeError):
     """A model cannot be loaded or downloaded, or a computation failed. Visitors see the text."""
 
 
+class ServerStopping(EngineError):
+    """The page's program ends, which is no failure of a model."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down. Try again when it is back.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratedClip:
     """A finished mp4 file, what it cost, and the recipe that makes it again."""

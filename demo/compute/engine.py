@@ -13,7 +13,7 @@ from typing import TypeVar
 from demo.clip_store import ClipStore
 from demo.models import Request
 from demo.prompt_filter import PromptFilter
-from demo.session import EngineError, GeneratedClip, Update, Updates
+from demo.session import EngineError, GeneratedClip, ServerStopping, Update, Updates
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Engine:
         try:
             future.set_result(self._load(name))
         except BaseException as failure:  # as executors do: a future must not stay pending
-            logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
+            log_load_failure(name, failure)
             future.set_exception(failure)
 
 
@@ -128,8 +128,14 @@ def explained_load(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as failure:
-        logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
+        log_load_failure(name, failure)
         raise explain_load_failure(name, failure) from failure
+
+
+def log_load_failure(name: str, failure: BaseException) -> None:
+    """Log why a model did not load, unless it is the end of the server that stopped it."""
+    if not isinstance(failure, ServerStopping):
+        logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
 
 
 def explain_load_failure(name: str, failure: BaseException) -> EngineError:

@@ -22,11 +22,10 @@ from typing import Any
 
 from demo.compute.engine import Generate, explained_failure, explained_load
 from demo.models import Request, availability, download_model
-from demo.session import EngineError, Update, Updates
+from demo.session import EngineError, ServerStopping, Update, Updates
 
 Load = Callable[[str], Generate]
 JOIN_SECONDS = 5  # for the process to end by itself
-OVER = "The server is shutting down. Try again when it is back."
 
 
 class ModelProcess:
@@ -111,7 +110,7 @@ class ModelProcess:
                     yield message[1]
         except (EOFError, ConnectionError, FileNotFoundError) as failure:
             if self._is_over:
-                raise EngineError(OVER) from failure
+                raise ServerStopping from failure
             if self._process is not None:  # its connections close before it counts as ended
                 self._process.join(1)
             raise EngineError(
@@ -126,7 +125,7 @@ class ModelProcess:
         """Connect to the process. Start it if there is none."""
         with self._lock:
             if self._is_over:
-                raise EngineError(OVER)
+                raise ServerStopping
             if not self.is_running:
                 self._start()
             self._calls += 1

@@ -82,13 +82,18 @@ def serve_on(listener: socket.socket, app: ASGIApp, **options: Any) -> None:
         timeout_keep_alive=20,
         **options,
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_no_open_stream)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancelling)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listener])
 
 
-def _is_no_open_stream(record: logging.LogRecord) -> bool:
-    """Return False for what uvicorn logs, with a traceback, of an open page at the server's end."""
+def _is_no_cancelling(record: logging.LogRecord) -> bool:
+    """Return False for what uvicorn logs, with a traceback, of all that the server's end cancels.
+
+    These are requests of open pages and, after a second Ctrl-C, the application's lifespan.
+    """
     failure = record.exc_info[1] if record.exc_info else None
-    cancels = str(record.msg).startswith("Cancel %s running task(s)")
-    return not (cancels or isinstance(failure, asyncio.CancelledError))
+    text = str(record.msg)
+    cancels = text.startswith("Cancel %s running task(s)")
+    cancelled = isinstance(failure, asyncio.CancelledError) or text.endswith("CancelledError\n")
+    return not (cancels or cancelled)

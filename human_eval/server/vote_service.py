@@ -73,9 +73,11 @@ class VoteService:
                 yield
             finally:
                 stopping.set()
-                await periodic
-                await asyncio.to_thread(self._writer.close)
-                self._writer = None
+                try:
+                    await periodic
+                finally:  # a second Ctrl-C cancels the last periodic work
+                    await asyncio.to_thread(self._writer.close)
+                    self._writer = None
 
     async def write(self, job: Callable[[Connection], Any]) -> Any:
         """Run a job in a transaction; return its result once that is committed.

@@ -9,7 +9,7 @@ import pytest
 from demo.clip_store import ClipStore
 from demo.compute.engine import Engine
 from demo.models import Request
-from demo.session import EngineError
+from demo.session import EngineError, ServerStopping
 from tests.support.fake_engine import FakeEngine
 
 REQUEST = Request(prompt="a star", steps=3, guidance=1.0, seed=0)
@@ -110,6 +110,17 @@ def test_a_load_failure_is_logged_before_a_visitor_asks_for_the_model(start, cap
         time.sleep(0.01)
 
     assert "fake-student did not load: ValueError: This machine has no device" in caplog.text
+
+
+def test_a_load_that_the_end_of_the_server_stops_is_no_failure_in_the_log(start, caplog):
+    def load(name):
+        raise ServerStopping
+
+    engine = start(load)
+    while engine.readiness("fake-student") == "loading":
+        time.sleep(0.01)
+
+    assert not caplog.text
 
 
 def test_a_load_failure_on_request_is_logged_once(fake, start, caplog):

@@ -3,15 +3,31 @@
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+
+import pytest
 
 SERVER = """
 import asyncio
+from contextlib import asynccontextmanager
+
+from starlette.routing import Router
 
 from human_eval.hosting.listener import address_of, listen, serve_on
 
 
+@asynccontextmanager
+async def lifespan(app):
+    try:
+        yield
+    finally:
+        await asyncio.sleep(0.5)
+
+
 async def stream(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await Router(lifespan=lifespan)(scope, receive, send)
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -21,11 +37,12 @@ async def stream(scope, receive, send):
 
 listener = listen("127.0.0.1", [0])
 print(address_of(listener), flush=True)
-serve_on(listener, stream, timeout_graceful_shutdown=1)
+serve_on(listener, stream, timeout_graceful_shutdown=2)
 """
 
 
-def test_an_interrupted_server_ends_without_a_word_about_open_pages():
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupted_server_ends_without_a_word_about_open_pages(interrupts):
     command = [sys.executable, "-c", SERVER]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -33,6 +50,8 @@ def test_an_interrupted_server_ends_without_a_word_about_open_pages():
         assert server.stdout
         with urllib.request.urlopen(server.stdout.readline().strip()) as page:
             assert page.read(4) == b"more"
-            server.send_signal(signal.SIGINT)
+            for _ in range(interrupts):
+                server.send_signal(signal.SIGINT)
+                time.sleep(0.5)
             assert server.wait(30) == 0
         assert server.communicate() == ("", "")
