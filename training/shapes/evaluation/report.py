@@ -23,7 +23,7 @@ from training.shapes.evaluation.intervals import (
 )
 from training.shapes.evaluation.measurements import Measurements
 from training.shapes.evaluation.metrics import frechet_distance
-from training.shapes.evaluation.systems import REAL
+from training.shapes.evaluation.systems import CHUNK, REAL
 
 RATES = {
     "colour": "hit_colour",
@@ -314,7 +314,7 @@ def format_report(report: dict[str, Any]) -> str:
             ("Correct attributes, %", attributes),
             ("Image quality", looks),
             ("Motion and rewards", motion),
-            ("Cost", costs),
+            (f"Cost of a clip, in batches of {CHUNK} on one thread", costs),
         )],
         f"## Pairwise comparisons\n\n{_pairs_markdown(report['pairs'])}",
     ]  # fmt: skip
