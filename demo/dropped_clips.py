@@ -1,6 +1,6 @@
 """Videos that visitors drop on the page, to get their recipe and to check it.
 
-They are files of strangers: they are never served, another process reads them, and the newest few
+They are untrusted files: they are never served, another process reads them, and the newest few
 are kept.
 """
 
@@ -29,14 +29,14 @@ class DroppedClips:
         """Store a video, and return its name.
 
         Raises:
-            DropError: it is no mp4, carries no recipe, or cannot be stored.
+            DropError: it is not an mp4 file, carries no recipe, or cannot be stored.
         """
         try:
             path = ClipStore(self.folder, keep=KEPT).new_path()
             path.write_bytes(content)
         except OSError as failure:
             reason = failure.strerror or type(failure).__name__
-            raise DropError(f"The video cannot be read on this machine ({reason}).") from failure
+            raise DropError(f"The video cannot be stored on this machine ({reason}).") from failure
         try:
             found = read_provenance(path)
             if not found["recipe"]:

@@ -1,4 +1,4 @@
-"""The seam between the page and the library: the only module of `demo` that imports `turbo`.
+"""The adapter between the page and the library: the only module of `demo` that imports `turbo`.
 
 Imports of torch and diffusers take seconds, so they are inside functions that run behind the open
 page. `turbo.card`, `turbo.request` and `turbo.models.registry` are free of torch.
@@ -284,25 +284,25 @@ def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Return the fields of `turbo.provenance.Provenance` of a stranger's file.
+    """Return the fields of `turbo.provenance.Provenance` of an untrusted file.
 
     Raises:
-        ValueError: it is no mp4, or is damaged; visitors see the text.
+        ValueError: it is not an mp4 file, or is damaged; visitors see the text.
     """
     return _read_apart(path)
 
 
 def compare_clips(clip: Path, reference: Path) -> dict[str, Any]:
-    """Return the fields of `turbo.provenance.Comparison` of a stranger's file with one of ours.
+    """Return the fields of `turbo.provenance.Comparison` of an untrusted file with one of ours.
 
     Raises:
-        ValueError: it is no mp4, or is damaged; visitors see the text.
+        ValueError: it is not an mp4 file, or is damaged; visitors see the text.
     """
     return _read_apart(clip, reference)
 
 
 def _read_apart(*files: Path) -> dict[str, Any]:
-    """Read files in a process of its own: a decoder may crash on a stranger's file, or not end."""
+    """Read files in a process of its own: a decoder may crash on an untrusted file, or not end."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "turbo.provenance", *(str(file.resolve()) for file in files)],
@@ -312,7 +312,7 @@ def _read_apart(*files: Path) -> dict[str, Any]:
             check=True,
         )
     except subprocess.SubprocessError as failure:
-        raise ValueError("This file is no mp4 video, or it is damaged.") from failure
+        raise ValueError("This file is not an mp4 video, or it is damaged.") from failure
     return json.loads(done.stdout)
 
 

@@ -13,6 +13,17 @@ StudyError
   StorageDamaged  the database is damaged; restore a backup
 """
 
+from collections.abc import Sequence
+
+MAX_LISTED = 20  # names in a message
+
+
+def list_names(names: Sequence[object], separator: str = ", ") -> str:
+    """Join the first names of a list for a message, and add how many more there are."""
+    listed = separator.join(map(str, names[:MAX_LISTED]))
+    more = len(names) - MAX_LISTED
+    return f"{listed} and {more:,} more" if more > 0 else listed
+
 
 class StudyError(Exception):
     """Any error of a study.

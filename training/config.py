@@ -91,7 +91,7 @@ class WatchTable(_Table):
     seed: int = Field(0, ge=0)  # of the first prompt; the next one has the next seed
     judges: list[JudgeTable] = []
     stop: bool = False  # at the best step, once rewards rise and a judge falls
-    patience: int = Field(2, ge=1)  # how many looks in a row must show that
+    patience: int = Field(2, ge=1)  # how many evaluations in a row must show that
 
 
 class DataTable(_Table):
@@ -109,7 +109,7 @@ class DataTable(_Table):
     captions: str = "captions.csv"  # or .jsonl: columns path, text and, optionally, short_text
     fps: float = Field(gt=0)
     stride: Literal["exact", "whole"]  # whole: every n-th frame, at the rate that results
-    told_fps: Literal["true", "nominal"]  # what the network is told
+    conditioning_fps: Literal["true", "nominal"]  # the rate that the network is conditioned on
     resize: Literal["crop", "squash"]
     rewards_on: Literal["all", "short"] = "all"  # short: videos that have a short_text, on it
     workers: int = Field(2, ge=0)  # decoding processes, per training process
@@ -123,7 +123,7 @@ class RunTable(_Table):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)  # videos per step, over all processes
     micro_batch: int = Field(1, ge=1)  # videos per forward pass
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8-bit: moments in bytes, by bitsandbytes
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8-bit moments, by bitsandbytes
     learning_rate: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
     decay: float = Field(0.0, ge=0, le=1)  # last share of the steps, to a rate of zero

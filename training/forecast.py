@@ -120,8 +120,8 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
 
     def call(network: Network, videos: int, guidance: Tensor | None) -> Tensor:
         rows = [torch.cat([tensor] * videos) for tensor in (noisy, timesteps, embeds)]
-        told = None if fps is None else torch.cat([fps] * videos)
-        return network(*rows, Conditioning(guidance=guidance, fps=told))
+        rates = None if fps is None else torch.cat([fps] * videos)
+        return network(*rows, Conditioning(guidance=guidance, fps=rates))
 
     own = [weight for weight in student.parameters() if weight.requires_grad]
     if config.run.shard:

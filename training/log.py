@@ -2,8 +2,10 @@
 
 import csv
 from dataclasses import asdict, fields
+from io import StringIO
 from pathlib import Path
 
+from training.checkpoints import open_whole
 from training.loop import StepStats
 
 
@@ -28,7 +30,7 @@ class Log:
         rows = list(csv.reader(self.path.read_text().splitlines())) if self.path.exists() else []
         kept = [row for row in rows[1:] if len(row) == len(names) and int(row[0]) < step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([names, *kept])
-        partial.replace(self.path)
+        text = StringIO(newline="")
+        csv.writer(text).writerows([names, *kept])
+        with open_whole(self.path) as file:
+            file.write(text.getvalue().encode())

@@ -25,7 +25,7 @@ class FitConfig:
 
     steps: int
     learning_rate: float
-    eight_bit: bool = False  # AdamW keeps its moments in bytes
+    eight_bit: bool = False  # AdamW stores its moments in 8 bits
     warmup: int = 200  # steps of linear warm-up
     decay: float = 0.3  # last share of the steps, over which the learning rate falls to zero
     weight_decay: float = 0.01

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from training.build import Parts, build_model, student_with
 from training.checkpoints import find_newest, load_checkpoint, open_whole
@@ -30,7 +30,7 @@ from turbo.video import Video
 
 
 @dataclass(frozen=True)
-class Look:
+class Evaluation:
     """The scores of one saved step, one number per held-out prompt."""
 
     step: int
@@ -71,47 +71,47 @@ def read_held_out(path: Path, captions: Sequence[str]) -> list[str]:
     return prompts
 
 
-def find_best(looks: Sequence[Look], judge: str) -> Look:
-    """Return the first look with the highest mean score of a judge."""
-    return max(looks, key=lambda look: fmean(look.judges[judge]))
+def find_best(evaluations: Sequence[Evaluation], judge: str) -> Evaluation:
+    """Return the first evaluation with the highest mean score of a judge."""
+    return max(evaluations, key=lambda entry: fmean(entry.judges[judge]))
 
 
-def find_hacking(looks: Sequence[Look], patience: int) -> Look | None:
-    """Return the look before which nothing was exploited, once the last looks all show that.
+def find_hacking(evaluations: Sequence[Evaluation], patience: int) -> Evaluation | None:
+    """Return a judge's best evaluation if the last ones all show reward hacking, else None.
 
-    A look shows it where the reward is above that of a judge's best look, and the judge is below
-    by more than two standard errors of the difference over the prompts.
+    An evaluation shows it where the reward is above that of a judge's best evaluation, and the
+    judge is below by more than two standard errors of the difference over the prompts.
 
     Args:
-        patience: how many looks in a row must show it.
+        patience: how many evaluations in a row must show it.
     """
-    for judge in looks[-1].judges if looks else ():
-        best = find_best(looks, judge)
-        later = [look for look in looks if look.step > best.step][-patience:]
-        if len(later) == patience and all(_exploits(look, best, judge) for look in later):
+    for judge in evaluations[-1].judges if evaluations else ():
+        best = find_best(evaluations, judge)
+        later = [entry for entry in evaluations if entry.step > best.step][-patience:]
+        if len(later) == patience and all(_exploits(entry, best, judge) for entry in later):
             return best
     return None
 
 
-def _exploits(look: Look, best: Look, judge: str) -> bool:
-    pairs = zip(look.judges[judge], best.judges[judge], strict=True)
+def _exploits(last: Evaluation, best: Evaluation, judge: str) -> bool:
+    pairs = zip(last.judges[judge], best.judges[judge], strict=True)
     changes = [later - earlier for later, earlier in pairs]
     error = stdev(changes) / len(changes) ** 0.5
-    return fmean(look.reward) > fmean(best.reward) and fmean(changes) < -2 * error
+    return fmean(last.reward) > fmean(best.reward) and fmean(changes) < -2 * error
 
 
 class Watch:
-    """The looks of a run, in `watch.jsonl`; clips are in `samples/`, the best weights in `best/`.
+    """The evaluations of a run, in `watch.jsonl`; clips are in `samples/`, best weights in `best/`.
 
-    A look reads the weights from a checkpoint: those that the run would export at this step. It
-    draws from generators of its own, so a run takes the same steps with and without a watch.
+    An evaluation reads the weights from a checkpoint: those that the run would export at this step.
+    It draws from generators of its own, so a run takes the same steps with and without a watch.
     """
 
     def __init__(self, parts: Parts, config: Config, accelerator: Accelerator) -> None:
         """Load the judges.
 
         Raises:
-            ValueError: the prompts cannot be used, or the folder has looks of other ones.
+            ValueError: the prompts cannot be used, or the folder has evaluations of other ones.
         """
         assert config.watch is not None
         self.parts, self.config, self.accelerator = parts, config, accelerator
@@ -128,23 +128,25 @@ class Watch:
         }
         newest = find_newest(self.out / "checkpoints")
         done = int(newest.stem) if newest else 0
-        self.looks = [look for look in self._read() if look.step <= done]
-        if self._is_due(done) and done not in {look.step for look in self.looks}:
-            self._look(done)  # the run was killed between the checkpoint and the end of the look
+        self.evaluations = [entry for entry in self._read() if entry.step <= done]
+        if self._is_due(done) and done not in {entry.step for entry in self.evaluations}:
+            self._evaluate(
+                done
+            )  # the run was killed after the checkpoint, before its evaluation ended
 
     @property
-    def best(self) -> Look | None:
-        """Return the look to stop at: the best one, once the rewards are exploited."""
-        return find_hacking(self.looks, self.table.patience) if self.table.stop else None
+    def best(self) -> Evaluation | None:
+        """Return the evaluation to stop at: the best one, once the rewards are exploited."""
+        return find_hacking(self.evaluations, self.table.patience) if self.table.stop else None
 
-    def follow(self, step: int) -> Look | None:
-        """Look at the checkpoint of a step, if one is due; return the look to stop at."""
+    def follow(self, step: int) -> Evaluation | None:
+        """Evaluate the checkpoint of a step, if that is due; return the evaluation to stop at."""
         if self._is_due(step):
-            self._look(step)
+            self._evaluate(step)
         return self.best
 
-    def restore(self, best: Look) -> None:
-        """Give the student the weights of the best look."""
+    def restore(self, best: Evaluation) -> None:
+        """Give the student the weights of the best evaluation."""
         weights = load_file(self._weights(best.step))
         own = dict(self.parts.student.named_parameters())
         copy_whole(weights, {name: own[name] for name in weights})
@@ -152,7 +154,7 @@ class Watch:
     def _is_due(self, step: int) -> bool:
         return step > 0 and (step % self.table.every == 0 or step == self.config.run.steps)
 
-    def _look(self, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         weights = load_checkpoint(self.out / "checkpoints", step)["average"]
         student = student_with(weights, self.parts.teacher, self.config)
         pipeline = VideoPipeline(
@@ -171,11 +173,16 @@ class Watch:
         scores = self.accelerator.reduce(scores, "sum")
         by_name = dict(zip(names, scores.tolist(), strict=True))
         self.accelerator.log({f"watch/{name}": fmean(row) for name, row in by_name.items()}, step)
-        earlier = [look for look in self.looks if look.step < step]
-        self.looks = [*earlier, Look(step, self.prompts, by_name.pop("reward"), by_name)]
+        earlier = [entry for entry in self.evaluations if entry.step < step]
+        self.evaluations = [
+            *earlier,
+            Evaluation(step, self.prompts, by_name.pop("reward"), by_name),
+        ]
         if self.accelerator.is_main_process:
             self._keep_best(weights)
-            lines = [json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in self.looks]
+            lines = [
+                json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in self.evaluations
+            ]
             with open_whole(self.out / "watch.jsonl") as file:
                 file.write("".join(lines).encode())
         self.accelerator.wait_for_everyone()
@@ -199,29 +206,29 @@ class Watch:
         return [reward, *(scorer(frames, prompt) for scorer in self.judges.values())]
 
     def _keep_best(self, weights: dict[str, torch.Tensor]) -> None:
-        """Save the weights of the last look if it is a judge's best, and delete former ones."""
-        last, kept = self.looks[-1].step, {find_best(self.looks, j).step for j in self.judges}
+        """Save the weights of the last evaluation if a judge's best; delete former ones."""
+        last = self.evaluations[-1].step
+        kept = {find_best(self.evaluations, judge).step for judge in self.judges}
         if last in kept:
             path = self._weights(last)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
-            partial.replace(path)
-        for file in (self.out / "best").glob("*.safetensors"):
-            if int(file.stem) not in kept:
-                file.unlink()
+            with open_whole(path) as file:
+                file.write(save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        for old in (self.out / "best").glob("*.safetensors"):
+            if int(old.stem) not in kept:
+                old.unlink()
 
     def _weights(self, step: int) -> Path:
         return self.out / "best" / f"{step:08d}.safetensors"
 
-    def _read(self) -> list[Look]:
+    def _read(self) -> list[Evaluation]:
         path = self.out / "watch.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        looks = [Look(**json.loads(line)) for line in lines]
-        for look in looks:
-            if look.prompts != self.prompts or look.judges.keys() != self.judges.keys():
+        evaluations = [Evaluation(**json.loads(line)) for line in lines]
+        for entry in evaluations:
+            if entry.prompts != self.prompts or entry.judges.keys() != self.judges.keys():
                 raise ValueError(
                     f"{path} has scores of other prompts or judges than this watch. Restore them, "
                     "or delete the file to start anew."
                 )
-        return looks
+        return evaluations

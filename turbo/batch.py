@@ -50,7 +50,7 @@ class Share:
         return cls(state.process_index, state.num_processes)
 
     def gather(self, entries: list[str]) -> list[str]:
-        """Return the entries of all processes, once all have come here."""
+        """Return the entries of all processes; wait until each of them has called this."""
         return gather_object(entries) if self.processes > 1 else entries
 
 

@@ -153,8 +153,8 @@ def describe_state(card: ModelCard) -> str:
     if card.unpublished:
         return "needs training"
     if needs_choice(card):  # of a guidance projection; only the command offers it
-        return f"needs {card.download_bytes / 1e9:.1f} GB and a choice"
-    return f"needs {card.download_bytes / 1e9:.1f} GB download"
+        return f"needs a {card.download_bytes / 1e9:.1f} GB download and --projection"
+    return f"needs a {card.download_bytes / 1e9:.1f} GB download"
 
 
 def needs_choice(card: ModelCard) -> bool:

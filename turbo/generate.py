@@ -299,7 +299,7 @@ def _read_system(text: str) -> System:
     name, *settings = text.split(":")
     if name not in MODELS or len(settings) > 2:
         raise ValueError(
-            f"{text!r} in --systems is no system. Write MODEL, MODEL:STEPS or "
+            f"{text!r} in --systems is not a system. Write MODEL, MODEL:STEPS or "
             f"MODEL:STEPS:GUIDANCE; the models are {', '.join(MODELS)}."
         )
     steps, guidance, *_ = [*map(_number, settings), None, None]

@@ -90,7 +90,7 @@ class Manifest:
                 self._written = replace(content, size=file.tell(), missing="")
 
     def _read_end(self) -> _Content | None:
-        """Return how to add a row if whole rows alone were added since the last one from here.
+        """Return where to append if only complete rows were added since our last one, else None.
 
         A file of thousands of rows takes longer to read than some clips take to make.
         """

@@ -201,7 +201,9 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
                 raise ValueError("The file has no video.")
             yield container
     except av.FFmpegError as damage:
-        raise ValueError(f"The file is no mp4, or is damaged ({damage.strerror}).") from damage
+        raise ValueError(
+            f"The file is not an mp4 file, or is damaged ({damage.strerror})."
+        ) from damage
 
 
 def main() -> None:

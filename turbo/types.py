@@ -21,7 +21,7 @@ from torch import Tensor
 Latents = Float[Tensor, "B C F h w"]  # VAE latents, already scaled to unit variance
 Frames = Float[Tensor, "B N 3 H W"]  # RGB in [0, 1]; N is F, or more for a causal VAE
 Timesteps = Int[Tensor, " B"]  # index into the noise schedule, from 0 (nearly clean) to T - 1
-ToldTime = Real[Tensor, " B"]  # what a network is told for a timestep: `Schedule.told`
+NetworkTime = Real[Tensor, " B"]  # what a network gets for timesteps, see `Schedule`
 PerVideo = Float[Tensor, " B"]  # one number per video: a reward, a loss, a guidance scale
 Level = Float[Tensor, "B 1 1 1 1"]  # of signal or noise, per video
 FrameRate = Int[Tensor, " B"]  # frames per second
@@ -77,7 +77,7 @@ class VideoNetwork(Protocol):
     def __call__(
         self,
         noisy: Latents,
-        told: ToldTime,
+        time: NetworkTime,
         prompt_embeds: PromptEmbeds,
         conditioning: Conditioning | None = None,
         /,
@@ -101,7 +101,7 @@ class Schedule(Protocol):
         """Return the schedule on a device."""
         ...
 
-    def told(self, timesteps: Timesteps) -> ToldTime:
+    def network_time(self, timesteps: Timesteps) -> NetworkTime:
         """Return the time values that the network receives for these timesteps."""
         ...
 

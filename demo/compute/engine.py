@@ -80,7 +80,7 @@ class Engine:
         """
         if self._refuses(request.prompt):
             raise EngineError(
-                "This page does not make videos of some words, and your prompt has one of them. "
+                "Your prompt contains a word that this page does not make videos of. "
                 "Please change the prompt."
             )
         start = perf_counter()

@@ -34,7 +34,7 @@ const limit = Number(element.querySelector('label').dataset.limit);
 const idle = status.textContent;
 const say = (text) => { status.textContent = text; };
 const send = async (file) => {
-  if (!/\\.mp4$/i.test(file.name)) return say('This is no mp4 file. Drop a video of this page.');
+  if (!/\\.mp4$/i.test(file.name)) return say('This is not an mp4 video. Drop one of this page.');
   if (file.size > limit) return say(`The video is too large. The limit is ${limit >> 20} MB.`);
   say('Reading the video…');
   try {

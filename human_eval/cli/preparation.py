@@ -83,14 +83,18 @@ def add_commands(commands: Commands) -> None:
     )
     mappings = ", ".join(sorted(path.stem for path in MAPPINGS.glob("*.toml")))
     parser.add_argument("--mapping", help=f"which column holds what: a TOML file, or {mappings}")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="with --mapping: to be made")
-    parser.add_argument("--primary", default="", help="with --mapping: the question of the claims")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="with --mapping: the folder to create"
+    )
+    parser.add_argument(
+        "--primary", default="", help="with --mapping: the question that claims are about"
+    )
     parser.add_argument(
         "--max-bad",
         type=float,
         default=MAX_BAD,
         metavar="SHARE",
-        help="with --mapping: of rows that are not votes; more are an error",
+        help="with --mapping: the largest share of rows that are not votes",
     )
     parser.add_argument(
         "--answer",
@@ -109,24 +113,26 @@ def add_commands(commands: Commands) -> None:
         commands, "simulate", simulate, "Let simulated raters answer; always marked as simulated."
     )
     parser.add_argument("--raters", type=int, default=60)
-    parser.add_argument("--win-rate", type=float, help="of A, planted; default: 0.55")
+    parser.add_argument("--win-rate", type=float, help="true win rate of system A; default: 0.55")
     parser.add_argument(
         "--win-rates",
         nargs="+",
         default=[],
         metavar="COMPARISON=RATE",
-        help="of A in these comparisons, instead of --win-rate",
+        help="true win rates of A in these comparisons, instead of --win-rate",
     )
     parser.add_argument(
         "--judge",
         type=Path,
         metavar="TABLE",
-        help="a judge's scores, as of `report --judge`: of A in every pair, instead of both",
+        help="a judge's scores (see `report --judge`): A's win rate in each pair",
     )
-    parser.add_argument("--ties", type=float, default=0.0, help="share, where allowed")
+    parser.add_argument("--ties", type=float, default=0.0, help="share of ties, where allowed")
     parser.add_argument("--side-bias", type=float, default=0.0, help="share of blind left clicks")
     parser.add_argument("--spammers", type=float, default=0.0, help="share of the raters")
-    parser.add_argument("--spread", type=float, default=0.3, help="of prompts and of raters")
+    parser.add_argument(
+        "--spread", type=float, default=0.3, help="of prompts and of raters, in log-odds"
+    )
     parser.add_argument("--max-pairs", type=int, help="stop after so many")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -145,7 +151,7 @@ def create(options: Namespace) -> None:
     create_study(options.study, definition, prompts, database_url=options.database).close()
     systems = " ".join(f"{system.key}=FOLDER" for system in definition.systems)
     texts = len({prompt.text for prompt in prompts})
-    print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} different.")
+    print(f"Study {definition.name} in {options.study}: {len(prompts)} prompts, {texts} distinct.")
     print(f"Definition {definition.hash[:16]}, fixed. The folder holds a secret: keep it safe.")
     if quotas := describe_quotas(definition):
         print(quotas)
@@ -277,7 +283,9 @@ def _import_foreign_votes(options: Namespace) -> None:
     if unknown:
         print(f"Unknown: {', '.join(unknown)}. The report says what follows from it.")
     if votes.others:
-        print(f"{votes.others:,} records are no votes by [only] of the mapping, and were left out.")
+        print(
+            f"{votes.others:,} records are not votes by [only] of the mapping, and were left out."
+        )
     for line in list(votes.bad)[:MAX_LISTED]:
         print(f"left out: line {line}: {votes.bad[line]}")
     if votes.bad:

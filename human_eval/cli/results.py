@@ -208,7 +208,7 @@ def audit(options: Namespace) -> None:
     for row in table.to_dict("records"):
         result, text = ("FOUND" if row["fired"] else "ok   "), row["found"]
         if row["unknown"]:
-            result, text = "?    ", f"not probed: the votes do not tell their {row['unknown']}"
+            result, text = "?    ", f"not probed: the votes lack {row['unknown']}"
         print(f"{result}  {row['probe']:24} {text}".rstrip())
     left_out = int(table["unknown"].ne("").sum())
     skipped = f"; not probed: {left_out}" if left_out else ""

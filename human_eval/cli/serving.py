@@ -8,7 +8,7 @@ from contextlib import closing
 from human_eval.cli.command import Commands, add_address, add_command, opened
 from human_eval.collection.pairs import list_clips
 from human_eval.errors import StudyError
-from human_eval.hosting.deployment import SPACE_FRAMES, read_deployment
+from human_eval.hosting.deployment import read_deployment
 from human_eval.storage import lock
 from human_eval.storage.study_state import set_closed
 from human_eval.study.media_check import describe_lost, find_lost_clips
@@ -19,11 +19,6 @@ def add_commands(commands: Commands) -> None:
     """Add serve, invite, links, staff and close."""
     parser = add_command(commands, "serve", serve, "Serve the page for raters and its API.")
     add_address(parser)
-    parser.add_argument(
-        "--embedded",
-        action="store_true",
-        help=f"the same for a Hugging Face Space: {' and '.join(SPACE_FRAMES)}",
-    )
 
     parser = add_command(commands, "invite", invite, "Print a rater's invitation.")
     parser.add_argument("provider", help="such as prolific")
@@ -52,7 +47,6 @@ def serve(options: Namespace) -> None:
     deployment = read_deployment(
         options.root_path,
         options.frame_ancestors,
-        frames=SPACE_FRAMES if options.embedded else (),
         proxies="127.0.0.1",
     )
     with opened(options) as store:
@@ -102,7 +96,7 @@ def staff(options: Namespace) -> None:
         else:
             password = sys.stdin.readline().rstrip("\n")
         add_account(store.folder, options.name, password, options.role)
-    print(f"{options.name} may log in as {options.role}.")
+    print(f"{options.name} may sign in as {options.role}.")
 
 
 def close(options: Namespace) -> None:

@@ -18,10 +18,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from human_eval.clips.media import Footage, Shape, read_footage, store_footage
-from human_eval.clips.sources import Source, list_names
+from human_eval.clips.sources import Source
 from human_eval.definition.definition import StudyDefinition
 from human_eval.definition.prompts import Prompt
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 
 MAX_STRETCH = 0.01  # by which the aspect ratios of a pair may differ
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from human_eval.definition.prompts import Prompt
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from turbo.text_files.decoding import FileRefused
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
@@ -22,7 +22,6 @@ COLUMNS = {
     "sha256": ("sha256",),
     "model": ("model",),
 }
-MAX_PROBLEMS = 20  # how many a message lists
 
 
 @dataclass(frozen=True)
@@ -285,10 +284,3 @@ def _check_unique(sources: Sequence[Source]) -> None:
                 f"{source.system} has two clips for prompt {source.prompt_index}: {earlier.name} "
                 f"and {source.path.name}. Keep one."
             )
-
-
-def list_names(names: Sequence[str], separator: str = ", ") -> str:
-    """Join the first names of a list, and add how many more there are."""
-    listed = separator.join(names[:MAX_PROBLEMS])
-    more = len(names) - MAX_PROBLEMS
-    return f"{listed} and {more:,} more" if more > 0 else listed

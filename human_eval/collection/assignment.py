@@ -181,8 +181,8 @@ def _find(
 ) -> AnyRow | None:
     """Return an open pair, locked; None only if there is none.
 
-    Tasks that other claims hold are passed over. If no other is left, wait to see what becomes of
-    those: a claim that fails lets its pair go, and a pair of many raters stays open.
+    Pairs that other transactions have locked are skipped. If no other is left, wait for the outcome
+    of these: a claim that fails lets its pair go, and a pair of many raters stays open.
     """
     if connection.dialect.name == "sqlite":  # whose transactions queue up
         return connection.execute(statement, mine).first()

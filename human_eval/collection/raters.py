@@ -54,7 +54,7 @@ def enter_pseudonym(
     simulated: bool = False,
     consented: bool = True,
 ) -> int:
-    """Do as `enter` for a rater whose name is hashed already."""
+    """Like `enter`, for a name that is already hashed."""
     if simulated != (provider == SIMULATED):
         raise StudyError(
             f"The provider {SIMULATED!r} is reserved for simulated raters. Choose another name for "

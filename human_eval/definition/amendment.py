@@ -59,7 +59,7 @@ def check_amendment(old: StudyDefinition, new: StudyDefinition) -> None:
         refused.append(f"version must be greater than {old.version}, so that votes name theirs")
     if refused:
         raise StudyError(
-            f"The study cannot be amended so: {'; '.join(refused)}. Create a new study for another "
+            f"These changes are not allowed: {'; '.join(refused)}. Create a new study for another "
             "question, or take these changes back. Nothing was changed."
         )
 

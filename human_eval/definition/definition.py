@@ -127,7 +127,7 @@ class AssignmentRules:
 class Quotas:
     """How many pairs one rater may answer, attention checks included; 0 is no limit.
 
-    Who comes again in another session of a crowd platform has the quotas of a session anew.
+    A rater who returns in another session of a crowd platform starts that session's quotas anew.
     """
 
     per_study: int = 0  # in a session

@@ -98,7 +98,7 @@ def complete(provider: Provider) -> Provider:
         re.compile(provider.pattern)
     except re.error as error:
         raise StudyError(
-            f"The pattern of {provider.key}, {provider.pattern!r}, is no regular expression: "
+            f"The pattern of {provider.key}, {provider.pattern!r}, is not a regular expression: "
             f"{error}. Correct it."
         ) from error
     _check_finish(provider)
@@ -109,8 +109,8 @@ def _check_finish(provider: Provider) -> None:
     address = urlsplit(provider.finish)
     if provider.finish and (address.scheme != "https" or not address.hostname):
         raise StudyError(
-            f"The finish of {provider.key}, {provider.finish!r}, is no https address. Copy it from "
-            "the platform."
+            f"The finish of {provider.key}, {provider.finish!r}, is not an https address. Copy it "
+            "from the platform."
         )
     unknown = set(re.findall(r"\{(.*?)\}", provider.finish)) - {"code", *provider.parameters}
     if unknown:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ftfy
 
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from turbo.text_files.decoding import MAX_BYTES, FileRefused, read_bytes
 from turbo.text_files.prompts import Entry, read_prompt_file
 
@@ -29,7 +29,6 @@ SHA256 = {
 }
 NO_CATEGORY = "none"
 MAX_LENGTH = 2000  # characters, by default; EvalCrafter's longest prompt has 230
-MAX_PROBLEMS = 20  # listed in a message
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,8 @@ def _check_prompts(prompts: Sequence[Prompt], path: Path, max_length: int) -> No
         problems = ["it contains no prompts"]
     if problems:
         raise StudyError(
-            f"{path} cannot be used: {_list(problems, '; ')}. Correct the file; nothing was read."
+            f"{path} cannot be used: {list_names(problems, '; ')}. Correct the file. Nothing was "
+            "read."
         )
 
 
@@ -198,9 +198,3 @@ def _problem_of(prompt: Prompt, max_length: int) -> str:
         if unicodedata.category(character) in {"Cc", "Cs"}:
             return f"contains the control character U+{ord(character):04X}"
     return ""
-
-
-def _list(problems: Sequence[object], separator: str = ", ") -> str:
-    listed = separator.join(map(str, problems[:MAX_PROBLEMS]))
-    more = len(problems) - MAX_PROBLEMS
-    return f"{listed} and {more:,} more" if more > 0 else listed

@@ -82,13 +82,13 @@ def serve_on(listener: socket.socket, app: ASGIApp, **options: Any) -> None:
         timeout_keep_alive=20,
         **options,
     )
-    logging.getLogger("uvicorn.error").addFilter(_is_no_cancelling)
+    logging.getLogger("uvicorn.error").addFilter(_keep_record)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listener])
 
 
-def _is_no_cancelling(record: logging.LogRecord) -> bool:
-    """Return False for what uvicorn logs, with a traceback, of all that the server's end cancels.
+def _keep_record(record: logging.LogRecord) -> bool:
+    """Return False for uvicorn's tracebacks of what is cancelled when the server ends.
 
     These are requests of open pages and, after a second Ctrl-C, the application's lifespan.
     """

@@ -6,9 +6,8 @@ from pathlib import Path
 import pandas as pd
 from sqlalchemy import select
 
-from human_eval.clips.sources import list_names
 from human_eval.collection.pairs import list_clips, list_prompts
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.mturk.votes_in import ImportedSubmission
 from human_eval.reporting.export import CLIPS, read_export
 from human_eval.storage.tables import PairRow
@@ -38,7 +37,7 @@ def read_submissions(folder: Path, store: StudyStore) -> ExportedSubmissions:
     """
     votes, _ = read_export(folder)
     if votes["simulated"].any():
-        raise StudyError(f"{folder} has simulated votes. Only votes of people can be imported.")
+        raise StudyError(f"{folder} has simulated votes. Only human votes can be imported.")
     versions = {definition.hash: n for n, definition in enumerate(store.definition.versions)}
     foreign = sorted(set(votes["definition_hash"]) - set(versions))
     if foreign:

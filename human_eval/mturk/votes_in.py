@@ -8,13 +8,11 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from human_eval.collection.raters import enter, enter_pseudonym
 from human_eval.definition.definition import Choice, StudyDefinition
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.storage import events
 from human_eval.storage.study_state import check_open
 from human_eval.storage.tables import AssignmentRow, PairRow, Vote
 from human_eval.study.store import StudyStore
-
-MAX_PROBLEMS = 20  # listed in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ def import_submissions(
                 kept = keep_stored and isinstance(problem, _Contradiction)
                 (contradicting if kept else problems).append(f"{submission.source}: {problem}")
         if problems:
-            listed = "\n  ".join(problems[:MAX_PROBLEMS])
+            listed = list_names(problems, "\n  ")
             raise StudyError(
                 f"{len(problems)} of {len(submissions)} submissions do not fit the study:\n  "
                 f"{listed}\nNothing was imported. Correct the file, then import it again. Where a "
@@ -229,11 +227,13 @@ def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
         )
     for key, choice in submission.answers.items():
         if choice not in asked[key]:
-            raise _Problem(f"{choice!r} is no answer to {key}; it takes {', '.join(asked[key])}")
+            raise _Problem(
+                f"{choice!r} is not an answer to {key}; it takes {', '.join(asked[key])}"
+            )
         strength = (submission.strengths or {}).get(key, 0)
         side = {"a": "left", "b": "right"}.get(choice, choice)  # both sides have equal strengths
         if Choice(side, strength) not in definition.question(key).offered:
-            raise _Problem(f"{choice!r} of strength {strength} is no answer to {key}")
+            raise _Problem(f"{choice!r} of strength {strength} is not an answer to {key}")
     if submission.seconds is not None and not 0 <= submission.seconds < 10**9:
         raise _Problem(f"{submission.seconds} seconds are not possible")
 

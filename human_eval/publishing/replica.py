@@ -147,7 +147,7 @@ class Replica:
             try:
                 self._exchange(store, data_set)
             except StudyError as problem:
-                logger.warning("Votes wait on this machine: %s", problem)
+                logger.warning("Votes are not uploaded yet: %s", problem)
                 self.status = replace(self._count(store), problem=str(problem))
 
     def count(self) -> SyncStatus:

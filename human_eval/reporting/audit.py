@@ -39,7 +39,7 @@ def audit_votes(
 
     Returns:
         Columns probe; `fired`; `found`, where and how much, "" if it did not fire; `unknown`, what
-        the votes do not tell, so that the probe was not made.
+        the votes lack, so that the probe was not made.
     """
     rates = win_rates(votes, definition) if rates is None else rates
     rows = []
@@ -188,7 +188,7 @@ def _connected(asked: pd.DataFrame) -> Iterator[Tallies]:
 
 
 def _order(tallies: Tallies) -> list[str]:
-    """Return the systems from the strongest to the weakest; equals by name."""
+    """Return the systems from the strongest to the weakest; ties are ordered by name."""
     strengths, _ = fit_strengths(tallies, prior=not has_finite_strengths(tallies))
     strengths = strengths.round(9)
     return sorted(strengths.index, key=lambda name: (-strengths[name], name))

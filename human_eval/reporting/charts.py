@@ -370,7 +370,7 @@ def divide_width(width: float, columns: int | None, panels: int) -> tuple[int, f
 
     Args:
         width: of the figure, in inches.
-        columns: as of `draw_panels`.
+        columns: see `draw_panels`.
         panels: how many there are.
 
     Raises:

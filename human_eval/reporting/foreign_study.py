@@ -1,6 +1,6 @@
 """A study of votes that were collected elsewhere, in the layout of an export.
 
-`report` and `audit` read it like any export. Nothing is made up: what the votes do not tell stays
+`report` and `audit` read it like any export. Nothing is made up: what the votes lack stays
 empty.
 """
 

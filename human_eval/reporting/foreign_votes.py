@@ -32,7 +32,7 @@ MAX_LISTED = 20  # rows in a message
 
 @dataclass(frozen=True, kw_only=True)
 class VoteMapping:
-    """Where the records of a foreign file hold what; see `find_value` for paths.
+    """Which fields of a foreign file fill which columns of votes; see `find_value` for paths.
 
     A record is one vote, or answers several questions: then `questions` has the path of the choice
     by question, and `columns` has no choice.

@@ -1,4 +1,4 @@
-"""The scores of an automatic judge, for fewer votes of people and for simulated raters."""
+"""The scores of an automatic judge, for fewer human votes and for simulated raters."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -111,7 +111,7 @@ def _were(answers: int) -> str:
 def _paid(
     kept: pd.DataFrame, definition: StudyDefinition, countries: Mapping[str, int] | None
 ) -> str:
-    """Return time, pay, countries and ethics of people's votes, with what is left to fill in."""
+    """Return time, pay, countries and ethics of human votes, with what is left to fill in."""
     if kept.empty or kept["simulated"].any():
         return ""
     pay = definition.pay
@@ -191,7 +191,7 @@ def describe_unknown(votes: pd.DataFrame) -> str:
     unknown = [what for name, what in UNKNOWN.items() if find_unknown(votes, [name])]
     parts = ["These votes were collected elsewhere and imported from a table."]
     if unknown:
-        parts.append(f"It does not tell their {_join(unknown)}.")
+        parts.append(f"It lacks {_join(unknown)}.")
     if {"prompts", "raters"} <= set(unknown):
         parts.append(
             "So intervals take votes as independent, which makes them too short if prompts or "

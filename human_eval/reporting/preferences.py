@@ -55,8 +55,8 @@ def video_align(
     A column whose dimension no question measures is empty.
 
     Args:
-        pairs: as of `tabulate_preferences`.
-        clips: one row per clip, as of the export.
+        pairs: see `tabulate_preferences`.
+        clips: one row per clip, as in the export.
 
     Source: KwaiVGI/VideoAlign, datasets/train/README.md.
     """

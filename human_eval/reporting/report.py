@@ -106,7 +106,7 @@ class ReportTable:
     shown: Callable[[ReportVotes], bool] = lambda votes: True  # in report.md
     same_as: str = ""  # an earlier table that this one equals where it is not shown
     shown_rows: Callable[[pd.DataFrame], pd.Series] | None = None  # in report.md; None for all
-    needs: Sequence[str] = ()  # as of `find_unknown`; left out if the votes do not tell it
+    needs: Sequence[str] = ()  # see `find_unknown`; the table is left out if the votes lack one
 
 
 def _count_exclusions(votes: ReportVotes) -> pd.DataFrame:
@@ -188,7 +188,7 @@ often the results were looked at before. `more` is the median number of further 
         text="""\
 ## Can the votes be trusted?
 
-Probes of what a reviewer would ask; `unknown` is what the votes do not tell:""",
+Probes of what a reviewer would ask; `unknown` is what the votes lack:""",
     ),
     ReportTable(
         name="sides",
@@ -309,7 +309,7 @@ def write_report(
     """Write charts, tables and text. The same votes give the same bytes.
 
     Args:
-        votes: all votes of people, or all simulated ones; checks and excluded raters included.
+        votes: all human votes, or all simulated ones; checks and excluded raters included.
         judge: a table of scores, see `read_scores`; None makes no table of them.
         paper: also write the files for a paper.
         countries: number of raters by country, for the methods paragraph; None if unknown.
@@ -417,8 +417,8 @@ def report_from_export(
     """Write the report of an export. It needs no other file than those of the export.
 
     Args:
-        simulated: refuse votes of people.
-        judge, paper: as of `write_report`.
+        simulated: refuse human votes.
+        judge, paper: see `write_report`.
 
     Raises:
         StudyError: `simulated` is set and the votes are people's, or as `read_export` and
@@ -427,7 +427,7 @@ def report_from_export(
     votes, definition = read_export(export)
     if simulated and not votes["simulated"].all():
         raise StudyError(
-            f"{export} contains votes of people. Leave out --simulated, or export the simulated "
+            f"{export} contains human votes. Leave out --simulated, or export the simulated "
             "votes with it."
         )
     return write_report(votes, definition, folder, judge=judge, paper=paper, progress=progress)
@@ -514,7 +514,7 @@ def _left_out(entry: ReportTable, unknown: str) -> list[str]:
     """Return the headings of a table that cannot be made, and why."""
     headings = [line for line in entry.text.splitlines() if line.startswith("#")]
     name = entry.name.replace("_", " ")
-    return [*headings, f"Left out ({name}): the votes do not tell their {unknown}."]
+    return [*headings, f"Left out ({name}): the votes lack {unknown}."]
 
 
 def _sentence(row: dict[str, Any], definition: StudyDefinition) -> str:

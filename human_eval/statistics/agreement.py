@@ -161,7 +161,7 @@ def weighted_alphas(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
                     / (N^2 - sum_k (sum_i n_ik)^2).
 
     Args:
-        counts: shape (rows, answers), as of `answer_counts`; each row with two answers or more.
+        counts: shape (rows, answers), from `answer_counts`; each row with two answers or more.
         weights: how often each row occurs, shape (resamples, rows).
 
     Source: Krippendorff (2011), section D, with sums of coincidences instead of their table.

@@ -102,18 +102,6 @@ def exact_power(rate: float, votes: int, *, level: float = LEVEL) -> float:
     return float(binom.sf(wins - 1, votes, max(rate, 1 - rate)))
 
 
-def exact_votes_needed(rate: float, *, level: float = LEVEL, power: float = POWER) -> int:
-    """Return the number of votes from which on the exact test always has the power.
-
-    The power does not only grow with votes: it drops wherever the test asks for one more win.
-    """
-    guess = int(votes_needed(rate, level=level, power=power))
-    votes = np.arange(1, 2 * guess + 100)
-    wins = binom.isf(level / 2, votes, 0.5) + 1
-    enough = binom.sf(wins - 1, votes, max(rate, 1 - rate)) >= power
-    return int(votes[~enough][-1]) + 1
-
-
 def detectable_rate(votes: int, *, level: float = LEVEL, power: float = POWER) -> float:
     """Return the smallest win rate above one half that the exact test finds with the power.
 

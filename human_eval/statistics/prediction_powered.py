@@ -18,7 +18,7 @@ from human_eval.statistics.votes import find_unknown, split_primary
 from human_eval.statistics.win_rates import half_wins
 
 FOLDS = 5  # of prompts: the weight of the judge's score in one is fitted in the others
-MIN_CLUSTERS = 10  # prompts and raters; with fewer, people's votes alone are reported
+MIN_CLUSTERS = 10  # prompts and raters; with fewer, human votes alone are reported
 COLUMNS = ["comparison", "votes", "judged", "weight", "rate", "low", "high", "p"]
 COLUMNS += ["people", "saved", "e", "anytime_low", "anytime_high", "decided", "note"]
 
@@ -26,7 +26,7 @@ COLUMNS += ["people", "saved", "e", "anytime_low", "anytime_high", "decided", "n
 def prediction_powered_rates(
     votes: pd.DataFrame, scores: pd.DataFrame, definition: StudyDefinition
 ) -> pd.DataFrame:
-    """Tabulate, on the primary question, win rates that combine people's votes and a judge.
+    """Tabulate, on the primary question, win rates that combine human votes and a judge.
 
     With votes y (1 where system_a won, a half for a tie), scores f of their pairs, and the mean F
     of the N pairs without a vote, the estimate is the mean over the n votes of y - w (f - F). It is

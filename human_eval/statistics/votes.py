@@ -161,7 +161,7 @@ def counted_votes(votes: pd.DataFrame, *, with_excluded: bool = False) -> pd.Dat
     """Keep the votes that analyses count: on real pairs, by raters who are not excluded.
 
     Raises:
-        StudyError: the frame mixes votes of people with simulated votes.
+        StudyError: the frame mixes human votes with simulated ones.
     """
     check_origin(votes)
     kept = votes["kind"] == "real"

@@ -133,7 +133,7 @@ def _stored_clips(store: StudyStore) -> dict[Place, int]:
 
 
 def _add(connection: Connection, store: StudyStore, clip: Clip, recipe: str) -> int:
-    """Store a spoiled clip, unless another comparison has spoiled the same one so."""
+    """Store a spoiled clip, unless another comparison has spoiled the same one in this way."""
     mine = select(ClipRow.id).where(
         ClipRow.system == clip.system,
         ClipRow.prompt_index == clip.prompt_index,

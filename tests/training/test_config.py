@@ -141,7 +141,7 @@ def test_rewards_select_the_frames_as_the_file_says():
 
 @pytest.mark.parametrize("told, rates", [("true", [12, 15]), ("nominal", [16, 16])])
 def test_a_network_is_told_the_true_rates_or_the_nominal_one(told, rates):
-    data = load_config(TINY, [f"data.told_fps='{told}'", "data.fps=16"]).data
+    data = load_config(TINY, [f"data.conditioning_fps='{told}'", "data.fps=16"]).data
     clips = [SimpleNamespace(fps=12.0), SimpleNamespace(fps=14.99)]
 
     assert told_rates(clips, data, torch.device("cpu")).tolist() == rates

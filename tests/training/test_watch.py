@@ -11,7 +11,7 @@ from tests.training.test_run import CONFIGS, changes, losses
 from training import distil as command
 from training import watch as watching
 from training.config import load_config
-from training.watch import Look, find_hacking, read_held_out
+from training.watch import Evaluation, find_hacking, read_held_out
 from turbo.models.local import read_card
 from turbo.pipeline import load_card
 from turbo.video import load_video
@@ -20,10 +20,10 @@ PROMPTS = ["a cat", "a dog", "a boat"]
 TRIAL = ("run.checkpoint_every=1", "run.learning_rate=0.02", "run.steps=3", "run.batch=2")
 
 
-def looks(*rows: tuple[float, float]) -> list[Look]:
-    """Looks with a mean reward and a mean of the judge; the prompts differ by up to 1."""
+def evaluations(*rows: tuple[float, float]) -> list[Evaluation]:
+    """Evaluations with a mean reward and a mean of the judge; the prompts differ by up to 1."""
     return [
-        Look(
+        Evaluation(
             100 * number,
             PROMPTS,
             [reward] * 3,
@@ -37,7 +37,7 @@ def looks(*rows: tuple[float, float]) -> list[Look]:
     "rows, best",
     [
         (((1, 5), (2, 6), (3, 4), (4, 3)), 200),
-        (((1, 5), (2, 6), (3, 5.995), (3, 4), (4, 3)), 200),  # the last two looks count
+        (((1, 5), (2, 6), (3, 5.995), (3, 4), (4, 3)), 200),  # the last two evaluations count
         (((1, 5), (2, 6), (3, 4)), None),  # once is not enough
         (((1, 5), (2, 6), (3, 4), (4, 6)), None),  # it recovered
         (((1, 5), (2, 6), (3, 7), (4, 8)), None),
@@ -47,15 +47,15 @@ def looks(*rows: tuple[float, float]) -> list[Look]:
     ],
 )
 def test_rewards_that_rise_while_a_judge_falls_are_found(rows, best):
-    found = find_hacking(looks(*rows), patience=2)
+    found = find_hacking(evaluations(*rows), patience=2)
 
     assert (found and found.step) == best
 
 
 def test_any_judge_can_show_it():
     both = [
-        Look(look.step, look.prompts, look.reward, {"calm": [1.0] * 3, **look.judges})
-        for look in looks((1, 5), (2, 4))
+        Evaluation(entry.step, entry.prompts, entry.reward, {"calm": [1.0] * 3, **entry.judges})
+        for entry in evaluations((1, 5), (2, 4))
     ]
 
     assert find_hacking(both, patience=1) == both[0]
@@ -135,7 +135,7 @@ def test_clips_have_true_labels_and_change_no_step(configure, videos, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, monkeypatch):
-    scores = iter([[1, 3], [2, 5], [3, 4]])  # reward and judge of each look
+    scores = iter([[1, 3], [2, 5], [3, 4]])  # reward and judge of each evaluation
     current: list[list[float]] = []
 
     def score(self, video, prompt):
@@ -161,7 +161,7 @@ def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_a_look_that_a_kill_prevented_is_made_up_for(configure, tmp_path):
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(configure, tmp_path):
     command.run(configure("run"))
     file = tmp_path / "run" / "watch.jsonl"
     whole = file.read_text()

@@ -144,8 +144,8 @@ def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--systems", "none:4"], "is no system"),
-        (["--systems", "shapes-turbo:4:1:2"], "is no system"),
+        (["--systems", "none:4"], "is not a system"),
+        (["--systems", "shapes-turbo:4:1:2"], "is not a system"),
         (["--systems", "shapes-turbo:4,shapes-turbo:4"], "twice"),
         (["--systems", "shapes-turbo:0"], "The number of steps must be a whole number"),
         (["--systems", "shapes-turbo:4", "--steps", "0"], "Leave --model, --steps"),

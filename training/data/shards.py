@@ -37,7 +37,7 @@ class RecordSettings(_Json):
     """How the teacher was recorded."""
 
     grid_steps: int
-    told_fps: str
+    conditioning_fps: str
     energy: str | None  # None: no video was guided by one
     percentage: float | None
     layers: list[str] | None

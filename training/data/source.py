@@ -124,7 +124,7 @@ def describe_record(config: Config) -> RecordSettings:
     motion = config.motion if config.takes_motion else None
     return RecordSettings(
         grid_steps=config.teacher.grid_steps,
-        told_fps=config.data.told_fps,
+        conditioning_fps=config.data.conditioning_fps,
         energy=motion.energy if motion else None,
         percentage=motion.percentage if motion else None,
         layers=motion.layers if motion else None,
@@ -247,9 +247,9 @@ def reward_prompts(clips: Sequence[Clip | PreparedClip], data: DataTable) -> lis
 def told_rates(
     clips: Sequence[Clip | PreparedClip], data: DataTable, device: torch.device
 ) -> FrameRate:
-    """Return the frame rates that a network is told."""
-    told = [clip.fps if data.told_fps == "true" else data.fps for clip in clips]
-    return torch.tensor([round(rate) for rate in told], device=device)
+    """Return the frame rates that a network is conditioned on."""
+    rates = [clip.fps if data.conditioning_fps == "true" else data.fps for clip in clips]
+    return torch.tensor([round(rate) for rate in rates], device=device)
 
 
 def stack_records(

@@ -58,7 +58,7 @@ def read_comparisons(export: Path, table: Path | None = None, *, seed: int = 0) 
         seed: of the division of the prompts.
 
     Raises:
-        StudyError: the export is damaged, or mixes votes of people with simulated votes.
+        StudyError: the export is damaged, or mixes human votes with simulated ones.
         ValueError: the prompts are unknown or too few, or no vote is on two clips with files.
     """
     votes, definition = read_export(export)

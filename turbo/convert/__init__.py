@@ -1,4 +1,4 @@
-"""Convert the files that the papers published into folders of named safetensors.
+"""Convert published files into folders of named safetensors.
 
 checkpoint.py opens a published file without running anything in it. unet.py, vae.py, text.py and
 adapters.py map its tensors to ours (part.py). difference.py reports what does not match. plan.py

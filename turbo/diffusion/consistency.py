@@ -107,7 +107,7 @@ def bind_consistency_function(
         guidance_scale: w in the LCM convention; embedded, so that no second call is needed.
         fps: frames per second the network was trained at, if it takes them.
         motion_at: the motion strength m by timestep, for a network with motion_conditioning. The
-            network gets its embedding also where m is 0: without one it skips a layer.
+            network gets its embedding even where m is 0: without one it skips a layer.
         timestep_scaling: with which the network was trained, of `boundary_scalings`.
     """
     bound = condition_student(network, guidance_scale, fps)
@@ -117,7 +117,7 @@ def bind_consistency_function(
         if motion_at is not None:
             motion = embed_guidance_scale(motion_at(timesteps))
             conditioning = replace(bound, motion=motion)
-        output = network(noisy, schedule.told(timesteps), prompt_embeds, conditioning)
+        output = network(noisy, schedule.network_time(timesteps), prompt_embeds, conditioning)
         clean, _ = schedule.split(noisy, output, timesteps)
         c_skip, c_out = boundary_scalings(timesteps, timestep_scaling)
         return c_skip * noisy + c_out * clean
@@ -137,7 +137,7 @@ def bind_clean_estimate(
     """
 
     def clean_estimate(noisy: Latents, timesteps: Timesteps) -> Latents:
-        output = network(noisy, schedule.told(timesteps), prompt_embeds)
+        output = network(noisy, schedule.network_time(timesteps), prompt_embeds)
         clean, _ = schedule.split(noisy, output, timesteps)
         return clean
 

@@ -3,8 +3,8 @@
 Where the discrete loss compares the student at the two ends of a teacher's step, this one takes the
 derivative of the student along the teacher's path, by forward-mode differentiation.
 
-Source: sCM, arXiv:2410.11081; rCM, arXiv:2510.08431, which trains Wan so. Here in the time of flow
-matching, and without sCM's learned weight of each timestep.
+Source: sCM, arXiv:2410.11081; rCM, arXiv:2510.08431, which trains Wan in this way. Here in the time
+of flow matching, and without sCM's learned weight of each timestep.
 """
 
 import warnings
@@ -36,16 +36,16 @@ def velocity_along(
     A Jacobian-vector product. Attention is computed by its formula: torch's fast kernels have no
     forward-mode derivative.
     """
-    told = schedule.told(timesteps)
+    time = schedule.network_time(timesteps)
     condition = condition_student(network, batch.guidance_scale, batch.fps)
 
     def velocity(at: Latents, time: torch.Tensor) -> Latents:
         return network(at, time, batch.prompt_embeds, condition)
 
-    tangents = (direction, torch.full_like(told, 1000.0))  # told = 1000 sigma
+    tangents = (direction, torch.full_like(time, 1000.0))  # time = 1000 sigma
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, when it loads derivatives
-        result = torch.func.jvp(velocity, (noisy, told), tangents)
+        result = torch.func.jvp(velocity, (noisy, time), tangents)
     return result[0], result[1]
 
 
@@ -89,7 +89,7 @@ def continuous_loss(
         size = tangent.square().mean(dim=(1, 2, 3, 4)).sqrt()
         goal = own + tangent / (rearrange(size, "B -> B 1 1 1 1") + FLOOR)
     condition = condition_student(student, batch.guidance_scale, batch.fps)
-    velocity = student(noisy, schedule.told(batch.start), batch.prompt_embeds, condition)
+    velocity = student(noisy, schedule.network_time(batch.start), batch.prompt_embeds, condition)
     clean, _ = schedule.split(noisy, velocity, batch.start)
     aim, _ = schedule.split(noisy, goal, batch.start)
     return ConsistencyLoss((velocity - goal).square().mean() / 2, clean, aim)

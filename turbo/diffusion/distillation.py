@@ -172,9 +172,10 @@ def roll_out(
     *,
     timestep_scaling: float = TIMESTEP_SCALING,
 ) -> Latents:
-    """Run the student's own sampler to `batch.start`: what it is called with there when it samples.
+    """Run the student's own sampler from noise down to `batch.start`.
 
-    Without dropout and without gradient, as at inference. On-policy training starts here, so that
+    Returns the noisy latents that the student receives there at inference, computed without dropout
+    and without gradient. On-policy training starts here, so that
     the student learns from its own mistakes, and no training video is needed.
 
     Args:
@@ -231,10 +232,10 @@ def teacher_step(
 
 @dataclass(frozen=True)
 class ConsistencyLoss:
-    """One evaluation of the loss, with its two sides for rewards and logs."""
+    """One evaluation of the loss, and the two estimates that it compares."""
 
     value: Float[Tensor, ""]  # mean over all elements
-    clean: Latents  # the student's estimate in one step, with gradient
+    clean: Latents  # the student's estimate in one step, with gradient, which rewards score
     target: Latents  # the estimate it is compared with, without gradient
 
 

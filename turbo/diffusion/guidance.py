@@ -60,15 +60,15 @@ def bind_guided(
     conditioning = Conditioning(fps=fps)
 
     def denoiser(noisy: Latents, timesteps: Timesteps) -> Latents:
-        told = schedule.told(timesteps)
+        time = schedule.network_time(timesteps)
         if one_call:
             both = Conditioning(fps=None if fps is None else torch.cat([fps, fps]))
             embeds = torch.cat([prompt_embeds, uncond_embeds])
-            output = network(torch.cat([noisy] * 2), torch.cat([told] * 2), embeds, both)
+            output = network(torch.cat([noisy] * 2), torch.cat([time] * 2), embeds, both)
             cond, uncond = output.chunk(2)
             return guide(cond, uncond, scale)
-        cond = network(noisy, told, prompt_embeds, conditioning)
-        uncond = network(noisy, told, uncond_embeds, conditioning)
+        cond = network(noisy, time, prompt_embeds, conditioning)
+        uncond = network(noisy, time, uncond_embeds, conditioning)
         return guide(cond, uncond, scale)
 
     return denoiser

@@ -100,7 +100,7 @@ def _call_and_invert(
     fps: FrameRate | None,
 ) -> SamplerStep:
     start, end = (torch.full_like(latents[:, 0, 0, 0, 0], t).long() for t in (near, far))
-    output = teacher(latents, schedule.told(end), prompt_embeds, Conditioning(fps=fps))
+    output = teacher(latents, schedule.network_time(end), prompt_embeds, Conditioning(fps=fps))
     _, noise = schedule.split(latents, output, end)
     return invert_step(schedule, latents, noise, start, end)
 
@@ -127,8 +127,8 @@ def invert_to(
     """Return each video inverted to its own timestep, without guidance: the example of its motion.
 
     As in the published code, `clean` is used as the latents at timestep 0, and each step calls the
-    network at the timestep where the step ends. The teacher is called for the videos alone that
-    are not there yet.
+    network at the timestep where the step ends. The teacher is called only for
+    videos that have not reached their timestep.
 
     Args:
         start: the timestep of each video, one of `timesteps`.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from turbo.card import ModelCard, PredictionType
-from turbo.types import Latents, Level, Schedule, Timesteps, ToldTime, checked
+from turbo.types import Latents, Level, NetworkTime, Schedule, Timesteps, checked
 
 
 class _Mixture:
@@ -79,7 +79,7 @@ class NoiseSchedule(_Mixture):
     def to(self, device: torch.device | str) -> "NoiseSchedule":
         return type(self)(self.alphas_cumprod.to(device), self.prediction_type)
 
-    def told(self, timesteps: Timesteps) -> ToldTime:
+    def network_time(self, timesteps: Timesteps) -> NetworkTime:
         """Return the timesteps themselves."""
         return timesteps
 
@@ -115,7 +115,7 @@ class FlowSchedule(_Mixture):
     """Noisy latents are `(1 - sigma) * clean + sigma * noise`; the network outputs a velocity.
 
     The velocity is `noise - clean`, the direction of the straight line from a video to its noise.
-    The network is told 1000 sigma.
+    The network receives 1000 sigma.
 
     Source: Flow Matching, arXiv:2210.02747; Rectified Flow, arXiv:2209.03003.
     """
@@ -145,7 +145,7 @@ class FlowSchedule(_Mixture):
         return type(self)(self.sigmas.to(device))
 
     @checked
-    def told(self, timesteps: Timesteps) -> ToldTime:
+    def network_time(self, timesteps: Timesteps) -> NetworkTime:
         """Return 1000 sigma, which need not be whole."""
         return 1000 * self.sigmas[timesteps]
 

@@ -68,7 +68,9 @@ def record_teacher(
 
     def ask(rows: Tensor, embeds: Tensor) -> Tensor:
         conditioning = Conditioning(fps=None if fps is None else fps[rows])
-        return teacher(noisy[rows], schedule.told(batch.start[rows]), embeds[rows], conditioning)
+        return teacher(
+            noisy[rows], schedule.network_time(batch.start[rows]), embeds[rows], conditioning
+        )
 
     with torch.no_grad():
         uncond = ask(torch.ones_like(guided), batch.uncond_embeds)

@@ -1,4 +1,4 @@
-"""python -m turbo.models: list, fetch, convert and verify models."""
+"""python -m turbo.models: list, show, fetch, convert, export and verify models."""
 
 from turbo.models.cli import main
 

@@ -1,4 +1,4 @@
-"""The command `python -m turbo.models`: list, fetch, convert and verify models.
+"""The command `python -m turbo.models`: list, show, fetch, convert, export and verify models.
 
 python -m turbo.models list
 python -m turbo.models fetch t2v-turbo-v2
@@ -141,7 +141,7 @@ def show_progress(steps: Iterable[tuple[str, int, int]]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m turbo.models",
-        description="List the models; fetch, convert and verify their weights.",
+        description="List the models; fetch, convert, export and verify their weights.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

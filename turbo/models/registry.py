@@ -1,4 +1,4 @@
-"""The model registry: the embedded models, and those of the two papers."""
+"""The model registry: embedded models, those of the two papers, Wan's, and local ones."""
 
 import os
 from collections.abc import Mapping

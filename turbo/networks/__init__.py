@@ -1,1 +1,1 @@
-"""The networks: video UNet, LoRA, text encoder, VAE."""
+"""The networks: video UNet, Wan's transformer, LoRA, text encoders, VAEs."""

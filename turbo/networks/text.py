@@ -137,7 +137,7 @@ class CLIPTextEncoder:
         return self
 
     def tokenize(self, prompts: list[str]) -> Int[Tensor, "B L"]:
-        """Return the token ids of `tokenize`."""
+        """Tokenize prompts; see the function of this module."""
         return tokenize(self.tokenizer, prompts)
 
     def unread(self, prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""The video UNet: every teacher and every student is a configuration of this class."""
+"""The video UNet: every teacher and student of the two papers is a configuration of this class."""
 
 from collections.abc import Sequence
 from functools import partial

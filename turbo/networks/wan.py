@@ -120,14 +120,14 @@ class WanNetwork(WanTransformer3DModel):
     def forward(
         self,
         noisy: types.Latents,
-        told: types.ToldTime,
+        time: types.NetworkTime,
         prompt_embeds: types.PromptEmbeds,
         conditioning: Conditioning | None = None,
     ) -> types.Latents:
         """Return the velocity; `Schedule.split` converts it.
 
         Args:
-            told: 1000 sigma.
+            time: 1000 sigma.
         """
         guidance = self._guidance_of(conditioning or Conditioning(), len(noisy))
         for size, patch in zip(noisy.shape[2:], self.config.patch_size, strict=True):
@@ -138,7 +138,7 @@ class WanNetwork(WanTransformer3DModel):
                 )
         # The parent passes the embedding of an image to `condition_embedder` unchanged.
         output = super().forward(
-            noisy.to(self.dtype), told, prompt_embeds.to(self.dtype), guidance, return_dict=False
+            noisy.to(self.dtype), time, prompt_embeds.to(self.dtype), guidance, return_dict=False
         )
         return output[0].to(noisy.dtype)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from turbo.models.cli import show_progress
 from turbo.models.fetch import SHA256_DIGITS, check_proxies, download_files, find_cached
 from turbo.rewards.contract import check_reward
-from turbo.rewards.published import REWARDS, find_reward, load_reward
+from turbo.rewards.published import EMBEDDED, REWARDS, find_reward, load_reward
 
 WEIGHTS_FROM = 1_000_000  # bytes: files of this size must have a known hash
 
@@ -39,13 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    width = max(map(len, REWARDS))
+    width = max(map(len, [*REWARDS, *EMBEDDED]))
     for name, card in REWARDS.items():
         size = sum(file.size for file in card.files) / 1e9
         print(f"{name:{width}}  {size:4.1f} GB  {card.title}: {card.files[0].address}")
+    for name in EMBEDDED:
+        print(f"{name:{width}}  included  for clips of the shapes model")
 
 
 def _fetch(options: argparse.Namespace) -> None:
+    if options.name in EMBEDDED:
+        raise ValueError(f"{options.name} is included in the package. There is nothing to fetch.")
     card = find_reward(options.name)
     if options.sha256 and len(options.sha256) != SHA256_DIGITS:
         raise ValueError(f"Expected {SHA256_DIGITS} digits in --sha256, got {options.sha256!r}.")

@@ -1,4 +1,4 @@
-"""A reward that was trained on people's votes: frozen backbones, and a head for each question.
+"""A reward that was trained on human votes: frozen backbones, and a head for each question.
 
 `python -m training.reward` writes its folder. The backbones are other rewards, whose features are
 computed here; the folder holds the head alone, and the hashes of the backbones that it belongs to.

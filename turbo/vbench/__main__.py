@@ -207,7 +207,7 @@ def _read_table(path: Path | None) -> Table:
             raise ValueError("it does not name the 16 dimensions")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no normalisation table ({error}). Write an object of lists: dimension, "
+            f"{path} is not a normalisation table ({error}). Write an object of lists: dimension, "
             "then low, high and weight."
         ) from error
     return table

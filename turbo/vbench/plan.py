@@ -185,7 +185,7 @@ def read_info(path: Path) -> list[dict[str, Any]]:
                 raise ValueError(f"{prompt!r} makes no name of a file")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no list of VBench's prompts: {error}. Take {INFO} from {UPSTREAM}."
+            f"{path} is not a list of VBench's prompts: {error}. Take {INFO} from {UPSTREAM}."
         ) from error
     return entries
 

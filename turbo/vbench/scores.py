@@ -165,13 +165,13 @@ def read_results(source: Path) -> Results:
         try:
             parsed = json.loads(content)
             if not isinstance(parsed, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
             for dimension, entry in parsed.items():
                 _add(results, dimension.replace(" ", "_"), entry)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"{name} is no result of VBench ({error}). Expected a score and a list of videos "
-                "for each dimension. Remove the file, or score again."
+                f"{name} is not a result of VBench ({error}). Expected a score and a list of "
+                "videos for each dimension. Remove the file, or score again."
             ) from error
     return results
 

@@ -337,7 +337,7 @@ def test_a_video_that_is_dropped_or_linked_gives_its_settings_back(
 
     (tmp_path / "other.mp4").write_bytes(b"no video")
     page.locator("#drop input").set_input_files(tmp_path / "other.mp4")
-    page.locator("#drop").get_by_text("This file is no mp4 video").wait_for()
+    page.locator("#drop").get_by_text("This file is not an mp4 video").wait_for()
 
 
 @pytest.mark.slow

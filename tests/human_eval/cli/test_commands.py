@@ -313,7 +313,7 @@ def test_a_backup_takes_the_place_of_a_database_that_is_lost(study, capsys, dama
         ("--paper nan", "cannot have"),
         ("--paper 1000", "at most 100"),
         ("--paper 3.25 --sides ours", "Two words"),
-        ("--simulated", "votes of people"),
+        ("--simulated", "human votes"),
     ],
 )
 def test_what_an_export_cannot_give_is_refused(tmp_path, monkeypatch, capsys, option, message):

@@ -524,7 +524,7 @@ def test_imported_ballots_go_in_once_and_whole(make_store):
         ({"prompt_index": 99}, "no real pair of C1 for prompt 99"),
         ({"side_a": "up"}, "left or right"),
         ({"answers": {"Q1": "a"}}, r"answers \['Q1'\] instead of"),
-        ({"answers": {"Q1": "a", "Q2": "tie"}}, "'tie' is no answer to Q2; it takes a, b"),
+        ({"answers": {"Q1": "a", "Q2": "tie"}}, "'tie' is not an answer to Q2; it takes a, b"),
         ({"seconds": -1.0}, "-1.0 seconds are not possible"),
         ({"answered_at": datetime(2026, 1, 1)}, "has no time zone"),
         ({"rater": "A1"}, "stored answers to the pair differ"),

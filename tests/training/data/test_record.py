@@ -131,7 +131,7 @@ def test_a_record_does_not_depend_on_the_videos_computed_beside_it(videos, recor
         ("motion.percentage=0.4", "percentage = 0.5"),
         ("motion.energy=other", "energy = 'motion'"),
         ("data.fps=4", "fps = 8"),
-        ("data.told_fps=nominal", "told_fps = 'true'"),
+        ("data.conditioning_fps=nominal", "conditioning_fps = 'true'"),
     ],
 )
 def test_a_record_of_other_settings_is_refused(recorded, tmp_path, change, message):

@@ -119,10 +119,10 @@ def test_a_flow_schedule_has_the_shifted_times_of_diffusers(shift):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)  # its times fall from 1000 to 1
     theirs = scheduler.timesteps.flip(0)
 
-    told = FlowSchedule.shifted(shift).told(torch.arange(1000))
+    time = FlowSchedule.shifted(shift).network_time(torch.arange(1000))
 
-    assert told[0] == 0
-    assert_close(told[1:], theirs[:-1], rtol=1e-6, atol=1e-4)
+    assert time[0] == 0
+    assert_close(time[1:], theirs[:-1], rtol=1e-6, atol=1e-4)
 
 
 def test_a_step_of_a_flow_is_that_of_euler():

@@ -160,7 +160,9 @@ def denoising_loss(
 
     noisy = schedule.add_noise(clean, noise, timesteps)
     velocity = schedule.velocity(clean, noise, timesteps)
-    error = mse_loss(network(noisy, schedule.told(timesteps), prompts), velocity, reduction="none")
+    error = mse_loss(
+        network(noisy, schedule.network_time(timesteps), prompts), velocity, reduction="none"
+    )
     weight = 1 + (SPRITE_WEIGHT - 1) * sprite.float()
     return (reduce(error, "B C F h w -> B F h w", "mean") * weight).sum() / weight.sum()
 
