@@ -33,7 +33,7 @@ class PageContext:
     engine: Engine
     study: StudyMount
     dropped: DroppedClips
-    availability: Callable[[str], str] = lambda name: "ready"  # or "needs 5.6 GB download"
+    availability: Callable[[str], str] = lambda name: "ready"  # or "needs a 5.6 GB download"
     download: Download | None = None  # None if the operator does not allow downloads
     process: ModelProcess | None = None  # where the engine computes; None if it is this one
     contact: str | None = None  # mailbox or address where visitors report videos

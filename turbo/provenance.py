@@ -202,7 +202,7 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
             yield container
     except av.FFmpegError as damage:
         raise ValueError(
-            f"The file is not an mp4 file, or is damaged ({damage.strerror})."
+            f"The file is not an mp4 video, or is damaged ({damage.strerror})."
         ) from damage
 
 

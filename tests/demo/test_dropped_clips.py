@@ -65,5 +65,5 @@ def test_a_name_that_was_not_given_out_is_refused(dropped, name):
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path, clip):
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(DropError, match="cannot be read on this machine"):
+    with pytest.raises(DropError, match="cannot be stored on this machine"):
         DroppedClips(tmp_path / "file" / "dropped").keep(clip.read_bytes())

@@ -175,9 +175,9 @@ def test_a_file_that_is_no_mp4_is_refused(content, clip, tmp_path):
     other = tmp_path / "other.mp4"
     other.write_bytes(content)
 
-    with pytest.raises(ValueError, match="no mp4"):
+    with pytest.raises(ValueError, match="not an mp4"):
         read_provenance(other)
-    with pytest.raises(ValueError, match="no mp4"):
+    with pytest.raises(ValueError, match="not an mp4"):
         compare_clips(other, clip)
 
 

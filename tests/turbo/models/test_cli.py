@@ -96,13 +96,13 @@ def test_published_files_give_all_that_is_not_to_be_trained(card, tmp_path):
 def test_only_what_is_missing_is_to_be_fetched(tmp_path):
     card = next(card for card in CARDS if card.name == "t2v-turbo-v2")
     card = replace(card, folder=tmp_path)
-    assert describe_state(card) == "needs 13.1 GB download"
+    assert describe_state(card) == "needs a 13.1 GB download"
 
     for part in ("vae", "text_encoder", "tokenizer"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "model.safetensors").touch()
 
-    assert describe_state(card) == "needs 5.7 GB download"
+    assert describe_state(card) == "needs a 5.7 GB download"
     assert [file.path for file in card.needed] == ["unet_mg.pt"]
 
 
