@@ -145,13 +145,14 @@ def test_clips_are_kept_by_all_that_made_them(monkeypatch, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_sampled_clip_is_the_pipelines_own(tmp_path: Path):
+def test_a_clip_sampled_in_a_batch_is_the_pipelines_own(tmp_path: Path):
     system, prompts = System("teacher", "shapes-teacher", 2), held_out_prompts(2)
 
     samples = system.make(prompts, SHAPES, tmp_path)
 
     alone = load_system(system, SHAPES)(prompts[1].caption, seed=prompts[1].seed, steps=2)
-    np.testing.assert_array_equal(samples.clips[1], alone.frames)
+    # A batch rounds otherwise: one level of 256 at most.
+    np.testing.assert_allclose(samples.clips[1].astype(int), alone.frames.astype(int), atol=1)
     assert list(samples.unet_calls) == [4, 4]
 
 
