@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from training.build import Parts, build_model, student_with
 from training.checkpoints import find_newest, load_checkpoint, open_whole
@@ -130,9 +130,8 @@ class Watch:
         done = int(newest.stem) if newest else 0
         self.evaluations = [entry for entry in self._read() if entry.step <= done]
         if self._is_due(done) and done not in {entry.step for entry in self.evaluations}:
-            self._evaluate(
-                done
-            )  # the run was killed after the checkpoint, before its evaluation ended
+            # The run was killed between the checkpoint and the end of its evaluation.
+            self._evaluate(done)
 
     @property
     def best(self) -> Evaluation | None:
@@ -174,17 +173,14 @@ class Watch:
         by_name = dict(zip(names, scores.tolist(), strict=True))
         self.accelerator.log({f"watch/{name}": fmean(row) for name, row in by_name.items()}, step)
         earlier = [entry for entry in self.evaluations if entry.step < step]
-        self.evaluations = [
-            *earlier,
-            Evaluation(step, self.prompts, by_name.pop("reward"), by_name),
-        ]
+        found = Evaluation(step, self.prompts, by_name.pop("reward"), by_name)
+        self.evaluations = [*earlier, found]
         if self.accelerator.is_main_process:
             self._keep_best(weights)
-            lines = [
-                json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in self.evaluations
-            ]
             with open_whole(self.out / "watch.jsonl") as file:
-                file.write("".join(lines).encode())
+                for entry in self.evaluations:
+                    line = json.dumps(asdict(entry), ensure_ascii=False) + "\n"
+                    file.write(line.encode())
         self.accelerator.wait_for_everyone()
 
     def _sample(self, pipeline: VideoPipeline, step: int, index: int) -> Video:
@@ -212,8 +208,9 @@ class Watch:
         if last in kept:
             path = self._weights(last)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_whole(path) as file:
-                file.write(save({name: tensor.contiguous() for name, tensor in weights.items()}))
+            partial = path.with_suffix(".partial")
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
+            partial.replace(path)
         for old in (self.out / "best").glob("*.safetensors"):
             if int(old.stem) not in kept:
                 old.unlink()

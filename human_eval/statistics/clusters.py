@@ -1,9 +1,9 @@
 """The variance of a mean of clustered votes, valid where clusters have very different sizes.
 
 A rater who gives a third of the votes moves the mean by a third of his or her own taste, and hides
-that from a variance of residuals, since the mean follows this rater. Two
-corrections are made: the variance is the jackknife's, of leaving out one cluster at a time, and
-Student's t has Satterthwaite's degrees of freedom for clusters of these sizes.
+that from a variance of residuals, since the mean follows this rater. Two corrections are made: the
+variance is the jackknife's, of leaving out one cluster at a time, and Student's t has
+Satterthwaite's degrees of freedom for clusters of these sizes.
 """
 
 import numpy as np

@@ -151,17 +151,18 @@ def votes_to_decide(
     most = votes.sum(axis=0).max(initial=0.0) + HORIZON
     least = _least_leads(threshold, 1 << int(most + 1).bit_length())
     future, drawn = np.arange(len(rates)), np.zeros(len(rates), dtype=int)
+    short = least[votes.sum(axis=0).astype(int)] - abs(votes[0] - votes[1])
     while len(future):
-        short = least[votes.sum(axis=0).astype(int)] - abs(votes[0] - votes[1])
         count = np.clip(np.ceil(short).astype(int), 1, HORIZON - drawn)
         won = rng.binomial(count, rates[future])
         votes += won, count - won
         drawn += count
-        decided = abs(votes[0] - votes[1]) >= least[votes.sum(axis=0).astype(int)]
+        short = least[votes.sum(axis=0).astype(int)] - abs(votes[0] - votes[1])
+        decided = short <= 0
         decided[decided] = e_value(*votes[:, decided]) >= threshold
         needed[future[decided]] = drawn[decided]
         left = ~decided & (drawn < HORIZON)
-        future, votes, drawn = future[left], votes[:, left], drawn[left]
+        future, votes, drawn, short = future[left], votes[:, left], drawn[left], short[left]
     return needed
 
 

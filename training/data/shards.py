@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import safetensors
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -37,7 +37,9 @@ class RecordSettings(_Json):
     """How the teacher was recorded."""
 
     grid_steps: int
-    conditioning_fps: str
+    conditioning_fps: str = Field(  # told_fps in earlier folders
+        validation_alias=AliasChoices("conditioning_fps", "told_fps")
+    )
     energy: str | None  # None: no video was guided by one
     percentage: float | None
     layers: list[str] | None

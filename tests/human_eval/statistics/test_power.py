@@ -48,6 +48,9 @@ def test_ties_ask_for_more_votes(tie_share, needed):
 
 
 def test_exact_numbers_are_the_published_ones():
+    for rate, power, needed in [(0.55, 0.8, 820), (0.55, 0.9, 1080), (0.6, 0.8, 210)]:
+        assert exact_power(rate, needed - 1) < power  # the last number that is too few
+        assert all(exact_power(rate, needed + more) >= power for more in range(200))
     assert [smallest_win(700), smallest_win(700, level=EIGHTEENTH)] == [377, 391]
     powers = [exact_power(0.55, n, level=a) for n in (700, 1400, 2100) for a in (0.05, EIGHTEENTH)]
     assert powers == pytest.approx([0.741, 0.338, 0.959, 0.766, 0.995, 0.940], abs=5e-4)

@@ -1,6 +1,7 @@
 """Recorded teacher outputs: those of the teacher, for the clip alone, and as a run expects them."""
 
 import hashlib
+import shutil
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -15,6 +16,7 @@ from training import build, distil
 from training.build import load_teacher, teacher_card
 from training.config import Config, load_config
 from training.data.record import record
+from training.data.shards import SETTINGS
 from training.data.source import RECORDED, PreparedClips, open_data, stack_records
 from training.settings import RecordedBatch
 from turbo.diffusion.distillation import DistillationBatch, teacher_step
@@ -137,6 +139,14 @@ def test_a_record_does_not_depend_on_the_videos_computed_beside_it(videos, recor
 def test_a_record_of_other_settings_is_refused(recorded, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         open_record(recorded, tmp_path, change)
+
+
+def test_a_record_that_was_made_under_the_former_name_of_a_setting_is_read(recorded, tmp_path):
+    former = shutil.copytree(recorded, tmp_path / "former")
+    settings = former / SETTINGS
+    settings.write_text(settings.read_text().replace("conditioning_fps", "told_fps"))
+
+    assert len(open_record(former, tmp_path, "motion.strength=0", "student.lora_rank=2")) == 6
 
 
 def test_a_run_without_motion_guidance_reads_the_same_record(recorded, tmp_path):
