@@ -64,6 +64,7 @@ def distil(
     rewards: Sequence[WeightedReward],
     vae: VideoVAE,
     accelerator: Accelerator | None = None,
+    on_step: Callable[[StepStats], None] = lambda stats: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepStats]:
     """Train the parameters of `student` that require gradients; yield statistics after every step.
@@ -78,7 +79,7 @@ def distil(
         folder: of the checkpoints.
         rewards: of the student's estimates of clean latents, decoded by `vae`. Without
             rewards this is plain consistency distillation.
-        accelerator, should_stop: as for `fit`.
+        accelerator, on_step, should_stop: as for `fit`.
     """
     teacher.eval().requires_grad_(False)
     target = student  # its weights at the start of the step: those that it has in all of the step
@@ -136,6 +137,7 @@ def distil(
         accelerator=accelerator,
         rate_factor=config.rate_factor,
         companions={} if target is student else companions,
+        on_step=on_step,
         should_stop=should_stop,
     )
 
@@ -287,6 +289,13 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
         accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
     parts = build_parts(config, accelerator)
     watch = Watch(parts, config, accelerator) if config.watch else None
+    log = Log(out / "log.csv")
+
+    def record(stats: StepStats) -> None:
+        if accelerator.is_main_process:
+            log.add(stats)
+        accelerator.log({"loss": stats.loss, "grad_norm": stats.grad_norm}, stats.step)
+
     with stop_on_sigterm() as should_stop, fixed_threads(parts.card, accelerator.device):
         steps = distil(
             parts.teacher,
@@ -297,6 +306,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
             rewards=parts.rewards,
             vae=parts.vae,
             accelerator=accelerator,
+            on_step=record,
             should_stop=should_stop,
         )
         follow(steps, config, accelerator, watch)
@@ -318,19 +328,15 @@ def follow(
     accelerator: Accelerator,
     watch: Watch | None = None,
 ) -> None:
-    """Run the steps; show progress, and log every step to log.csv and the trackers.
+    """Run the steps and show progress.
 
     A watch can stop them: the student then has the weights of its best step.
     """
-    log, main = Log(Path(config.run.out) / "log.csv"), accelerator.is_main_process
-    best = watch.best if watch else None
-    with tqdm(total=config.run.steps, desc=config.name, disable=not main) as bar:
+    best, hidden = watch.best if watch else None, not accelerator.is_main_process
+    with tqdm(total=config.run.steps, desc=config.name, disable=hidden) as bar:
         while best is None and (stats := next(steps, None)):
             bar.update(stats.step - bar.n)
             bar.set_postfix(loss=f"{stats.loss:.4f}")
-            if main:
-                log.add(stats)
-            accelerator.log({"loss": stats.loss, "grad_norm": stats.grad_norm}, stats.step)
             best = watch.follow(stats.step) if watch else None
     if watch and best:
         watch.restore(best)

@@ -1,6 +1,7 @@
 """The log of a run: one CSV row per step, each step once, also after a run has resumed."""
 
 import csv
+import os
 from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
@@ -17,12 +18,14 @@ class Log:
         self.started = False
 
     def add(self, stats: StepStats) -> None:
-        """Append a row."""
+        """Append a row, on disk at once: a checkpoint that follows must not have more steps."""
         if not self.started:
             self._cut(stats.step)
             self.started = True
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow(asdict(stats).values())
+            file.flush()
+            os.fsync(file.fileno())
 
     def _cut(self, step: int) -> None:
         """Keep the rows before a step. A killed run may have logged steps that are taken again."""

@@ -95,7 +95,7 @@ class StepStats:
     loss: float  # mean over all micro-batches of all processes
     grad_norm: float
     learning_rate: float
-    seconds: float
+    seconds: float  # without its checkpoint
 
 
 class _Objective(nn.Module):
@@ -119,6 +119,7 @@ def fit(
     accelerator: Accelerator | None = None,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
     companions: Mapping[str, Tensor] | None = None,
+    on_step: Callable[[StepStats], None] = lambda stats: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepStats]:
     """Train the parameters of `model` that require gradients; yield statistics after every step.
@@ -133,6 +134,8 @@ def fit(
         accelerator: with the mixed precision to use; by default there is none.
         rate_factor: of a parameter's learning rate, by its name.
         companions: tensors that `draw_loss` changes in place, saved and restored with the weights.
+        on_step: called after every step, before it is saved. A log that it writes therefore has
+            every step of a checkpoint, whenever the run is killed.
         should_stop: asked after every step; once any process returns True, the run is saved.
 
     Raises:
@@ -192,11 +195,12 @@ def fit(
         mean_loss, stops = accelerator.reduce(
             torch.stack([loss, loss.new_tensor(float(should_stop()))]), "sum"
         ).tolist()
-        done = step + 1
+        done, seconds = step + 1, time.perf_counter() - started
+        stats = StepStats(done, mean_loss / processes, norms[-1], rate, seconds)
+        on_step(stats)
         if done % config.checkpoint_every == 0 or done == config.steps or stops:
             save(done)
-        seconds = time.perf_counter() - started
-        yield StepStats(done, mean_loss / processes, norms[-1], rate, seconds)
+        yield stats
         if stops and done < config.steps:
             raise SystemExit(143)
     copy_whole(average, trained)

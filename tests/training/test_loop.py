@@ -1,5 +1,6 @@
 """The training loop: resumes exactly, averages weights and gradients, stops on NaN."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from training.checkpoints import find_newest, load_newest, save_checkpoint, saved_checkpoints
+from training.log import Log
 from training.loop import FitConfig, Slot, deal, fit
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,26 @@ def test_a_killed_run_resumes_on_the_same_path(tmp_path: Path):
     assert losses == expected[4:]
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_log_has_every_step_once_also_after_a_kill_at_a_checkpoint(tmp_path, monkeypatch):
+    def save_and_die(*arguments):
+        save_checkpoint(*arguments)
+        raise KeyboardInterrupt
+
+    def train() -> list[float]:
+        network, log = build_network(), Log(tmp_path / "log.csv")
+        steps = fit(network, loss_of(network), CONFIG, tmp_path / "run", on_step=log.add)
+        return [stats.loss for stats in steps]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("training.loop.save_checkpoint", save_and_die)
+        train()
+    losses = train()
+
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, CONFIG.steps + 1))
+    assert [float(row["loss"]) for row in rows[4:]] == losses
 
 
 def test_a_finished_run_only_loads_its_result(tmp_path: Path):
