@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, TimeoutError
 
 from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyError
 
@@ -25,7 +25,6 @@ WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
 FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
 FULL_TEXTS = ("database or disk is full", "No space left on device")
-UNREACHABLE_TEXTS = ("connection failed", "connection is bad", "connection timeout expired")
 DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
 READ_ONLY_TEXTS = ("readonly database", "read-only transaction")
 REFUSED_TEXTS = {  # what PostgreSQL reports on connecting, and its meaning without any names
@@ -225,9 +224,14 @@ def translate(error: DBAPIError) -> Exception:
                 "database URL: --database, or study.url in the study's folder."
             )
     temporary = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
-    unreachable = any(text in message for text in UNREACHABLE_TEXTS)
     locked = "locked" in message or "disk I/O" in message
-    return StorageBusy(_BUSY) if temporary or unreachable or locked else error
+    return StorageBusy(_BUSY) if temporary or _lost_connection(error) or locked else error
+
+
+def _lost_connection(error: DBAPIError) -> bool:
+    """Whether psycopg has no connection: its OperationalError then has no code of the server."""
+    server_code = getattr(error.orig, "sqlstate", "")  # SQLite's errors have no such attribute
+    return isinstance(error, OperationalError) and server_code is None
 
 
 _BUSY = "The database did not respond in time, so nothing was stored. Try again in a few seconds."

@@ -59,7 +59,9 @@ class VoteServer:
         os.kill(self.child, how)
 
     def close(self) -> None:
-        """Stop the process that starts servers."""
+        """Stop the last server and the process that starts them."""
+        if self.child:
+            self.kill()
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -160,10 +162,10 @@ async def _work(
         started = time.perf_counter()
         status, body = await patiently(browser, load, "POST", "/api/claim", {})
         load.claims.append(1000 * (time.perf_counter() - started))
-        pair = json.loads(body)
         if status != 200:
             load.failures.append(f"claim: {status} {body!r}")
             return
+        pair = json.loads(body)
         if pair["assignment"] is None:
             return
         for side in ("left", "right") if watch else ():

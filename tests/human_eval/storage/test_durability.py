@@ -186,9 +186,10 @@ def check_database_kills(tmp_path, kills):
         fill(store, len(prompts))
         server = VoteServer(folder)
         server.start()
-        load = run_apart(kill_database_repeatedly(database, server, kills, random.Random(0)))
-        server.kill()
-        server.close()
+        try:
+            load = run_apart(kill_database_repeatedly(database, server, kills, random.Random(0)))
+        finally:
+            server.close()
         lost, defects = lost_receipts(store, load), find_defects(store)
         store.close()
 

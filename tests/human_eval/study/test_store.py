@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 from sqlalchemy import event, make_url, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from human_eval.cli.main import main
 from human_eval.collection.quarantine import RefusedClip, list_refused
@@ -609,10 +609,13 @@ def test_a_user_or_a_database_that_postgresql_does_not_have_is_told_plainly(
         ("connection timeout expired", "did not respond"),
         ("connection is bad: connection to server on socket failed", "did not respond"),
         ("connection failed: FATAL:  the database system is starting up", "did not respond"),
+        ("connection socket closed", "did not respond"),
+        ("the connection is lost", "did not respond"),
+        ("consuming input failed: server closed the connection unexpectedly", "did not respond"),
     ],
 )
-def test_what_postgresql_says_on_connecting_is_told_plainly(message, meaning):
-    error = translate(DBAPIError(None, None, psycopg.OperationalError(message)))
+def test_a_connection_to_postgresql_that_fails_is_told_plainly(message, meaning):
+    error = translate(OperationalError(None, None, psycopg.OperationalError(message)))
 
     assert isinstance(error, StorageBusy) and meaning in str(error)
 
