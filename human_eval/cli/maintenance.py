@@ -6,7 +6,7 @@ from pathlib import Path
 from human_eval.cli.command import Commands, add_command, opened
 from human_eval.definition.definition import load_definition
 from human_eval.definition.prompts import load_prompts
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.study import backup as backups
 from human_eval.study.amendment import amend_study
 from human_eval.study.erasure import erase_rater, erase_simulation, list_leftovers
@@ -63,7 +63,7 @@ def restore(options: Namespace) -> None:
         store.close()
     print(f"Restored {chosen}.")
     if missing:
-        names = ", ".join(f"{clip.system} {clip.prompt_index:04d}" for clip in missing[:20])
+        names = list_names([f"{clip.system} {clip.prompt_index:04d}" for clip in missing])
         raise StudyError(
             f"{len(missing)} clips are missing from the media folder: {names}. Copy the study's "
             "media folder back, or run `ingest` with the original clips."

@@ -11,11 +11,10 @@ from human_eval.collection.pairs import add_clip, list_clips, list_prompts, make
 from human_eval.collection.quotas import add_default_quota, describe_quotas, session_quota
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.reporting.foreign_votes import (
     MAPPINGS,
     MAX_BAD,
-    MAX_LISTED,
     load_mapping,
     read_foreign_votes,
 )
@@ -208,7 +207,7 @@ def ingest(options: Namespace) -> None:
     if refused:
         raise StudyError(
             f"{len(refused)} clips were refused, because they cannot be shown side by side:\n  "
-            + "\n  ".join(refused[:20])
+            + list_names(refused, "\n  ")
             + "\nAll other clips are stored. Make these again, then run the same command."
         )
     if lost:
@@ -286,10 +285,13 @@ def _import_foreign_votes(options: Namespace) -> None:
         print(
             f"{votes.others:,} records are not votes by [only] of the mapping, and were left out."
         )
-    for line in list(votes.bad)[:MAX_LISTED]:
-        print(f"left out: line {line}: {votes.bad[line]}")
     if votes.bad:
-        print(f"{len(votes.bad):,} rows were left out; {options.out / BAD_ROWS} lists them.")
+        reasons = [f"line {line}: {reason}" for line, reason in votes.bad.items()]
+        listed = list_names(reasons, "\n  ")
+        print(
+            f"{len(votes.bad):,} rows were left out:\n  {listed}\n"
+            f"{options.out / BAD_ROWS} lists them."
+        )
     print(f"Next: python -m human_eval report {options.out} --out report")
 
 

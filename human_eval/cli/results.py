@@ -16,7 +16,7 @@ from human_eval.cli.command import Commands, add_command, is_export, opened
 from human_eval.collection.pairs import list_clips, list_prompts
 from human_eval.collection.quotas import describe_quotas
 from human_eval.collection.raters import find_rater
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
 from human_eval.storage.tables import AssignmentRow, Rater
 from human_eval.study.amendment import describe_edits, find_edits
@@ -110,7 +110,8 @@ def status(options: Namespace) -> None:
         print(quotas)
     if defects:
         raise StudyError(
-            f"The database is damaged: {'; '.join(defects[:5])}. Restore a backup with `restore`."
+            f"The database is damaged: {list_names(defects, '; ')}. Restore a backup with "
+            "`restore`."
         )
     print("The database is sound.")
     if edits:

@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from human_eval.clips.sources import list_names
 from human_eval.definition.definition import StudyDefinition
 from human_eval.definition.prompts import Prompt
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.mturk.votes_in import ImportedSubmission
 from human_eval.reporting.export import write_csv
 from human_eval.reporting.foreign_records import read_crowd_time

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, list_names
 from human_eval.reporting.foreign_records import (
     Record,
     find_value,
@@ -27,7 +27,6 @@ SECTIONS = (
     "only",
 )
 MAX_BAD = 0.01  # share of rows that may be left out
-MAX_LISTED = 20  # rows in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +145,14 @@ def read_foreign_votes(path: Path, mapping: VoteMapping, max_bad: float = MAX_BA
         if all(show_value(find_value(record, key)) == value for key, value in mapping.only.items())
     }
     number = len(records) + len(bad)
-    columns = _find_columns(records, mapping, path)
+    if not number:
+        reason = (
+            f"None of the {len(everything):,} records of {path} is a vote by [only] of the mapping"
+            if everything
+            else f"{path} has no votes"
+        )
+        raise StudyError(f"{reason}. Choose another file or another mapping.")
+    columns = _find_columns(records, mapping, path) if records else {}
     asked = mapping.questions or {"": columns.get("choice", "")}
     rows: dict[int, dict[str, str]] = {}
     for line, record in records.items():
@@ -162,10 +168,10 @@ def read_foreign_votes(path: Path, mapping: VoteMapping, max_bad: float = MAX_BA
             for vote in votes:
                 rows[len(rows) + 1 if mapping.questions else line] = vote
     if not rows or len(bad) > max_bad * number:
-        listed = "".join(f"\n  line {n}: {bad[n]}" for n in sorted(bad)[:MAX_LISTED])
+        listed = list_names([f"line {n}: {bad[n]}" for n in sorted(bad)], "\n  ")
         raise StudyError(
             f"{len(bad):,} of the {number:,} rows of {path} are not votes; at most "
-            f"{100 * max_bad:g} % may be left out.{listed}\nNothing was imported. Correct the "
+            f"{100 * max_bad:g} % may be left out:\n  {listed}\nNothing was imported. Correct the "
             "table or the mapping."
         )
     others = len(everything) - len(records)
@@ -182,7 +188,7 @@ def _find_columns(
         found = [find_value(record, place) for record in records.values()]
         if all(value is None for value in found):
             if name in needed:
-                known = ", ".join(next(iter(records.values()), {}))
+                known = ", ".join(next(iter(records.values())))
                 raise StudyError(
                     f"{path} has no {place!r}, which the mapping names as the {name}. It has: "
                     f"{known or 'nothing'}. Correct the mapping."

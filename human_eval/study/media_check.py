@@ -15,8 +15,9 @@ from sqlalchemy import select, update
 
 from human_eval.clips.ingest import Clip
 from human_eval.clips.media import read_footage, write_footage
-from human_eval.clips.sources import Source, list_names
+from human_eval.clips.sources import Source
 from human_eval.collection.pairs import list_clips
+from human_eval.errors import list_names
 from human_eval.storage.events import record
 from human_eval.storage.tables import ClipRow
 from human_eval.study.attention_checks import spoil

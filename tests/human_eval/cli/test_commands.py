@@ -140,6 +140,8 @@ def test_gold_is_made_of_the_studys_own_clips(place, clips, capsys):
     path = tmp_path / "gold.toml"
     path.write_text(text + "\n[checks]\ngold_share = 0.3\ngold_pairs = 4\n")
     run("create", tmp_path / "gold", "--definition", path, "--prompts", tmp_path / "prompts.txt")
+    run("ingest", tmp_path / "gold", clips, "--no-gold")
+    assert "new pairs" not in capsys.readouterr().out
     run("ingest", tmp_path / "gold", clips)
     run("ingest", tmp_path / "gold", clips)
     run("simulate", tmp_path / "gold", "--raters", "6")

@@ -40,6 +40,27 @@ def test_more_bad_rows_than_the_limit_are_an_error(tmp_path, bad):
         read_foreign_votes(path, load_mapping("arena"))
 
 
+def test_more_bad_rows_than_a_message_lists_are_counted(tmp_path):
+    path = _write(tmp_path / "b.csv", ["x,y,perhaps"] * 25)
+
+    with pytest.raises(StudyError, match="and 5 more"):
+        read_foreign_votes(path, load_mapping("arena"))
+
+
+def test_a_table_without_rows_is_not_blamed_on_its_columns(tmp_path):
+    with pytest.raises(StudyError) as refusal:
+        read_foreign_votes(_write(tmp_path / "b.csv", []), load_mapping("arena"))
+
+    assert "model_a" not in str(refusal.value)
+
+
+def test_lines_that_are_not_json_are_listed(tmp_path):
+    (tmp_path / "r.jsonl").write_text("{\n{\n")
+
+    with pytest.raises(StudyError, match="line 1: .*\n  line 2: "):
+        read_foreign_votes(tmp_path / "r.jsonl", load_mapping("potato"))
+
+
 def test_a_mapping_with_an_unknown_word_is_refused(tmp_path):
     path = tmp_path / "m.toml"
     path.write_text('[columns]\nsystem_a="a"\nsystem_b="b"\nchoice="c"\n[choices]\nx="first"\n')
