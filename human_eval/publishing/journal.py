@@ -116,6 +116,7 @@ def read_origin(connection: Connection) -> Origin:
         payload = json.loads(row.payload)
         if row.kind == "replica":
             replica, start = payload["replica"], Position(*payload["start"])
+            foreign.clear()  # rows up to here are not its own, and erased ones leave their numbers
             continue
         merged[payload["replica"]] = Position(*payload["end"])
         foreign.append((Position(*payload["after"]), Position(*payload["up_to"])))

@@ -8,6 +8,7 @@ and takes in what other servers committed.
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,7 +149,10 @@ class Replica:
                 self._exchange(store, data_set)
             except StudyError as problem:
                 logger.warning("Votes are not uploaded yet: %s", problem)
-                self.status = replace(self._count(store), problem=str(problem))
+                self._fail(store, str(problem))
+            except Exception as error:  # the next round tries again
+                logger.exception("Votes are not uploaded yet")
+                self._fail(store, f"The upload stopped with an unexpected error: {error!r}.")
 
     def count(self) -> SyncStatus:
         """Return how many votes there are now, and how many of them are not in the data set."""
@@ -172,6 +176,11 @@ class Replica:
         self._known = known
         last = self.status.last if problem else datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         self.status = replace(self._count(store), last=last, problem=problem)
+
+    def _fail(self, store: StudyStore, problem: str) -> None:
+        self.status = replace(self.status, problem=problem)
+        with suppress(StudyError):  # the database may be the problem
+            self.status = self._count(store)
 
     def _count(self, store: StudyStore) -> SyncStatus:
         """Return how many votes are stored, and how many of them only here."""

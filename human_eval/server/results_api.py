@@ -48,7 +48,7 @@ def create_results_app(store: StudyStore, results: LiveResults) -> FastAPI:
     async def chart(kind: str, request: Request, votes: str = "") -> Response:
         if kind not in MEDIA_TYPES:
             raise NotFound("The chart is available as svg, png and pdf.")
-        named = _check_access(store, request)
+        named = await asyncio.to_thread(_check_access, store, request)
         drawn = await asyncio.to_thread(
             results.draw, kind, named=named, simulated=votes == "simulated"
         )
@@ -58,7 +58,7 @@ def create_results_app(store: StudyStore, results: LiveResults) -> FastAPI:
 
     @app.api_route("/tables.zip", methods=READ)
     async def tables(request: Request, votes: str = "") -> Response:
-        named = _check_access(store, request)
+        named = await asyncio.to_thread(_check_access, store, request)
         current = await asyncio.to_thread(results.read, named=named, simulated=votes == "simulated")
         content = await asyncio.to_thread(_zip_tables, current)
         return _send_file(content, "application/zip", "tables.zip")

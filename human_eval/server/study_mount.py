@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from human_eval.errors import StudyError, StudyNotReady
+from human_eval.errors import StorageBusy, StudyError, StudyNotReady
 from human_eval.reporting.live_results import LiveResults
 from human_eval.server.admin import create_admin_app
 from human_eval.server.results_api import create_results_app
@@ -57,7 +57,8 @@ class StudyMount:
 
     Args:
         open_store: opens the study, and creates it if necessary; slow, called in a thread. Where
-            it raises `StudyNotReady`, visitors read why, and it is called again later.
+            it raises `StudyNotReady` or `StorageBusy`, visitors read why, and it is called again
+            later.
         frames: other sites that may show the page in a frame.
     """
 
@@ -106,8 +107,9 @@ class StudyMount:
             stack.callback(store.close)
             vote_app = create_app(store, frames=self._frames)
             await stack.enter_async_context(vote_app.router.lifespan_context(vote_app))
-        except (StudyError, OSError) as error:
-            logger.error("The study could not be opened: %s", error)
+        except Exception as error:
+            unknown = not isinstance(error, StudyError | OSError)
+            logger.error("The study could not be opened: %s", error, exc_info=unknown)
             self._show(FAILED)
             return
         live_results = LiveResults(store)
@@ -124,7 +126,7 @@ class StudyMount:
         while True:
             try:
                 return await asyncio.to_thread(self._open_store)
-            except StudyNotReady as reason:
+            except (StudyNotReady, StorageBusy) as reason:
                 logger.warning(reason)
                 self._show(str(reason))
             await asyncio.sleep(RETRY_SECONDS)

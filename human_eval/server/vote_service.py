@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from human_eval.collection import assignment
 from human_eval.errors import StorageBusy, StudyError
 from human_eval.storage import events
-from human_eval.storage.lock import serving
+from human_eval.storage.lock import LockLost, serving
 from human_eval.storage.writer import Writer
 from human_eval.study.amendment import describe_edits, find_edits
 from human_eval.study.media_check import describe_lost, find_lost_clips
@@ -24,6 +24,7 @@ from human_eval.study.store import StudyStore
 
 logger = logging.getLogger(__name__)
 MEDIA_SECONDS = 30  # between two comparisons of the clips' files with the database
+PROBE_SECONDS = 15  # a database that is busy for longer counts as one that does not answer
 MIN_FREE = 256 * 2**20  # bytes on disk; below this the study reports a problem
 
 
@@ -53,6 +54,7 @@ class VoteService:
         self._refused: Counter[tuple[str, str]] = Counter()  # by error and actor, not yet stored
         self._media_problem, self._media_checked = "", float("-inf")  # monotonic seconds
         self._problem = ""  # why the periodic work failed the last time
+        self._lock_lost = ""  # why nothing may be stored any more
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -61,14 +63,14 @@ class VoteService:
         Raises:
             StudyError: another service uses this SQLite study, or a backup is being restored.
         """
-        with serving(self.store.database, self.store.folder):
+        with serving(self.store.database, self.store.folder) as renew:
             self._writer = Writer(self.store.database)
             if problem := await asyncio.to_thread(self._check_media):
                 logger.warning(problem)
             if edits := describe_edits(find_edits(self.store)):
                 logger.warning(edits)
             stopping = asyncio.Event()
-            periodic = asyncio.create_task(self._work_every_second(stopping))
+            periodic = asyncio.create_task(self._work_every_second(renew, stopping))
             try:
                 yield
             finally:
@@ -86,7 +88,7 @@ class VoteService:
             StorageBusy: too many writes are waiting, or the service is stopping.
             StudyError: the job refused; nothing of it is stored.
         """
-        if self._writer is None:
+        if self._writer is None or self._lock_lost:
             raise StorageBusy("The study is being restarted. Try again in a few seconds.")
         return await asyncio.wrap_future(self._writer.submit(job))
 
@@ -112,12 +114,16 @@ class VoteService:
         if shutil.disk_usage(self.store.folder).free < MIN_FREE:
             problems.append("the disk is nearly full")
         try:
-            await self.write(lambda connection: connection.execute(text("SELECT 1")).all())
+            probe = self.write(lambda connection: connection.execute(text("SELECT 1")).all())
+            await asyncio.wait_for(probe, PROBE_SECONDS)
+        except TimeoutError:
+            problems.append(f"the database has not answered for {PROBE_SECONDS} seconds")
         except (StudyError, DBAPIError) as error:
             problems.append(_describe(error))
-        if self._problem and self._problem not in problems:
-            problems.append(self._problem)
-        if self.read_sync and (sync := self.read_sync()).problem:
+        for problem in (self._lock_lost, self._problem):
+            if problem and problem not in problems:
+                problems.append(problem)
+        if self.read_sync and (sync := await asyncio.to_thread(self.read_sync)).problem:
             problems.append(f"{sync.pending} votes are on this machine only: {sync.problem}")
         if not problems and (problem := await asyncio.to_thread(self._check_media)):
             problems.append(problem)
@@ -131,17 +137,22 @@ class VoteService:
             self._media_checked = time.monotonic()
         return self._media_problem
 
-    async def _work_every_second(self, stopping: asyncio.Event) -> None:
+    async def _work_every_second(
+        self, renew_lock: Callable[[], None], stopping: asyncio.Event
+    ) -> None:
         """Do the periodic work until the service stops, and once more then."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), timeout=1)
             try:
+                await asyncio.to_thread(renew_lock)
                 await self._store_refusals()
                 await self.write(
                     lambda connection: assignment.sweep(connection, self.store.clock())
                 )
                 self._problem = ""
+            except LockLost as error:
+                self._lock_lost = str(error)
             except Exception as error:  # the next round may succeed; until then `problems` has it
                 self._problem = _describe(error)
             if stopping.is_set():

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +23,26 @@ from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyErr
 SAFE_SQLITE = (3, 51, 3)  # before it, two connections could corrupt a WAL database
 WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
+# How PostgreSQL's client notices within about ten seconds that the network is gone (libpq).
+KEEPALIVE = {
+    "tcp_user_timeout": "8000",  # milliseconds
+    "keepalives_idle": "5",  # seconds
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
 FULL_CODES = {"53100", "53200"}  # PostgreSQL: disk_full, out_of_memory
+INSUFFICIENT_PRIVILEGE = "42501"
+# Classes of codes of PostgreSQL: connection, rollback, resources, prerequisite state, operator
+# intervention, input or output.
+TEMPORARY_CLASSES = {"08", "40", "53", "55", "57", "58"}
 FULL_TEXTS = ("database or disk is full", "No space left on device")
-DAMAGED_TEXTS = ("disk image is malformed", "file is not a database")
+DAMAGED_TEXTS = (
+    "disk image is malformed",
+    "file is not a database",
+    "malformed database schema",
+)
+DAMAGED_CODES = {"XX001", "XX002"}  # PostgreSQL: data_corrupted, index_corrupted
+UNREADABLE_TEXTS = ("locked", "disk I/O", "unable to open database file", "locking protocol")
 READ_ONLY_TEXTS = ("readonly database", "read-only transaction")
 REFUSED_TEXTS = {  # what PostgreSQL reports on connecting, and its meaning without any names
     "password authentication failed|no password supplied": "the user or password is wrong",
@@ -103,12 +120,17 @@ def create_file(path: Path, *, driver: ModuleType | None = None) -> None:
 
     Raises:
         FileExistsError: the file exists.
+        StudyError: it could not be written, and does not exist.
     """
+    driver = driver or safe_sqlite()
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    connection = (driver or safe_sqlite()).connect(str(path))
-    # Set once, here: setting it on each connect fails while another connection writes.
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
+    try:
+        with driver_errors(driver), closing(driver.connect(str(path))) as connection:
+            # Set once, here: setting it on each connect fails while another connection writes.
+            connection.execute("PRAGMA journal_mode=WAL")
+    except StudyError:
+        path.unlink()
+        raise
 
 
 def safe_sqlite() -> ModuleType:
@@ -180,7 +202,7 @@ def _open_postgresql(url: str) -> Database:
     settings = "-c synchronous_commit=on -c lock_timeout=5000 -c timezone=UTC"
     given = " ".join(parsed.normalized_query.get("options", ()))
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
-        {"options": f"{settings} {given}".strip(), "connect_timeout": "8"}
+        {**KEEPALIVE, "options": f"{settings} {given}".strip(), "connect_timeout": "8"}
     )
     engine = create_engine(parsed, pool_size=16, max_overflow=4, pool_pre_ping=True)
     reading = engine.execution_options(isolation_level="REPEATABLE READ")
@@ -198,6 +220,15 @@ def translated_errors() -> Iterator[None]:
         raise translate(error) from error
 
 
+@contextmanager
+def driver_errors(driver: Any) -> Iterator[None]:
+    """Raise the `StudyError` where a block calls the driver itself, without SQLAlchemy."""
+    try:
+        yield
+    except driver.Error as error:
+        raise translate(DBAPIError.instance(None, None, error, driver.Error)) from error
+
+
 def translate(error: DBAPIError) -> Exception:
     """Return the `StudyError` for a database error, or the error itself if there is none."""
     message = str(error.orig)
@@ -207,7 +238,7 @@ def translate(error: DBAPIError) -> Exception:
             f"The disk is full, so nothing was stored ({message.strip()}). Free disk space, then "
             "try again."
         )
-    if any(text in message for text in DAMAGED_TEXTS):
+    if code in DAMAGED_CODES or any(text in message for text in DAMAGED_TEXTS):
         return StorageDamaged(
             f"The database is damaged ({message.strip()}). Restore a backup with "
             "`python -m human_eval restore`."
@@ -223,9 +254,14 @@ def translate(error: DBAPIError) -> Exception:
                 f"PostgreSQL refused the connection: {meaning}. Nothing was stored. Correct the "
                 "database URL: --database, or study.url in the study's folder."
             )
-    temporary = code[:2] in {"08", "40", "53", "55", "57"} or error.connection_invalidated
-    locked = "locked" in message or "disk I/O" in message
-    return StorageBusy(_BUSY) if temporary or _lost_connection(error) or locked else error
+    if code == INSUFFICIENT_PRIVILEGE:
+        return StudyError(
+            f"PostgreSQL refused the statement: {message.strip()}. Nothing was stored. Give the "
+            "user of the database URL all rights on the schema of the study."
+        )
+    temporary = code[:2] in TEMPORARY_CLASSES or error.connection_invalidated
+    unreadable = any(text in message for text in UNREADABLE_TEXTS)
+    return StorageBusy(_BUSY) if temporary or _lost_connection(error) or unreadable else error
 
 
 def _lost_connection(error: DBAPIError) -> bool:

@@ -1,26 +1,92 @@
 """Locks on a study: services that take answers exclude a restore, and vice versa.
 
 SQLite allows one service, PostgreSQL several. The operating system or PostgreSQL releases a lock
-when its process ends, however it ends, so that no stale lock remains.
+when its process ends, however it ends, so that no stale lock remains. PostgreSQL also releases it
+when it restarts: a service has to renew its lock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from human_eval.errors import StudyError
+from human_eval.errors import StorageBusy, StudyError
 from human_eval.storage.database import Database, translated_errors
 
 LOCK_FILE = "service.lock"
+SERVICE_RUNS = (
+    "A service is taking answers on {folder}, and they would be lost. Stop it, then run the same "
+    "command."
+)
 POSTGRESQL_LOCK = "hashtext('human_eval ' || current_schema())"  # one number for each study
 
 
+class LockLost(StudyError):
+    """Another command has used the study while this service had no lock."""
+
+
+class SessionLock:
+    """A lock that belongs to a connection to PostgreSQL, and is lost with it."""
+
+    def __init__(self, database: Database, function: str, refusal: str) -> None:
+        self._database, self._function, self._refusal = database, function, refusal
+        self._connection: Connection | None = None
+
+    def take(self) -> None:
+        """Take the lock.
+
+        Raises:
+            StudyError: another process excludes it.
+        """
+        with translated_errors():
+            connection = self._database.writing.connect()
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            taken = connection.scalar(text(f"SELECT {self._function}({POSTGRESQL_LOCK})"))
+        self._connection = connection
+        if not taken:
+            self.release()
+            raise StudyError(self._refusal)
+
+    def renew(self) -> None:
+        """Take the lock again if its connection was lost.
+
+        Raises:
+            StorageBusy: PostgreSQL does not answer.
+            LockLost: another process excludes it by now.
+        """
+        if self._connection is not None:
+            try:
+                self._connection.execute(text("SELECT 1"))
+                return
+            except DBAPIError:
+                self.release()
+        try:
+            self.take()
+        except StorageBusy:
+            raise
+        except StudyError as refusal:
+            raise LockLost(
+                "The connection to PostgreSQL was lost, and another command has changed the study "
+                "since then. Start the service again."
+            ) from refusal
+
+    def release(self) -> None:
+        """Release the lock. The connection is closed: returned to the pool, it would keep it."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+
+
 @contextmanager
-def serving(database: Database, folder: Path) -> Iterator[None]:
+def serving(database: Database, folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the lock of a service until the end of the block.
+
+    Yields:
+        a function that takes the lock again if PostgreSQL has dropped it; see `SessionLock.renew`.
 
     Raises:
         StudyError: another service uses this SQLite study, or a backup is being restored.
@@ -31,8 +97,8 @@ def serving(database: Database, folder: Path) -> Iterator[None]:
         if database.is_sqlite
         else f"A backup is being restored into {folder}. Start again afterwards."
     )
-    with _lock(database, folder, "pg_try_advisory_lock_shared", refusal):
-        yield
+    with _lock(database, folder, "pg_try_advisory_lock_shared", refusal) as renew:
+        yield renew
 
 
 @contextmanager
@@ -42,38 +108,40 @@ def alone(database: Database, folder: Path) -> Iterator[None]:
     Raises:
         StudyError: a service is running.
     """
-    refusal = (
-        f"A service is taking answers on {folder}, and they would be lost. Stop it, then run the "
-        "same command."
-    )
-    with _lock(database, folder, "pg_try_advisory_lock", refusal):
+    with _lock(database, folder, "pg_try_advisory_lock", SERVICE_RUNS.format(folder=folder)):
         yield
 
 
 @contextmanager
-def _lock(database: Database, folder: Path, function: str, refusal: str) -> Iterator[None]:
+def _lock(
+    database: Database, folder: Path, function: str, refusal: str
+) -> Iterator[Callable[[], None]]:
     if database.is_sqlite:
-        # No soft lock where the file system has none of its own: a killed process would leave it.
-        lock = FileLock(
-            folder / LOCK_FILE, blocking=False, thread_local=False, fallback_to_soft=False
-        )
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StudyError(refusal) from error
-        try:
-            yield
-        finally:
-            lock.release()
+        with file_lock(folder, refusal):
+            yield lambda: None  # only the end of the process releases it
         return
-    with translated_errors():
-        connection = database.writing.connect().execution_options(isolation_level="AUTOCOMMIT")
-        acquired = connection.scalar(text(f"SELECT {function}({POSTGRESQL_LOCK})"))
+    lock = SessionLock(database, function, refusal)
+    lock.take()
     try:
-        if not acquired:
-            raise StudyError(refusal)
+        yield lock.renew
+    finally:
+        lock.release()
+
+
+@contextmanager
+def file_lock(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of the folder of an SQLite study until the end of the block.
+
+    Raises:
+        StudyError: another process holds it; `refusal` is the message.
+    """
+    # No soft lock where the file system has none of its own: a killed process would leave it.
+    lock = FileLock(folder / LOCK_FILE, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(refusal) from error
+    try:
         yield
     finally:
-        # Close the connection itself: returned to the pool, it would keep the lock.
-        connection.invalidate()
-        connection.close()
+        lock.release()

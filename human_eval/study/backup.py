@@ -22,9 +22,15 @@ from human_eval.collection.pairs import list_clips
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.errors import StorageDamaged, StudyError
 from human_eval.storage import events
-from human_eval.storage.database import Database, create_file, open_database, translated_errors
+from human_eval.storage.database import (
+    Database,
+    create_file,
+    driver_errors,
+    open_database,
+    translated_errors,
+)
 from human_eval.storage.keys import load_secret
-from human_eval.storage.lock import alone
+from human_eval.storage.lock import SERVICE_RUNS, alone, file_lock
 from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import Base, Study
 from human_eval.study.queries import list_damage, list_defects
@@ -101,8 +107,9 @@ def open_to_restore(folder: Path, backup: Path | None = None) -> tuple[StudyStor
     if _is_sound(path):
         return open_study(folder), chosen
     definition = _read_definition(chosen, folder)
-    _set_aside(path)
-    create_file(path)
+    with file_lock(folder, SERVICE_RUNS.format(folder=folder)):  # a service may still take answers
+        _set_aside(path)
+        create_file(path)
     return open_study(folder, when_empty=lambda: definition), chosen
 
 
@@ -286,12 +293,11 @@ def _copy_into_file(database: Database, path: Path) -> None:
 
 @contextmanager
 def _driver(connection: Connection) -> Iterator[Any]:
-    """Yield the driver's own connection; raise its errors as SQLAlchemy's."""
-    assert connection.dialect.loaded_dbapi is not None
-    try:
+    """Yield the driver's own connection."""
+    driver = connection.dialect.loaded_dbapi
+    assert driver is not None
+    with driver_errors(driver):
         yield connection.connection.driver_connection
-    except connection.dialect.loaded_dbapi.Error as error:
-        raise DBAPIError(None, None, error) from error
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Erase a rater on request, or a whole simulation."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,11 @@ from sqlalchemy import Connection, delete, select, update
 
 from human_eval.collection.assignment import release_all
 from human_eval.errors import StudyError
-from human_eval.storage.events import record
+from human_eval.storage.events import blocks, exclusions, record, revoke, unblock
 from human_eval.storage.tables import AssignmentRow, PairRow, Rater, Study, Vote
 from human_eval.study.store import StudyStore
+
+ERASED = "erased"  # the reason of decisions that end with what they were about
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,22 @@ def erase_rater(store: StudyStore, provider: str, name: str) -> Erasure:
     now = store.clock()
     with store.write() as connection:
         number = connection.execute(
-            select(Rater.id).where(Rater.provider == provider, Rater.pseudonym == pseudonym)
+            select(Rater.id)
+            .where(Rater.provider == provider, Rater.pseudonym == pseudonym)
+            .with_for_update()  # no pair is assigned to the rater meanwhile
         ).scalar()
         if number is None:
             raise StudyError(
                 f"The study has no rater {name!r} of the provider {provider!r}. Check both; names "
                 "are case-sensitive."
             )
+        mine = select(AssignmentRow.id).where(AssignmentRow.rater_id == number)
+        connection.execute(mine.with_for_update()).all()  # nor is an answer stored or revised
         release_all(connection, number, "returned")
         deleted = 0
         if store.definition.consent.on_erase == "delete":
             _free_pairs(connection, number)
-            deleted = _delete_assignments(connection, [number])
+            deleted = _delete_assignments(connection, [number], now)
         connection.execute(
             update(Rater)
             .where(Rater.id == number)
@@ -73,12 +79,16 @@ def list_leftovers(store: StudyStore) -> list[Path]:
 
 def erase_simulation(store: StudyStore) -> Erasure:
     """Delete every simulated rater, pair and answer."""
+    now = store.clock()
     with store.write() as connection:
         raters = connection.execute(select(Rater.id).where(Rater.simulated)).scalars().all()
-        deleted = _delete_assignments(connection, raters)
+        deleted = _delete_assignments(connection, raters, now)
+        _revoke_exclusions(connection, "rater", set(raters), now)
+        for number in blocks(connection).keys() & set(raters):
+            unblock(connection, number, reason=ERASED, author="erase", now=now)
         connection.execute(delete(PairRow).where(PairRow.simulated))
         connection.execute(delete(Rater).where(Rater.simulated))
-        payload, now = {"raters": len(raters), "assignments_deleted": deleted}, store.clock()
+        payload = {"raters": len(raters), "assignments_deleted": deleted}
         kind = "erased_simulation"
         record(connection, kind, actor="erase", subject="study", now=now, payload=payload)
     return Erasure(len(raters), deleted)
@@ -95,11 +105,20 @@ def _free_pairs(connection: Connection, rater_id: int) -> None:
         )
 
 
-def _delete_assignments(connection: Connection, raters: Sequence[int]) -> int:
+def _delete_assignments(connection: Connection, raters: Sequence[int], now: int) -> int:
     mine = select(AssignmentRow.id).where(AssignmentRow.rater_id.in_(raters))
+    _revoke_exclusions(connection, "assignment", set(connection.execute(mine).scalars()), now)
     connection.execute(update(Study).values(erasing=True))
     connection.execute(delete(Vote).where(Vote.assignment_id.in_(mine)))
     connection.execute(update(Study).values(erasing=False))
     return connection.execute(
         delete(AssignmentRow).where(AssignmentRow.rater_id.in_(raters))
     ).rowcount
+
+
+def _revoke_exclusions(connection: Connection, kind: str, numbers: Set[int], now: int) -> None:
+    """Revoke the exclusions of deleted rows: SQLite gives their numbers to new ones."""
+    deleted = {f"{kind}:{number}" for number in numbers}
+    for exclusion in exclusions(connection):
+        if exclusion.subject in deleted:
+            revoke(connection, exclusion.event_id, author="erase", reason=ERASED, now=now)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import aliased
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.votes import COLUMNS
+from human_eval.storage.database import driver_errors
 from human_eval.storage.events import Exclusion, exclusions
 from human_eval.storage.study_state import State, read_state
 from human_eval.storage.tables import (
@@ -74,8 +75,11 @@ def read_votes(
 def _frame(connection: Connection, statement: Any, values: Mapping[str, Any]) -> pd.DataFrame:
     result = connection.execute(statement, values)
     # The driver's rows: converting them to SQLAlchemy's doubles the time.
-    assert result.cursor is not None
-    return pd.DataFrame(result.cursor.fetchall(), columns=list(result.keys()))
+    driver = connection.dialect.loaded_dbapi
+    assert result.cursor is not None and driver is not None
+    with driver_errors(driver):  # SQLite reads pages, perhaps damaged ones, only now
+        rows = result.cursor.fetchall()
+    return pd.DataFrame(rows, columns=list(result.keys()))
 
 
 def _add_systems(pairs: pd.DataFrame, definition: StudyDefinition) -> None:

@@ -1,18 +1,23 @@
+import json
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from pandas.testing import assert_frame_equal
+from sqlalchemy import delete, update
 
 from human_eval.cli.main import main
 from human_eval.errors import NotYours, StudyError, StudyNotReady
 from human_eval.publishing.data_set import DataSet
+from human_eval.publishing.journal import read_news, read_origin, start_replica
 from human_eval.publishing.replica import Place, Replica
 from human_eval.publishing.space_folder import PACKAGES, publish, write_folders
 from human_eval.reporting.report import write_report
 from human_eval.server.accounts import add_account, read_accounts
 from human_eval.storage import events, study_state
+from human_eval.storage.tables import Study, Vote
 from human_eval.study.queries import count_answers, read_votes
 from tests.kills import journal as kills
 from tests.support.servers.fake_hub import TOKEN
@@ -204,6 +209,42 @@ def test_a_vote_is_pending_until_it_is_in_the_data_set(published, hub, serve):
     replica.sync()
     status = replica.count()
     assert (status.synced, status.pending, status.problem) == (given, 0, "")
+
+
+def test_an_unexpected_error_is_reported_and_the_next_round_uploads(published, serve, monkeypatch):
+    replica = serve("first")
+    given = rate(replica, "ann")
+
+    def fail(data_set):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataSet, "list_journal", fail)
+        replica.sync()
+    assert "No space left" in replica.status.problem and replica.status.pending == given
+
+    replica.sync()
+    assert (replica.status.pending, replica.status.problem) == (0, "")
+
+
+def test_votes_that_get_the_numbers_of_erased_ones_are_journalled(published, serve, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    replica = serve("first")
+    rate(replica, "ann", "ben")
+    replica.sync()
+    main(["collect", str(published.folder), "--data-set", DATA])
+    with published.write() as connection:
+        connection.execute(update(Study).values(erasing=True))
+        connection.execute(delete(Vote))
+        connection.execute(update(Study).values(erasing=False))
+        start_replica(connection, now=1)
+
+    given = rate(SimpleNamespace(_store=published), "eve")
+
+    with published.read() as connection:
+        origin = read_origin(connection)
+        _, lines = read_news(connection, origin, origin.start)
+    assert sum("vote" in json.loads(line) for line in lines.splitlines()) == given > 0
 
 
 def test_a_commit_whose_reply_was_lost_is_not_made_twice(published, hub, serve):

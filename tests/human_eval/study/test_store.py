@@ -1,7 +1,7 @@
 """The study as a whole: its tables, its copies, what it forgets and what it takes in."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -11,21 +11,24 @@ from sqlalchemy import event, make_url, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from human_eval.cli.main import main
+from human_eval.collection.assignment import release_all
 from human_eval.collection.quarantine import RefusedClip, list_refused
 from human_eval.collection.raters import enter as let_in
 from human_eval.definition.prompts import Prompt
-from human_eval.errors import StorageBusy, StorageFull, StudyError
+from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyError
 from human_eval.mturk.votes_in import ImportedSubmission, import_submissions
 from human_eval.statistics.screening import consistency, screen
 from human_eval.statistics.votes import check_votes
+from human_eval.storage import events
 from human_eval.storage.database import create_file, open_database, safe_sqlite, translate
+from human_eval.storage.events import block, exclude_by_hand
 from human_eval.storage.migrate import (
     downgrade_tables,
     list_differences,
     table_version,
     upgrade_tables,
 )
-from human_eval.storage.tables import Event, PairRow, Study
+from human_eval.storage.tables import AssignmentRow, Event, PairRow, Rater, Study
 from human_eval.study.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.study.erasure import erase_rater, erase_simulation
 from human_eval.study.queries import count_answers, read_pairs, read_study_progress, read_votes
@@ -371,6 +374,43 @@ def test_where_consent_says_so_an_erased_raters_answers_go_too(make_store):
     assert find_defects(store) == []
 
 
+def test_a_pair_that_is_claimed_during_an_erasure_is_not_lost(make_store, monkeypatch):
+    store = make_store(k=1, extra='[consent]\non_erase = "delete"')
+    rater = enter_rater(store, "prolific", "jane")
+
+    def release_while_claiming(connection, number, state):
+        release_all(connection, number, state)
+        claims.append(pool.submit(claim_pair, store, rater))
+        wait(claims, timeout=0.5)
+
+    claims: list[Future] = []
+    monkeypatch.setattr("human_eval.study.erasure.release_all", release_while_claiming)
+    with ThreadPoolExecutor(1) as pool:
+        erase_rater(store, "prolific", "jane")
+
+    assert claims and find_defects(store) == []
+
+
+def test_nobody_inherits_the_exclusions_of_an_erased_simulation(make_store):
+    store = make_store()
+    simulate(store, Crowd(raters=3, seed=1))
+    with store.write() as connection:
+        numbers = connection.execute(select(Rater.id)).scalars().all()
+        for number in numbers:
+            exclude_by_hand(connection, number, reason="x", author="lab", now=1)
+            block(connection, number, reason="x", author="lab", now=1)
+        numbers = connection.execute(select(AssignmentRow.id)).scalars().all()
+        for number in numbers:
+            events.exclude(
+                connection, f"assignment:{number}", rule="slow", evidence={}, author="lab", now=1
+            )
+
+    erase_simulation(store)
+
+    with store.read() as connection:
+        assert events.exclusions(connection) == [] and events.blocks(connection) == {}
+
+
 @postgresql_only
 def test_who_comes_in_twice_at_once_is_one_rater(make_store):
     store = make_store()
@@ -618,6 +658,57 @@ def test_a_connection_to_postgresql_that_fails_is_told_plainly(message, meaning)
     error = translate(OperationalError(None, None, psycopg.OperationalError(message)))
 
     assert isinstance(error, StorageBusy) and meaning in str(error)
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (safe_sqlite().OperationalError("unable to open database file"), StorageBusy),
+        (safe_sqlite().OperationalError("locking protocol"), StorageBusy),
+        (safe_sqlite().DatabaseError("malformed database schema (x)"), StorageDamaged),
+        (psycopg.errors.IoError("could not read block 3"), StorageBusy),
+        (psycopg.errors.DataCorrupted("invalid page in block 3"), StorageDamaged),
+        (psycopg.errors.InsufficientPrivilege("permission denied for schema public"), StudyError),
+    ],
+)
+def test_errors_of_the_databases_machine_are_told_plainly(error, kind):
+    assert type(translate(OperationalError(None, None, error))) is kind
+
+
+def test_damage_that_is_read_after_the_first_rows_is_told_plainly(make_store):
+    store = make_store(k=8, num_prompts=40)
+    simulate(store, Crowd(raters=8, seed=1))
+    if not store.database.is_sqlite:
+        pytest.skip("PostgreSQL's client has all rows at once")
+    with store.write() as connection:
+        leaf = connection.exec_driver_sql("SELECT rootpage FROM sqlite_master WHERE name = 'vote'")
+        root = leaf.scalar_one()
+        size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+    store.database.dispose()
+    path = store.folder / "study.db"
+    content = bytearray(path.read_bytes())
+    page = content[(root - 1) * size : root * size]
+    assert page[0] == 5  # an inner page: its last child is the last leaf
+    last = int.from_bytes(page[8:12], "big")
+    content[(last - 1) * size : last * size] = b"\xff" * size
+    path.write_bytes(content)
+
+    with pytest.raises(StorageDamaged):
+        read_votes(store, simulated=True)
+
+
+def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path):
+    class Driver:
+        Error = safe_sqlite().Error
+
+        @staticmethod
+        def connect(path):
+            raise safe_sqlite().OperationalError("disk I/O error")
+
+    with pytest.raises(StorageBusy):
+        create_file(tmp_path / "study.db", driver=Driver)
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_database_that_can_only_be_read_is_told_plainly(make_store):
