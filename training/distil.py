@@ -10,22 +10,26 @@ Source: T2V-Turbo, arXiv:2405.18750, Algorithm 1; T2V-Turbo-v2, arXiv:2410.05677
 """
 
 import argparse
+import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.tracking import get_available_trackers
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
 from training.build import build_parts, student_with
-from training.checkpoints import only_process_in
+from training.checkpoints import find_newest, only_process_in, open_whole
 from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
@@ -52,6 +56,15 @@ from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
 from turbo.types import Latents, PerVideo
+
+FREE_SETTINGS: dict[str, Any] = {  # may change while a run is continued
+    "name": True,
+    "title": True,
+    "licence": True,
+    "watch": True,
+    "data": {"folder", "hub", "record", "prompts", "workers", "max_broken"},  # folders are moved
+    "run": {"out", "recompute", "shard", "max_spike", "checkpoint_every", "keep", "trackers"},
+}
 
 
 def distil(
@@ -285,8 +298,10 @@ def run(config: Config) -> Path:
 
 def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     out = Path(config.run.out)
+    if accelerator.is_main_process:
+        keep_settings(config)
     if config.run.trackers:
-        accelerator.init_trackers(config.name, config.model_dump(include={"run", "student"}))
+        start_trackers(config, accelerator)
     parts = build_parts(config, accelerator)
     watch = Watch(parts, config, accelerator) if config.watch else None
     log = Log(out / "log.csv")
@@ -320,6 +335,61 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
+
+
+def keep_settings(config: Config) -> None:
+    """Store the settings of a new run in settings.json.
+
+    Raises:
+        ValueError: the folder has checkpoints of a run of other settings.
+    """
+    out = Path(config.run.out)
+    file, wanted = out / "settings.json", config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    if find_newest(out / "checkpoints") and file.exists():
+        former, now = _flatten(json.loads(file.read_text())), _flatten(wanted)
+        for key in sorted(former.keys() | now.keys()):
+            if former.get(key) != now.get(key):
+                raise ValueError(
+                    f"{out} holds a run of other settings: {key} was {former.get(key)!r} and is "
+                    f"{now.get(key)!r}. Restore the former setting to continue that run, or name "
+                    "another folder in run.out."
+                )
+        return
+    with open_whole(file) as whole:
+        whole.write((json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def _flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of tables by "table.key"."""
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        inner = (
+            {f"{name}.{key}": entry for key, entry in value.items()}
+            if isinstance(value, dict)
+            else {}
+        )
+        flat |= inner or {name: value}
+    return flat
+
+
+def start_trackers(config: Config, accelerator: Accelerator) -> None:
+    """Start the trackers of a run with its settings.
+
+    Raises:
+        ValueError: the package of a tracker is not installed.
+    """
+    available = {name.value for name in get_available_trackers()}
+    if missing := sorted(set(config.run.trackers) - available):
+        raise ValueError(
+            f"run.trackers names {', '.join(missing)}, which is not installed. Install it, or "
+            "leave it out."
+        )
+    settings = _flatten(config.model_dump(include={"run", "student"}))
+    simple = {  # TensorBoard takes numbers and texts only
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in settings.items()
+    }
+    accelerator.init_trackers(config.name, simple)
 
 
 def follow(
@@ -384,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"T2V_MODELS_DIR={folder.parent} python -m turbo.generate 'a prompt' "
                     f"--model {config.name}"
                 )
-    except (ValueError, OSError, FloatingPointError) as refusal:
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as refusal:
         parser.error(str(refusal))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from training.build import Parts, count_reward_frames
 from training.config import Config
 from turbo.card import ModelCard
-from turbo.models.local import write_card
+from turbo.models.local import CARD, write_card
 from turbo.networks.lora import LORA_FILE, save_lora
 
 GUIDANCE = 7.5  # w at which the papers evaluate
@@ -16,15 +16,19 @@ STEPS = {50: 4, 200: 16}  # at which the papers evaluate, by size of the solver'
 
 
 def export_student(parts: Parts, config: Config, folder: Path) -> ModelCard:
-    """Write the adapters or the whole network, with its cards; replaces an earlier export."""
+    """Write the adapters or the whole network, with its cards; replaces an earlier export.
+
+    `card.json` is the last file that is written and the first that is removed.
+    """
+    (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     card = student_card(parts.card, config, folder)
     if card.lora:
         save_lora(parts.student, Path(card.lora) / LORA_FILE)
     else:
         parts.student.save_pretrained(Path(card.unet))
-    write_card(card, folder)
     (folder / "README.md").write_text(describe_student(card, parts.card, config), encoding="utf-8")
+    write_card(card, folder)
     return card
 
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from human_eval.cli.main import main as human_eval
@@ -31,6 +30,7 @@ from human_eval.reporting.export import read_export
 from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
+from training.checkpoints import open_whole
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
@@ -39,6 +39,7 @@ from training.shapes.evaluation.intervals import clustered_mean as mean_over_sce
 from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
+from turbo.manifest import Manifest
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
@@ -127,8 +128,10 @@ def keep_sizes(out: Path, sizes: Sizes) -> None:
     file, wanted = out / "sizes.json", asdict(sizes)
     if file.exists() and (kept := json.loads(file.read_text())) != wanted:
         raise ValueError(f"{out} was made with {kept}, not {wanted}. Name another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted))
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with open_whole(file) as whole:
+            whole.write(json.dumps(wanted).encode())
 
 
 def write_lines(file: Path, lines: Sequence[str]) -> Path:
@@ -232,7 +235,7 @@ def measure_right(
     """Return the share of clips with all four attributes of their scenes right."""
     right, clusters = {}, {"scene": np.array([repr(scene) for scene in scenes])}
     for system, folder in clips.items():
-        files = pd.read_csv(folder / "manifest.csv").set_index("prompt")["path"]
+        files = {row["prompt"]: path for path, row in Manifest(folder).rows().items()}
         read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
         right[system] = np.array(
             [found.matches(scene)["all"] for found, scene in zip(read, scenes, strict=True)]

@@ -160,12 +160,11 @@ def fit(
         "average": average,
         "companions": companions or {},
     }
-    first = _resume(folder, tensors, optimizer, config)
-    norms: list[float] = []
+    first, norms = _resume(folder, tensors, optimizer, config)
 
     def save(done: int) -> None:
         content: dict[str, Any] = {kind: _detached(kept) for kind, kept in tensors.items()}
-        content |= {"optimizer": optimizer.state_dict(), "step": done}
+        content |= {"optimizer": optimizer.state_dict(), "step": done, "norms": norms}
         content = gather(content, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             save_checkpoint(folder, done, content | {"config": _identity(config)}, config.keep)
@@ -296,15 +295,18 @@ def _resume(
     tensors: Mapping[str, Mapping[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     config: FitConfig,
-) -> int:
-    """Load the newest checkpoint, if there is one, and return how many steps are done.
+) -> tuple[int, list[float]]:
+    """Load the newest checkpoint, if there is one.
+
+    Returns:
+        how many steps are done, and the norms of the last gradients.
 
     Raises:
         ValueError: it is of another run.
     """
     content = load_newest(folder)
     if content is None:
-        return 0
+        return 0, []
     saved, wanted = content["config"], _identity(config)
     changed = sorted(n for n in wanted | saved if saved.get(n) != wanted.get(n))
     others = [
@@ -332,4 +334,4 @@ def _resume(
             if isinstance(kept, Tensor) and kept.shape == weight.shape:  # one for each number
                 states[index][key] = divide_like(kept, weight)
     optimizer.load_state_dict(content["optimizer"])
-    return content["step"]
+    return content["step"], content.get("norms", [])  # earlier versions saved none

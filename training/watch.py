@@ -14,10 +14,10 @@ from statistics import fmean, stdev
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from training.build import Parts, build_model, student_with
-from training.checkpoints import find_newest, load_checkpoint, open_whole
+from training.checkpoints import find_newest, load_checkpoint, open_whole, save_weights
 from training.config import Config
 from training.export import student_card
 from training.sharding import copy_whole
@@ -176,11 +176,16 @@ class Watch:
         found = Evaluation(step, self.prompts, by_name.pop("reward"), by_name)
         self.evaluations = [*earlier, found]
         if self.accelerator.is_main_process:
-            self._keep_best(weights)
+            kept = {find_best(self.evaluations, judge).step for judge in self.judges}
+            if step in kept:  # before the line that says so, as the former ones go after it
+                save_weights(self._weights(step), weights)
             with open_whole(self.out / "watch.jsonl") as file:
                 for entry in self.evaluations:
                     line = json.dumps(asdict(entry), ensure_ascii=False) + "\n"
                     file.write(line.encode())
+            for old in (self.out / "best").glob("*.safetensors"):
+                if int(old.stem) not in kept:
+                    old.unlink()
         self.accelerator.wait_for_everyone()
 
     def _sample(self, pipeline: VideoPipeline, step: int, index: int) -> Video:
@@ -200,20 +205,6 @@ class Watch:
         frames = rearrange(pixels, "F H W rgb -> 1 F rgb H W").float() / 255
         reward = sum(scorer(frames, prompt) for scorer in self.rewards)
         return [reward, *(scorer(frames, prompt) for scorer in self.judges.values())]
-
-    def _keep_best(self, weights: dict[str, torch.Tensor]) -> None:
-        """Save the weights of the last evaluation if a judge's best; delete former ones."""
-        last = self.evaluations[-1].step
-        kept = {find_best(self.evaluations, judge).step for judge in self.judges}
-        if last in kept:
-            path = self._weights(last)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial)
-            partial.replace(path)
-        for old in (self.out / "best").glob("*.safetensors"):
-            if int(old.stem) not in kept:
-                old.unlink()
 
     def _weights(self, step: int) -> Path:
         return self.out / "best" / f"{step:08d}.safetensors"

@@ -102,14 +102,20 @@ def bytes_of_clip(card: ModelCard) -> int:
     return int(pixels * BYTES_PER_PIXEL)
 
 
-def check_room(folder: Path, sizes: Iterable[int]) -> int:
-    """Return how many bytes the clips need, less those that are in the folder already.
+def check_room(folder: Path, clips: Iterable[tuple[ModelCard, Request]]) -> int:
+    """Return how many bytes the clips need at most that the folder's manifest does not list yet.
 
     Raises:
         OSError: the disk has less free space.
+        ValueError: as for `Manifest`.
     """
-    there = sum(file.stat().st_size for file in folder.rglob("*.mp4"))
-    needed = max(0, sum(sizes) - there)
+    made = Manifest(folder).rows().values() if (folder / "manifest.csv").exists() else ()
+    listed = {(row["model"], row["prompt"], row["seed"], row["num_steps"]) for row in made}
+    needed = sum(
+        bytes_of_clip(card)
+        for card, request in clips
+        if (card.name, request.prompt, str(request.seed), str(request.steps)) not in listed
+    )
     check_space(folder, needed, "Make room, or choose another folder with --out.")
     return needed
 

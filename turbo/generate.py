@@ -110,17 +110,22 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
         bytes_of_clip(system.card) * len(made)
         for system, made in zip(systems, requests, strict=True)
     ]
+    every = [
+        (system.card, request)
+        for system, made in zip(systems, requests, strict=True)
+        for request in made
+    ]
     out_name, signer = "clips" if options.out is None else options.out, _read_signer(options)
     share = Share.of_launch()
     if options.dry_run:
         if share.rank == 0:
             for line in _plan(options, systems, requests, sizes):
                 print(line)
-            check_room(Path(out_name), sizes)
+            check_room(Path(out_name), every)
         return []
     out = check_out(out_name, batch=True)
     failures: list[str] = []
-    needed = check_room(out, sizes)
+    needed = check_room(out, every)
     if share.rank == 0:
         print(f"{sum(map(len, requests))} clips in all; at most {needed / 1e9:.2f} GB to write.")
     load = _Loader(options, quiet=share.rank > 0)

@@ -81,6 +81,8 @@ class Video:
                 mark_generated(unfinished)
             if signer is not None:
                 signer.sign(unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())  # a manifest will list it
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

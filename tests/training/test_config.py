@@ -17,6 +17,7 @@ from training.build import (
 )
 from training.config import load_config
 from training.data.source import told_rates
+from training.distil import keep_settings, start_trackers
 from training.loop import FitConfig, Slot
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
@@ -312,3 +313,46 @@ def test_a_file_that_is_missing_or_not_toml_is_refused(tmp_path: Path):
 def test_prompts_in_place_of_videos_refuse_what_needs_videos(change: str, message: str):
     with pytest.raises(ValueError, match=message):
         load_config(TINY, ["data.prompts=prompts.txt", "student.lora_rank=0", change])
+
+
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ("rewards=[]", "rewards"),
+        ("student.temporal_rate=9.0", "student.temporal_rate"),
+        ("data.fps=4", "data.fps"),
+        ("run.seed=5", "run.seed"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_continued(tmp_path, change, key):
+    changes = [f"run.out={tmp_path}", "data.folder=videos"]
+    reward = 'rewards=[{name="brightness", weight=1.0}]'
+    keep_settings(load_config(TINY, [*changes, reward]))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "00000001.pt").touch()
+
+    keep_settings(load_config(TINY, [*changes, reward, "run.keep=9", "data.folder=moved"]))
+    with pytest.raises(ValueError, match=key):
+        keep_settings(load_config(TINY, [*changes, reward, change]))
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    config = load_config(TINY, [f"run.out={tmp_path}", 'run.trackers=["wandb"]'])
+    monkeypatch.setattr("training.distil.get_available_trackers", list)
+
+    with pytest.raises(ValueError, match="wandb"):
+        start_trackers(config, SimpleNamespace())
+
+
+def test_trackers_get_the_settings_as_numbers_and_texts(tmp_path, monkeypatch):
+    config = load_config(TINY, [f"run.out={tmp_path}", 'run.trackers=["wandb"]'])
+    available = [SimpleNamespace(value="wandb")]
+    monkeypatch.setattr("training.distil.get_available_trackers", lambda: available)
+    given = {}
+
+    start_trackers(
+        config, SimpleNamespace(init_trackers=lambda name, settings: given.update(settings))
+    )
+
+    assert given["run.steps"] == config.run.steps
+    assert all(isinstance(value, int | float | str) for value in given.values())

@@ -316,16 +316,31 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path,
 
 def test_a_gradient_far_above_the_usual_one_stops_the_run(tmp_path: Path):
     config = replace(CONFIG, steps=80, checkpoint_every=10, max_spike=100.0, learning_rate=1e-4)
-    network = build_network()
-    calm = loss_of(network)
 
-    def draw_loss(slot: Slot) -> torch.Tensor:
-        return calm(slot) * (1e6 if slot.step == 60 else 1)
+    def train() -> None:
+        network = build_network()
+        calm = loss_of(network)
 
-    with pytest.raises(FloatingPointError, match="usually"):
+        def draw_loss(slot: Slot) -> torch.Tensor:
+            return calm(slot) * (1e6 if slot.step == 60 else 1)
+
         list(fit(network, draw_loss, config, tmp_path))
 
+    for _ in range(2):  # also when the same command runs again, from the checkpoint before it
+        with pytest.raises(FloatingPointError, match="usually"):
+            train()
+
     assert find_newest(tmp_path).stem == "00000060"
+
+
+def test_the_next_checkpoint_removes_what_a_killed_save_left(tmp_path: Path):
+    left = tmp_path / "00000003.pt.partial"
+    left.write_bytes(b"half")
+    network = build_network()
+
+    list(fit(network, loss_of(network), CONFIG, tmp_path))
+
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
 
 
 def test_slots_that_cannot_be_shared_equally_are_refused():

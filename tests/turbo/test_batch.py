@@ -14,8 +14,9 @@ from tests.support.tiny_models import make_unet
 from turbo import batch, disk_space, generate, pipeline
 from turbo.batch import Share, make_clips
 from turbo.diffusion.schedule import draw_noise
-from turbo.manifest import Manifest
+from turbo.manifest import Manifest, ManifestRow
 from turbo.models import cli
+from turbo.models.registry import find_card
 from turbo.request import check_request
 from turbo.video import load_video
 
@@ -134,11 +135,21 @@ def test_a_full_disk_stops_the_batch_at_once(model, tmp_path, monkeypatch):
 def test_missing_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
     disk = SimpleNamespace(free=10**6)
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: disk)
-    (tmp_path / "there.mp4").write_bytes(bytes(10**6))
+    (tmp_path / "another.mp4").write_bytes(bytes(10**6))
+    card = find_card("shapes-turbo")
+    clips = [(card, check_request(card, "a red star", seed=seed)) for seed in range(4)]
+    size = batch.bytes_of_clip(card)
 
-    assert batch.check_room(tmp_path, [10**6, 10**6]) == 10**6
+    disk.free = 4 * size - 1
     with pytest.raises(OSError, match="--out"):
-        batch.check_room(tmp_path, [3 * 10**6])
+        batch.check_room(tmp_path, clips)
+    Manifest(tmp_path).add(
+        ManifestRow(
+            path="x.mp4", model=card.name, prompt="a red star", seed=3, guidance=1.0, fps=8.0,
+            num_steps=clips[0][1].steps, sha256="", weights_sha256="",
+        )
+    )  # fmt: skip
+    assert batch.check_room(tmp_path, clips) == 3 * size
 
 
 @pytest.mark.parametrize(

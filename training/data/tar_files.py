@@ -16,6 +16,7 @@ from training.data.captions import Caption, Member, read_motion_flag
 from turbo.text_files.tables import PROMPT_NAMES
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "gif")
+MAX_END = 2**16  # bytes of zeros after the last file: of `tar -b 128`, the largest in use
 
 
 def read_tars(folder: Path) -> list[Caption]:
@@ -45,9 +46,23 @@ def _read_tar(path: Path) -> list[Caption]:
                     file = tar.extractfile(entry)
                     assert file is not None  # of a regular file
                     sample[ending] = file.read().decode()
+            _check_end(tar)
         return [_caption(path, key, sample) for key, sample in samples.items()]
     except (tarfile.TarError, OSError, UnicodeDecodeError) as failure:
         raise ValueError(f"{path} cannot be read: {failure}.") from failure
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Refuse an archive that goes on after its last readable file.
+
+    tarfile ends at a header that is damaged or cut off as at the end of the archive, which is two
+    blocks of zeros and some padding.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(MAX_END + 1)
+    if not 2 * tarfile.BLOCKSIZE <= len(rest) <= MAX_END or any(rest):
+        raise tarfile.ReadError("it is cut off or damaged after its last readable file")
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -40,8 +40,9 @@ def write_card(card: ModelCard, folder: Path) -> Path:
         if value.is_absolute() and value.is_relative_to(here):
             values[place] = f"./{value.relative_to(here)}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CARD).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return folder / CARD
+    partial = folder / f"{CARD}.partial"  # a card is complete: it says that the model is there
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return partial.replace(folder / CARD)
 
 
 def find_local(folder: Path) -> list[ModelCard]:

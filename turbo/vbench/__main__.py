@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from turbo.batch import Share, bytes_of_clip, check_room, make_clips
+from turbo.batch import Share, check_room, make_clips
 from turbo.card import Dtype, Memory
 from turbo.generate import positive
 from turbo.manifest import Manifest
@@ -90,7 +90,7 @@ def make(options: argparse.Namespace) -> str:
     planned = Plan.read(options.run)
     card = find_card(planned.model)
     clips, share = planned.requests(card), Share.of_launch()
-    needed = check_room(options.run, [bytes_of_clip(card)] * len(clips))
+    needed = check_room(options.run, [(card, request) for request in clips.values()])
     print(f"{len(clips)} clips in all; at most {needed / 1e9:.2f} GB to write.")
     pipeline = load_pipeline(card.name, options.device, dtype=options.dtype, memory=options.memory)
     weights = {row["weights_sha256"] for row in Manifest(options.run).rows().values()}

@@ -34,6 +34,26 @@ def pack(captions: list[Caption], folder: Path, per_tar: int = 4) -> None:
         write_tar(folder / f"{first:04d}.tar", files)
 
 
+@pytest.mark.parametrize("damage", ["zeros", "cut", "cut within the header", "a bit"])
+def test_a_tar_that_is_damaged_at_a_header_is_refused(tmp_path, damage):
+    path = tmp_path / "a.tar"
+    files = {f"{i}.{end}": b"x" * 90_000 for i in range(4) for end in ("mp4", "txt")}
+    write_tar(path, files)
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[4].offset
+    if damage == "zeros":  # as of a download that was killed
+        content[header:] = bytes(len(content) - header)
+    elif damage == "a bit":
+        content[header + 10] ^= 1
+    else:
+        del content[header + 100 * ("within" in damage) :]
+    path.write_bytes(content)
+
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        read_tars(tmp_path)
+
+
 def test_tars_give_the_clips_of_a_folder(videos, tmp_path):
     captions = read_captions(videos, "captions.csv")
     pack(captions, tmp_path)

@@ -12,6 +12,7 @@ from turbo.card import describe_state
 from turbo.models import cli, fetch
 from turbo.models.cli import main
 from turbo.models.fetch import check_proxies
+from turbo.models.local import CARD, write_card
 from turbo.models.registry import (
     CARDS,
     DEFAULT_MODEL,
@@ -26,6 +27,18 @@ from turbo.request import check_request
 def test_table_is_keyed_by_name_and_holds_the_default():
     assert all(name == card.name for name, card in MODELS.items())
     assert DEFAULT_MODEL in MODELS
+
+
+def test_a_card_that_could_not_be_written_is_absent(tmp_path, monkeypatch):
+    def fail(path, text, encoding):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError):
+        write_card(find_card(DEFAULT_MODEL), tmp_path)
+
+    assert not (tmp_path / CARD).exists()
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
