@@ -57,12 +57,13 @@ from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
 from turbo.types import Latents, PerVideo
 
+SOURCES = ("folder", "hub", "record", "prompts")  # of the data
 FREE_SETTINGS: dict[str, Any] = {  # may change while a run is continued
     "name": True,
     "title": True,
     "licence": True,
     "watch": True,
-    "data": {"folder", "hub", "record", "prompts", "workers", "max_broken"},  # folders are moved
+    "data": {"workers", "max_broken"},
     "run": {"out", "recompute", "shard", "max_spike", "checkpoint_every", "keep", "trackers"},
 }
 
@@ -344,32 +345,31 @@ def keep_settings(config: Config) -> None:
         ValueError: the folder has checkpoints of a run of other settings.
     """
     out = Path(config.run.out)
-    file, wanted = out / "settings.json", config.model_dump(mode="json", exclude=FREE_SETTINGS)
-    if find_newest(out / "checkpoints") and file.exists():
-        former, now = _flatten(json.loads(file.read_text())), _flatten(wanted)
-        for key in sorted(former.keys() | now.keys()):
-            if former.get(key) != now.get(key):
-                raise ValueError(
-                    f"{out} holds a run of other settings: {key} was {former.get(key)!r} and is "
-                    f"{now.get(key)!r}. Restore the former setting to continue that run, or name "
-                    "another folder in run.out."
-                )
+    file, settings = out / "settings.json", config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    sources = {name: bool(getattr(config.data, name)) for name in SOURCES}  # folders may be moved
+    settings["data"] |= sources
+    if not (find_newest(out / "checkpoints") and file.exists()):
+        with open_whole(file) as whole:
+            whole.write((json.dumps(settings, indent=2) + "\n").encode())
         return
-    with open_whole(file) as whole:
-        whole.write((json.dumps(wanted, indent=2) + "\n").encode())
-
-
-def _flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of tables by "table.key"."""
-    flat: dict[str, Any] = {}
-    for name, value in tables.items():
-        inner = (
-            {f"{name}.{key}": entry for key, entry in value.items()}
-            if isinstance(value, dict)
-            else {}
+    former = json.loads(file.read_text())
+    for name, now, then in _differences(former, settings):
+        raise ValueError(
+            f"{out} holds a run of other settings: {name} was {then!r} and is {now!r}. Restore the "
+            "former setting to continue that run, or name another folder in run.out."
         )
-        flat |= inner or {name: value}
-    return flat
+
+
+def _differences(
+    former: Mapping[str, Any], settings: Mapping[str, Any], table: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each setting that differs, now and then. Those that are new to the program do not."""
+    for name in (name for name in settings if name in former):
+        now, then = settings[name], former[name]
+        if isinstance(now, dict) and isinstance(then, dict):
+            yield from _differences(then, now, f"{table}{name}.")
+        elif now != then:
+            yield f"{table}{name}", now, then
 
 
 def start_trackers(config: Config, accelerator: Accelerator) -> None:
@@ -384,12 +384,12 @@ def start_trackers(config: Config, accelerator: Accelerator) -> None:
             f"run.trackers names {', '.join(missing)}, which is not installed. Install it, or "
             "leave it out."
         )
-    settings = _flatten(config.model_dump(include={"run", "student"}))
-    simple = {  # TensorBoard takes numbers and texts only
-        key: value if isinstance(value, int | float | str) else str(value)
-        for key, value in settings.items()
+    settings = {  # TensorBoard takes numbers and texts only
+        f"{table}.{key}": value if isinstance(value, int | float | str) else str(value)
+        for table, values in config.model_dump(include={"run", "student"}).items()
+        for key, value in values.items()
     }
-    accelerator.init_trackers(config.name, simple)
+    accelerator.init_trackers(config.name, settings)
 
 
 def follow(

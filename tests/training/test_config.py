@@ -322,6 +322,7 @@ def test_prompts_in_place_of_videos_refuse_what_needs_videos(change: str, messag
         ("student.temporal_rate=9.0", "student.temporal_rate"),
         ("data.fps=4", "data.fps"),
         ("run.seed=5", "run.seed"),
+        ("data.folder= data.prompts=x.txt", "data.folder"),
     ],
 )
 def test_a_run_of_other_settings_is_not_continued(tmp_path, change, key):
@@ -333,7 +334,7 @@ def test_a_run_of_other_settings_is_not_continued(tmp_path, change, key):
 
     keep_settings(load_config(TINY, [*changes, reward, "run.keep=9", "data.folder=moved"]))
     with pytest.raises(ValueError, match=key):
-        keep_settings(load_config(TINY, [*changes, reward, change]))
+        keep_settings(load_config(TINY, [*changes, reward, *change.split()]))
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
