@@ -23,8 +23,9 @@ from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyErr
 SAFE_SQLITE = (3, 51, 3)  # before it, two connections could corrupt a WAL database
 WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
-# How PostgreSQL's client notices within about ten seconds that the network is gone (libpq).
-KEEPALIVE = {
+# How PostgreSQL's client (libpq) notices within about ten seconds that nobody answers.
+TIMEOUTS = {
+    "connect_timeout": "8",  # seconds
     "tcp_user_timeout": "8000",  # milliseconds
     "keepalives_idle": "5",  # seconds
     "keepalives_interval": "2",
@@ -201,8 +202,9 @@ def _open_postgresql(url: str) -> Database:
         )
     settings = "-c synchronous_commit=on -c lock_timeout=5000 -c timezone=UTC"
     given = " ".join(parsed.normalized_query.get("options", ()))
+    timeouts = {name: value for name, value in TIMEOUTS.items() if name not in parsed.query}
     parsed = parsed.set(drivername="postgresql+psycopg").update_query_dict(
-        {**KEEPALIVE, "options": f"{settings} {given}".strip(), "connect_timeout": "8"}
+        {**timeouts, "options": f"{settings} {given}".strip()}
     )
     engine = create_engine(parsed, pool_size=16, max_overflow=4, pool_pre_ping=True)
     reading = engine.execution_options(isolation_level="REPEATABLE READ")

@@ -620,6 +620,13 @@ def test_what_is_no_url_is_refused_without_showing_its_password(tmp_path, url):
     assert "heim" not in str(refusal.value)
 
 
+def test_timeouts_of_a_database_url_are_kept():
+    database = open_database("postgresql://me@host/study?connect_timeout=3")
+
+    query = database.writing.url.query
+    assert query["connect_timeout"] == "3" and query["tcp_user_timeout"] == "8000"
+
+
 def test_a_postgresql_host_of_unknown_name_is_told_plainly(tmp_path):
     url = "postgresql://me:geheim@nowhere.invalid/study"
     with pytest.raises(StudyError, match="host name is unknown") as refusal:
