@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from human_eval.errors import StorageBusy, StudyError
+from human_eval.errors import StudyError
 from human_eval.storage.database import Database, translated_errors
 
 LOCK_FILE = "service.lock"
@@ -41,17 +41,11 @@ class SessionLock:
         Raises:
             StudyError: another process excludes it.
         """
-        with translated_errors():
-            connection = self._database.writing.connect()
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            taken = connection.scalar(text(f"SELECT {self._function}({POSTGRESQL_LOCK})"))
-        self._connection = connection
-        if not taken:
-            self.release()
+        if not self._acquire():
             raise StudyError(self._refusal)
 
     def renew(self) -> None:
-        """Take the lock again if its connection was lost.
+        """Take the lock again if its connection was lost. Call it every second.
 
         Raises:
             StorageBusy: PostgreSQL does not answer.
@@ -59,19 +53,29 @@ class SessionLock:
         """
         if self._connection is not None:
             try:
-                self._connection.execute(text("SELECT 1"))
+                self._connection.scalar(text("SELECT 1"))
                 return
             except DBAPIError:
                 self.release()
-        try:
-            self.take()
-        except StorageBusy:
-            raise
-        except StudyError as refusal:
+        if not self._acquire():
             raise LockLost(
                 "The connection to PostgreSQL was lost, and another command has changed the study "
                 "since then. Start the service again."
-            ) from refusal
+            )
+
+    def _acquire(self) -> bool:
+        with translated_errors():
+            self._connection = self._database.writing.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            )
+            acquire = text(f"SELECT {self._function}({POSTGRESQL_LOCK})")
+            taken = False
+            try:
+                taken = self._connection.scalar(acquire)
+            finally:
+                if not taken:
+                    self.release()
+        return taken
 
     def release(self) -> None:
         """Release the lock. The connection is closed: returned to the pool, it would keep it."""
