@@ -6,12 +6,12 @@ when it restarts: a service has to renew its lock.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from human_eval.errors import StudyError
 from human_eval.storage.database import Database, translated_errors
@@ -78,8 +78,10 @@ class SessionLock:
         return taken
 
     def release(self) -> None:
-        """Release the lock. The connection is closed: returned to the pool, it would keep it."""
+        """Release the lock and close its connection."""
         if self._connection is not None:
+            with suppress(SQLAlchemyError):  # at once, and not when PostgreSQL notices the closing
+                self._connection.execute(text("SELECT pg_advisory_unlock_all()"))
             self._connection.invalidate()
             self._connection.close()
             self._connection = None
