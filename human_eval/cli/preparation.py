@@ -18,6 +18,7 @@ from human_eval.reporting.foreign_votes import (
     load_mapping,
     read_foreign_votes,
 )
+from human_eval.reporting.win_rate_rows import count_of
 from human_eval.storage.study_state import check_open
 from human_eval.study.attention_checks import make_gold
 from human_eval.study.media_check import find_lost_clips, name_lost, remake_clips
@@ -275,8 +276,8 @@ def _import_foreign_votes(options: Namespace) -> None:
         votes, options.out, title=options.study.stem, primary=options.primary
     )
     print(
-        f"{len(frame):,} votes on {len(definition.comparisons):,} comparisons of "
-        f"{len(definition.systems):,} systems in {options.out}."
+        f"{count_of(len(frame), 'vote')} on {count_of(len(definition.comparisons), 'comparison')} "
+        f"of {count_of(len(definition.systems), 'system')} in {options.out}."
     )
     unknown = [things for name, things in UNKNOWN.items() if find_unknown(frame, [name])]
     if unknown:
