@@ -23,7 +23,7 @@ from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyErr
 SAFE_SQLITE = (3, 51, 3)  # before it, two connections could corrupt a WAL database
 WITHDRAWN_SQLITE = (3, 52, 0)
 BUSY_MILLISECONDS = 8_000
-# How PostgreSQL's client (libpq) notices within about ten seconds that nobody answers.
+# With these, PostgreSQL's client (libpq) detects a dead connection within about ten seconds.
 TIMEOUTS = {
     "connect_timeout": "8",  # seconds
     "tcp_user_timeout": "8000",  # milliseconds
