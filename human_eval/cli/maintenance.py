@@ -7,6 +7,7 @@ from human_eval.cli.command import Commands, add_command, opened
 from human_eval.definition.definition import load_definition
 from human_eval.definition.prompts import load_prompts
 from human_eval.errors import StudyError, list_names
+from human_eval.publishing.replica import data_set_of
 from human_eval.study import backup as backups
 from human_eval.study.amendment import amend_study
 from human_eval.study.erasure import erase_rater, erase_simulation, list_leftovers
@@ -38,6 +39,7 @@ def add_commands(commands: Commands) -> None:
 
 def amend(options: Namespace) -> None:
     """Amend the study."""
+    _refuse_on_server(options.study, "amend")
     with opened(options) as store:
         definition = load_definition(options.definition or store.folder / "study.toml")
         prompts = load_prompts(options.prompts, column=options.column) if options.prompts else []
@@ -56,6 +58,12 @@ def backup(options: Namespace) -> None:
 
 def restore(options: Namespace) -> None:
     """Restore a backup."""
+    if name := data_set_of(options.study):
+        raise StudyError(
+            f"{options.study} is the folder of a server whose votes are in the data set {name}. "
+            "A backup has fewer. Move this folder away and start the server again: it rebuilds the "
+            "study with all votes of the data set."
+        )
     store, chosen = backups.open_to_restore(options.study, options.backup)
     try:
         missing = backups.restore(store, chosen)
@@ -75,6 +83,7 @@ def erase(options: Namespace) -> None:
     named = options.provider is not None
     if options.simulated == named or (named and options.rater is None):
         raise StudyError("Give PROVIDER and RATER, or --simulated.")
+    _refuse_on_server(options.study, "erase")
     with opened(options) as store:
         if options.simulated:
             done = erase_simulation(store)
@@ -89,3 +98,13 @@ def erase(options: Namespace) -> None:
         for path in list_leftovers(store):
             print(f"May still hold the rater's data: {path}")
         print("Delete these files and all copies elsewhere; then export and report again.")
+
+
+def _refuse_on_server(folder: Path, command: str) -> None:
+    """Refuse to change a server's copy of a study: its data set would not learn of it."""
+    if name := data_set_of(folder):
+        raise StudyError(
+            f"{folder} is the folder of a server whose votes are in the data set {name}, which "
+            f"`{command}` cannot reach. In the folder that you published, `collect`, then "
+            f"`{command}`. If you erase a rater, delete the data set. Then publish again."
+        )

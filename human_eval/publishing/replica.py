@@ -26,6 +26,8 @@ from human_eval.storage.tables import AssignmentRow, Vote
 from human_eval.study.media_check import find_lost_clips
 from human_eval.study.store import StudyStore, open_study
 
+DATA_SET_FILE = "data_set"  # in the study's folder of a server: where its votes are, too
+
 logger = logging.getLogger(__name__)
 
 
@@ -169,6 +171,7 @@ class Replica:
             mine = JournalFile(origin.replica, end)
             data_set.add(mine, content)
             known = end
+            (store.folder / DATA_SET_FILE).write_text(f"{data_set.name}\n")
         merge_all(store, files, lambda file: data_set.read(file, self.place.downloads))
         self._report(store, known, "")
 
@@ -200,6 +203,12 @@ class Replica:
                 within = people.where(Vote.id > low, Vote.id <= up_to.votes)
                 pending -= connection.execute(within).scalar_one()
         return replace(self.status, stored=stored, pending=pending)
+
+
+def data_set_of(study: Path) -> str:
+    """Return the data set to which a server journals from this folder; "" if there is none."""
+    path = study / DATA_SET_FILE
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def merge_all(

@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from human_eval.reporting.report import write_report
 from human_eval.server.accounts import add_account, read_accounts
 from human_eval.storage import events, study_state
 from human_eval.storage.tables import Study, Vote
+from human_eval.study import backup as backups
 from human_eval.study.queries import count_answers, read_votes
 from tests.kills import journal as kills
 from tests.support.servers.fake_hub import TOKEN
@@ -245,6 +247,35 @@ def test_votes_that_get_the_numbers_of_erased_ones_are_journalled(published, ser
         origin = read_origin(connection)
         _, lines = read_news(connection, origin, origin.start)
     assert sum("vote" in json.loads(line) for line in lines.splitlines()) == given > 0
+
+
+@pytest.mark.parametrize("command", [["amend"], ["restore"], ["erase", "link", "ann"]])
+def test_a_servers_copy_is_not_changed_behind_its_data_set(published, serve, command, capsys):
+    replica = serve("first", kept=True)
+    rate(replica, "ann")
+    backups.back_up(replica._store)
+    replica.sync()
+    before = votes_of(replica)
+    replica._store.close()
+
+    with pytest.raises(SystemExit):
+        main([command[0], str(replica.place.study), *command[1:]])
+
+    assert DATA in capsys.readouterr().err
+    assert votes_of(serve("first", kept=True)) == before
+
+
+def test_a_server_without_a_data_set_erases_its_raters(published, tmp_path):
+    replica = Replica(Place(tmp_path / "published" / "data", kept=True), None)
+    replica.open()
+    rate(replica, "ann", "ben")
+    replica.sync()
+    replica._store.close()
+
+    main(["erase", str(replica.place.study), "link", "ann"])
+
+    with closing(replica.open()):
+        assert any(vote[0].startswith("erased-") for vote in votes_of(replica))
 
 
 def test_a_commit_whose_reply_was_lost_is_not_made_twice(published, hub, serve):
