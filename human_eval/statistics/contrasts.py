@@ -15,9 +15,10 @@ from scipy.special import stdtr, stdtrit
 from human_eval.definition.definition import Comparison, StudyDefinition
 from human_eval.statistics.intervals import crossed_variance
 from human_eval.statistics.votes import cluster_kinds, describe_clusters, split_primary
-from human_eval.statistics.win_rates import holm
+from human_eval.statistics.win_rates import holm, mean_of
 
 MAX_PAIRS = 500  # contrasts; beyond them, only neighbours by win rate
+ROUNDING = 1e-9  # a smaller standard error is no error: p would follow from rounding
 COLUMNS = ["first", "second", "opponent", "system_first", "system_second", "votes", "rate_first"]
 COLUMNS += ["rate_second", "difference", "low", "high", "p", "note", "p_family"]
 
@@ -87,7 +88,17 @@ def _contrast(
     met: dict[frozenset[str], str],
     confidence: float,
 ) -> dict[str, Any]:
-    """Return one row. A vote counts by its distance from the rate of its own comparison."""
+    """Return one row. A vote counts by its distance from the rate of its own comparison.
+
+    Votes of a comparison that are all equal show no variance. Then the interval is made of those of
+    the two rates, low_1 to high_1 and low_2 to high_2, with d the difference of the rates r:
+
+        d - sqrt((r_1 - low_1)^2 + (high_2 - r_2)^2),  d + sqrt((high_1 - r_1)^2 + (r_2 - low_2)^2).
+
+    Its half towards 0 is taken as Student's t times the standard error, for p.
+
+    Source: Zou and Donner (2008), Stat. Med. 27(10), 1693-1702.
+    """
     won = [_won(cells, entry, opponent) for entry in (first, second)]
     rates = [float(values.mean()) for values in won]
     votes = sum(map(len, won))
@@ -103,12 +114,25 @@ def _contrast(
     notes = [f"compared directly in {direct}" if direct else "indirect: the two never met"]
     kinds = cluster_kinds(both)
     several = [kind for kind in kinds if kinds[kind].nunique() > 1]
-    difference, half, p = rates[0] - rates[1], np.inf, 1.0
-    if several and influence.any():
+    difference, p = rates[0] - rates[1], 1.0
+    below = above = np.inf  # the interval's halves
+    quantile = (1 + confidence) / 2
+    if several:
+        clusters = [cluster_kinds(cells[entry.key]) for entry in (first, second)]
+        fewest = min(kind.nunique() for cell in clusters for kind in cell.values())
         variance, df = crossed_variance(influence, [kinds[kind] for kind in several])
-        error = float(np.sqrt(variance))
-        half = float(stdtrit(df, (1 + confidence) / 2)) * error
-        if len(several) == len(kinds) and error and "vote" not in kinds:
+        df = np.maximum(np.minimum(df, fewest - 1), 1)  # no better known than the smaller rate
+        below = above = float(stdtrit(df, quantile) * np.sqrt(variance))
+        if any(np.ptp(values) == 0 for values in won):
+            one, two = (
+                mean_of(cells[entry.key], values, confidence)
+                for entry, values in zip((first, second), won, strict=True)
+            )
+            below = float(np.hypot(one.mean - one.low, two.high - two.mean))
+            above = float(np.hypot(one.high - one.mean, two.mean - two.low))
+            notes.append("a comparison without variation")
+        error = (below if difference > 0 else above) / float(stdtrit(df, quantile))
+        if len(several) == len(kinds) and "vote" not in kinds and error > ROUNDING:
             p = 2 * float(stdtr(df, -abs(difference) / error))
     notes += filter(None, [describe_clusters(kinds)])
     if len(several) < len(kinds):
@@ -123,8 +147,8 @@ def _contrast(
         "rate_first": rates[0],
         "rate_second": rates[1],
         "difference": difference,
-        "low": max(difference - half, -1.0),
-        "high": min(difference + half, 1.0),
+        "low": max(difference - below, -1.0),
+        "high": min(difference + above, 1.0),
         "p": p,
         "note": "; ".join(notes),
     }

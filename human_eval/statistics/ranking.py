@@ -44,8 +44,8 @@ def rank_systems(votes: pd.DataFrame) -> pd.DataFrame:
     """
     tables = []
     for question, number, cell in _groups(votes):
-        names, strengths, nu, prior, influence = _fit(cell)
-        error, df, note = _errors(influence, cell)
+        names, strengths, nu, prior, influence, covariance = _fit(cell)
+        error, df, note = _errors(influence, np.diag(covariance), cell)
         half = stdtrit(df, (1 + CONFIDENCE) / 2) * error
         met = cell["system_a"].astype(str).value_counts()
         met = met.add(cell["system_b"].astype(str).value_counts(), fill_value=0)
@@ -79,14 +79,16 @@ def tabulate_differences(votes: pd.DataFrame) -> pd.DataFrame:
     """
     tables = []
     for question, number, cell in _groups(votes):
-        names, strengths, _, _, influence = _fit(cell)
+        names, strengths, _, _, influence, covariance = _fit(cell)
         order = np.argsort(-strengths, kind="stable")
         places = np.array(list(combinations(range(len(order)), 2)))
         first, second = order[places].T
         difference = strengths[first] - strengths[second]
-        error, df, _ = _errors(influence[first] - influence[second], cell)
+        alone = np.diag(covariance)
+        independent = alone[first] + alone[second] - 2 * covariance[first, second]
+        error, df, _ = _errors(influence[first] - influence[second], independent, cell)
         half = stdtrit(df, (1 + CONFIDENCE) / 2) * error
-        p = np.nan_to_num(2 * stdtr(df, -difference / np.where(error > 0, error, np.nan)), nan=1.0)
+        p = np.nan_to_num(2 * stdtr(df, -difference / error), nan=1.0)  # missing: too few clusters
         if find_unknown(cell, ["rater|prompt"]):
             p = np.ones(len(p))  # independence of votes is an assumption that supports no claim
         adjusted = holm(p)
@@ -119,14 +121,17 @@ def _groups(votes: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
     ]
 
 
-def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.ndarray]:
-    """Return systems, strengths, nu, whether a prior was added, and each vote's influence.
+def _fit(
+    votes: pd.DataFrame,
+) -> tuple[list[str], np.ndarray, float, bool, np.ndarray, np.ndarray]:
+    """Return systems, strengths, nu, whether a prior was added, influence and covariance.
 
-    The influence of a vote on a strength is N times the strength's change if the vote weighed a
-    little more; their mean is 0. With logits d/2, -d/2 and log nu of the answers, d = s_a - s_b,
-    it is N H^-1 x (y - P): y the answer, P its probability, H the information of all votes.
+    The covariance is that of the strengths if votes are independent, H^-1. The influence of a vote
+    on a strength is N times the strength's change if the vote weighed a little more; their mean is
+    0. With logits d/2, -d/2 and log nu of the answers, d = s_a - s_b, it is N H^-1 x (y - P): y the
+    answer, P its probability, H the information of all votes.
 
-    Shape of the influence: (systems, votes).
+    Shapes: influence (systems, votes), covariance (systems, systems).
     """
     tallies = count_votes(votes)
     prior = not has_finite_strengths(tallies)
@@ -147,14 +152,24 @@ def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.nd
     residual = design - expected[:, None]  # the score of each answer in each comparison
     total = used.votes.sum(axis=1)
     information = np.einsum("c,ck,ckp,ckq->pq", total, chance, residual, residual)
-    change = residual @ np.linalg.pinv(information, hermitian=True)  # strengths sum to zero
+    covariance = np.linalg.pinv(information, hermitian=True)  # strengths sum to zero
+    change = residual @ covariance
     pair = votes.groupby(["system_a", "system_b"], sort=True, observed=True).ngroup().to_numpy()
     chosen = np.select([votes["choice"].eq("a"), votes["choice"].eq("b")], [0, 1], default=2)
-    return names, strengths, nu, prior, len(votes) * change[pair, chosen, : len(names)].T
+    size = len(names)
+    influence = len(votes) * change[pair, chosen, :size].T
+    return names, strengths, nu, prior, influence, covariance[:size, :size]
 
 
-def _errors(influence: np.ndarray, votes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, str]:
-    """Return standard error and degrees of freedom of each row, and what limits them."""
+def _errors(
+    influence: np.ndarray, independent: np.ndarray, votes: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return standard error and degrees of freedom of each row, and what limits them.
+
+    Args:
+        independent: the variance of each row if votes are independent: the least that is taken,
+            since votes that are all equal have a clustered variance of 0.
+    """
     kinds = cluster_kinds(votes)
     counts = {kind: clusters.nunique() for kind, clusters in kinds.items()}
     several = [kind for kind in kinds if counts[kind] > 1]
@@ -165,4 +180,7 @@ def _errors(influence: np.ndarray, votes: pd.DataFrame) -> tuple[np.ndarray, np.
     single = next((kind for kind in kinds if counts[kind] == 1), "")
     note = f"one {single} only: says nothing about others" if single else ""
     variance, df = crossed_variance(influence, [kinds[kind] for kind in several])
-    return np.sqrt(variance), df, "; ".join(filter(None, [note, unknown]))
+    # Of votes that are all equal, the clustered variance and its degrees of freedom are rounding.
+    equal = variance < 1e-9 * independent
+    df = np.where(equal, min(counts[kind] for kind in several) - 1, df)
+    return np.sqrt(np.maximum(variance, independent)), df, "; ".join(filter(None, [note, unknown]))

@@ -6,6 +6,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportions
 from human_eval.definition.definition import load_definition, parse_definition
 from human_eval.statistics import contrasts
 from human_eval.statistics.contrasts import tabulate_contrasts
+from human_eval.statistics.win_rates import win_rates
 from tests.support.crowd import make_votes
 
 MET = """
@@ -96,3 +97,23 @@ def test_a_comparison_of_ties_alone_is_a_meeting():
     [row] = tabulate_contrasts(votes, definition).to_dict("records")
 
     assert "C3" in row["note"]
+
+
+@pytest.mark.parametrize("number, claimed", [(4, False), (5, False), (30, True)])
+def test_few_votes_that_agree_are_no_different_from_an_even_split(number, claimed):
+    definition = parse_definition(MET)
+    votes = make_votes(definition, prompts=100, raters=40)
+    places = votes.groupby(["comparison", "question"]).cumcount()
+    votes["choice"] = np.where(places % 2, "a", "b")
+    first = votes["comparison"] == "C1"
+    votes.loc[first, "choice"] = "a"
+    votes = votes[~first | (places < number)]
+
+    row = tabulate_contrasts(votes, definition).set_index("opponent").loc["z"]
+
+    assert row["difference"] == pytest.approx(0.5, abs=0.02)
+    assert (row["p"] <= 0.05) == claimed == (row["low"] > 0)
+    rates = win_rates(votes, definition).set_index("comparison")
+    low, high = rates.loc["C1", "low"], 1 - rates.loc["C2", "low"]
+    half = np.hypot(1 - low, high - row["rate_second"])
+    assert row["low"] == pytest.approx(row["difference"] - half)

@@ -1,6 +1,9 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.optimize import minimize
 
 from human_eval.definition.definition import load_definition, parse_definition
@@ -105,3 +108,44 @@ def test_too_few_prompts_give_strengths_without_intervals():
 
     assert table["strength"].notna().all()
     assert table[["low", "high"]].isna().all(axis=None)
+
+
+def vote_frame(*cells: tuple[str, str, Sequence[str]]) -> pd.DataFrame:
+    """Return votes of (system_a, system_b, choices), of 10 prompts and 7 raters in turn."""
+    rows = [
+        (f"{a}-{b}", a, b, choice, f"p{i % 10}", f"r{i % 7}")
+        for a, b, choices in cells
+        for i, choice in enumerate(choices)
+    ]
+    names = ["comparison", "system_a", "system_b", "choice", "prompt", "rater"]
+    return pd.DataFrame(rows, columns=names).assign(question="Q1")
+
+
+@pytest.mark.parametrize("number", range(5, 9))
+def test_a_few_votes_that_agree_separate_nobody(number):
+    [row] = tabulate_differences(vote_frame(("x", "y", "a" * number))).to_dict("records")
+
+    # Each side has half a win more: strengths of independent votes have this standard error.
+    error = np.sqrt(1 / (number + 0.5) + 1 / 0.5)
+    df = min(number, 7) - 1
+    assert row["difference"] == pytest.approx(np.log((number + 0.5) / 0.5))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(row["difference"] / error, df))
+    assert row["low"] < 0 and not row["separated"]
+
+
+def test_agreeing_votes_on_the_way_to_another_system_separate_nobody():
+    votes = vote_frame(("x", "y", "aaaaa"), ("y", "z", "aabbb"))
+
+    assert not tabulate_differences(votes)["separated"].any()
+
+
+def test_many_votes_that_agree_separate_two_systems():
+    [row] = tabulate_differences(vote_frame(("x", "y", "a" * 60))).to_dict("records")
+
+    assert row["separated"] and row["low"] > 0
+
+
+def test_ties_alone_leave_a_difference_open():
+    [row] = tabulate_differences(vote_frame(("x", "y", ["tie"] * 12))).to_dict("records")
+
+    assert row["low"] < -1 and row["high"] > 1
