@@ -333,6 +333,6 @@ def _read_pair_rates(store: StudyStore, table: Path) -> dict[tuple[str, int], fl
     pairs = read_pairs(store)
     real = pairs[pairs["kind"] == "real"]
     needed = zip(real["comparison"], real["prompt_index"], strict=True)
-    scores = read_scores(table, store.definition, needed)
+    scores = read_scores(table, store.definition, needed, others=True)
     keys = zip(scores["comparison"], scores["prompt_index"], strict=True)
     return dict(zip(keys, scores["score"], strict=True))

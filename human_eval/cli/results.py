@@ -21,7 +21,13 @@ from human_eval.storage.events import Exclusion, exclude, exclusions, revoke
 from human_eval.storage.tables import AssignmentRow, Rater
 from human_eval.study.amendment import describe_edits, find_edits
 from human_eval.study.media_check import find_lost_clips, name_lost
-from human_eval.study.queries import find_settled, list_defects, read_study_progress, read_votes
+from human_eval.study.queries import (
+    find_settled,
+    list_defects,
+    read_planned_pairs,
+    read_study_progress,
+    read_votes,
+)
 from human_eval.study.store import StudyStore
 
 
@@ -173,6 +179,7 @@ def report(options: Namespace) -> None:
                     votes,
                     store.definition,
                     folder,
+                    pairs=read_planned_pairs(store, simulated=options.simulated),
                     judge=options.judge,
                     paper=paper,
                     countries=_read_countries(store, votes, options.platform),
@@ -234,8 +241,11 @@ def export(options: Namespace) -> None:
         folder = options.out or store.folder / name
         with store.read() as connection:
             clips = list_clips(connection)
+        pairs = read_planned_pairs(store, simulated=options.simulated)
         media = store.media if options.clips else None
-        written = write_export(votes, store.definition, folder, clips=clips, media=media)
+        written = write_export(
+            votes, store.definition, folder, clips=clips, pairs=pairs, media=media
+        )
     print("\n".join(str(path) for path in written))
 
 

@@ -26,6 +26,7 @@ from human_eval.statistics.votes import COLUMNS, check_origin, check_votes
 # Spreadsheets run cells that begin like this as formulas; a leading apostrophe makes them text.
 RUNS_AS_FORMULA = re.compile(r"^'*[=+\-@\t\r]")
 DEFINITION, CLIPS, VOTES = "study.toml", "clips.csv", "votes"
+PAIRS = "pairs.csv"  # of the plan
 EARLIER = "earlier-definitions.jsonl"
 VIDEO_ALIGN, DPO = "preferences.videoalign.csv", "preferences.dpo.jsonl"
 FILES = MEDIA.rstrip("/")  # folder of the clips in an export
@@ -40,6 +41,7 @@ def write_export(
     folder: Path,
     *,
     clips: Iterable[Clip] = (),
+    pairs: pd.DataFrame | None = None,
     media: Path | None = None,
 ) -> list[Path]:
     """Write definition, votes, clips, preference data and a data card into a folder.
@@ -48,6 +50,7 @@ def write_export(
     and left out of the preference data.
 
     Args:
+        pairs: those of the plan, as `read_planned_pairs` returns them; None if it is unknown.
         media: folder with the files of the clips, to include them; None: the tables alone.
 
     Returns:
@@ -70,7 +73,7 @@ def write_export(
         )
     votes = votes[list(COLUMNS)].sort_values("vote_id", ignore_index=True)
     shown = pd.DataFrame([asdict(clip) for clip in clips], columns=[f.name for f in fields(Clip)])
-    pairs = tabulate_preferences(votes)
+    preferences = tabulate_preferences(votes)
     (folder / DEFINITION).write_bytes(definition.source.encode())
     sources = [{"definition": former.source} for former in definition.earlier]
     write_jsonl(pd.DataFrame(sources), folder / EARLIER)
@@ -79,14 +82,17 @@ def write_export(
     write_jsonl(votes, folder / f"{VOTES}.jsonl")
     # Not exported: the reason of a refusal, which names files on the machine of the study.
     write_csv(shown.drop(columns="reason"), folder / CLIPS)
-    write_csv(video_align(pairs, shown, definition), folder / VIDEO_ALIGN)
-    write_jsonl(direct_preferences(pairs, shown, definition), folder / DPO)
+    write_csv(video_align(preferences, shown, definition), folder / VIDEO_ALIGN)
+    write_jsonl(direct_preferences(preferences, shown, definition), folder / DPO)
+    (folder / PAIRS).unlink(missing_ok=True)  # of a former export
+    if pairs is not None:
+        write_csv(pairs, folder / PAIRS)
     if media is not None:
         _copy_clips(clips, media, folder / FILES)
     included = sorted((folder / FILES).glob("*.mp4"))
     card = data_card(votes, definition, with_clips=bool(included))
     (folder / CARD).write_text(card, encoding="utf-8")
-    written = [folder / name for name in sorted(_names() - {SUMS})]
+    written = [folder / name for name in sorted(_names() - {SUMS}) if (folder / name).is_file()]
     lines = [sum_line(path) for path in written]
     lines += [sum_line(path, f"{FILES}/{path.name}") for path in included]
     (folder / SUMS).write_text("\n".join(lines) + "\n")
@@ -110,7 +116,7 @@ def _copy_clips(clips: Sequence[Clip], media: Path, target: Path) -> None:
 
 def _names() -> set[str]:
     tables = {f"{VOTES}.{kind}" for kind in ("csv", "parquet", "jsonl")}
-    return tables | {DEFINITION, EARLIER, CLIPS, VIDEO_ALIGN, DPO, CARD, SUMS}
+    return tables | {DEFINITION, EARLIER, CLIPS, PAIRS, VIDEO_ALIGN, DPO, CARD, SUMS}
 
 
 def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
@@ -141,6 +147,19 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
             f"one in {DEFINITION} ({definition.hash[:16]}). Restore the study's own {DEFINITION}."
         )
     return votes, definition
+
+
+def read_exported_pairs(folder: Path) -> pd.DataFrame | None:
+    """Read the planned pairs of an export: comparison, prompt_index, raters; None if unknown.
+
+    Raises:
+        StudyError: the table does not have the hash of SHA256SUMS.
+    """
+    path = folder / PAIRS
+    if not path.is_file():  # an export of a former version of this program
+        return None
+    _check_sums(path)
+    return pd.read_csv(path)
 
 
 def _read_earlier(path: Path) -> tuple[StudyDefinition, ...]:

@@ -14,16 +14,22 @@ SCORES = ["comparison", "prompt_index", "score"]  # columns of the table
 
 
 def read_scores(
-    path: Path, definition: StudyDefinition, needed: Iterable[tuple[str, int]]
+    path: Path,
+    definition: StudyDefinition,
+    needed: Iterable[tuple[str, int]],
+    *,
+    others: bool = False,
 ) -> pd.DataFrame:
     """Read a judge's scores: a table with columns comparison, prompt_index and score in [0, 1].
 
     Args:
         needed: comparison and prompt of the pairs that must have a score.
+        others: other pairs may have one, too.
 
     Raises:
-        StudyError: the table or a row is wrong, or a needed pair has no score.
+        StudyError: the table or a row is wrong, a needed pair has no score, or another one has.
     """
+    needed = set(needed)
     try:
         table = read_table(path)
         require_columns(table, path, {name: (name,) for name in SCORES})
@@ -44,10 +50,15 @@ def read_scores(
                 f"{comparison!r}, {number!r} and {score!r}. Correct it."
             )
         rows[key] = value
-    for key in needed:
-        if key not in rows:
-            raise StudyError(
-                f"{path} has no score for {key[0]}, prompt_index {key[1]}. Score every pair of the "
-                "study."
-            )
+    for key in sorted(needed - rows.keys()):
+        raise StudyError(
+            f"{path} has no score for {key[0]}, prompt_index {key[1]}. Score every pair of the "
+            "study."
+        )
+    if not others and (foreign := sorted(rows.keys() - needed)):
+        first = f"{foreign[0][0]}, prompt_index {foreign[0][1]}"
+        raise StudyError(
+            f"{path} has {len(foreign):,} scores of pairs that the study does not have, the first "
+            f"of {first}. They would count as pairs of the study. Leave them out."
+        )
     return pd.DataFrame([(*key, value) for key, value in rows.items()], columns=SCORES)

@@ -387,6 +387,7 @@ def data_card(votes: pd.DataFrame, definition: StudyDefinition, *, with_clips: b
 |---|---|
 | `votes.csv`, `votes.parquet`, `votes.jsonl` | all current votes, the same in each format |
 | `clips.csv` | all clips: system, prompt, seed, file, size |
+| `pairs.csv` | the pairs of the plan, and how many raters each is to have |
 | `preferences.videoalign.csv` | one row per pair, with the majority as A, B or same: {sources} |
 | `preferences.dpo.jsonl` | one line for each pair and question with a winner |
 | `study.toml` | the definition; every vote stores its SHA-256 |

@@ -27,7 +27,7 @@ from human_eval.reporting.charts import (
     draw_win_rates,
     save_chart,
 )
-from human_eval.reporting.export import read_export, write_csv
+from human_eval.reporting.export import read_export, read_exported_pairs, write_csv
 from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.methods_text import describe_unknown, is_foreign, methods_paragraph
 from human_eval.reporting.win_rate_rows import (
@@ -92,6 +92,7 @@ class ReportVotes:
     paths: Paths  # e-values of the counted votes
     rates: pd.DataFrame  # win rates of the counted votes
     scores: pd.DataFrame  # of a judge, as `read_scores` returns them; empty without one
+    pairs: pd.DataFrame | None  # of the plan, as `read_planned_pairs` returns them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +302,7 @@ def write_report(
     definition: StudyDefinition,
     folder: Path,
     *,
+    pairs: pd.DataFrame | None = None,
     judge: Path | None = None,
     paper: PaperFigure | None = None,
     countries: Mapping[str, int] | None = None,
@@ -310,6 +312,7 @@ def write_report(
 
     Args:
         votes: all human votes, or all simulated ones; checks and excluded raters included.
+        pairs: those of the plan, as `read_planned_pairs` returns them; None if it is unknown.
         judge: a table of scores, see `read_scores`; None makes no table of them.
         paper: also write the files for a paper.
         countries: number of raters by country, for the methods paragraph; None if unknown.
@@ -335,9 +338,12 @@ def write_report(
             f"None of the {len(votes):,} votes counts: they are on attention checks, or by "
             "excluded raters. See `python -m human_eval status`."
         )
-    asked = counted[counted["question"] == definition.primary.key]
-    needed = zip(asked["comparison"], asked["prompt_index"], strict=True)
-    scores = read_scores(judge, definition, needed) if judge else pd.DataFrame()
+    scores = pd.DataFrame()
+    if judge:
+        asked = counted[counted["question"] == definition.primary.key]
+        scored = pd.concat([asked, *([] if pairs is None else [pairs])])
+        needed = zip(scored["comparison"], scored["prompt_index"], strict=True)
+        scores = read_scores(judge, definition, needed, others=pairs is None)
     folder.mkdir(parents=True, exist_ok=True)
     progress("e-values")
     paths = trace_e_values(counted, definition)
@@ -351,6 +357,7 @@ def write_report(
         paths=paths,
         rates=rates,
         scores=scores,
+        pairs=pairs,
     )
     entries = TABLES if judge else [entry for entry in TABLES if entry.name != WITH_JUDGE]
     unknown = {entry.name: find_unknown(counted, entry.needs) for entry in entries}
@@ -430,7 +437,15 @@ def report_from_export(
             f"{export} contains human votes. Leave out --simulated, or export the simulated "
             "votes with it."
         )
-    return write_report(votes, definition, folder, judge=judge, paper=paper, progress=progress)
+    return write_report(
+        votes,
+        definition,
+        folder,
+        pairs=read_exported_pairs(export),
+        judge=judge,
+        paper=paper,
+        progress=progress,
+    )
 
 
 def _write_paper(
@@ -496,16 +511,24 @@ def _write_head(
 
 
 def _interim_warning(votes: ReportVotes) -> str:
-    """Return a warning while votes are missing: a p-value is valid for one look, at the end."""
+    """Return a warning while votes are missing: a p-value is valid for one look, at the end.
+
+    Where the plan is unknown, it is that of the pairs answered so far.
+    """
+    keys = ["comparison", "prompt_index"]
     everything = votes.with_excluded
-    answers = everything[everything["question"] == votes.definition.primary.key]
-    pairs = answers.groupby("comparison", observed=True)["prompt_index"].nunique().sum()
-    planned = pairs * votes.definition.raters_per_pair
-    if len(answers) >= planned:
+    answers = everything.loc[everything["question"] == votes.definition.primary.key, keys]
+    answers = answers.astype({"comparison": str})
+    plan, whose = votes.pairs, "of the study"
+    if plan is None:
+        plan = answers.drop_duplicates().assign(raters=votes.definition.raters_per_pair)
+        whose = "answered so far"
+    given, planned = len(answers.merge(plan, on=keys)), plan["raters"].sum()
+    if given >= planned:
         return ""
     return (
-        f"**Interim:** {len(answers):,} of {count_of(planned, 'planned answer')} to the "
-        f"{count_of(pairs, 'pair')} answered so far. The claims below are valid for one look, "
+        f"**Interim:** {given:,} of {count_of(planned, 'planned answer')} to the "
+        f"{count_of(len(plan), 'pair')} {whose}. The claims below are valid for one look, "
         'at the end; until then, use "Is it decided?".'
     )
 

@@ -34,7 +34,12 @@ from human_eval.storage import events
 from human_eval.storage.study_state import check_open, set_closed, set_paused
 from human_eval.study import backup
 from human_eval.study.media_check import find_lost_clips
-from human_eval.study.queries import list_defects, read_study_progress, read_votes
+from human_eval.study.queries import (
+    list_defects,
+    read_planned_pairs,
+    read_study_progress,
+    read_votes,
+)
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 
@@ -321,14 +326,15 @@ def _zip_files(store: StudyStore, kind: str) -> Response:
     votes = read_votes(store)
     if votes.empty:
         raise StudyError("There are no votes yet. Try again when raters have answered.")
+    pairs = read_planned_pairs(store)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / kind
         if kind == "export":
             with store.read() as connection:
                 clips = list_clips(connection)
-            written = write_export(votes, store.definition, folder, clips=clips)
+            written = write_export(votes, store.definition, folder, clips=clips, pairs=pairs)
         else:
-            written = write_report(votes, store.definition, folder)
+            written = write_report(votes, store.definition, folder, pairs=pairs)
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in written:

@@ -116,6 +116,12 @@ def read_pairs(store: StudyStore, *, simulated: bool = False) -> pd.DataFrame:
     return pairs
 
 
+def read_planned_pairs(store: StudyStore, *, simulated: bool = False) -> pd.DataFrame:
+    """Return the real pairs that raters can answer: columns comparison, prompt_index, raters."""
+    with store.read() as connection:
+        return _frame(connection, _PLANNED, {"simulated": simulated})
+
+
 def count_answers(store: StudyStore, *, simulated: bool = False) -> pd.DataFrame:
     """Count the answers to real pairs in the database, which is quick for a study of any size.
 
@@ -273,6 +279,11 @@ _PAIRS = (
     .join(_ClipB, _ClipB.id == PairRow.clip_b)
     .where(PairRow.simulated == bindparam("simulated"))
     .order_by(PairRow.id)
+)
+_PLANNED = (
+    select(PairRow.comparison, PairRow.prompt_index, PairRow.target.label("raters"))
+    .where(PairRow.simulated == bindparam("simulated"), PairRow.kind == "real", ~PairRow.withheld)
+    .order_by(PairRow.comparison, PairRow.prompt_index)
 )
 _SHOWN = (
     select(

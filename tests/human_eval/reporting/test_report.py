@@ -214,6 +214,23 @@ def test_a_report_before_the_end_warns_of_its_claims(folder, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_pairs_that_nobody_answered_yet_are_planned_too(tmp_path):
+    definition = define_pair("raters_per_pair = 1")
+    votes = make_votes(definition, prompts=6)
+    pairs = pd.DataFrame({"comparison": "C1", "prompt_index": range(20), "raters": 1})
+    write_export(votes, definition, tmp_path / "export", pairs=pairs)
+
+    report_from_export(tmp_path / "export", tmp_path / "again")
+    write_report(votes, definition, tmp_path / "report", pairs=pairs)
+    write_report(votes, definition, tmp_path / "end", pairs=pairs[:6])
+
+    for folder in ("again", "report"):
+        text = (tmp_path / folder / "report.md").read_text()
+        assert "**Interim:** 6 of 20 planned answers to the 20 pairs of the study" in text
+    assert "Interim" not in (tmp_path / "end" / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_one_busy_rater_is_marked_in_row_sentence_and_chart(tmp_path):
     votes = make_votes(define_pair(), prompts=40, raters=60)
     votes["rater"] = votes["rater"].mask(votes["vote_id"] % 4 == 0, "busy")

@@ -145,6 +145,20 @@ def test_a_pair_with_a_vote_needs_a_score(tmp_path):
         read_scores(tmp_path / "scores.csv", PAIR, [("C1", 1), ("C1", 0)])
 
 
+def test_a_judge_scores_the_pairs_of_the_study_and_no_others(tmp_path):
+    votes, scores = study()
+    pairs = scores[["comparison", "prompt_index"]].assign(raters=3)
+    for name, table in {"more": scores, "fewer": scores[:-1]}.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+
+    with pytest.raises(StudyError):
+        write_report(votes, PAIR, tmp_path, pairs=pairs[:-1], judge=tmp_path / "more.csv")
+    with pytest.raises(StudyError):
+        write_report(votes, PAIR, tmp_path, pairs=pairs, judge=tmp_path / "fewer.csv")
+
+    assert len(read_scores(tmp_path / "more.csv", PAIR, [("C1", 0)], others=True)) == len(scores)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("judge, change", [("good", -0.3), ("random", 0.03), ("lying", 0.03)])
 def test_intervals_cover_with_any_judge(judge, change):
