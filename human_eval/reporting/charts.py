@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.textpath import text_to_path
 
@@ -38,8 +38,14 @@ FORMATS = ("svg", "png", "pdf")
 COLOURS = {"a": "#1f5a96", "tie": "#c9c9c9", "both_bad": "#8d8d8d", "b": "#e59a3c"}
 INK, GRID = "#1c1c1c", "#dddddd"
 NAME_COLOURS = (COLOURS["a"], "#9a5a08")  # of the systems' names; the second is dark enough to read
+# DejaVu Sans ships with matplotlib, so every machine draws its letters alike. It has no Chinese or
+# Japanese ones; those are of the first of these fonts that is installed.
+FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"),
+    *("Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+)
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws alike
+    "font.family": ["DejaVu Sans", *(f for f in FONTS if f in set(fontManager.get_font_names()))],
     "font.size": 9,
     "svg.hashsalt": "human_eval",
     "svg.fonttype": "path",
