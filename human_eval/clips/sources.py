@@ -5,12 +5,13 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from os.path import normpath
+from pathlib import Path, PurePath
 
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError, list_names
 from turbo.text_files.decoding import FileRefused
-from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, Table, read_table, require_columns
 
 MANIFEST = "manifest.csv"
 MAX_SEED_DIGITS = 18  # of a number that a database stores
@@ -170,12 +171,22 @@ def _refuse_surplus(files: Sequence[Path]) -> None:
 
 
 def _find_manifest(folder: Path) -> Path | None:
-    """Return the manifest in the folder, or the one above that lists its clips."""
+    """Return the manifest in the folder, or the one above that names the folder.
+
+    Raises:
+        StudyError: the one above cannot be read, so it may name the folder.
+    """
     own, above = folder / MANIFEST, folder.resolve().parent / MANIFEST
     if own.is_file():
         return own
-    listed = above.is_file() and f"{folder.resolve().name}/".encode() in above.read_bytes()
-    return above if listed else None
+    if not above.is_file():
+        return None
+    table = _read_table(above, {})
+    # Without a column of paths, any cell may be one.
+    names = ["path"] if "path" in table.names else table.names
+    cells = {row[name] for row in table.rows.values() for name in names}
+    named = any(folder.resolve().name in PurePath(_with_slashes(cell)).parts[:-1] for cell in cells)
+    return above if named else None
 
 
 def _from_manifest(
@@ -232,15 +243,33 @@ def _match_prompts(
     return sources
 
 
-def _read_rows(manifest: Path, system: str, folder: Path) -> list[dict[str, str]]:
+def _read_table(manifest: Path, needed: Mapping[str, Sequence[str]]) -> Table:
     try:
         table = read_table(manifest, COLUMNS)
-        require_columns(table, manifest, {"path": PATH_NAMES, "prompt": PROMPT_NAMES})
+        require_columns(table, manifest, needed)
     except FileRefused as refusal:
         raise StudyError(str(refusal)) from refusal
+    return table
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path with slashes, as Windows may have written it with backslashes."""
+    return path.strip().replace("\\", "/")
+
+
+def _read_rows(manifest: Path, system: str, folder: Path) -> list[dict[str, str]]:
+    """Return the rows of the clips in a folder."""
+    table = _read_table(manifest, {"path": PATH_NAMES, "prompt": PROMPT_NAMES})
     rows = list(table.rows.values())
     if manifest.parent != folder:
-        rows = [row for row in rows if row["path"].startswith(f"{folder.resolve().name}/")]
+        paths = [Path(normpath(manifest.parent / _with_slashes(row["path"]))) for row in rows]
+        whole = folder.resolve()
+        rows = [row for row, path in zip(rows, paths, strict=True) if path.is_relative_to(whole)]
+    if not rows:
+        raise StudyError(
+            f"{manifest} lists no clips in {folder}. Correct its paths: they begin in the folder "
+            "of the manifest."
+        )
     models = sorted({row["model"] for row in rows}) if "model" in table.names else []
     if len(models) > 1:
         if system not in models:
@@ -249,8 +278,6 @@ def _read_rows(manifest: Path, system: str, folder: Path) -> list[dict[str, str]
                 f"{system}. Give each model a folder of its own."
             )
         rows = [row for row in rows if row["model"] == system]
-    if not rows:
-        raise StudyError(f"{manifest} lists no clips.")
     return rows
 
 
@@ -258,7 +285,7 @@ def _list_row(row: dict[str, str], manifest: Path) -> _Listed:
     folder = manifest.parent.resolve()
     path = (folder / row["path"].strip()).resolve()
     if not path.exists():
-        path = (folder / row["path"].strip().replace("\\", "/")).resolve()  # of Windows
+        path = (folder / _with_slashes(row["path"])).resolve()
     if not path.is_relative_to(folder):
         raise StudyError(
             f"{manifest} lists {row['path']!r}, which is outside its folder. Copy the clips into "

@@ -125,3 +125,58 @@ def test_a_manifest_above_that_lists_other_files_is_passed_over(tmp_path):
     _touch(tmp_path / "a", "0000.mp4", "0001.mp4")
 
     assert _find(tmp_path / "a") == {0: "0000.mp4", 1: "0001.mp4"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("start", ["two/", "two\\", "./two/", ".\\two\\", " two/"])
+def test_a_manifest_above_is_read_however_it_was_saved(tmp_path, start, encoding):
+    rows = [f'{start}{1 - p.index}.mp4,"{p.text}",7,AB' for p in PROMPTS]  # the other way round
+    text = "\r\n".join(["path,prompt,seed,sha256", *rows])
+    (tmp_path / "manifest.csv").write_bytes(text.encode(encoding))
+    (tmp_path / "two").mkdir()
+    _touch(tmp_path / "two", "0.mp4", "1.mp4")
+
+    sources = find_sources({"ours": tmp_path / "two"}, PROMPTS)
+
+    assert {source.prompt_index: source.path.name for source in sources} == {0: "1.mp4", 1: "0.mp4"}
+    assert {(source.seed, source.sha256) for source in sources} == {(7, "ab")}
+
+
+def test_a_manifest_above_may_have_whole_paths(tmp_path):
+    rows = [f'{tmp_path}/two/{1 - p.index}.mp4,"{p.text}"' for p in PROMPTS]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,prompt", *rows]))
+    (tmp_path / "two").mkdir()
+    _touch(tmp_path / "two", "0.mp4", "1.mp4")
+
+    assert _find(tmp_path / "two") == {0: "1.mp4", 1: "0.mp4"}
+
+
+def test_a_manifest_above_lists_no_folder_whose_name_is_only_part_of_another(tmp_path):
+    rows = [f'turbo-vc2/{p.index}.mp4,"{p.text}"' for p in PROMPTS]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,prompt", *rows]))
+    (tmp_path / "vc2").mkdir()
+    _touch(tmp_path / "vc2", "0000.mp4", "0001.mp4")
+
+    assert _find(tmp_path / "vc2") == {0: "0000.mp4", 1: "0001.mp4"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"path,prompt\ntwo/0.mp4,a caf\xe9\n", "not UTF-8"),
+        (b"path,prompt\ntwo/0.mp4\n", "Line 2 of .* has 1 cells"),
+        (b"clip_at,prompt\ntwo/0.mp4,x\n", "needs a column named 'path'"),
+        (b"path,label\ntwo/0.mp4,x\n", "needs a column named 'prompt'"),
+        (b"path,prompt\nC:\\clips\\two\\0.mp4,x\n", "lists no clips in"),
+        (b"path,prompt\n/elsewhere/two/0.mp4,x\n", "lists no clips in"),
+    ],
+)
+def test_numbers_never_stand_in_for_a_manifest_above_that_cannot_be_used(
+    tmp_path, content, message
+):
+    (tmp_path / "manifest.csv").write_bytes(content)
+    (tmp_path / "two").mkdir()
+    _touch(tmp_path / "two", "0000.mp4", "0001.mp4")
+
+    with pytest.raises(StudyError, match=message):
+        _find(tmp_path / "two")
