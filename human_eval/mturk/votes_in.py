@@ -1,17 +1,18 @@
 """Import votes collected elsewhere: all of a file, or nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from human_eval.collection.raters import enter, enter_pseudonym
 from human_eval.definition.definition import Choice, StudyDefinition
 from human_eval.errors import StudyError, list_names
 from human_eval.storage import events
 from human_eval.storage.study_state import check_open
-from human_eval.storage.tables import AssignmentRow, PairRow, Vote
+from human_eval.storage.tables import AnyRow, AssignmentRow, PairRow, Rater, Vote
 from human_eval.study.store import StudyStore
 
 
@@ -126,14 +127,20 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
         rater_id = _enter(connection, store, submission, moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
-    if _is_there(connection, pair.id, rater_id, submission):
+    earlier = connection.execute(_EARLIER, {"pair": pair.id, "rater": rater_id}).one_or_none()
+    if earlier is not None and earlier.state == "submitted":
+        _check_same(connection, earlier, submission)
         return False
-    if pair.target is not None and pair.taken >= pair.target:
+    if earlier is not None and earlier.state == "open":
+        _check_over(earlier, now=store.clock())  # it counts as taken
+    elif pair.target is not None and pair.taken >= pair.target:
         raise _Problem(
             f"the pair has its {pair.target} raters already; raise raters_per_pair with `amend`"
         )
-    connection.execute(update(PairRow).where(PairRow.id == pair.id).values(taken=PairRow.taken + 1))
-    number = _add_assignment(connection, submission, pair.id, rater_id, moment)
+    else:
+        more = update(PairRow).where(PairRow.id == pair.id).values(taken=PairRow.taken + 1)
+        connection.execute(more)
+    number = _add_assignment(connection, submission, pair.id, rater_id, moment, earlier)
     known = submission.seconds is not None
     about = {
         "assignment_id": number,
@@ -180,27 +187,44 @@ def _enter(
 
 
 def _add_assignment(
-    connection: Connection, submission: ImportedSubmission, pair_id: int, rater_id: int, moment: int
+    connection: Connection,
+    submission: ImportedSubmission,
+    pair_id: int,
+    rater_id: int,
+    moment: int,
+    earlier: AnyRow | None,
 ) -> int:
-    """Store the assignment that the submission answers, and return its number."""
+    """Store the assignment that the submission answers, and return its number.
+
+    Args:
+        earlier: an assignment of the pair to the rater that ended without an answer.
+    """
+    answered = {
+        "state": "submitted",
+        "session": "",
+        "side_a": submission.side_a,
+        "assigned_at": moment,
+        "expires_at": moment,
+        "submitted_at": moment,
+    }
+    if earlier is not None:
+        again = update(AssignmentRow).where(AssignmentRow.id == earlier.id).values(answered)
+        connection.execute(again)
+        return earlier.id
     ordinal = connection.execute(
         select(func.coalesce(func.max(AssignmentRow.ordinal) + 1, 0)).where(
             AssignmentRow.rater_id == rater_id, AssignmentRow.comparison == submission.comparison
         )
     ).scalar_one()
     assignment = {
+        **answered,
         "pair_id": pair_id,
         "rater_id": rater_id,
         "comparison": submission.comparison,
         "simulated": False,
         "ordinal": ordinal,
         "slot": 0,
-        "state": "submitted",
         "attempt": 1,
-        "side_a": submission.side_a,
-        "assigned_at": moment,
-        "expires_at": moment,
-        "submitted_at": moment,
     }
     return connection.execute(
         insert(AssignmentRow).returning(AssignmentRow.id), assignment
@@ -238,17 +262,18 @@ def _check(definition: StudyDefinition, submission: ImportedSubmission) -> None:
         raise _Problem(f"{submission.seconds} seconds are not possible")
 
 
-def _is_there(
-    connection: Connection, pair_id: int, rater_id: int, submission: ImportedSubmission
-) -> bool:
-    """Return whether the same submission is stored."""
-    assignment = connection.execute(
-        select(AssignmentRow.id, AssignmentRow.state, AssignmentRow.side_a).where(
-            AssignmentRow.pair_id == pair_id, AssignmentRow.rater_id == rater_id
+def _check_over(assignment: AnyRow, *, now: int) -> None:
+    """Refuse an answer to a pair that its rater has open in this study."""
+    if assignment.expires_at > now:
+        minutes = math.ceil((assignment.expires_at - now) / 60_000)
+        raise _Problem(
+            "this rater has the pair open in this study and may still answer it here; import the "
+            f"file again in {minutes} min"
         )
-    ).one_or_none()
-    if assignment is None:
-        return False
+
+
+def _check_same(connection: Connection, assignment: AnyRow, submission: ImportedSubmission) -> None:
+    """Refuse a submission that differs from the stored answers of its assignment."""
     answers = (
         select(Vote.question, Vote.choice, Vote.strength)
         .where(Vote.assignment_id == assignment.id)
@@ -259,12 +284,15 @@ def _is_there(
         question: (choice, (submission.strengths or {}).get(question, 0))
         for question, choice in submission.answers.items()
     }
-    if assignment.state == "submitted" and (stored, assignment.side_a) == (
-        given,
-        submission.side_a,
-    ):
-        return True
-    shown = {question: choice for question, (choice, _) in stored.items()}
-    raise _Contradiction(
-        f"this rater's stored answers to the pair differ: {shown or assignment.state}"
-    )
+    if (stored, assignment.side_a) != (given, submission.side_a):
+        shown = {question: choice for question, (choice, _) in stored.items()}
+        raise _Contradiction(f"this rater's stored answers to the pair differ: {shown}")
+
+
+# The rater is locked too, because a claim locks the rater before it assigns a pair again.
+_EARLIER = (
+    select(AssignmentRow.id, AssignmentRow.state, AssignmentRow.side_a, AssignmentRow.expires_at)
+    .join(Rater, Rater.id == AssignmentRow.rater_id)
+    .where(AssignmentRow.pair_id == bindparam("pair"), AssignmentRow.rater_id == bindparam("rater"))
+    .with_for_update()
+)

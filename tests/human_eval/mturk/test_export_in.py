@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from human_eval.cli.main import main
+from human_eval.collection.assignment import claim, release_all
 from human_eval.collection.submission import Answer
 from human_eval.errors import StudyError
 from human_eval.mturk.export_in import read_submissions
 from human_eval.mturk.votes_in import import_submissions
 from human_eval.reporting.export import write_export
-from human_eval.storage.tables import ClipRow, PairRow
+from human_eval.storage.tables import AssignmentRow, ClipRow, PairRow
 from human_eval.study.amendment import amend_study
 from human_eval.study.queries import read_votes
 from human_eval.study.simulation import Crowd, simulate
@@ -103,6 +104,49 @@ def test_another_answer_of_the_same_rater_is_refused(make_store, tmp_path):
     after = read_votes(here)
     assert set(after["rater"]) == set(read_votes(there)["rater"])
     assert comparable(after[after["rater"].isin(before["rater"])]).equals(comparable(before))
+
+
+@sqlite_only
+@pytest.mark.parametrize("end", ["expired", "returned", "overdue"])
+def test_a_pair_that_ended_here_without_an_answer_takes_the_one_given_there(
+    make_store, tmp_path, end
+):
+    here, there = make_store(k=2), make_store(k=2, seed=1)
+    there = replace(there, keys=here.keys)
+    [rater] = enter(here, 1)
+    with here.write() as connection:
+        now, rng = here.clock(), here.rng
+        assert claim(connection, here.definition, rater, session="visit", now=now, rng=rng)
+        if end != "overdue":
+            release_all(connection, rater, end)
+    here.clock.pass_seconds(here.definition.assignment.lease_seconds)
+    folder = collect(there, tmp_path / "export")
+
+    first, second = join(here, folder), join(here, folder)
+
+    assert (first.added, second.already_there) == (6, 6)
+    assert comparable(read_votes(here)).equals(comparable(read_votes(there)))
+    assert find_defects(here) == []
+    with here.read() as connection:
+        assert set(connection.execute(select(AssignmentRow.session)).scalars()) == {""}
+
+
+@sqlite_only
+@pytest.mark.parametrize("keep_stored", [False, True])
+def test_a_pair_that_its_rater_has_open_here_waits_for_its_end(make_store, tmp_path, keep_stored):
+    here, there = make_store(k=2), make_store(k=2, seed=1)
+    there = replace(there, keys=here.keys)
+    [rater] = enter(here, 1)
+    assert claim_pair(here, rater)
+    folder = collect(there, tmp_path / "export")
+    submissions = read_submissions(folder, here).submissions
+
+    with pytest.raises(StudyError, match=r"1 of 6 submissions [\s\S]* open "):
+        import_submissions(here, submissions, keep_stored=keep_stored)
+
+    assert read_votes(here).empty
+    here.clock.pass_seconds(here.definition.assignment.lease_seconds)
+    assert import_submissions(here, submissions, keep_stored=keep_stored).added == 6
 
 
 @sqlite_only
