@@ -256,8 +256,16 @@ def import_votes(options: Namespace) -> None:
             submissions = read_results(options.file, store, columns=columns)
         done = import_submissions(store, submissions, keep_stored=options.keep_stored)
         print(f"{done.added} submissions imported, {done.already_there} were there already.")
+    if done.excluded:
+        print(f"{count_of(done.excluded, 'exclusion')} added to those that were there already.")
     for source in done.contradicting:
         print(f"left out: {source}")
+    if done.differing:
+        listed = list_names(done.differing, "\n  ")
+        print(
+            f"{count_of(len(done.differing), 'exclusion')} of the study or of the file alone, left "
+            f"as the study has it:\n  {listed}"
+        )
     if left_out:
         print(f"{left_out} answers to attention checks of the other server alone were left out.")
 

@@ -84,7 +84,7 @@ def _read_submission(
         gold_answer=first["gold_answer"],
         loops=int(first["loops"]),
         amendment=versions[first["definition_hash"]],
-        exclusion_rules=tuple(rules),
+        exclusion_rules=tuple(dict.fromkeys(rules)),
     )
 
 

@@ -1,7 +1,8 @@
 """Import votes collected elsewhere: all of a file, or nothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,7 +14,10 @@ from human_eval.errors import StudyError, list_names
 from human_eval.storage import events
 from human_eval.storage.study_state import check_open
 from human_eval.storage.tables import AnyRow, AssignmentRow, PairRow, Rater, Vote
+from human_eval.study.queries import find_settled
 from human_eval.study.store import StudyStore
+
+ACTOR = "import"  # of the events of an import
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,8 @@ class ImportedSubmission:
     gold_answer: str | None = None  # of a gold pair
     loops: int = 0
     amendment: int | None = None  # how often the study had been amended; None: as often as now
-    exclusion_rules: tuple[
-        str, ...
-    ] = ()  # by which the answers were excluded where they were given
+    # By which the answers were excluded where they were given; None: the file does not say.
+    exclusion_rules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,26 @@ class ImportSummary:
     added: int  # submissions
     already_there: int
     contradicting: Sequence[str] = ()  # left out: what the study has for them differs
+    excluded: int = 0  # exclusions added to submissions that were there already
+    differing: Sequence[str] = ()  # exclusions that one place alone has, or has revoked
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A submission in the database."""
+
+    number: int  # of its assignment
+    rater_id: int
+    is_new: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exclusions:
+    """The exclusions of a study before an import."""
+
+    in_force: set[tuple[str, str]]  # subject and rule
+    ever: set[tuple[str, str]]  # also revoked ones
+    imported: Mapping[str, Sequence[events.Exclusion]]  # in force, by subject
 
 
 class _Problem(Exception):
@@ -61,7 +84,7 @@ class _Contradiction(_Problem):
 def import_submissions(
     store: StudyStore, submissions: Sequence[ImportedSubmission], *, keep_stored: bool = False
 ) -> ImportSummary:
-    """Store submissions; skip those that are stored already.
+    """Store submissions; of those that are stored already, add exclusions that are new.
 
     Args:
         keep_stored: leave out submissions that contradict stored ones, and list them.
@@ -73,15 +96,26 @@ def import_submissions(
     """
     problems: list[str] = []
     contradicting: list[str] = []
-    added = 0
+    differing: list[str] = []
+    added = excluded = 0
     with store.write() as connection:
         check_open(connection)
+        past = _read_exclusions(connection)
         for submission in submissions:
             try:
-                added += _add(connection, store, submission)
+                stored = _add(connection, store, submission)
             except _Problem as problem:
                 kept = keep_stored and isinstance(problem, _Contradiction)
                 (contradicting if kept else problems).append(f"{submission.source}: {problem}")
+                continue
+            rules: Sequence[str] = submission.exclusion_rules or ()
+            if stored.is_new:
+                added += 1
+            else:
+                rules, differences = _compare_exclusions(past, stored, submission)
+                excluded += len(rules)
+                differing += [f"{submission.source}: {each}" for each in differences]
+            _exclude(connection, store, stored, rules)
         if problems:
             listed = list_names(problems, "\n  ")
             raise StudyError(
@@ -94,16 +128,16 @@ def import_submissions(
         events.record(
             connection,
             "imported",
-            actor="import",
+            actor=ACTOR,
             subject="study",
             now=store.clock(),
-            payload=payload,
+            payload={**payload, "excluded": excluded},
         )
-    return ImportSummary(added, there, contradicting)
+    return ImportSummary(added, there, contradicting, excluded, differing)
 
 
-def _add(connection: Connection, store: StudyStore, submission: ImportedSubmission) -> bool:
-    """Store one submission; return whether it is new."""
+def _add(connection: Connection, store: StudyStore, submission: ImportedSubmission) -> _Stored:
+    """Store one submission, unless it is there already."""
     definition = store.definition
     _check(definition, submission)
     moment = round(submission.answered_at.timestamp() * 1000)
@@ -130,7 +164,7 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
     earlier = connection.execute(_EARLIER, {"pair": pair.id, "rater": rater_id}).one_or_none()
     if earlier is not None and earlier.state == "submitted":
         _check_same(connection, earlier, submission)
-        return False
+        return _Stored(earlier.id, rater_id, is_new=False)
     if earlier is not None and earlier.state == "open":
         _check_over(earlier, now=store.clock())  # it counts as taken
     elif pair.target is not None and pair.taken >= pair.target:
@@ -166,16 +200,64 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
             for question, choice in submission.answers.items()
         ],
     )
+    return _Stored(number, rater_id, is_new=True)
+
+
+def _read_exclusions(connection: Connection) -> _Exclusions:
+    in_force = events.exclusions(connection)
+    imported: dict[str, list[events.Exclusion]] = defaultdict(list)
+    for entry in in_force:
+        if entry.author == ACTOR:
+            imported[entry.subject].append(entry)
+    return _Exclusions(
+        in_force={(entry.subject, entry.rule) for entry in in_force},
+        ever=find_settled(connection),
+        imported=imported,
+    )
+
+
+def _compare_exclusions(
+    past: _Exclusions, stored: _Stored, submission: ImportedSubmission
+) -> tuple[list[str], list[str]]:
+    """Compare the exclusions of a submission that was there already with those of the file.
+
+    Returns:
+        The rules to add, and the differences that are left, because a person decided on them in
+        one place: a rule that this study has revoked, or one that it got from an earlier file.
+    """
+    if submission.exclusion_rules is None:
+        return [], []
+    subjects = f"assignment:{stored.number}", f"rater:{stored.rater_id}"
+    new, differences = [], []
     for rule in submission.exclusion_rules:
+        known = {(subject, rule) for subject in subjects}
+        if known & past.in_force:
+            continue
+        if known & past.ever:
+            differences.append(f"excluded by {rule!r} in the file, revoked in this study")
+        else:
+            new.append(rule)
+    differences += [
+        f"excluded by {entry.rule!r} in this study, not in the file; to count it, `screen --revoke "
+        f"{entry.event_id}`"
+        for entry in past.imported.get(subjects[0], ())
+        if entry.rule not in submission.exclusion_rules
+    ]
+    return new, differences
+
+
+def _exclude(
+    connection: Connection, store: StudyStore, stored: _Stored, rules: Iterable[str]
+) -> None:
+    for rule in rules:
         events.record(
             connection,
             "exclude",
-            actor="import",
-            subject=f"assignment:{number}",
+            actor=ACTOR,
+            subject=f"assignment:{stored.number}",
             now=store.clock(),
             payload={"rule": rule, "evidence": {"imported": True}},
         )
-    return True
 
 
 def _enter(

@@ -26,6 +26,7 @@ from tests.support.studies import (
     define,
     exclude,
     find_defects,
+    revoke,
     stored_clips,
     submit_answers,
 )
@@ -199,6 +200,55 @@ def test_exclusions_and_checks_come_along(make_store, tmp_path):
     assert read.left_out == 1 and votes["excluded"].all()
     assert set(votes["exclusion_rule"]) == {"too_fast"}
     assert (votes["kind"] == "gold").sum() == 2
+
+
+def excluded(store):
+    """Return the rule by which each rater's answers are excluded, or None."""
+    votes = read_votes(store)
+    return {
+        row.rater: row.exclusion_rule if row.excluded else None
+        for row in votes.itertuples(index=False)
+    }
+
+
+@sqlite_only
+def test_exclusions_that_were_made_after_an_import_come_along(make_store, tmp_path, capsys):
+    here, there = make_store(k=2), make_store(k=2, seed=1)
+    join(here, collect(there, tmp_path / "before", raters=2))
+    event = exclude(there, "rater:1", rule="by hand", evidence={}, author="ada")
+    folder = export(there, tmp_path / "after")
+
+    main(["import-votes", str(here.folder), str(folder)])
+    again = join(here, folder)
+
+    assert "6 exclusions" in capsys.readouterr().out
+    assert (again.added, again.already_there) == (0, 12)
+    assert (again.excluded, len(again.differing)) == (0, 0)
+    assert excluded(here) == excluded(there)
+    assert sorted(map(str, excluded(here).values())) == ["None", "by hand"]
+
+    revoke(there, event, author="ada", reason="a mistake")
+    kept = join(here, export(there, tmp_path / "revoked"))
+
+    assert (kept.excluded, len(kept.differing)) == (0, 6)
+    assert sorted(map(str, excluded(here).values())) == ["None", "by hand"]
+
+
+@sqlite_only
+def test_exclusions_that_the_study_has_decided_on_are_left_as_they_are(make_store, tmp_path):
+    here, there = make_store(k=2), make_store(k=2, seed=1)
+    join(here, collect(there, tmp_path / "before", raters=2))
+    for rater in (1, 2):
+        exclude(there, f"rater:{rater}", rule="too_fast", evidence={}, author="ada")
+    exclude(here, "rater:1", rule="too_fast", evidence={}, author="ada")
+    event = exclude(here, "rater:2", rule="too_fast", evidence={}, author="ada")
+    revoke(here, event, author="ada", reason="a careful rater")
+    before = read_votes(here)
+
+    done = join(here, export(there, tmp_path / "after"))
+
+    assert (done.excluded, len(done.differing)) == (0, 6)
+    assert read_votes(here).equals(before)
 
 
 @sqlite_only
