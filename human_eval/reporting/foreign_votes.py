@@ -128,7 +128,8 @@ def read_foreign_votes(path: Path, mapping: VoteMapping, max_bad: float = MAX_BA
     """Read the votes of a file.
 
     A column that is empty in all records is unknown. An empty cell in one that other records fill
-    is a fault of its record. A choice may also be the name of the winner.
+    is a fault of its record. A choice may also be the name of the winner. It is a fault if that is
+    an option too, with another meaning.
 
     Args:
         max_bad: share of records that may be left out.
@@ -216,7 +217,13 @@ def _read_vote(
     if row["system_a"] == row["system_b"]:
         return row, f"{row['system_a']!r} against itself"
     winners = {cells.get("system_a"): "a", cells.get("system_b"): "b"}
-    choice = mapping.choices.get(row["choice"].lower()) or winners.get(row["choice"])
+    option, winner = mapping.choices.get(row["choice"].lower()), winners.get(row["choice"])
+    if option and winner and option != winner:
+        return row, (
+            f"the choice {row['choice']!r} is both an option and a system; rename the systems, or "
+            "take the option out of the mapping"
+        )
+    choice = option or winner
     if choice is None:
         return row, f"the choice {row['choice']!r} is not in the mapping"
     side = mapping.sides.get(row["side_a"].lower(), "")

@@ -186,6 +186,18 @@ def test_a_crowds_sides_raters_and_zones_are_kept(tmp_path):
     assert frame["answered_at"].dt.hour.tolist() == [14, 18]
 
 
+@pytest.mark.parametrize("a, b", [("A", "B"), ("left", "tie")])
+def test_a_choice_that_is_an_option_and_the_other_system_is_a_bad_row(tmp_path, a, b):
+    head = "Input.system_left,Input.system_right,Answer.choice"
+    rows = [f"{a},{b},{a}", f"{b},{a},{a}", f"x,{a},x"]
+    (tmp_path / "c.csv").write_text("\n".join([head, *rows]) + "\n")
+
+    votes = read_foreign_votes(tmp_path / "c.csv", load_mapping("crowd"), max_bad=0.5)
+
+    assert list(votes.bad) == [3] and repr(a) in votes.bad[3]
+    assert {line: row["choice"] for line, row in votes.rows.items()} == {2: "a", 4: "a"}
+
+
 def test_videoalign_answers_three_questions_a_row(tmp_path):
     (tmp_path / "train.csv").write_text(
         "path_A,path_B,prompt,VQ,MQ,TA\n"
