@@ -1,5 +1,6 @@
 """The export of a study: files for other programs, from which its report can be made again."""
 
+import csv
 import hashlib
 import json
 import re
@@ -226,14 +227,17 @@ def read_votes(path: Path) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, target: Path | BytesIO) -> None:
     """Write a table as CSV of which a spreadsheet runs no cell as a formula."""
     safe = table.copy()
+    quoting = csv.QUOTE_MINIMAL
     for name in safe.select_dtypes(["object", "string", "category"]):
         text = safe[name].astype(object)
         values = {value for value in text.dropna().unique() if isinstance(value, str)}
         changed = {value: "'" + value for value in values if RUNS_AS_FORMULA.match(value)}
         safe[name] = text.replace(changed) if changed else text
+        if any("\r" in value for value in values):  # which Python before 3.13 does not quote
+            quoting = csv.QUOTE_NONNUMERIC
     for name in safe.select_dtypes(["datetimetz"]):
         safe[name] = _iso(safe[name])
-    safe.to_csv(target, index=False, lineterminator="\n")
+    safe.to_csv(target, index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_jsonl(table: pd.DataFrame, path: Path) -> None:

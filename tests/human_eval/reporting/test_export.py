@@ -23,6 +23,8 @@ FORMULAS = [
     "''@x",
     "'plain",
     'a "b", c\nd',
+    "a\rb",
+    "a\r\nb",
     "é 👾",
     "NA",
     "7",
