@@ -51,7 +51,8 @@ def write_batches(
 
     Columns: `pair`, `prompt`, `video_left`, `video_right`, to be used as ${pair} and so on in a
     template, whose answers are to be named after the questions' keys, with the values left, right,
-    tie or both_bad. Sides are even within each comparison.
+    tie or both_bad. Sides are even within each comparison. A spreadsheet may run a prompt that
+    begins like a formula: upload the files as they are.
 
     Args:
         url: where the media folder of the study is served, over https.
@@ -94,7 +95,8 @@ def write_batches(
     for workers, rows in sorted(batches.items()):
         rng.shuffle(rows)
         batch = path.with_stem(f"{path.stem}-{workers}")
-        write_csv(pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"]), batch)
+        table = pd.DataFrame(rows, columns=[HIT, "prompt", "video_left", "video_right"])
+        write_csv(table, batch, verbatim=True)  # workers read the prompt
         written.append((batch, workers))
     return written
 

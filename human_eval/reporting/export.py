@@ -224,15 +224,19 @@ def read_votes(path: Path) -> pd.DataFrame:
     return check_votes(votes)
 
 
-def write_csv(table: pd.DataFrame, target: Path | BytesIO) -> None:
-    """Write a table as CSV of which a spreadsheet runs no cell as a formula."""
+def write_csv(table: pd.DataFrame, target: Path | BytesIO, *, verbatim: bool = False) -> None:
+    """Write a table as CSV of which a spreadsheet runs no cell as a formula.
+
+    Args:
+        verbatim: leave such cells as they are, for a program that shows them to people.
+    """
     safe = table.copy()
     quoting = csv.QUOTE_MINIMAL
     for name in safe.select_dtypes(["object", "string", "category"]):
         text = safe[name].astype(object)
         values = {value for value in text.dropna().unique() if isinstance(value, str)}
         changed = {value: "'" + value for value in values if RUNS_AS_FORMULA.match(value)}
-        safe[name] = text.replace(changed) if changed else text
+        safe[name] = text.replace(changed) if changed and not verbatim else text
         if any("\r" in value for value in values):  # which Python before 3.13 does not quote
             quoting = csv.QUOTE_NONNUMERIC
     for name in safe.select_dtypes(["datetimetz"]):

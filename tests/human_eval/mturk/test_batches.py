@@ -68,6 +68,18 @@ def test_batch_has_a_row_for_each_pair_and_names_no_system(batch):
     assert len({row["pair"] for row in batch}) == 8
 
 
+def test_workers_read_a_prompt_as_raters_do(tmp_path):
+    texts = ["@home a cat, asleep", "=1", "'tis", "a\rb"]
+    prompts = [Prompt(index, text) for index, text in enumerate(texts)]
+    store = create_study(tmp_path / "study", define(k=2), prompts)
+    fill(store, 4)
+
+    [(path, _)] = write_batches(store, URL, tmp_path / "batch.csv")
+
+    assert {row["prompt"] for row in read_batch(path)} == set(texts)
+    store.close()
+
+
 def test_sides_of_a_batch_are_even(batch):
     # The made-up clips of these tests are named after their systems.
     ours = ["/ours-" in row["video_left"] for row in batch]
