@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from demo.context import NO_QUEUE
-from demo.models import ModelInfo
+from demo.models import ModelInfo, RequestError, read_request
 from demo.widgets.html import escape
 
 
@@ -36,18 +36,31 @@ class Notice:
         )
 
     def _on_change(self, prompt: str, model: str) -> dict[Any, Any]:
-        info = self._models.get(model)
-        if info is None or not prompt.strip() or info.world.knows(prompt):
+        suggestion = self._suggest(prompt, model)
+        if suggestion is None:
             return {self._group: gr.Group(visible=False)}
         return {
             self._group: gr.Group(visible=True),
-            self._text: _explain(info),
-            self._suggestion: gr.Button(f"Use “{info.world.nearest(prompt)}”"),
+            self._text: _explain(self._models[model]),
+            self._suggestion: gr.Button(f"Use “{suggestion}”"),
         }
 
     def _on_suggestion(self, prompt: str, model: str) -> dict[Any, Any]:
-        known = self._models[model].world.nearest(prompt)
-        return {self._prompt: known, self._group: gr.Group(visible=False)}
+        suggestion = self._suggest(prompt, model)
+        taken = {} if suggestion is None else {self._prompt: suggestion}
+        return {**taken, self._group: gr.Group(visible=False)}
+
+    def _suggest(self, prompt: object, model: str) -> str | None:
+        """Return the nearest prompt; None if the prompt is known, or no request may have it.
+
+        The check comes first: comparing the words of a prompt of any length could take seconds.
+        """
+        try:
+            request = read_request(self._models, model, prompt)
+        except RequestError:
+            return None
+        world = self._models[model].world
+        return None if world.knows(request.prompt) else world.nearest(request.prompt)
 
 
 def _explain(info: ModelInfo) -> str:
