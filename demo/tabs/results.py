@@ -9,7 +9,7 @@ import gradio as gr
 from demo.context import NO_QUEUE, PageContext
 from demo.widgets.html import escape
 from demo.widgets.player import SYNCED_PLAYBACK, show_playback_controls
-from demo.widgets.win_rate_bars import show_table, show_win_rates
+from demo.widgets.win_rate_bars import show_stamp, show_table, show_win_rates
 from human_eval.errors import StudyError
 from human_eval.reporting.answered_pairs import AnsweredPair, list_answered, read_pair
 from human_eval.reporting.live_results import LiveResults, Results
@@ -78,8 +78,8 @@ def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
     def on_refresh(votes: str | None, excluded: bool, request: gr.Request) -> dict[Any, Any]:
         return _refresh(study, parts, votes, excluded is True, dict(request.cookies))
 
-    def on_pair(number: float | None, votes: str | None, request: gr.Request) -> str:
-        return _show_numbered_pair(study, number, votes == SIMULATED, dict(request.cookies))
+    def on_pair(number: float | None, votes: str | None, request: gr.Request) -> dict[Any, Any]:
+        return _show_numbered_pair(study, parts, number, votes, dict(request.cookies))
 
     gr.on(
         [tab.select, parts.timer.tick, parts.votes.input, parts.excluded.input],
@@ -89,10 +89,10 @@ def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
         **NO_QUEUE,
     )
     gr.on(
-        [parts.number.change, tab.select],
+        [parts.number.change, parts.votes.change, tab.select],
         on_pair,
         [parts.number, parts.votes],
-        parts.pair,
+        [parts.number, parts.pair],
         **NO_QUEUE,
     )
     # Refresh only while the tab is open.
@@ -160,7 +160,7 @@ def _refresh(
         ),
         parts.downloads: _link_downloads(results),
         parts.pairs: gr.Column(visible=count > 0),
-        parts.number: gr.Number(maximum=max(count, 1), info=f"1 to {count}"),
+        parts.number: gr.Number(info=f"1 to {count}"),
     }
 
 
@@ -209,23 +209,33 @@ def _link_downloads(results: Results) -> str:
 
 
 def _show_numbered_pair(
-    study: StudyMount, number: float | None, simulated: bool, cookies: Mapping[str, str]
-) -> str:
-    """Show a pair by its number in the list, if this visitor may see it."""
+    study: StudyMount,
+    parts: _Parts,
+    number: float | None,
+    votes: str | None,
+    cookies: Mapping[str, str],
+) -> dict[Any, Any]:
+    """Show a pair by its number in the list, if this visitor may see it.
+
+    A number beyond the list becomes that of the last pair: the other votes have another list.
+    """
+    shown: dict[Any, Any] = {parts.pair: ""}
     if study.store is None or study.live_results is None:
-        return ""
+        return shown
     access = find_access(study.store, cookies)
-    results = study.live_results.read(named=access.named, simulated=simulated)
+    results = _read(study.live_results, votes, named=access.named)
     if not access.may_read or not results.named:
-        return ""
+        return shown
     try:
         pairs = list_answered(results)
         if not pairs:
-            return ""
+            return shown
         valid = min(max(int(number or 1), 1), len(pairs))
-        return _show_pair(study.store, results, pairs[valid - 1])
+        if number is not None and number > valid:
+            shown[parts.number] = valid
+        return {**shown, parts.pair: _show_pair(study.store, results, pairs[valid - 1])}
     except StudyError as refusal:
-        return f'<p class="quiet">{escape(str(refusal))}</p>'
+        return {**shown, parts.pair: f'<p class="quiet">{escape(str(refusal))}</p>'}
 
 
 def _show_pair(store: StudyStore, results: Results, pair_id: int) -> str:
@@ -237,6 +247,7 @@ def _show_pair(store: StudyStore, results: Results, pair_id: int) -> str:
         for title, token in ((pair.title_a, pair.clip_a), (pair.title_b, pair.clip_b))
     )
     return (
+        f"{show_stamp(results)}"
         f'<p class="prompt"><b>{escape(pair.comparison)}</b> {escape(pair.prompt)}</p>'
         f'<div class="tiles two" data-fps="{pair.fps:g}" data-frames="{pair.frames}">{tiles}</div>'
         f"{show_playback_controls(pair.frames)}{_show_votes(pair)}"

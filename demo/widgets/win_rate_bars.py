@@ -28,8 +28,12 @@ def show_win_rates(results: Results, *, with_excluded: bool = False) -> str:
         _table(key, list(group), decided, agreement)
         for key, group in groupby(rows, lambda row: row.comparison)
     )
-    stamp = '<p class="stamp">Simulated votes: no person took part</p>' if results.simulated else ""
-    return f'<div class="win-rates">{stamp}{_legend(rows)}{tables}{_NOTE}</div>'
+    return f'<div class="win-rates">{show_stamp(results)}{_legend(rows)}{tables}{_NOTE}</div>'
+
+
+def show_stamp(results: Results) -> str:
+    """Return the mark of simulated votes; empty for those of people."""
+    return '<p class="stamp">Simulated votes: no person took part</p>' if results.simulated else ""
 
 
 def _by_cell(table: pd.DataFrame, column: str) -> dict[tuple[str, str], Any]:

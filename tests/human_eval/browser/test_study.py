@@ -116,6 +116,18 @@ def test_a_closed_study_shows_names_and_its_votes_pair_by_pair(
         "first => document.querySelector('#results-pair .prompt').innerText !== first", arg=first
     )
     assert page.locator("#results-pair tbody tr").count() == 9
+    page.locator("#results-pair .stamp").wait_for()
+
+    with page.expect_response(is_empty_pair):
+        page.get_by_label("People").check()
+    page.locator("#results-pair").wait_for(state="detached")
+    page.get_by_label("A simulation").check()
+    page.locator("#results-pair .stamp").wait_for()
+
+
+def is_empty_pair(response) -> bool:
+    """Return whether a handler of the page has replied with no pair, and no other number."""
+    return "/gradio_api/run/" in response.url and response.json()["data"][1:] == [""]
 
 
 @pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
