@@ -49,11 +49,12 @@ def build_generate_tab(context: PageContext, tab: gr.Tab) -> None:
     generating = _connect_generation(context, controls, outputs)
     downloading = _connect_download(context, controls, outputs)
     checking = connect_dropped(context, controls, outputs)
-    for computing in (generating, downloading, checking):
-        connect_refusal(computing, outputs.status)
-    connect_stop([generating, downloading, checking], controls.run, controls.stop, outputs.status)
+    computing = [generating, downloading, checking]
+    for each in computing:
+        connect_refusal(each, outputs.status)
+    connect_stop(computing, controls.run, controls.stop, outputs.status)
     _connect_history(context, controls, outputs)
-    visit.connect_visit(context, controls, outputs, generating, tab)
+    visit.connect_visit(context, controls, outputs, generating, computing, tab)
 
 
 def _connect_generation(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:

@@ -21,7 +21,7 @@ from demo.tabs.controls import Controls, show_request, show_settings
 from demo.tabs.outputs import Outputs
 from demo.widgets.history import MAX_CLIPS, show_history
 from demo.widgets.player import show_no_clip
-from demo.widgets.status import show_idle, show_refusal
+from demo.widgets.status import connect_end, idle_buttons, show_idle, show_refusal
 
 MAX_SAVED = 20_000  # characters
 
@@ -76,9 +76,19 @@ def _read_settings(kept: Mapping[str, Any], models: Mapping[str, ModelInfo]) -> 
 
 
 def connect_visit(
-    context: PageContext, controls: Controls, outputs: Outputs, generating: Dependency, tab: gr.Tab
+    context: PageContext,
+    controls: Controls,
+    outputs: Outputs,
+    generating: Dependency,
+    computing: list[Dependency],
+    tab: gr.Tab,
 ) -> None:
-    """Keep the visit in the browser, and bring it back when the page is loaded again."""
+    """Keep the visit in the browser, and bring it back when the page is loaded again.
+
+    Args:
+        generating: the event of a generation.
+        computing: the events of all computations, which Clear ends.
+    """
 
     def on_load(saved: str, link: str) -> dict[Any, Any]:
         kept = read_visit(saved, context.models, context.engine.clips)
@@ -119,6 +129,7 @@ def connect_visit(
             outputs.recipe: {},
             outputs.status: show_idle(),
             outputs.dropped.check: gr.Button(visible=False),
+            **idle_buttons(controls.run, controls.stop),
         }
 
     page = tab.parent and tab.parent.parent
@@ -132,10 +143,15 @@ def connect_visit(
     changes = [control.change for control in controls.settings]
     gr.on(changes, None, controls.settings, js=KEEP_SETTINGS, **NO_QUEUE)
     outputs.history.change(None, outputs.history, js=KEEP_CLIPS, **NO_QUEUE)
-    for ended in (generating.success, generating.failure, controls.stop.click):
+    clear = outputs.clear
+    for ended in (generating.success, generating.failure, controls.stop.click, clear.click):
         ended(None, js=END, **NO_QUEUE)
-    cleared = [*restored, outputs.player, outputs.recipe, outputs.dropped.check]
-    outputs.clear.click(on_clear, None, cleared, **NO_QUEUE)
+    cleared = [
+        *(*restored, outputs.player, outputs.recipe, outputs.dropped.check),
+        *(controls.run, controls.stop),
+    ]
+    # A computation that goes on would bring back the videos and the prompt of its start.
+    connect_end(computing, clear).then(on_clear, None, cleared, **NO_QUEUE)
 
 
 # JavaScript of the page. A browser that blocks storage throws.

@@ -116,15 +116,23 @@ def connect_stop(
     computing: list[Dependency], run: gr.Button, stop: gr.Button, status: gr.HTML
 ) -> None:
     """Let the Stop button end the computation, then show that it has ended."""
-    stop.click(None, js="() => { window.stoppedAt = Date.now(); }", **NO_QUEUE)
-    # In one event, the "Stopped" could be overwritten by the last update of the computation.
-    stopping = stop.click(None, cancels=[*computing], **NO_QUEUE)
+    stopping = connect_end(computing, stop)
     stopping.then(
         lambda: {status: show_idle("Stopped."), **idle_buttons(run, stop)},
         None,
         [status, run, stop],
         **NO_QUEUE,
     )
+
+
+def connect_end(computing: list[Dependency], button: gr.Button) -> Dependency:
+    """Let a button end the computation.
+
+    Returns:
+        The event of the end. What follows it is not overwritten by the computation's last update.
+    """
+    button.click(None, js="() => { window.stoppedAt = Date.now(); }", **NO_QUEUE)
+    return button.click(None, cancels=[*computing], **NO_QUEUE)
 
 
 def _duration(seconds: float) -> str:

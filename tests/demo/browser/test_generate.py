@@ -302,6 +302,29 @@ def test_a_reload_keeps_the_visit_until_it_is_cleared(fake_server, open_page):
     )
 
 
+def test_clear_ends_the_computation_that_would_bring_the_visit_back(fake_server, open_page):
+    page = open_page(fake_server)
+    set_slider(page, "Steps", 1)
+    generate(page)
+    page.locator("#history button").wait_for()
+    set_slider(page, "Steps", 8)
+    generate(page)
+    page.get_by_text(re.compile(r"step \d of 8")).wait_for()
+
+    page.get_by_role("button", name="Clear", exact=True).click()
+
+    page.get_by_text("Your video will appear here").wait_for()
+    assert fake_server.steps_until_stopped() <= 2
+    page.wait_for_timeout(500)
+    expect(page.locator("#status")).to_contain_text("Ready")
+    assert page.locator("#history button").count() == 0
+    assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
+    assert page.get_by_role("button", name="Stop", exact=True).is_disabled()
+    page.reload()
+    page.get_by_text("Videos of this visit appear here").wait_for()
+    expect(page.locator("#status")).to_contain_text("Ready")
+
+
 def test_a_video_that_is_dropped_or_linked_gives_its_settings_back(
     fake_server, open_page, tmp_path
 ):
