@@ -22,7 +22,7 @@ from demo.tabs.controls import (
 from demo.tabs.dropped import connect_dropped
 from demo.tabs.outputs import Outputs, lay_out_outputs
 from demo.widgets.history import add_to_history, show_history
-from demo.widgets.player import show_clip
+from demo.widgets.player import show_clip, show_no_clip
 from demo.widgets.status import (
     StatusLine,
     busy_buttons,
@@ -152,11 +152,17 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
         clip = clips[index]
         recipe = clip.recipe
         settings = {name: recipe[name] for name in ("steps", "guidance", "seed")}
-        return {
+        shown = {
             **show_settings(context, controls, recipe["model"], recipe["prompt"], **settings),
+            outputs.recipe: recipe,
+        }
+        if context.engine.clips.path_of(clip.path.stem) is None:
+            gone = "This video no longer exists. Press Generate to make it again."
+            return {**shown, outputs.player: show_no_clip(), outputs.status: show_idle(gone)}
+        return {
+            **shown,
             outputs.player: show_clip(clip),
             outputs.status: show_done(clip, "Finished"),
-            outputs.recipe: recipe,
         }
 
     outputs.history.restore(

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -127,6 +128,41 @@ def test_a_download_counts_gigabytes():
     )
 
     assert "Downloading: 1.40 of 5.60 GB" in shown and "width:25%" in shown
+
+
+def build(context):
+    """Return the page of a context, and its parts by their HTML id."""
+
+    async def lay_out():
+        return page.build_page(context)
+
+    built = run_apart(lay_out())
+    return built, {part.elem_id: part for part in built.blocks.values()}
+
+
+def find_handler(built, name: str):
+    return next(function.fn for function in built.fns.values() if function.name == name)
+
+
+def test_a_video_of_the_history_whose_file_is_gone_gives_its_settings_back(context):
+    path = context.engine.clips.new_path()
+    recipe = {**make_clip().recipe, "model": "fake-student", "seed": 7}
+    clip = replace(make_clip(), path=path, recipe=recipe)
+    path.touch()
+    on_restore = find_handler(build(context)[0], "on_restore")
+
+    def restore() -> dict:
+        shown = on_restore([clip], SimpleNamespace(index=0))
+        return {part.elem_id: value for part, value in shown.items()}
+
+    there = restore()
+    path.unlink()
+    gone = restore()
+
+    assert "<video" in there["screen"] and "Finished" in there["status"]
+    assert "<video" not in gone["screen"] and "Finished" not in gone["status"]
+    for shown in (there, gone):
+        assert (shown["prompt"], shown["seed"], shown["recipe"]) == ("a star", 7, recipe)
 
 
 def test_a_tab_is_one_function_in_one_list(context, monkeypatch):
