@@ -40,12 +40,12 @@ def build_compare_tab(context: PageContext, tab: gr.Tab) -> None:
     """Lay out the tab inside the open `gr.Blocks`."""
     parts = _lay_out(context)
     parts.new_seed.click(draw_seed, None, parts.seed, **NO_QUEUE)
-    parts.notice.connect(gr.State(context.default_model), parts.run)
+    parts.notice.connect(gr.State(_find_small_model(context)), parts.run)
     _connect_comparison(context, parts)
 
 
 def _lay_out(context: PageContext) -> _Parts:
-    examples = context.models[context.default_model].world.examples
+    examples = context.models[_find_small_model(context)].world.examples
     gr.HTML(
         "<p>Every model gets the same prompt and the same seed. Teachers use classifier-free "
         "guidance, which takes two network passes per step. Students take the guidance scale w as "
@@ -75,6 +75,13 @@ def _lay_out(context: PageContext) -> _Parts:
     status = gr.HTML(show_idle(), elem_id="compare-status")
     player = build_synced_player()
     return _Parts(prompt, notice, seed, new_seed, run, stop, status, player)
+
+
+def _find_small_model(context: PageContext) -> str:
+    """Return the model of the first row that knows only some words, or else the default model."""
+    models = (row.model for row in context.rows if row.model in context.models)
+    small = (model for model in models if context.models[model].world.slots)
+    return next(small, context.default_model)
 
 
 def read_comparison(context: PageContext, prompt: object, seed: object) -> list[Request]:

@@ -7,6 +7,7 @@ import pytest
 
 from demo import page
 from demo.clip_store import ClipStore
+from demo.models import ModelInfo
 from demo.session import GeneratedClip, Update
 from demo.tabs.compare import make_tiles, read_comparison
 from demo.tabs.controls import can_download, model_choices
@@ -14,9 +15,10 @@ from demo.widgets.history import MAX_CLIPS, add_to_history, show_history
 from demo.widgets.html import escape
 from demo.widgets.player import show_clip, show_tiles
 from demo.widgets.status import StatusLine, show_done
+from demo.world import World
 from human_eval.server.study_mount import StudyMount
 from tests.support.apart import run_apart
-from tests.support.fake_engine import ROWS, FakeEngine, create_fake_context
+from tests.support.fake_engine import MODELS, ROWS, FakeEngine, create_fake_context
 
 
 def make_clip(prompt: str = "a star", total: float = 1.0, seed: int = 0) -> GeneratedClip:
@@ -163,6 +165,21 @@ def test_a_video_of_the_history_whose_file_is_gone_gives_its_settings_back(conte
     assert "<video" not in gone["screen"] and "Finished" not in gone["status"]
     for shown in (there, gone):
         assert (shown["prompt"], shown["seed"], shown["recipe"]) == ("a star", 7, recipe)
+
+
+def test_compare_begins_with_a_prompt_that_its_small_models_know(context):
+    published = ModelInfo(card=MODELS["fake-student"].card, world=World(slots={}, examples=("x",)))
+    models = {"published": published, **MODELS}
+    built, parts = build(replace(context, models=models, default_model="published"))
+    notices = [
+        function.inputs
+        for function in built.fns.values()
+        if function.name == "_on_change" and function.inputs[0] is parts["compare-prompt"]
+    ]
+
+    assert MODELS[ROWS[0].model].world.knows(parts["compare-prompt"].value)
+    assert [model.value for _, model in notices] == [ROWS[0].model]
+    assert parts["prompt"].value == "x"
 
 
 def test_a_tab_is_one_function_in_one_list(context, monkeypatch):
