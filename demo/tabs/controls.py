@@ -88,7 +88,14 @@ def model_choices(context: PageContext) -> list[tuple[str, str]]:
 
 def can_download(context: PageContext, model: str) -> bool:
     """Return whether visitors may download the model, and it has files to download."""
-    return context.download is not None and context.availability(model).endswith("download")
+    if context.download is None or not _is_listed(context, model):
+        return False
+    return context.availability(model).endswith("download")
+
+
+def _is_listed(context: PageContext, model: object) -> bool:
+    """Return whether a call names a model of the list; Gradio lets any list of names pass."""
+    return isinstance(model, str) and model in context.models
 
 
 def build_sliders(
@@ -123,7 +130,8 @@ def connect_controls(context: PageContext, controls: Controls) -> None:
     """Let the controls follow the chosen model, and fill in examples and new seeds."""
 
     def on_model(model: str, fitted: str) -> dict[Any, Any]:
-        if model == fitted:  # the visit or a video was restored, with its own settings
+        # Equal if the visit or a video was restored, with its own settings.
+        if model == fitted or not _is_listed(context, model):
             return {controls.fitted: gr.skip()}
         info = context.models[model]
         steps, guidance = build_sliders(info)
@@ -152,7 +160,10 @@ def connect_controls(context: PageContext, controls: Controls) -> None:
     controls.notice.connect(controls.model, controls.run)
     controls.new_seed.click(draw_seed, None, controls.seed, **NO_QUEUE)
     controls.examples.click(
-        lambda sample: sample[0], controls.examples, controls.prompt, **NO_QUEUE
+        lambda sample: sample[0] if sample else gr.skip(),
+        controls.examples,
+        controls.prompt,
+        **NO_QUEUE,
     )
     # The free memory is known when the first model is loaded. Then update the list once.
     timer = gr.Timer(2.0)

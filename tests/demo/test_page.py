@@ -182,6 +182,28 @@ def test_compare_begins_with_a_prompt_that_its_small_models_know(context):
     assert parts["prompt"].value == "x"
 
 
+@pytest.mark.parametrize("model", [None, "gone", ["fake-student"]])
+def test_a_model_that_is_not_in_the_list_changes_no_control(context, model):
+    on_model = find_handler(build(context)[0], "on_model")
+
+    assert [*on_model(model, "fake-student").values()] == [gr.skip()]
+    needs = {"fake-student": "needs 5.6 GB download"}
+    offering = replace(context, availability=needs.__getitem__, download=lambda name: iter(()))
+    assert not can_download(offering, model)
+
+
+def test_no_example_changes_no_prompt(context):
+    built, parts = build(context)
+    [on_example] = [
+        function.fn
+        for function in built.fns.values()
+        if [*function.inputs] == [parts["examples"]] and [*function.outputs] == [parts["prompt"]]
+    ]
+
+    assert on_example(["a star"]) == "a star"
+    assert on_example(None) == gr.skip()
+
+
 def test_a_tab_is_one_function_in_one_list(context, monkeypatch):
     async def lay_out():
         return page.build_page(context).config
