@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--definition", type=Path, help="default: study.toml of the study, edited")
     parser.add_argument("--prompts", help="a file with the study's prompts and new ones after them")
-    parser.add_argument("--column", default="prompt", help="column of prompts in a CSV file")
+    parser.add_argument("--column", help="column of prompts; default: prompt, text, caption")
     parser.add_argument("--reason", default="", help="stored with the amendment")
     parser.add_argument("--author", default="researcher")
 
@@ -42,7 +42,9 @@ def amend(options: Namespace) -> None:
     _refuse_on_server(options.study, "amend")
     with opened(options) as store:
         definition = load_definition(options.definition or store.folder / "study.toml")
-        prompts = load_prompts(options.prompts, column=options.column) if options.prompts else []
+        prompts, length = [], definition.max_prompt_length
+        if options.prompts:
+            prompts = load_prompts(options.prompts, column=options.column, max_length=length)
         changes = amend_study(
             store, definition, prompts, reason=options.reason, author=options.author
         )

@@ -65,8 +65,8 @@ def check_amendment(old: StudyDefinition, new: StudyDefinition) -> None:
 
 
 def _may_change(path: str, before: Any, after: Any) -> bool:
-    if path in GROWING and after is not None:
-        return set(before.split(", ")) <= set(after.split(", "))
+    if path in GROWING:
+        return not before or set(before.split(", ")) <= set(after.split(", "))
     return bool(MAY_CHANGE.fullmatch(path))
 
 
@@ -77,7 +77,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             if entry.name not in COMPUTED:
                 name = f"{path}.{entry.name}" if path else entry.name
                 yield from _flatten(getattr(value, entry.name), name)
-    elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+    elif isinstance(value, tuple) and (path in GROWING or any(map(is_dataclass, value))):
         yield path, ", ".join(entry.key for entry in value)
         for entry in value:
             yield from _flatten(entry, f"{path}.{entry.key}")

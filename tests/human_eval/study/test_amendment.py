@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from human_eval.cli.main import main
+from human_eval.collection.pairs import list_prompts
 from human_eval.definition.amendment import list_differences
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
@@ -138,6 +139,35 @@ def test_an_amendment_needs_a_version_a_reason_a_change_and_no_running_service(m
     with pytest.raises(StudyClosed):
         amend(store, good)
     assert read_pairs(store)["target"].eq(1).all()
+
+
+PROLIFIC = '[quotas]\nper_study = 5\n[[providers]]\nkey = "prolific"\n'
+
+
+@sqlite_only
+def test_a_first_crowd_platform_may_be_added_and_the_last_not_removed(make_store):
+    store = make_store(k=1)
+
+    later = amend(store, rewrite(store, ("[viewing]", PROLIFIC + "[viewing]")))
+
+    assert [provider.key for provider in later.definition.providers] == ["prolific"]
+    with pytest.raises(StudyError, match="providers"):
+        amend(later, rewrite(store, version=3))
+    later.close()
+
+
+@sqlite_only
+def test_the_command_takes_the_prompts_that_create_takes(make_store, tmp_path):
+    store = make_store(k=1, num_prompts=2)
+    study, path = store.folder / "study.toml", tmp_path / "prompts.csv"
+    path.write_text("caption\nprompt 0\nprompt 1\n" + "long " * 500 + "\n")
+    longer = ("raters_per_pair = 1", "raters_per_pair = 1\nmax_prompt_length = 5000")
+    study.write_text(rewrite(store, longer).source)
+
+    main(["amend", str(store.folder), "--prompts", str(path), "--reason", "more prompts"])
+
+    with store.read() as connection:
+        assert [len(prompt.text) for prompt in list_prompts(connection)] == [8, 8, 2500]
 
 
 @sqlite_only
