@@ -5,7 +5,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from human_eval.cli.command import Commands, add_command, opened
-from human_eval.collection.quotas import session_quota
 from human_eval.collection.raters import identify_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import block, exclude_by_hand, unblock
@@ -125,7 +124,6 @@ def _list(store: StudyStore, options: Namespace) -> None:
             table,
             per_pair=per_pair,
             reward=options.reward,
-            session=session_quota(store.definition),
             again=options.again,
         )
         total = write_bonuses(store, export, owed, options.bonus, author=options.author)

@@ -164,7 +164,6 @@ def owed_bonuses(
     *,
     per_pair: float,
     reward: float,
-    session: int | None = None,
     again: bool = False,
 ) -> dict[int, Decimal]:
     """Return what each rater is still owed, by number: pay per pair, less what was paid.
@@ -174,16 +173,13 @@ def owed_bonuses(
     Args:
         raters: the table of `tabulate_raters`.
         per_pair: pay for one pair.
-        reward: what the platform itself pays for a session whose outcome is "done".
-        session: pairs of a complete session; a rater may have completed several, each of them paid
-            by the platform. None if a session has no such number.
+        reward: what the platform itself pays for each session whose outcome is "done".
         again: treat the bonuses of earlier files as unpaid.
     """
     owed = {}
     for rater in raters[raters["decision"] == ""].itertuples(index=False):
         amount = Decimal(int(rater.pairs)) * Decimal(str(per_pair))
-        completed = int(rater.pairs) // session if session else 0
-        amount -= max(completed, int(rater.outcome == "done")) * Decimal(str(reward))
+        amount -= int(rater.sessions_done) * Decimal(str(reward))
         if not again:
             amount -= rater.bonus
         amount = amount.quantize(CENT, ROUND_HALF_UP)

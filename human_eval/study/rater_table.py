@@ -11,7 +11,8 @@ import pandas as pd
 from sqlalchemy import Connection, bindparam, case, func, select
 from sqlalchemy.orm import aliased
 
-from human_eval.collection.endings import read_endings
+from human_eval.collection.endings import read_endings, read_told_outcomes
+from human_eval.collection.quotas import session_quota
 from human_eval.definition.definition import StudyDefinition
 from human_eval.storage.events import blocks, exclusions
 from human_eval.storage.tables import AssignmentRow, Event, PairRow, Rater, Vote
@@ -25,10 +26,10 @@ def tabulate_raters(store: StudyStore, *, simulated: bool = False) -> pd.DataFra
 
     Returns:
         Columns rater_number; rater, the pseudonym; provider; entered (UTC); pairs, answered ones
-        with attention checks; minutes from being given a pair to answering it, without overlaps;
-        gold_right and gold_asked, on the primary question; returned, pairs skipped or reported;
-        outcome; its completion code; decision, exclusions and blocks in force; bonus, paid by
-        earlier files.
+        with attention checks; sessions_done, complete ones; minutes from being given a pair to
+        answering it, without overlaps; gold_right and gold_asked, on the primary question;
+        returned, pairs skipped or reported; outcome, of the last session; its completion code;
+        decision, exclusions and blocks in force; bonus, paid by earlier files.
     """
     values = {"simulated": simulated, "primary": store.definition.primary.key}
     with store.read() as connection:
@@ -36,6 +37,7 @@ def tabulate_raters(store: StudyStore, *, simulated: bool = False) -> pd.DataFra
         endings, bonuses = read_endings(connection), read_bonuses(connection)
         decisions = _read_decisions(connection)
         minutes = _count_minutes(connection, values)
+        complete = _read_complete(connection, store.definition, values)
         gold = {row.rater_id: row for row in connection.execute(_GOLD, values)}
         counts = {row.rater_id: row for row in connection.execute(_COUNTS, values)}
     rows = []
@@ -45,7 +47,8 @@ def tabulate_raters(store: StudyStore, *, simulated: bool = False) -> pd.DataFra
         told = endings.get(number)
         if told and count and (count.last_pair or 0) > told[1]:
             told = None  # they went on
-        outcome = _outcome(store.definition, rater.erased_at, pairs, decisions[number], told)
+        last_done = pairs > 0 and complete[number][-1]
+        outcome = _outcome(rater.erased_at, pairs, last_done, decisions[number], told)
         rows.append(
             {
                 "rater_number": number,
@@ -53,6 +56,8 @@ def tabulate_raters(store: StudyStore, *, simulated: bool = False) -> pd.DataFra
                 "provider": rater.provider,
                 "entered": _show_time(rater.created_at),
                 "pairs": pairs,
+                # Older versions stored the outcome without its session.
+                "sessions_done": max(sum(complete[number]), int(outcome == "done")),
                 "minutes": round(minutes[number] / MINUTE, 1),
                 "gold_right": checked.right if checked else 0,
                 "gold_asked": checked.asked if checked else 0,
@@ -75,22 +80,44 @@ def read_bonuses(connection: Connection) -> dict[int, Decimal]:
 
 
 def _outcome(
-    definition: StudyDefinition,
     erased_at: int | None,
     pairs: int,
+    last_done: bool,
     decisions: Sequence[str],
     told: tuple[str, int] | None,
 ) -> str:
-    """Return how a rater's part ended: as they were told or will be, or why it has not ended."""
+    """Return how a rater's part ended: as they were told or will be, or why it has not ended.
+
+    Args:
+        last_done: whether the session of their last pair is complete.
+    """
     if erased_at is not None:
         return "erased"
     if told:
         return told[0]
     if decisions:
         return "screened_out"
-    if definition.quotas.per_study and pairs >= definition.quotas.per_study:
+    if last_done:
         return "done"
     return "unfinished" if pairs else "entered"
+
+
+def _read_complete(
+    connection: Connection, definition: StudyDefinition, values: dict[str, Any]
+) -> dict[int, list[bool]]:
+    """Say for each session of each rater whether it is complete, the last one last.
+
+    A session is complete if the rater was told "done" in it, or has answered as many pairs as the
+    definition asked for at its last pair. So no later amendment of the quotas changes it.
+    """
+    told = read_told_outcomes(connection)
+    quotas = [session_quota(version) for version in definition.versions]
+    complete: dict[int, list[bool]] = defaultdict(list)
+    for row in connection.execute(_SESSIONS, values):
+        quota = quotas[row.amendment]
+        full = quota is not None and row.pairs >= quota
+        complete[row.rater_id].append(full or "done" in told[row.rater_id][row.session])
+    return complete
 
 
 def _read_decisions(connection: Connection) -> dict[int, list[str]]:
@@ -128,6 +155,7 @@ COLUMNS = [
         "provider",
         "entered",
         "pairs",
+        "sessions_done",
         "minutes",
         "gold_right",
         "gold_asked",
@@ -149,6 +177,18 @@ _COUNTS = (
     )
     .where(AssignmentRow.simulated == bindparam("simulated"))
     .group_by(AssignmentRow.rater_id)
+)
+_SESSIONS = (
+    select(
+        AssignmentRow.rater_id,
+        AssignmentRow.session,
+        func.count(AssignmentRow.id.distinct()).label("pairs"),
+        func.max(Vote.amendment).label("amendment"),
+    )
+    .join(Vote, Vote.assignment_id == AssignmentRow.id)
+    .where(AssignmentRow.simulated == bindparam("simulated"), AssignmentRow.state == "submitted")
+    .group_by(AssignmentRow.rater_id, AssignmentRow.session)
+    .order_by(func.max(AssignmentRow.submitted_at))
 )
 _TIMES = (
     select(AssignmentRow.rater_id, AssignmentRow.assigned_at, AssignmentRow.submitted_at)

@@ -141,10 +141,10 @@ def enter_rater(store: StudyStore, provider: str, name: str, **options) -> int:
         return raters.enter(connection, store.keys, provider, name, now=now, **options)
 
 
-def claim_pair(store: StudyStore, rater: int, *, ahead: bool = False) -> Assignment | None:
+def claim_pair(store: StudyStore, rater: int, **options) -> Assignment | None:
     with store.write() as connection:
         now, rng = store.clock(), store.rng
-        return claim(connection, store.definition, rater, now=now, rng=rng, ahead=ahead)
+        return claim(connection, store.definition, rater, now=now, rng=rng, **options)
 
 
 def submit_answers(store: StudyStore, submission: Submission) -> Receipt:

@@ -1,5 +1,6 @@
 """Paid raters: who did what, joined with the platform's own list, paid once."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pandas as pd
@@ -8,11 +9,14 @@ import pytest
 from human_eval.cli.main import main
 from human_eval.collection.endings import record_ending
 from human_eval.collection.progress import is_screened_out
+from human_eval.definition.definition import parse_definition
 from human_eval.errors import StudyError
 from human_eval.storage import events
+from human_eval.study.amendment import amend_study
 from human_eval.study.pay import count_countries, owed_bonuses, read_platform_export, write_bonuses
 from human_eval.study.queries import read_votes
 from human_eval.study.rater_table import tabulate_raters
+from human_eval.study.store import open_study
 from tests.support.studies import answer, claim_pair, enter_rater, submit_answers
 
 EXTRA = """
@@ -298,14 +302,106 @@ def test_a_wrong_request_is_refused_in_words(store, tmp_path, monkeypatch, capsy
     assert not (tmp_path / "b.csv").exists()
 
 
+@pytest.fixture
+def crowd(make_store):
+    """A study with sessions of four pairs, of which nobody has answered any."""
+    return make_store(k=1, num_prompts=8, extra=EXTRA)
+
+
+def work(store, *sessions):
+    """Answer pairs in sessions on the platform; each is (name, pairs, outcome told at its end)."""
+    rater = enter_rater(store, "prolific", ANN)
+    for session, pairs, outcome in sessions:
+        for _ in range(pairs):
+            store.clock.pass_seconds(30)
+            submit_answers(store, answer(store, claim_pair(store, rater, session=session)))
+        if outcome:
+            with store.write() as connection:
+                record_ending(connection, rater, outcome, session=session, now=store.clock())
+    return store
+
+
+def amend_quota(store, per_study):
+    source = store.definition.source.replace("per_study = 4", f"per_study = {per_study}")
+    definition = parse_definition(f"version = 2\n{source}")
+    amend_study(store, definition, reason="the pilot was long", author="ada")
+    return replace(open_study(store.folder), clock=store.clock, rng=store.rng)
+
+
+def list_pay(store):
+    """Return the rater's complete sessions, outcome and bonus at 0.10 a pair, 0.40 a session."""
+    table = tabulate_raters(store)
+    owed = owed_bonuses(table, per_pair=0.1, reward=0.4)
+    return table["sessions_done"].iloc[0], table["outcome"].iloc[0], owed.get(1, 0)
+
+
 @pytest.mark.parametrize(
-    "pairs, outcome, bonus",
-    [(6, "no_work_left", None), (4, "no_work_left", "0.10"), (3, "done", None)],
+    "sessions, expected",
+    [
+        # complete sessions
+        ([("s1", 4, "done")], (1, "done", 0)),
+        ([("s1", 4, "")], (1, "done", 0)),
+        ([("s1", 4, "done"), ("s2", 4, "done")], (2, "done", 0)),
+        ([("", 4, "done")], (1, "done", 0)),
+        # two incomplete ones, together as long as a complete one
+        ([("s1", 2, ""), ("s2", 2, "no_work_left")], (0, "no_work_left", Decimal("0.40"))),
+        ([("s1", 2, ""), ("s2", 2, "")], (0, "unfinished", Decimal("0.40"))),
+        ([("s1", 3, "technical"), ("s2", 3, "")], (0, "unfinished", Decimal("0.60"))),
+        # a complete and an incomplete one
+        ([("s1", 4, "done"), ("s2", 3, "")], (1, "unfinished", Decimal("0.30"))),
+        ([("s1", 3, ""), ("s2", 4, "")], (1, "done", Decimal("0.30"))),
+        ([("s1", 4, "done"), ("s2", 2, "no_work_left")], (1, "no_work_left", Decimal("0.20"))),
+        # the rater goes back to an earlier session
+        ([("s1", 2, ""), ("s2", 4, "done"), ("s1", 1, "")], (1, "unfinished", Decimal("0.30"))),
+        # told that a shorter session is complete
+        ([("s1", 3, "done"), ("s2", 1, "")], (1, "unfinished", 0)),
+        ([("s1", 1, "done")], (1, "done", 0)),
+    ],
 )
-def test_the_reward_of_every_complete_session_is_subtracted(pairs, outcome, bonus):
-    row = {"rater_number": 1, "pairs": pairs, "outcome": outcome, "decision": ""}
-    table = pd.DataFrame([{**row, "bonus": Decimal(0)}])
+def test_each_session_is_complete_by_its_own_pairs_or_as_it_was_told(crowd, sessions, expected):
+    assert list_pay(work(crowd, *sessions)) == expected
 
-    owed = owed_bonuses(table, per_pair=0.1, reward=0.3, session=3)
 
-    assert owed == ({1: Decimal(bonus)} if bonus else {})
+@sqlite_only
+@pytest.mark.parametrize("told", ["done", ""])
+@pytest.mark.parametrize("per_study", [2, 3, 5, 8])
+def test_a_complete_session_stays_complete_when_the_quota_is_amended(crowd, told, per_study):
+    later = amend_quota(work(crowd, ("s1", 4, told), ("s2", 4, told)), per_study)
+
+    assert list_pay(later) == (2, "done", 0)
+    work(later, ("s3", 1, ""))
+    assert list_pay(later) == (2, "unfinished", Decimal("0.10"))
+    later.close()
+
+
+@sqlite_only
+def test_a_session_that_was_left_stays_incomplete_when_the_quota_is_lowered(crowd):
+    later = amend_quota(work(crowd, ("s1", 2, "")), 2)
+
+    assert list_pay(later) == (0, "unfinished", Decimal("0.20"))
+    work(later, ("s2", 2, ""))
+    assert list_pay(later) == (1, "done", 0)
+    work(later, ("s1", 0, "done"))  # they came back to it
+    assert list_pay(later)[:2] == (2, "done")
+    later.close()
+
+
+@sqlite_only
+def test_a_session_that_goes_on_after_an_amendment_is_complete_once(crowd):
+    later = amend_quota(work(crowd, ("s1", 4, "done")), 6)
+    work(later, ("s1", 1, ""))
+    assert list_pay(later) == (1, "done", Decimal("0.10"))
+
+    work(later, ("s1", 1, "done"))
+
+    assert list_pay(later) == (1, "done", Decimal("0.20"))
+    later.close()
+
+
+@sqlite_only
+def test_an_outcome_stored_without_its_session_is_one_complete_session(crowd):
+    work(crowd, ("s1", 3, ""))
+    with crowd.write() as connection:
+        record_ending(connection, 1, "done", session="", now=crowd.clock())
+
+    assert list_pay(crowd) == (1, "done", 0)
