@@ -205,14 +205,14 @@ def audit(options: Namespace) -> None:
     """Print what ten probes found in the votes of a study, or of an export."""
     from human_eval.reporting.audit import audit_votes
     from human_eval.reporting.export import read_export
-    from human_eval.statistics.votes import counted_votes
+    from human_eval.statistics.votes import require_counted
 
     if is_export(options.study):
         votes, definition = read_export(options.study)
     else:
         with opened(options) as store:
             votes, definition = _read_votes(store, options), store.definition
-    table = audit_votes(counted_votes(votes), definition)
+    table = audit_votes(require_counted(votes), definition)
     for row in table.to_dict("records"):
         result, text = ("FOUND" if row["fired"] else "ok   "), row["found"]
         if row["unknown"]:

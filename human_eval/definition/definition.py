@@ -497,5 +497,10 @@ def _check_numbers(definition: StudyDefinition) -> None:
             raise StudyError(
                 f"{name} is {value}, but must be between {low} and {high}. Correct the definition."
             )
+    if checks.gold_share + checks.mirror_share >= 1:
+        raise StudyError(
+            f"gold_share is {checks.gold_share} and mirror_share {checks.mirror_share}, so that "
+            "all pairs are attention checks. Lower one of them, so that their sum is below 1."
+        )
     if checks.gold_share and not checks.gold_recipes:
         raise StudyError("gold_recipes is empty, but gold_share is not 0. List a recipe.")

@@ -62,6 +62,7 @@ from human_eval.statistics.votes import (
     check_votes,
     counted_votes,
     find_unknown,
+    require_counted,
 )
 from human_eval.statistics.win_rates import category_rates, tabulate_strengths, win_rates
 
@@ -332,12 +333,7 @@ def write_report(
     votes = votes.sort_values(["answered_at", "vote_id"], ignore_index=True)
     words = [name for name, kind in COLUMNS.items() if kind == "text"]
     votes[words] = votes[words].astype("category")  # much faster to group by
-    counted = counted_votes(votes)
-    if counted.empty:
-        raise StudyError(
-            f"None of the {len(votes):,} votes counts: they are on attention checks, or by "
-            "excluded raters. See `python -m human_eval status`."
-        )
+    counted = require_counted(votes)
     scores = pd.DataFrame()
     if judge:
         asked = counted[counted["question"] == definition.primary.key]

@@ -170,6 +170,21 @@ def counted_votes(votes: pd.DataFrame, *, with_excluded: bool = False) -> pd.Dat
     return votes[kept]
 
 
+def require_counted(votes: pd.DataFrame) -> pd.DataFrame:
+    """Keep the votes that analyses count, as `counted_votes` does.
+
+    Raises:
+        StudyError: none of them counts, or the frame mixes human votes with simulated ones.
+    """
+    counted = counted_votes(votes)
+    if counted.empty:
+        raise StudyError(
+            f"None of the {len(votes):,} votes counts: they are on attention checks, or by "
+            "excluded raters. See `python -m human_eval status`."
+        )
+    return counted
+
+
 def check_origin(votes: pd.DataFrame) -> bool:
     """Return whether the votes are simulated.
 

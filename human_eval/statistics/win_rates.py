@@ -123,20 +123,30 @@ def describe_busiest(share: float) -> str:
     return f"one rater gave {100 * share:.0f} % of the decisive votes" if share > BUSY else ""
 
 
-def mean_of(votes: pd.DataFrame, values: np.ndarray, confidence: float = 0.95) -> Mean:
-    """Return the mean of one value in [0, 1] per vote, clustered by prompt and rater.
+def mean_of(
+    votes: pd.DataFrame,
+    values: np.ndarray,
+    confidence: float = 0.95,
+    *,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Mean:
+    """Return the mean of one value per vote, clustered by prompt and rater.
 
-    One rater's votes on one prompt allow no conclusion: their interval is [0, 1]. Where raters or
-    prompts are unknown, the other clusters remain, and `note` says so; where both are, votes are
-    taken as independent and p is 1.
+    One rater's votes on one prompt allow no conclusion: their interval is all that `bounds` allow.
+    Where raters or prompts are unknown, the other clusters remain, and `note` says so; where both
+    are, votes are taken as independent and p is 1.
+
+    Args:
+        bounds: the smallest and largest value possible; the null hypothesis is halfway.
     """
     kinds = cluster_kinds(votes)
     unknown = describe_clusters(kinds)
     if all(kind.nunique() == 1 for kind in kinds.values()):
         note = f"one {next(iter(kinds))} only" if unknown else "one rater's votes on one prompt"
         note = "; ".join(filter(None, [note, unknown]))
-        return Mean(float(np.mean(values)), 0.0, 0.0, 1.0, 1.0, note)
-    mean = clustered_mean(values, kinds, confidence=confidence)
+        return Mean(float(np.mean(values)), 0.0, *bounds, 1.0, note)
+    null = sum(bounds) / 2
+    mean = clustered_mean(values, kinds, null=null, bounds=bounds, confidence=confidence)
     if not unknown:
         return mean
     note = "; ".join(filter(None, [mean.note, unknown]))
@@ -260,7 +270,7 @@ def tabulate_strengths(votes: pd.DataFrame, definition: StudyDefinition) -> pd.D
         sign = cell["choice"].eq("a").astype(int) - cell["choice"].eq("b").astype(int)
         score = (sign * cell["strength"]).to_numpy(float)
         counts = [int(np.sum(score == value)) for value in (2, 1, 0, -1, -2)]
-        mean = clustered_mean(score, cluster_kinds(cell), null=0.0, bounds=(-2.0, 2.0))
+        mean = mean_of(cell, score, bounds=(-2.0, 2.0))
         row: dict[str, Any] = {"comparison": comparison.key, "question": question.key}
         row |= dict(zip(STRENGTHS[2:], [len(cell), *counts], strict=True))
         rows.append(

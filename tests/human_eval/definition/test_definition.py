@@ -71,6 +71,7 @@ def test_the_hash_is_that_of_the_text_so_new_settings_do_not_change_it():
         ("min_loops = 1", "min_loops = -1", "min_loops is -1, but must be between 0 and 100"),
         ("primary = true", 'primary = true\ndimension = "beauty"', "one of"),
         ("min_loops = 1", "min_loops = ", "not valid TOML"),
+        ("[viewing]", "[checks]\ngold_share = 0.5\nmirror_share = 0.5\n[viewing]", "below 1"),
         ('wording = "Which do you prefer?"', "", "questions has no wording"),
         ('name = "test"', 'name = "test"\nhash = "0"', "'hash' is computed"),
     ],

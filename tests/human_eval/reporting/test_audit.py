@@ -4,8 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from human_eval.cli.main import main
 from human_eval.definition.definition import parse_definition
 from human_eval.reporting.audit import PROBES, audit_votes
+from human_eval.storage.events import exclude_by_hand
+from tests.human_eval.collection.test_assignment import enter, finish
 from tests.support.crowd import make_votes
 
 TOML = """
@@ -114,3 +117,18 @@ def test_no_probe_fires_on_sound_votes():
 
     assert list(table["probe"]) == list(PROBES)
     assert not table["fired"].any(), table[table["fired"]].to_dict("records")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("command", ["audit", "report"])
+def test_a_study_without_a_vote_that_counts_is_refused(make_store, capsys, command):
+    store = make_store(k=1, num_prompts=2)
+    [rater] = enter(store, 1)
+    finish(store, [rater])
+    with store.write() as connection:
+        exclude_by_hand(connection, rater, reason="a bot", author="ada", now=store.clock())
+
+    with pytest.raises(SystemExit) as exit:
+        main([command, str(store.folder)])
+
+    assert exit.value.code == 2 and "None of the 8 votes" in capsys.readouterr().err

@@ -120,6 +120,19 @@ def test_the_mean_of_a_scale_is_that_of_its_points():
     assert (rates["wins"], rates["ties"], rates["losses"]) == (5, 1, 2)  # whatever the strength
 
 
+def test_the_mean_of_a_scale_is_unlimited_by_one_raters_votes_on_one_prompt():
+    definition = parse_definition(
+        PAIR.replace('wording = "Which one?"', 'wording = "?", kind = "scale"')
+    )
+    votes = make_votes(definition, prompts=3, raters=8).iloc[:3]
+    votes = votes.assign(prompt="the same", rater="one", choice="a", strength=[2, 1, 2])
+
+    row = tabulate_strengths(votes, definition).iloc[0]
+
+    assert row["mean"] == pytest.approx(5 / 3)
+    assert (row["low"], row["high"]) == (-2, 2) and row["note"]
+
+
 def test_simulated_raters_use_the_whole_scale(store, tmp_path):
     simulate(store, Crowd(raters=5, win_rate=0.8, tie_share=0.3, seed=1))
 
