@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from human_eval.definition.frames import check_frames
-from human_eval.definition.platforms import Provider, complete
+from human_eval.definition.platforms import Provider, build_provider, check_provider
 from human_eval.errors import StudyError
 
 Language = Literal["en", "de", "fr", "es", "zh", "ja", "ar"]
@@ -260,7 +260,7 @@ class StudyDefinition:
 
     def provider(self, key: str) -> Provider:
         """Return the crowd platform with this key, or raise as `system` does."""
-        return complete(_find(self.providers, key, "provider"))
+        return _find(self.providers, key, "provider")
 
 
 def load_definition(
@@ -346,7 +346,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
         )
     built = {name: _convert(hints[name], value, name) for name, value in values.items()}
     try:
-        return cls(**built)
+        return build_provider(**built) if cls is Provider else cls(**built)
     except TypeError as error:
         missing = re.findall(r"'(\w+)'", str(error))
         raise StudyError(f"{where} has no {', '.join(missing)}. Add it.") from error
@@ -393,7 +393,9 @@ def _check_keys(definition: StudyDefinition) -> None:
                     "'.', '_' and '-'. Rename it; a title may contain any character."
                 )
         _check_once(noun, keys)
-    _check_once("providers", [complete(provider).key for provider in definition.providers])
+    for provider in definition.providers:
+        check_provider(provider)
+    _check_once("providers", [provider.key for provider in definition.providers])
     if definition.providers and not definition.quotas.per_study:
         raise StudyError(
             "Raters of [[providers]] are paid by the session. Set per_study in [quotas] to the "

@@ -5,7 +5,7 @@ an address of its own when the rater has finished. Nothing else differs between 
 provider is data in the definition of a study:
 
 [[providers]]
-key = "prolific"                # known: its settings are in KNOWN
+key = "prolific"                # known: its settings are in KNOWN; those given here replace them
 
 [[providers]]
 key = "panel"                   # any other platform: name its parameters
@@ -18,6 +18,7 @@ finish = "https://panel.example/back?wave={wave}&person={participant}&code={code
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from human_eval.errors import NotAcceptable, StudyError
@@ -32,7 +33,7 @@ class Provider:
     """A crowd platform, as its documentation describes it."""
 
     key: str
-    rater: str = ""  # name of the parameter with the rater's identity; empty for a known platform
+    rater: str = ""  # name of the parameter with the rater's identity; not empty
     # Name of the parameter with the session; its value is stored as a keyed hash. A rater who comes
     # in another session answers new pairs; without it, `keep` tells the sessions apart.
     session: str = ""
@@ -75,15 +76,18 @@ KNOWN = {
 }
 
 
-def complete(provider: Provider) -> Provider:
-    """Return the provider with the settings of its platform filled in, if it is a known one.
+def build_provider(**settings: Any) -> Provider:
+    """Return the provider with these settings; a known platform has its own where none is given."""
+    known = KNOWN.get(settings.get("key", ""))
+    return replace(known, **settings) if known else Provider(**settings)
+
+
+def check_provider(provider: Provider) -> None:
+    """Refuse a provider that is no way in or out.
 
     Raises:
         StudyError: its key, parameters or address of return cannot be used.
     """
-    if not provider.rater and provider.key in KNOWN:
-        known = KNOWN[provider.key]
-        provider = replace(known, finish=provider.finish or known.finish)
     if provider.key in RESERVED:
         raise StudyError(
             f"{provider.key!r} cannot be the key of a provider: {', '.join(RESERVED)} are reserved."
@@ -102,7 +106,6 @@ def complete(provider: Provider) -> Provider:
             f"{error}. Correct it."
         ) from error
     _check_finish(provider)
-    return provider
 
 
 def _check_finish(provider: Provider) -> None:

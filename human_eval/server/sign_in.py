@@ -107,8 +107,7 @@ async def identify(store: StudyStore, authenticator: Authenticator, body: EntryB
         platform = store.definition.provider(str(key))
         parameters = read_parameters(platform, body.parameters)
         return Identity(platform.key, parameters[platform.rater], parameters)
-    platforms = [store.definition.provider(given.key) for given in store.definition.providers]
-    if any(platform.rater in body.parameters for platform in platforms):
+    if any(platform.rater in body.parameters for platform in store.definition.providers):
         raise NotYours(BROKEN_LINK)  # an anonymous session would not be paid
     if store.definition.anonymous:
         return Identity("anonymous", "")
@@ -192,8 +191,7 @@ def entry_links(store: StudyStore, page: str) -> dict[str, str]:
     keys, definition = store.keys, store.definition
     links: dict[str, str] = {"anonymous": page} if definition.anonymous else {}
     links["link"] = f"{page}?link={keys.sign('link', ['link'])}"
-    for provider in definition.providers:
-        platform = definition.provider(provider.key)
+    for platform in definition.providers:
         links[platform.key] = study_address(platform, page, keys.sign("link", [platform.key]))
     if read_accounts(store.folder):
         links["staff"] = f"{page}?staff"

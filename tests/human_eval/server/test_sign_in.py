@@ -6,6 +6,7 @@ and reads the completion code from the address to which the browser returns.
 
 import io
 import re
+from dataclasses import replace
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pytest
@@ -18,9 +19,9 @@ from human_eval.definition.definition import parse_definition
 from human_eval.definition.platforms import (
     KNOWN,
     Provider,
-    complete,
     finish_address,
     read_parameters,
+    study_address,
 )
 from human_eval.errors import NotAcceptable, StudyError
 from human_eval.hosting.deployment import SPACE_FRAMES
@@ -439,6 +440,9 @@ def test_inside_another_sites_frame_the_cookie_is_partitioned(store):
         ('key = "unheard"', "name of a parameter"),
         ('key = "panel"\nrater = "a b"', "name of a parameter"),
         ('key = "panel"\nrater = "id"\npattern = "["', "regular expression"),
+        ('key = "prolific"\npattern = "("', "regular expression"),
+        ('key = "prolific"\nrater = ""', "name of a parameter"),
+        ('key = "connect"\nfinish = "https://p.example/{STUDY_ID}"', "contains {STUDY_ID}"),
         ('key = "panel"\nrater = "id"\nfinish = "http://panel.example"', "https address"),
         ('key = "panel"\nrater = "id"\nfinish = "javascript:alert(1)"', "https address"),
         ('key = "panel"\nrater = "id"\nfinish = "https://p.example/{wave}"', "contains {wave}"),
@@ -456,21 +460,65 @@ def test_a_platform_that_is_no_way_in_or_out_is_refused(platform, message):
 
 def test_values_of_a_platform_cannot_change_where_the_browser_goes():
     panel = Provider(key="p", rater="id", finish="https://p.example/back?who={id}&c={code}")
-    kept = read_parameters(complete(panel), {"id": "x&c=FREE#@evil.example/ {code}"})
+    kept = read_parameters(panel, {"id": "x&c=FREE#@evil.example/ {code}"})
 
     address = finish_address(panel, kept, "D0NE", "done")
 
     assert urlsplit(address).hostname == "p.example"
     assert dict(parse_qsl(urlsplit(address).query))["c"] == "D0NE"
     with pytest.raises(NotAcceptable, match=r"\bid\b"):
-        read_parameters(complete(panel), {"ID": "x"})
+        read_parameters(panel, {"ID": "x"})
+
+
+def read_provider(platform):
+    text = DEFINITION.format(k=2, loops=0) + f"\n[[providers]]\n{platform}\n{QUOTA}"
+    [provider] = parse_definition(text).providers
+    return provider
 
 
 def test_known_platforms_are_settled_by_their_key_alone():
     for key, known in KNOWN.items():
-        assert complete(Provider(key=key)) == known
+        assert read_provider(f'key = "{key}"') == known
     with pytest.raises(NotAcceptable):
         read_parameters(KNOWN["prolific"], {"PROLIFIC_PID": "a" * 24 + "; DROP"})
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ('rater = "person"', "person"),
+        ('session = "visit"', "visit"),
+        ('session = ""', ""),
+        ('keep = ["STUDY_ID", "cohort"]', ("STUDY_ID", "cohort")),
+        ("keep = []", ()),
+        ('pattern = "[0-9]+"', "[0-9]+"),
+        ('pattern = ""', ""),
+        ('placeholder = "<NAME>"', "<NAME>"),
+        ('bonus = "person,cents"', "person,cents"),
+        ('bonus = "id,amount"', "id,amount"),
+        ('bonus = ""', ""),
+        ('finish = "https://p.example/{code}"', "https://p.example/{code}"),
+        ('finish = ""', ""),
+    ],
+)
+def test_each_setting_replaces_that_of_a_known_platform_alone(setting, value):
+    name = setting.split()[0]
+
+    provider = read_provider(f'key = "prolific"\n{setting}')
+
+    assert provider == replace(KNOWN["prolific"], **{name: value})
+
+
+def test_a_known_platform_may_keep_a_parameter_for_its_address_of_return():
+    finish = "https://app.prolific.com/submissions/complete?cc={code}&cohort={cohort}"
+    prolific = read_provider(
+        f'key = "prolific"\nkeep = ["STUDY_ID", "cohort"]\nfinish = "{finish}"'
+    )
+
+    address = finish_address(prolific, {"cohort": "b"}, "D0NE", "done")
+
+    assert dict(parse_qsl(urlsplit(address).query)) == {"cc": "D0NE", "cohort": "b"}
+    assert "cohort={{%cohort%}}" in study_address(prolific, PAGE, "signed")
 
 
 def test_the_commands_print_links_and_add_staff(store, capsys, monkeypatch):
