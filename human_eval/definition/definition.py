@@ -284,7 +284,7 @@ def load_definition(
             f"a preset: {known}."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from error
     return parse_definition(_fill(text, settings or {}), origin=str(path))
@@ -382,16 +382,13 @@ def _find(entries: Sequence[Any], key: str, noun: str) -> Any:
 
 
 def _check_keys(definition: StudyDefinition) -> None:
+    _check_key(definition.name, f"The name {definition.name!r} of the study")
     for noun in ("systems", "comparisons", "questions"):
         keys = [entry.key for entry in getattr(definition, noun)]
         if not keys:
             raise StudyError(f"The definition has no {noun}. Add [[{noun}]].")
-        for key in [definition.name, *keys]:
-            if not KEY.fullmatch(key):
-                raise StudyError(
-                    f"The key {key!r} in {noun} contains other characters than letters, digits, "
-                    "'.', '_' and '-'. Rename it; a title may contain any character."
-                )
+        for key in keys:
+            _check_key(key, f"The key {key!r} in {noun}")
         _check_once(noun, keys)
     for provider in definition.providers:
         check_provider(provider)
@@ -400,6 +397,14 @@ def _check_keys(definition: StudyDefinition) -> None:
         raise StudyError(
             "Raters of [[providers]] are paid by the session. Set per_study in [quotas] to the "
             "number of pairs in a session."
+        )
+
+
+def _check_key(key: str, what: str) -> None:
+    if not KEY.fullmatch(key):
+        raise StudyError(
+            f"{what} is not of the right form: up to 64 letters, digits, '.', '_' and '-', the "
+            "first a letter or a digit. Rename it; a title may contain any character."
         )
 
 

@@ -62,7 +62,8 @@ def test_the_hash_is_that_of_the_text_so_new_settings_do_not_change_it():
         ('b = "theirs"', 'b = "nobody"', "no system 'nobody'.* ours, theirs, third"),
         ('b = "third"', 'b = "theirs"', "compare the same two systems"),
         ('key = "C2"', 'key = "c1"', "comparisons have the same key"),
-        ('key = "C2"', 'key = "../C2"', "other characters than letters"),
+        ('key = "C2"', 'key = "../C2"', "'../C2' in comparisons .* letters, digits"),
+        ('name = "test"', 'name = "my study"', "name 'my study' .* letters, digits"),
         ("primary = true", "primary = false", "exactly one primary question"),
         ('ties = "tie"', 'ties = "maybe"', "one of"),
         ("raters_per_pair = 2", "raters_per_pair = 0", "between 1 and 1000"),
@@ -100,3 +101,10 @@ def test_an_unknown_preset_or_parameter_is_refused():
         load_definition("t2v-turbo", {"steps": 2})
     with pytest.raises(StudyError, match="ms_second_steps cannot be 4"):
         load_definition("t2v-turbo", {"ms_second_steps": 4})
+
+
+def test_a_definition_saved_with_a_byte_order_mark_is_the_same(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(define().source, encoding="utf-8-sig")
+
+    assert load_definition(path).hash == define().hash
