@@ -308,9 +308,9 @@ def screen(options: Namespace) -> None:
         votes = read_votes(store, simulated=options.simulated)
         proposed = screening.screen(votes, store.definition)
         with store.write() as connection:
-            in_force = exclusions(connection)
+            before = exclusions(connection)
             settled = find_settled(connection)
-            revoked = settled - {(entry.subject, entry.rule) for entry in in_force}
+            revoked = settled - {(entry.subject, entry.rule) for entry in before}
             for row in proposed.itertuples():
                 subject = f"rater:{find_rater(connection, row.rater)}"
                 if options.apply and (subject, row.rule) not in settled:
@@ -324,7 +324,8 @@ def screen(options: Namespace) -> None:
                     )
                 stays = "  revoked before: stays so" if (subject, row.rule) in revoked else ""
                 print(f"{row.rater}  {row.rule}  {row.evidence}{stays}")
-        print(f"{len(proposed)} proposed, {'applied' if options.apply else 'none applied'}.")
+            in_force = exclusions(connection)
+        print(f"{len(proposed)} proposed, {len(in_force) - len(before)} newly excluded.")
         for entry in in_force:
             print(f"in force: event {entry.event_id}, {entry.subject}, {entry.rule}")
         print(screening.consistency(votes).to_string(index=False))

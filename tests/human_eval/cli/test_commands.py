@@ -339,6 +339,10 @@ def test_what_somebody_revoked_is_not_excluded_again(study, monkeypatch, capsys)
         run("screen", study, "--simulated", "--apply")
         with store.read() as connection:
             [excluded] = exclusions(connection)
+        shown = capsys.readouterr().out
+        assert f"event {excluded.event_id}, " in shown and "1 proposed, 1 newly excluded" in shown
+        run("screen", study, "--simulated", "--apply")
+        assert "1 proposed, 0 newly excluded" in capsys.readouterr().out
         run("screen", study, "--revoke", excluded.event_id, "--reason", "a slow clock")
 
         run("screen", study, "--simulated", "--apply")
