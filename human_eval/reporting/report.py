@@ -112,7 +112,7 @@ class ReportTable:
 
 
 def _count_exclusions(votes: ReportVotes) -> pd.DataFrame:
-    dropped = votes.all[votes.all["excluded"]]
+    dropped = votes.with_excluded[votes.with_excluded["excluded"]]
     counted = dropped.groupby("exclusion_rule")["rater"].agg(["nunique", "size"])
     return counted.rename(columns={"nunique": "raters", "size": "answers"}).reset_index()
 

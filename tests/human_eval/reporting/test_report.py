@@ -122,6 +122,20 @@ def test_a_report_counts_the_answers_to_each_kind_of_check(folder, votes, defini
     assert "not analysed: 7 gold, 3 mirror." in some
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_the_table_of_exclusions_counts_no_answers_to_checks(votes, definition, tmp_path):
+    mixed = votes.assign(kind=votes["kind"].where(votes.index % 3 > 0, "mirror"))
+    excluded = mixed[mixed["excluded"]]
+    real = int(excluded["kind"].eq("real").sum())
+    assert 0 < real < len(excluded)
+
+    write_report(mixed, definition, tmp_path)
+
+    [row] = pd.read_csv(tmp_path / "exclusions.csv").to_dict("records")
+    assert (row["raters"], row["answers"]) == (1, real)
+    assert f"{real} answers were excluded" in (tmp_path / "methods.md").read_text()
+
+
 def test_methods_tell_numbers_rules_and_the_definition(folder, votes, definition):
     methods = (folder / "methods.md").read_text()
 
