@@ -8,6 +8,7 @@ StudyError
   StudyClosed     the study takes no more answers
     StudyPaused   it assigns no new pairs for now; assigned ones can still be answered
   StudyNotReady   nobody may answer yet: votes could not be kept
+  StudyInUse      another process excludes this one from the study while it runs
   StorageBusy     the database is locked or unreachable; nothing was stored, try again
   StorageFull     the disk is full; nothing was stored
   StorageDamaged  the database is damaged; restore a backup
@@ -66,6 +67,10 @@ class StudyPaused(StudyClosed):
 
 class StudyNotReady(StudyError):
     """Nobody may answer yet; the message says why and may be shown to anyone."""
+
+
+class StudyInUse(StudyError):
+    """Another process holds the lock of the study."""
 
 
 class StorageBusy(StudyError):

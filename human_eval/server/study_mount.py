@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from human_eval.errors import StorageBusy, StudyError, StudyNotReady
+from human_eval.errors import StorageBusy, StudyError, StudyInUse, StudyNotReady
 from human_eval.reporting.live_results import LiveResults
 from human_eval.server.admin import create_admin_app
 from human_eval.server.results_api import create_results_app
@@ -24,8 +24,9 @@ from human_eval.study.store import StudyStore
 logger = logging.getLogger(__name__)
 
 PREPARING = "The study is being prepared. This takes a few seconds."
+IN_USE = "Another program is using this study. The study opens here once that program has ended."
 FAILED = "The study could not be opened. The server's log has the reason."
-RETRY_SECONDS = 30.0  # between two attempts to open a study that is not ready
+RETRY_SECONDS = 30.0  # between two attempts to open a study that is not ready, or in use
 
 
 class DeferredApp:
@@ -57,8 +58,8 @@ class StudyMount:
 
     Args:
         open_store: opens the study, and creates it if necessary; slow, called in a thread. Where
-            it raises `StudyNotReady` or `StorageBusy`, visitors read why, and it is called again
-            later.
+            it raises `StudyNotReady`, `StudyInUse` or `StorageBusy`, visitors read why, and it is
+            called again later.
         frames: other sites that may show the page in a frame.
     """
 
@@ -103,10 +104,7 @@ class StudyMount:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         try:
-            store = await self._wait_for_store()
-            stack.callback(store.close)
-            vote_app = create_app(store, frames=self._frames)
-            await stack.enter_async_context(vote_app.router.lifespan_context(vote_app))
+            store, vote_app = await self._wait_for_study(stack)
         except Exception as error:
             unknown = not isinstance(error, StudyError | OSError)
             logger.error("The study could not be opened: %s", error, exc_info=unknown)
@@ -121,14 +119,21 @@ class StudyMount:
         self.store, self.live_results = store, live_results
         await asyncio.to_thread(live_results.read)  # so that the first reader does not wait
 
-    async def _wait_for_store(self) -> StudyStore:
-        """Open the study, as soon as it is ready."""
+    async def _wait_for_study(self, stack: AsyncExitStack) -> tuple[StudyStore, FastAPI]:
+        """Open the study and start its service, as soon as both are possible."""
         while True:
             try:
-                return await asyncio.to_thread(self._open_store)
-            except (StudyNotReady, StorageBusy) as reason:
+                async with AsyncExitStack() as opened:
+                    store = await asyncio.to_thread(self._open_store)
+                    opened.callback(store.close)
+                    vote_app = create_app(store, frames=self._frames)
+                    await opened.enter_async_context(vote_app.router.lifespan_context(vote_app))
+                    stack.push_async_exit(opened.pop_all())
+                    return store, vote_app
+            except (StudyNotReady, StudyInUse, StorageBusy) as reason:
                 logger.warning(reason)
-                self._show(str(reason))
+                # The message of a lock is for operators, and names the folder.
+                self._show(IN_USE if isinstance(reason, StudyInUse) else str(reason))
             await asyncio.sleep(RETRY_SECONDS)
 
     def _show(self, note: str) -> None:

@@ -61,7 +61,7 @@ class VoteService:
         """Carry out writes; every second, store refusals and return expired assignments.
 
         Raises:
-            StudyError: another service uses this SQLite study, or a backup is being restored.
+            StudyInUse: another service uses this SQLite study, or a backup is being restored.
         """
         with serving(self.store.database, self.store.folder) as renew:
             self._writer = Writer(self.store.database)

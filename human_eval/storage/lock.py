@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from human_eval.errors import StudyError
+from human_eval.errors import StudyError, StudyInUse
 from human_eval.storage.database import Database, translated_errors
 
 LOCK_FILE = "service.lock"
@@ -39,10 +39,10 @@ class SessionLock:
         """Take the lock.
 
         Raises:
-            StudyError: another process excludes it.
+            StudyInUse: another process excludes it.
         """
         if not self._acquire():
-            raise StudyError(self._refusal)
+            raise StudyInUse(self._refusal)
 
     def renew(self) -> None:
         """Take the lock again if its connection was lost. Call it every second.
@@ -95,7 +95,7 @@ def serving(database: Database, folder: Path) -> Iterator[Callable[[], None]]:
         a function that takes the lock again if PostgreSQL has dropped it; see `SessionLock.renew`.
 
     Raises:
-        StudyError: another service uses this SQLite study, or a backup is being restored.
+        StudyInUse: another service uses this SQLite study, or a backup is being restored.
     """
     refusal = (
         f"Another service or a restore is using {folder}. Stop it first. Several services on one "
@@ -112,7 +112,7 @@ def alone(database: Database, folder: Path) -> Iterator[None]:
     """Exclude every service until the end of the block.
 
     Raises:
-        StudyError: a service is running.
+        StudyInUse: a service is running.
     """
     with _lock(database, folder, "pg_try_advisory_lock", SERVICE_RUNS.format(folder=folder)):
         yield
@@ -139,14 +139,14 @@ def file_lock(folder: Path, refusal: str) -> Iterator[None]:
     """Hold the lock of the folder of an SQLite study until the end of the block.
 
     Raises:
-        StudyError: another process holds it; `refusal` is the message.
+        StudyInUse: another process holds it; `refusal` is the message.
     """
     # No soft lock where the file system has none of its own: a killed process would leave it.
     lock = FileLock(folder / LOCK_FILE, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
-        raise StudyError(refusal) from error
+        raise StudyInUse(refusal) from error
     try:
         yield
     finally:
