@@ -9,7 +9,7 @@ name, which the page draws at random; an address may change at any time.
 import asyncio
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -29,7 +29,7 @@ from demo.web.gradio_internals import (
     CallChecker,
     CallError,
 )
-from demo.web.limits import DROP, Limits, Sessions, TooMany, visitor
+from demo.web.limits import DROP, STUDY_API, Limits, Sessions, TooMany, visitor
 from human_eval.hosting.proxies import path_below_root
 
 MAX_BODY = 64 * 1024  # bytes
@@ -65,12 +65,15 @@ class Guard:
         calls: CallChecker,
         video_folders: Sequence[Path],
         limits: Limits,
+        find_rater: Callable[[Scope], int | None] = lambda scope: None,
         frames: Sequence[str] = (),
         further_calls: Collection[str] = (),
     ) -> None:
         """
         Args:
             video_folders: the folders whose mp4 files Gradio may serve.
+            find_rater: returns which rater sent a request, by a cookie that it has verified; None
+                for anybody else.
             frames: other sites that may show the page in a frame.
             further_calls: further addresses that take JSON calls, which they check themselves.
         """
@@ -78,6 +81,7 @@ class Guard:
         self._calls = calls
         self._folders = [str(folder.resolve()) + "/" for folder in video_folders]
         self._limits = limits
+        self._find_rater = find_rater
         self._further_calls = frozenset(further_calls)
         self._sessions = Sessions()
         ancestors = " ".join(["'self'", *frames])
@@ -95,7 +99,8 @@ class Guard:
         try:
             client = visitor(scope)
             self._check_route(scope["method"], path)
-            self._limits.check(client, scope)
+            rater = self._find_rater(scope) if path.startswith(STUDY_API) else None
+            self._limits.check(client, scope, rater)
             if path == DROP:
                 await self._receive_video(scope, receive, send)
                 return

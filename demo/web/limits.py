@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.types import Scope
@@ -15,6 +14,8 @@ from demo.web.gradio_internals import JOIN
 from human_eval.hosting.proxies import path_below_root
 
 DROP = "/dropped"  # where the page sends videos that are dropped on it
+STUDY_API = "/study/api/"  # the requests of the raters' page
+ENTER = f"{STUDY_API}enter"
 MAX_CLIENTS = 20_000  # whose rates are remembered
 MAX_SESSIONS = 1_500  # below `gradio_internals.REMEMBERED_SESSIONS`
 SESSIONS_PER_CLIENT = 300
@@ -80,17 +81,16 @@ class TokenBuckets:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of an application. Many raters may share one address: theirs is per cookie too."""
+    """The limits of an application. Many raters may share one address: each has a rate too."""
 
     any_request: Rate = Rate(200, 2_000)  # per address
     join: Rate = Rate(1, 30)  # computations, per address
-    rating: Rate = Rate(5, 60)  # requests about votes, per rater
-    entering: Rate = Rate(1, 60)  # new raters and sign-ins, per address
+    rating: Rate = Rate(5, 60)  # requests about votes, per rater; before they enter, per address
+    entering: Rate = Rate(1, 60)  # entries and sign-ins, per address
     dropping: Rate = Rate(0.2, 10)  # videos dropped on the page, per address
     drops_in_all: int = 2  # videos that arrive at the same time
     streams: int = 100  # open connections per address
     streams_in_all: int = 1_000
-    rater_cookie: str = ""
     _buckets: dict[str, TokenBuckets] = field(default_factory=dict, init=False, repr=False)
     _streams: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _slots: threading.Semaphore = field(init=False, repr=False)
@@ -100,8 +100,11 @@ class Limits:
             self._buckets[name] = TokenBuckets(getattr(self, name))
         object.__setattr__(self, "_slots", threading.Semaphore(self.drops_in_all))
 
-    def check(self, client: str, scope: Scope) -> None:
+    def check(self, client: str, scope: Scope, rater: int | None = None) -> None:
         """Count a request.
+
+        Args:
+            rater: the number in a cookie with a valid signature; anyone can make up other cookies.
 
         Raises:
             TooMany: it exceeds a rate.
@@ -110,11 +113,10 @@ class Limits:
         kinds = [("any_request", client)]
         if path.startswith(JOIN):
             kinds.append(("join", client))
-        elif path.startswith("/study/api/"):
-            rater = _cookie(scope, self.rater_cookie)
-            kinds.append(("rating", f"{client} {rater}") if rater else ("entering", client))
-        elif path.startswith("/admin") and scope["method"] == "POST":
+        elif path == ENTER or (path.startswith("/admin") and scope["method"] == "POST"):
             kinds.append(("entering", client))
+        elif path.startswith(STUDY_API):
+            kinds.append(("rating", client if rater is None else f"rater {rater}"))
         elif path == DROP:
             kinds.append(("dropping", client))
         for kind, key in kinds:
@@ -157,17 +159,6 @@ class Limits:
             self._streams[client] -= 1
             if not self._streams[client]:
                 del self._streams[client]
-
-
-def _cookie(scope: Scope, name: str) -> str:
-    for header, value in scope["headers"]:
-        if header == b"cookie":
-            try:
-                cookies = SimpleCookie(value.decode("latin-1"))
-            except CookieError:
-                return ""
-            return cookies[name].value if name in cookies else ""
-    return ""
 
 
 @dataclass

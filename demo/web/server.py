@@ -7,6 +7,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from functools import partial
 from socket import socket
 from typing import Any
 
@@ -14,6 +15,7 @@ import gradio as gr
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, RedirectResponse
+from starlette.types import Scope
 
 from demo.compute.process import ModelProcess
 from demo.context import PageContext
@@ -23,10 +25,12 @@ from demo.web.guard import Guard
 from demo.web.limits import DROP, Limits
 from demo.web.mcp import MCP_ROUTE, add_mcp
 from demo.widgets import theme
+from human_eval.errors import NotYours
 from human_eval.hosting.deployment import Deployment
 from human_eval.hosting.listener import address_of, serve_on
 from human_eval.hosting.proxies import BehindProxy
-from human_eval.server.sign_in import COOKIE
+from human_eval.server.sign_in import read_session
+from human_eval.server.study_mount import StudyMount
 
 IDLE_CHECK_SECONDS = 10
 MIN_FREE = 2**30  # bytes on disk, below which /healthz reports a problem
@@ -46,7 +50,7 @@ def create_page_app(
     Args:
         mcp: serve the tools of `demo.web.mcp` too.
     """
-    limits = limits or Limits(rater_cookie=COOKIE)
+    limits = limits or Limits()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -82,11 +86,22 @@ def create_page_app(
         calls=CallChecker(page),
         video_folders=[context.engine.clips.folder, page.cached_files],
         limits=limits,
+        find_rater=partial(_find_rater, study),
         frames=deployment.frames,
         further_calls=[MCP_ROUTE] if mcp else [],
     )
     app.add_middleware(BehindProxy, deployment=deployment)
     return app
+
+
+def _find_rater(study: StudyMount, scope: Scope) -> int | None:
+    """Return the number of the rater who sent a request; None for anybody else."""
+    if study.store is None:
+        return None
+    try:
+        return read_session(study.store.keys, Request(scope)).rater_id
+    except NotYours:
+        return None
 
 
 @asynccontextmanager

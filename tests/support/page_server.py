@@ -17,7 +17,6 @@ from demo.web.server import create_page_app
 from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.server.accounts import add_account
-from human_eval.server.sign_in import COOKIE
 from human_eval.server.study_mount import PREPARING, StudyMount
 from human_eval.study.store import StudyStore, create_study
 from tests.support.fake_engine import FakeEngine, create_fake_context
@@ -34,7 +33,6 @@ NO_LIMITS = Limits(
     rating=Rate(1e9, 1e9),
     entering=Rate(1e9, 1e9),
     dropping=Rate(1e9, 1e9),
-    rater_cookie=COOKIE,
 )
 
 

@@ -344,18 +344,18 @@ def test_a_bucket_fills_again_with_time():
 
 
 def test_raters_behind_one_address_do_not_slow_each_other_down():
-    rates = Limits(rating=Rate(1, 2), rater_cookie="rater")
+    rates = Limits(rating=Rate(0.001, 2))
 
-    def ask(cookie):
-        headers = [(b"cookie", f"rater={cookie}".encode())]
-        scope = {"path": "/study/api/claim", "method": "POST", "headers": headers}
-        rates.check("10.0.0.1", scope)
+    def ask(rater):
+        scope = {"path": "/study/api/claim", "method": "POST", "headers": []}
+        rates.check("10.0.0.1", scope, rater)
 
     for _ in range(2):
-        ask("first"), ask("second")
-    with pytest.raises(TooMany):
-        ask("first")
-    ask("third")
+        ask(1), ask(2), ask(None)
+    for rater in (1, None):
+        with pytest.raises(TooMany):
+            ask(rater)
+    ask(3)
 
 
 def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):

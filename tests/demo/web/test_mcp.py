@@ -11,7 +11,6 @@ from gradio_client import Client
 
 from demo.recipe_link import read_link
 from demo.web.limits import Limits, Rate
-from human_eval.server.sign_in import COOKIE
 from tests.support.apart import run_apart
 from tests.support.fake_engine import MODELS
 from tests.support.page_server import run_page_server
@@ -131,7 +130,7 @@ def test_a_call_that_cannot_be_served_is_refused_in_words(name, arguments, words
 
 
 def test_calls_count_against_the_rate_of_their_address(tmp_path):
-    limits = Limits(join=Rate(0.0001, 2), rater_cookie=COOKIE)
+    limits = Limits(join=Rate(0.0001, 2))
 
     async def scene():
         async with run_page_server(tmp_path, limits=limits, mcp=True) as server:

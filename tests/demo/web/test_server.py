@@ -11,6 +11,7 @@ import pytest
 from gradio.queueing import Queue
 from sqlalchemy import func, select
 
+from demo.web.limits import Limits, Rate
 from human_eval.storage.tables import Event, Vote
 from tests.support.apart import run_apart
 from tests.support.page_server import SECRETS, claim, enter, run_page_server, sign_in, vote
@@ -152,6 +153,47 @@ def test_results_are_for_researchers_until_they_are_published(tmp_path):
             assert "System " in page_after.text and "Quokka" not in page_after.text
 
     run(scene())
+
+
+def test_entering_and_signing_in_are_limited_by_address_whatever_the_cookie(tmp_path):
+    limits = Limits(entering=Rate(0.0001, 3))
+
+    async def scene():
+        statuses = Counter()
+        async with run_page_server(tmp_path, limits=limits) as server:
+            await enter(server.client)
+            for number in range(3):
+                own = server.client.cookies["human_eval_rater"]
+                for cookie in (f"junk{number}", f"{own}{number}", own):
+                    async with server.visitor(cookies={"human_eval_rater": cookie}) as visitor:
+                        reply = await visitor.post("/study/api/enter", json={"consent": True})
+                        statuses["enter", reply.status_code] += 1
+                        reply = await sign_in(visitor, password="guess")
+                        statuses["sign in", reply.status_code] += 1
+        return statuses
+
+    assert run(scene()) == {
+        ("enter", 200): 1,
+        ("enter", 429): 8,
+        ("sign in", 403): 1,
+        ("sign in", 429): 8,
+    }
+
+
+def test_only_a_cookie_with_a_valid_signature_has_a_rate_of_its_own(tmp_path):
+    async def scene():
+        statuses = []
+        async with run_page_server(tmp_path, limits=Limits(rating=Rate(0.0001, 2))) as server:
+            for number in range(4):
+                async with server.visitor(cookies={"human_eval_rater": f"junk{number}"}) as visitor:
+                    statuses.append((await visitor.post("/study/api/claim", json={})).status_code)
+            for _ in range(3):
+                async with server.visitor() as rater:
+                    await enter(rater)
+                    statuses.append((await rater.post("/study/api/claim", json={})).status_code)
+        return statuses
+
+    assert run(scene()) == [403, 403, 429, 429, 200, 200, 200]
 
 
 def test_no_cookie_of_a_rater_opens_the_administration(tmp_path):
