@@ -4,15 +4,19 @@ A newer Gradio may change any of it: its routes, the body of a call, its queue, 
 Compare these with the new version's `routes.py`, `data_classes.py`, `queueing.py` and `blocks.py`.
 """
 
+import asyncio
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import gradio as gr
+from fastapi import HTTPException
 from gradio import route_utils
 from gradio.blocks import BlockFunction
 from gradio.queueing import Event
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import Scope
 
 VERSION = "6.31.0"
 
@@ -34,6 +38,8 @@ REMEMBERED_SESSIONS = 2_000
 # queueing.py: how often an idle queue looks for work, in seconds. Gradio's own values on Windows;
 # elsewhere it looks 1,000 times a second, which takes 6 % of a core while nobody visits.
 QUEUE_INTERVAL, PROGRESS_INTERVAL = 0.05, 0.1
+
+LISTEN_SECONDS = 20  # after a call, until its session must listen for the answer
 
 MAX_DEPTH = 12  # of the values in a call
 
@@ -179,6 +185,48 @@ class Page(gr.Blocks):
                 event.alive = False
 
         self._queue.send_message = send_or_drop  # type: ignore[method-assign]
+
+    def limit_queue(
+        self, client_of: Callable[[Scope], str], per_client: int, listens: Callable[[str], bool]
+    ) -> None:
+        """Limit the calls of a client that wait, and end calls whose answer nobody receives.
+
+        Gradio computes the calls of a session that never listens, and ends the others when their
+        session stops listening.
+
+        Args:
+            client_of: returns whom a request counts for.
+            listens: returns whether a session listens for answers.
+        """
+        queue, push = self._queue, self._queue.push
+        watches: set[asyncio.Task[None]] = set()
+
+        async def end_unless_heard(session: str, event_id: str) -> None:
+            await asyncio.sleep(LISTEN_SECONDS)
+            if not listens(session):
+                await queue.clean_events(event_id=event_id)
+                queue.pending_event_ids_session.get(session, set()).discard(event_id)
+
+        async def push_within_limits(body: Any, request: Any, username: str | None) -> Any:
+            lanes = queue.event_queue_per_concurrency_id.values()
+            waiting = [event for lane in lanes for event in lane.queue]
+            client = client_of(request.scope)
+            if sum(client_of(event.request.scope) == client for event in waiting) >= per_client:
+                raise HTTPException(
+                    429,
+                    f"{per_client} computations from your network are waiting already. Try again "
+                    "when one of them is done.",
+                )
+            if queue.max_size is not None and len(waiting) >= queue.max_size:
+                raise HTTPException(503, "The page is busy. Try again in a few minutes.")
+            success, result, state = await push(body, request, username)
+            if success:
+                watch = asyncio.create_task(end_unless_heard(body.session_hash, str(result)))
+                watches.add(watch)  # the loop itself keeps no task
+                watch.add_done_callback(watches.discard)
+            return success, result, state
+
+        queue.push = push_within_limits  # type: ignore[method-assign]
 
     def find_root_in_browser(self) -> None:
         """Let the page take its address from the browser, which always knows it.

@@ -65,6 +65,7 @@ class Guard:
         calls: CallChecker,
         video_folders: Sequence[Path],
         limits: Limits,
+        sessions: Sessions,
         find_rater: Callable[[Scope], int | None] = lambda scope: None,
         frames: Sequence[str] = (),
         further_calls: Collection[str] = (),
@@ -83,7 +84,7 @@ class Guard:
         self._limits = limits
         self._find_rater = find_rater
         self._further_calls = frozenset(further_calls)
-        self._sessions = Sessions()
+        self._sessions = sessions
         ancestors = " ".join(["'self'", *frames])
         self._policy = f"frame-ancestors {ancestors}; object-src 'none'; base-uri 'self'"
 
@@ -109,7 +110,11 @@ class Guard:
             if session is not None:
                 self._sessions.use(session, client)
             if path.startswith((QUEUE_DATA, HEARTBEAT)):
-                with self._limits.streaming(client), self._sessions.connected(session):
+                listening = path.startswith(QUEUE_DATA)
+                with (
+                    self._limits.streaming(client),
+                    self._sessions.connected(session, listening=listening),
+                ):
                     await self.app(scope, receive, send)
             else:
                 await self.app(scope, _replay(body, receive), send)

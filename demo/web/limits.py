@@ -89,6 +89,7 @@ class Limits:
     entering: Rate = Rate(1, 60)  # entries and sign-ins, per address
     dropping: Rate = Rate(0.2, 10)  # videos dropped on the page, per address
     drops_in_all: int = 2  # videos that arrive at the same time
+    waiting: int = 5  # computations in the queue, per address
     streams: int = 100  # open connections per address
     streams_in_all: int = 1_000
     _buckets: dict[str, TokenBuckets] = field(default_factory=dict, init=False, repr=False)
@@ -166,6 +167,7 @@ class _Session:
     client: str
     seen: float
     connections: int = 0
+    listening: int = 0  # of these, how many bring answers
 
 
 class Sessions:
@@ -196,18 +198,29 @@ class Sessions:
             known.seen = now
             self._sessions.move_to_end(session)
 
+    def listens(self, session: str) -> bool:
+        """Return whether a session has a connection that brings it the answers to its calls."""
+        known = self._sessions.get(session)
+        return known is not None and known.listening > 0
+
     @contextmanager
-    def connected(self, session: str | None) -> Iterator[None]:
-        """Keep a session as long as one of its connections is open."""
+    def connected(self, session: str | None, *, listening: bool = False) -> Iterator[None]:
+        """Keep a session as long as one of its connections is open.
+
+        Args:
+            listening: the connection brings answers.
+        """
         known = self._sessions.get(session or "")
         if known is None:
             yield
             return
         known.connections += 1
+        known.listening += listening
         try:
             yield
         finally:
             known.connections -= 1
+            known.listening -= listening
             known.seen = self._clock()
 
     def _forget(self, now: float) -> None:

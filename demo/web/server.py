@@ -22,7 +22,7 @@ from demo.context import PageContext
 from demo.dropped_clips import DropError
 from demo.web.gradio_internals import CallChecker, Page
 from demo.web.guard import Guard
-from demo.web.limits import DROP, Limits
+from demo.web.limits import DROP, Limits, Sessions, visitor
 from demo.web.mcp import MCP_ROUTE, add_mcp
 from demo.widgets import theme
 from human_eval.errors import NotYours
@@ -51,6 +51,7 @@ def create_page_app(
         mcp: serve the tools of `demo.web.mcp` too.
     """
     limits = limits or Limits()
+    sessions = Sessions()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +79,7 @@ def create_page_app(
     app.add_route("/healthz", _report_health(page, context))
     page.keep_queue_alive()
     page.slow_idle_queue()
+    page.limit_queue(visitor, limits.waiting, sessions.listens)
     page.find_root_in_browser()
     gr.mount_gradio_app(app, page, path="/", **mount_options(context))
     # The middleware that is added last runs first.
@@ -86,6 +88,7 @@ def create_page_app(
         calls=CallChecker(page),
         video_folders=[context.engine.clips.folder, page.cached_files],
         limits=limits,
+        sessions=sessions,
         find_rater=partial(_find_rater, study),
         frames=deployment.frames,
         further_calls=[MCP_ROUTE] if mcp else [],

@@ -33,6 +33,7 @@ NO_LIMITS = Limits(
     rating=Rate(1e9, 1e9),
     entering=Rate(1e9, 1e9),
     dropping=Rate(1e9, 1e9),
+    waiting=10**9,
 )
 
 
@@ -46,9 +47,9 @@ class PageServer:
     store: StudyStore
     client: httpx.AsyncClient
 
-    def visitor(self, **settings) -> httpx.AsyncClient:
+    def visitor(self, address: str = "127.0.0.1", **settings) -> httpx.AsyncClient:
         """Return the browser of another visitor."""
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=(address, 1))
         return httpx.AsyncClient(transport=transport, base_url="http://page", **settings)
 
 

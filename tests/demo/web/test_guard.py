@@ -47,7 +47,9 @@ def folder(tmp_path):
 def client(page, folder):
     methods = ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"]
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=methods)])
-    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
+    guarded = Guard(
+        inner, calls=CallChecker(page), video_folders=[folder], limits=Limits(), sessions=Sessions()
+    )
     return TestClient(guarded, base_url="http://page")
 
 
@@ -152,7 +154,13 @@ def test_a_body_that_never_ends_is_given_up(page, folder, monkeypatch):
     async def keep(message):
         sent.append(message)
 
-    guarded = Guard(_anything, calls=CallChecker(page), video_folders=[folder], limits=Limits())
+    guarded = Guard(
+        _anything,
+        calls=CallChecker(page),
+        video_folders=[folder],
+        limits=Limits(),
+        sessions=Sessions(),
+    )
     scope = {"type": "http", "method": "POST", "path": "/study/api/submit", "headers": []}
     run_apart(guarded({**scope, "client": ("one", 1), "query_string": b""}, drip, keep))
 
@@ -262,7 +270,9 @@ def test_another_sites_page_makes_no_calls(client):
 
 def test_a_session_goes_on_when_the_address_of_its_page_changes(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything, methods=["GET", "POST"])])
-    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=Limits())
+    guarded = Guard(
+        inner, calls=CallChecker(page), video_folders=[folder], limits=Limits(), sessions=Sessions()
+    )
     before = TestClient(guarded, client=("10.0.0.1", 1))
     after = TestClient(guarded, client=("2001:db8::1", 1))
 
@@ -289,6 +299,7 @@ def test_only_the_named_sites_may_show_the_page_in_a_frame(page, folder):
         calls=CallChecker(page),
         video_folders=[folder],
         limits=Limits(),
+        sessions=Sessions(),
         frames=["https://lab.example"],
     )
 
@@ -306,7 +317,9 @@ def test_no_header_of_the_request_comes_back(client):
 def test_only_the_client_with_too_many_requests_is_refused(page, folder):
     inner = Starlette(routes=[Route("/{path:path}", _anything)])
     rates = Limits(any_request=Rate(1, 5))
-    guarded = Guard(inner, calls=CallChecker(page), video_folders=[folder], limits=rates)
+    guarded = Guard(
+        inner, calls=CallChecker(page), video_folders=[folder], limits=rates, sessions=Sessions()
+    )
     hasty = TestClient(guarded, client=("10.0.0.1", 1))
     patient = TestClient(guarded, client=("10.0.0.2", 1))
 
@@ -371,6 +384,17 @@ def test_sessions_are_few_and_forgotten_when_unused(monkeypatch):
         sessions.use("d", "one")
 
         assert "a" in sessions and "b" not in sessions
+
+
+def test_a_session_listens_while_a_connection_that_brings_answers_is_open():
+    sessions = Sessions(lambda: 0.0)
+    sessions.use("a", "one")
+
+    with sessions.connected("a"):
+        assert not sessions.listens("a")
+    with sessions.connected("a", listening=True):
+        assert sessions.listens("a")
+    assert not sessions.listens("a") and not sessions.listens("unknown")
 
 
 def test_all_sessions_together_stay_below_what_gradio_remembers():

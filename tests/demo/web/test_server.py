@@ -5,6 +5,7 @@ import json
 import random
 import string
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -14,7 +15,15 @@ from sqlalchemy import func, select
 from demo.web.limits import Limits, Rate
 from human_eval.storage.tables import Event, Vote
 from tests.support.apart import run_apart
-from tests.support.page_server import SECRETS, claim, enter, run_page_server, sign_in, vote
+from tests.support.page_server import (
+    NO_LIMITS,
+    SECRETS,
+    claim,
+    enter,
+    run_page_server,
+    sign_in,
+    vote,
+)
 from tests.support.studies import set_paused, stored_clips
 
 LETTERS = string.ascii_letters + string.digits + "-_."
@@ -81,6 +90,58 @@ def test_an_idle_page_looks_for_work_at_most_twenty_times_a_second(tmp_path, mon
     run(scene())
 
     assert 0 < looks["queue"] <= 25
+
+
+async def join(server, client, session: str, steps: int = 8):
+    body = {
+        "fn_index": server.page.index_of("generate"),
+        "data": ["a red star", "fake-student", steps, 7.5, 1],
+        "session_hash": session,
+    }
+    return await client.post("/gradio_api/queue/join", json=body)
+
+
+async def until_queue_is_empty(server):
+    async with asyncio.timeout(30):
+        while len(server.page._queue):
+            await asyncio.sleep(0.01)
+
+
+def test_one_address_leaves_room_in_the_queue_for_others(tmp_path, monkeypatch):
+    async def scene():
+        limits = replace(NO_LIMITS, waiting=2)
+        async with run_page_server(tmp_path, limits=limits, pace=0.3) as server:
+            replies = [await join(server, server.client, "first")]
+            await until_queue_is_empty(server)  # it runs
+            replies += [await join(server, server.client, f"s{number}") for number in range(3)]
+            async with server.visitor("192.0.2.7") as other:
+                replies += [await join(server, other, "other")]
+                monkeypatch.setattr(server.page._queue, "max_size", 3)
+                replies += [await join(server, other, "full")]
+            return replies
+
+    replies = run(scene())
+
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 200, 503]
+    assert "Max size" not in replies[-1].text
+
+
+def test_a_computation_that_nobody_listens_to_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("demo.web.gradio_internals.LISTEN_SECONDS", 0.5)
+
+    async def scene():
+        async with run_page_server(tmp_path, pace=0.2) as server:
+            for session in ("runs", "waits"):
+                assert (await join(server, server.client, session)).status_code == 200
+            await asyncio.sleep(0.6)
+            assert (await join(server, server.client, "listens", steps=4)).status_code == 200
+            events = await server.client.get("/gradio_api/queue/data?session_hash=listens")
+            return events.text
+
+    events = run(scene())
+
+    assert '"process_completed"' in events
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 1
 
 
 def test_nothing_that_a_rated_study_shows_names_a_system(tmp_path):
