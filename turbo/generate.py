@@ -34,7 +34,14 @@ from turbo.batch import (
 from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS
-from turbo.pipeline import Progress, Result, VideoPipeline, load_pipeline, warn_of_unread
+from turbo.pipeline import (
+    Progress,
+    Result,
+    VideoPipeline,
+    check_loading,
+    load_pipeline,
+    warn_of_unread,
+)
 from turbo.provenance import Signer
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file
@@ -123,6 +130,14 @@ def _run_batch(options: argparse.Namespace) -> list[str]:
                 print(line)
             check_room(Path(out_name), every)
         return []
+    for system in systems:
+        check_loading(
+            system.card,
+            options.device,
+            dtype=options.dtype,
+            memory=options.memory,
+            visible_mark=options.visible_mark,
+        )
     out = check_out(out_name, batch=True)
     failures: list[str] = []
     needed = check_room(out, every)

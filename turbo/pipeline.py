@@ -156,10 +156,9 @@ class VideoPipeline:
             ValueError: this device does not support this use of memory, the weights are damaged,
                 or the mark does not fit the frames.
         """
-        _check_folders(card)
-        if visible_mark:  # before minutes of computing
-            draw_visible_mark(card.height * card.enlarge, card.width * card.enlarge)
-        placement = place(card, device=device, dtype=dtype, memory=memory)
+        placement = check_loading(
+            card, device, dtype=dtype, memory=memory, visible_mark=visible_mark
+        )
         # The blocks that torch caches of an earlier model may fit no tensor of this one.
         if placement.device.type != "cpu":
             torch.accelerator.empty_cache()
@@ -536,17 +535,27 @@ def warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
         )
 
 
-def _check_folders(card: ModelCard) -> None:
-    """Refuse a model with missing weights.
+def check_loading(
+    card: ModelCard,
+    device: torch.device | str = "auto",
+    *,
+    dtype: Dtype = "auto",
+    memory: Memory | None = None,
+    visible_mark: bool = False,
+) -> Placement:
+    """Return where `VideoPipeline.load` would put a model now; reads only headers of its files.
 
     Raises:
-        FileNotFoundError: the message names a missing part and the remedy.
+        FileNotFoundError, MemoryError, ValueError: as for `VideoPipeline.load`.
     """
     if card.missing:
         raise FileNotFoundError(
             f"The weights of {card.name} are incomplete: {card.missing[0]!r} is missing in "
             f"{card.folder}. {describe_remedy(card)}"
         )
+    if visible_mark:  # before minutes of computing
+        draw_visible_mark(card.height * card.enlarge, card.width * card.enlarge)
+    return place(card, device=device, dtype=dtype, memory=memory)
 
 
 class _Clock:

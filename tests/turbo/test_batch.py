@@ -181,6 +181,7 @@ def test_a_batch_refuses_in_one_line(arguments, message, tmp_path, monkeypatch, 
 def test_systems_get_a_folder_each_and_one_manifest(model, tmp_path, monkeypatch):
     monkeypatch.setitem(cli.MODELS, model.card.name, model.card)
     monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: model)
+    monkeypatch.setattr(generate, "check_loading", lambda *_, **__: None)  # it has no files
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     name = model.card.name
 

@@ -13,7 +13,7 @@ import pytest
 
 from turbo import generate, video
 from turbo.manifest import COLUMNS, Manifest
-from turbo.models import cli
+from turbo.models import cli, placement
 from turbo.pipeline import VideoPipeline
 from turbo.video import load_video
 
@@ -127,6 +127,34 @@ def test_a_model_is_loaded_once_for_its_systems_and_freed_before_the_next(
     )
 
     assert [name for name, _ in loaded] == [name, "other", name]
+
+
+@pytest.mark.parametrize("trouble", ["missing weights", "too little memory", "a mark too large"])
+def test_a_later_system_that_cannot_be_loaded_is_refused_before_the_first_is(
+    trouble, tiny_model, prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    changes, more = {"title": "Other"}, []
+    if trouble == "missing weights":
+        changes = {"unet": "absent"}
+    elif trouble == "a mark too large":
+        changes, more = {"enlarge": 2}, ["--visible-mark"]
+        monkeypatch.setitem(cli.MODELS, tiny_model.name, replace(tiny_model, enlarge=32))
+    else:
+        need = placement.measure_footprint
+        monkeypatch.setattr(
+            placement,
+            "measure_footprint",
+            lambda card: replace(need(card), unet=10**15 if card.name == "other" else 0),
+        )
+    monkeypatch.setitem(cli.MODELS, "other", replace(tiny_model, name="other", **changes))
+    command = ["--prompts", str(prompts), "--systems", f"{tiny_model.name}:1,other:1", *more]
+
+    with pytest.raises(SystemExit) as end:
+        generate.main([*command, "--out", str(tmp_path / "out")])
+
+    assert end.value.code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_batch_makes_only_what_is_missing(tiny_model, prompts, tmp_path, monkeypatch):
