@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     try:
         failures = _run_one(options) if options.prompts is None else _run_batch(options)
-    except (ValueError, MemoryError) as refusal:
+    except (ValueError, MemoryError, ArithmeticError) as refusal:
         parser.error(str(refusal))
     except BrokenPipeError:
         parser.error("The standard output was closed. Run the command again with it open.")

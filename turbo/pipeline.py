@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from turbo import __version__
@@ -241,6 +241,7 @@ class VideoPipeline:
         Raises:
             RequestError: a prompt, a seed, steps or guidance is out of range.
             ValueError: the arguments do not fit each other. Both before anything is computed.
+            ArithmeticError: the networks computed numbers that are not finite.
         """
         if len(prompts) != len(seeds) or not prompts or batch_size < 1:
             raise ValueError(
@@ -333,16 +334,32 @@ class VideoPipeline:
                     state = next(sampler)
                 clock.timings["unet_calls"] += calls
                 yield progress("denoise", step, state.clean)
+        self._check_finite(state.latents)
         return Samples(state.latents, [self._recipe(request, batch) for request in batch.requests])
 
     def _decode(self, samples: Samples, clock: "_Clock") -> list[Video]:
         with self._working(clock, "decode"), self._on_device(self.vae):
             chunk = DECODE_CHUNK[self.placement.memory]
-            frames = decode_latents(self.vae, samples.latents, chunk=chunk)
+            # `Video` clamps them: an infinite pixel would look like a white one.
+            frames = decode_latents(self.vae, samples.latents, chunk=chunk, clamp=False)
+            self._check_finite(frames)
             return [
                 Video.from_frames(clip, self.card.fps, recipe)
                 for clip, recipe in zip(frames.split(1), samples.recipes, strict=True)
             ]
+
+    def _check_finite(self, computed: Tensor) -> None:
+        """Refuse what overflowed; a video of it would be black.
+
+        Raises:
+            ArithmeticError: a number is infinite or not a number. The message names a remedy.
+        """
+        if computed.isfinite().all():
+            return
+        advice = f"Verify its weights: python -m turbo.models verify {self.card.name}."
+        if self.placement.dtype != torch.float32:
+            advice = "Load it in float32: --dtype float32."
+        raise ArithmeticError(f"{self.card.name} computed numbers that are not finite. {advice}")
 
     @contextmanager
     def _working(self, clock: "_Clock", stage: Stage) -> Iterator[None]:

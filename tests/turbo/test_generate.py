@@ -390,6 +390,23 @@ def test_a_full_disk_is_told_in_a_line(tiny_model, tmp_path, capsys, monkeypatch
     assert "No space left on device. Check the path, its" in capsys.readouterr().err
 
 
+def test_a_clip_that_is_not_finite_is_refused_and_not_written(tiny_model, tmp_path, monkeypatch):
+    read = VideoPipeline._read
+
+    def read_damaged(card, placement):
+        pipeline = read(card, placement)
+        pipeline.vae.decoder.conv_out.bias.fill_(float("nan"))
+        return pipeline
+
+    monkeypatch.setattr(VideoPipeline, "_read", read_damaged)
+
+    with pytest.raises(SystemExit) as end:
+        _run(tiny_model, "a cat", "--out", tmp_path / "clip.mp4")
+
+    assert end.value.code == 2
+    assert not (tmp_path / "clip.mp4").exists()
+
+
 def test_missing_weights_are_refused_in_words(student_card):
     with pytest.raises(FileNotFoundError, match="The weights of tiny-student are incomplete"):
         VideoPipeline.load(student_card)

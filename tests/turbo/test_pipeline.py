@@ -294,3 +294,15 @@ def test_models_can_be_loaded_in_several_threads_at_once():
         loaded = [pool.submit(load_pipeline, "shapes-turbo", "cpu") for _ in range(6)]
 
         assert all(model.result().card.name == "shapes-turbo" for model in loaded)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_make_no_video(part, value, tiny_pipeline):
+    network = getattr(tiny_pipeline, part)
+    last = network.conv_out if part == "unet" else network.decoder.conv_out
+    next(last.parameters()).data.fill_(value)
+    tiny_pipeline.placement = dataclasses.replace(tiny_pipeline.placement, dtype=torch.float16)
+
+    with pytest.raises(ArithmeticError, match="--dtype float32"):
+        tiny_pipeline("a cat", steps=1)
