@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -82,12 +83,17 @@ class Manifest:
             line = io.StringIO()
             writer = csv.writer(line, delimiter=content.delimiter, lineterminator="\n")
             writer.writerow(map(str, asdict(row).values()))
-            with self.path.open("ab") as file:
-                file.truncate(content.size)
-                file.write((content.missing + line.getvalue()).encode(content.encoding))
-                file.flush()
-                os.fsync(file.fileno())
-                self._written = replace(content, size=file.tell(), missing="")
+            try:
+                with self.path.open("ab") as file:
+                    file.truncate(content.size)
+                    file.write((content.missing + line.getvalue()).encode(content.encoding))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._written = replace(content, size=file.tell(), missing="")
+            except OSError:  # such as a full disk
+                with suppress(OSError):  # what stays of the row is mended by the next one
+                    os.truncate(self.path, content.size)
+                raise
 
     def _read_end(self) -> _Content | None:
         """Return where to append if only complete rows were added since our last one, else None.
@@ -141,12 +147,14 @@ def _without_cut_character(content: bytes) -> bytes:
 def _is_torn(line: str, delimiter: str) -> bool:
     """Return whether a line without its end is a part of a row, as a killed process leaves it.
 
-    Our rows begin with the names of a clip and of its model, and end with 16 digits. What may be
-    a person's note is no part of a row.
+    Our rows begin with the path of a clip and the name of its model, and end with 16 digits. What
+    may be a person's note is no part of a row.
     """
-    name, *others = line.split(delimiter)
-    if not others:
-        return re.fullmatch(r"[a-z0-9._-]+", name) is not None
+    if not line:
+        return False
+    [[name, *others]] = csv.reader([line], delimiter=delimiter)  # takes an open quotation as a cell
+    if not others:  # folders have plain names; a clip of VBench is named after its prompt
+        return re.fullmatch(r"[a-z0-9._-]+|[A-Za-z0-9._-]+/.*", name) is not None
     if not re.fullmatch(r"[A-Za-z0-9._-]*", others[0]):
         return False
     whole = len(others) >= len(COLUMNS) - 1 and re.fullmatch(r"[0-9a-f]{16}", others[-1])

@@ -40,6 +40,8 @@ def _folder(tmp_path, content):
         "my notes",
         f"{HEADER}\n{ROW}\nmy notes",
         f"{HEADER}\n{ROW}\nTODO",
+        f"{HEADER}\n{ROW}\nsee the clips in a/b",
+        f'{HEADER}\n{ROW}\n"checked, by Ada',
         f"{HEADER}\n{ROW}\nnote.mp4,checked by Ada",
         f"{HEADER}\n{ROW}\na.mp4,m\n{ROW}\n",
         f"{HEADER},rating\n{ROW},5",
@@ -88,6 +90,45 @@ def test_a_row_torn_by_a_kill_is_replaced(tmp_path, torn):
     Manifest(folder).add(_row("a.mp4"))
 
     assert list(Manifest(folder).rows()) == ["z.mp4", "a.mp4"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize(
+    "path", ["shapes-turbo-4-1.5/a.mp4", "My.Model/a.mp4", 'clips/A "big" person, is - no; yes.mp4']
+)
+def test_a_row_of_a_clip_in_a_folder_is_mended_wherever_it_is_torn(tmp_path, path, delimiter):
+    folder = _folder(tmp_path, HEADER.replace(",", delimiter) + "\n")
+    Manifest(folder).add(_row("z.mp4"))
+    size = (folder / "manifest.csv").stat().st_size
+    Manifest(folder).add(_row(path))
+    content = (folder / "manifest.csv").read_bytes()
+
+    for length in range(size + path.index("/") + 1, len(content) - 1, 3):
+        (folder / "manifest.csv").write_bytes(content[:length])
+        assert list(Manifest(folder).rows()) == ["z.mp4"]
+
+    Manifest(folder).add(_row(path))
+    assert (folder / "manifest.csv").read_bytes() == content
+    (folder / "manifest.csv").write_bytes(content[:-1])
+    assert list(Manifest(folder).rows()) == ["z.mp4", path]  # whole without its line end
+
+
+def test_a_row_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    manifest = Manifest(tmp_path)
+    manifest.add(_row("a.mp4"))
+    before = manifest.path.read_bytes()
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("turbo.manifest.os.fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            manifest.add(_row("b.mp4"))
+
+    assert manifest.path.read_bytes() == before
+    manifest.add(_row("c.mp4"))
+    assert list(Manifest(tmp_path).rows()) == ["a.mp4", "c.mp4"]
 
 
 @pytest.mark.parametrize("torn", ["", "pa", HEADER, f"{HEADER}\n"])
