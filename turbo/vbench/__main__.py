@@ -89,6 +89,7 @@ def make(options: argparse.Namespace) -> str:
     """Make the clips of a plan; under a launcher, over several processes. Return what failed."""
     planned = Plan.read(options.run)
     card = find_card(planned.model)
+    planned.check_clips(card, options.run)
     clips, share = planned.requests(card), Share.of_launch()
     needed = check_room(options.run, [(card, request) for request in clips.values()])
     print(f"{len(clips)} clips in all; at most {needed / 1e9:.2f} GB to write.")
@@ -110,6 +111,7 @@ def score(options: argparse.Namespace) -> str:
     The public package skips clips that are missing; here they are an error.
     """
     planned, folder = Plan.read(options.run), options.run / CLIPS
+    planned.check_clips(find_card(planned.model), options.run)
     if missing := Manifest(options.run).missing([f"{CLIPS}/{c.name}" for c in planned.clips]):
         raise ValueError(
             f"{len(missing)} clips are missing or damaged, such as {missing[0]}. Make them first: "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import ModelCard
-from turbo.manifest import sha256_of
+from turbo.manifest import Manifest, sha256_of
 from turbo.request import Request, check_request
 
 PLAN = "plan.json"
@@ -24,6 +24,7 @@ UPSTREAM = (
 )
 SHA256 = "5dd2de80ee43cda750b2b72ea7023657c0b90d3702041c7e4608c65dbe50dccd"
 SAMPLES = 5
+ANOTHER_PLAN = "Clips of another plan are in this folder: choose another one, or remove all of it."
 MAX_NAME = 255  # bytes; of most file systems
 
 
@@ -73,8 +74,11 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         path, text = folder / PLAN, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{path} is another plan. Choose another folder, or remove it.")
-        _write_whole(path, text.encode())
+            raise ValueError(
+                f"{path} is another plan. Choose another folder, or remove all of this one: its "
+                "clips and scores belong to that plan."
+            )
+        write_whole(path, text.encode())
         return path
 
     @classmethod
@@ -101,6 +105,33 @@ class Plan:
             f"{CLIPS}/{clip.name}": check_request(card, clip.prompt, seed=clip.seed, **settings)
             for clip in self.clips
         }
+
+    def check_clips(self, card: ModelCard, folder: Path) -> None:
+        """Refuse the clips of another plan in the folder of this one.
+
+        Raises:
+            ValueError: the manifest lists a clip that is not planned, or was made otherwise.
+        """
+        requests = self.requests(card)
+        for path, row in Manifest(folder).rows().items():
+            if not (folder / path).exists():  # `make` makes it again
+                continue
+            request = requests.get(path)
+            if request is None:
+                raise ValueError(f"{folder / path} is not in the plan. {ANOTHER_PLAN}")
+            wanted = {
+                "model": self.model,
+                "prompt": request.prompt,
+                "seed": request.seed,
+                "num_steps": request.steps,
+                "guidance": request.guidance,
+            }
+            for column, value in wanted.items():
+                if type(value)(row[column]) != value:
+                    raise ValueError(
+                        f"{folder / path} was made with the {column} {row[column]}, and the plan "
+                        f"has {value}. {ANOTHER_PLAN}"
+                    )
 
 
 def make_plan(
@@ -209,11 +240,12 @@ def fetch_info(folder: Path) -> Path:
         if hashlib.sha256(content).hexdigest() != SHA256:
             raise ValueError(f"{UPSTREAM} is not the file that is known. Pass yours as --info.")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, content)
+        write_whole(path, content)
     return path
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is seen complete or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)
     unfinished.replace(path)

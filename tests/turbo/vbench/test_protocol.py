@@ -295,6 +295,29 @@ def test_a_second_plan_and_other_weights_are_refused(run, info, model, capsys):
     assert "has clips of other weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "more", [["--seed", 5], ["--steps", 3], ["--guidance", 5], ["--samples", 1], ["--augmented"]]
+)
+def test_clips_of_another_plan_are_neither_counted_nor_scored(more, run, info, model, tmp_path):
+    if more == ["--augmented"]:
+        (tmp_path / "long.txt").write_text("a red stop sign\na fat cat\na fat cat\na wet dog\n")
+        more = ["--augmented", tmp_path / "long.txt"]
+    (run / "plan.json").unlink()
+    settings = {"--samples": 2, "--flicker-samples": 3, "--steps": 2} | {more[0]: more[1]}
+    _plan(run, info, model, *(part for pair in settings.items() for part in pair))
+    before = {path.name: path.read_bytes() for path in run.rglob("*.*")}
+
+    for name in ("make", "score"):
+        with pytest.raises(SystemExit) as end:
+            command.main([name, str(run)])
+        assert end.value.code == 2
+    assert {path.name: path.read_bytes() for path in run.rglob("*.*")} == before
+
+    shutil.rmtree(run / "clips")
+    command.main(["make", str(run)])  # as a new run
+    command.main(["score", str(run)])
+
+
 def test_missing_clips_are_not_left_out_of_a_score(run, capsys):
     (run / "clips" / "a dog-0.mp4").unlink()
 
