@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 from turbo.batch import Share, check_room, make_clips
@@ -24,7 +25,7 @@ from turbo.models.registry import MODELS, PUBLISHED, find_card
 from turbo.pipeline import load_pipeline
 from turbo.vbench.compbench import compute_total, find_scores
 from turbo.vbench.flickering import score_clips
-from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan
+from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan, write_whole
 from turbo.vbench.scores import (
     DIMENSIONS,
     RESULTS,
@@ -122,16 +123,34 @@ def score(options: argparse.Namespace) -> str:
         return ""
     dimensions = options.dimension or list(DIMENSIONS)
     info = options.info or fetch_info(CACHE)
-    place = [options.device, info, options.run, folder, planned.model]
-    command = [options.python, "-c", PUBLIC, *map(str, place), *dimensions]
-    if code := subprocess.run(command).returncode:
-        raise ValueError(
-            f"The public package ended with {code}. See its messages above; its environment is "
-            "made by: python3.10 -m venv ENV && ENV/bin/pip install vbench==0.1.5"
-        )
+    with TemporaryDirectory(prefix=".score-", dir=options.run) as scored:
+        place = [options.device, info, scored, folder, planned.model]
+        command = [options.python, "-c", PUBLIC, *map(str, place), *dimensions]
+        code = subprocess.run(command).returncode
+        if code or not any(Path(scored).glob(RESULTS)):
+            raise ValueError(
+                f"The public package ended with {code} and without results. See its messages "
+                "above; its environment is made by: python3.10 -m venv ENV && ENV/bin/pip install "
+                "vbench==0.1.5"
+            )
+        for file in Path(scored).glob(RESULTS):
+            _merge(file, options.run / file.name)
     if FLICKERING in dimensions:
         (options.run / OWN).unlink(missing_ok=True)
     return ""
+
+
+def _merge(scored: Path, results: Path) -> None:
+    """Add the dimensions of one result to another, in place of its own of the same names.
+
+    The public package writes its file anew, without the dimensions of earlier runs.
+    """
+    former = {}
+    if results.exists():
+        read_results(results)  # refuses a damaged one
+        former = json.loads(results.read_text(encoding="utf-8"))
+    merged = former | json.loads(scored.read_text(encoding="utf-8"))
+    write_whole(results, json.dumps(merged, indent=1, ensure_ascii=False).encode())
 
 
 def _score_flickering(planned: Plan, run: Path) -> None:
@@ -145,7 +164,7 @@ def _score_flickering(planned: Plan, run: Path) -> None:
         print(f"{FLICKERING}: {result[0]:.6f} here, {public[FLICKERING]:.6f} there already.")
         return
     content = json.dumps({FLICKERING: result}, indent=1, ensure_ascii=False)
-    (run / OWN).write_text(content, encoding="utf-8")
+    write_whole(run / OWN, content.encode())
     print(f"{run / OWN}: {FLICKERING} {result[0]:.6f}. The other dimensions need --python.")
 
 

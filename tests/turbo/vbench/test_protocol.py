@@ -138,6 +138,15 @@ def test_the_public_package_scores_in_its_own_environment(run, info, monkeypatch
 
     [file] = run.glob("*_eval_results.json")
     assert set(json.loads(file.read_text())) == {"color", "scene"}
+    former = json.loads(file.read_text()) | {"color": [0.25, []]}
+    file.write_text(json.dumps(former))
+    command.main(["score", str(run), *public, "--dimension", "scene", "human_action"])
+
+    assert list(run.glob("*_eval_results.json")) == [file]
+    merged = json.loads(file.read_text())
+    assert set(merged) == {"color", "scene", "human_action"}
+    assert merged["color"] == [0.25, []]
+    assert not list(run.glob(".*score*"))
     (tmp_path / "vbench.py").write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit) as end:
         command.main(["score", str(run), *public])
