@@ -20,12 +20,12 @@ from typing import get_args
 from turbo.batch import Share, check_room, make_clips
 from turbo.card import Dtype, Memory
 from turbo.generate import positive
-from turbo.manifest import Manifest
+from turbo.manifest import Manifest, sha256_of
 from turbo.models.registry import MODELS, PUBLISHED, find_card
 from turbo.pipeline import load_pipeline
 from turbo.vbench.compbench import compute_total, find_scores
 from turbo.vbench.flickering import score_clips
-from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan, write_whole
+from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan, read_info, write_whole
 from turbo.vbench.scores import (
     DIMENSIONS,
     RESULTS,
@@ -121,8 +121,16 @@ def score(options: argparse.Namespace) -> str:
     if options.python is None:
         _score_flickering(planned, options.run)
         return ""
-    dimensions = options.dimension or list(DIMENSIONS)
     info = options.info or fetch_info(CACHE)
+    if sha256_of(info) != planned.protocol.prompt_file:
+        raise ValueError(f"{info} is not the file of prompts of the plan. Pass that one as --info.")
+    complete = planned.dimensions(read_info(info))
+    dimensions = options.dimension or complete
+    if lacking := [name for name in dimensions if name not in complete]:
+        raise ValueError(
+            f"The plan lacks prompts of {', '.join(lacking)}; it has all of "
+            f"{', '.join(complete)}. Score those, or plan the others in another folder."
+        )
     with TemporaryDirectory(prefix=".score-", dir=options.run) as scored:
         place = [options.device, info, scored, folder, planned.model]
         command = [options.python, "-c", PUBLIC, *map(str, place), *dimensions]
@@ -277,7 +285,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=score)
     command.add_argument("run", type=Path, metavar="RUN")
     command.add_argument("--python", type=Path, help="of an environment with the public package")
-    command.add_argument("--dimension", nargs="+", default=[], choices=list(DIMENSIONS))
+    command.add_argument(
+        "--dimension", nargs="+", default=[], choices=list(DIMENSIONS), help="default: the plan's"
+    )
     command.add_argument("--device", default="cuda")
 
     command = commands.add_parser("total", help=total.__doc__)

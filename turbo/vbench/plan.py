@@ -5,7 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from turbo.card import ModelCard
 from turbo.manifest import Manifest, sha256_of
 from turbo.request import Request, check_request
+from turbo.vbench.scores import DIMENSIONS
 
 PLAN = "plan.json"
 CLIPS = "clips"  # the folder of the clips, beside it
@@ -132,6 +133,22 @@ class Plan:
                         f"{folder / path} was made with the {column} {row[column]}, and the plan "
                         f"has {value}. {ANOTHER_PLAN}"
                     )
+
+    def dimensions(self, entries: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Return the dimensions all of whose prompts are planned.
+
+        Args:
+            entries: as `read_info` returns them.
+        """
+        planned = {clip.name.rpartition("-")[0] for clip in self.clips}
+        lacking = {
+            dimension
+            for entry in entries
+            if entry["prompt_en"] not in planned
+            for dimension in entry["dimension"]
+        }
+        found = {dimension for clip in self.clips for dimension in clip.dimensions}
+        return [name for name in DIMENSIONS if name in found - lacking]
 
 
 def make_plan(

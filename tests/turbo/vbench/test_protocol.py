@@ -116,9 +116,9 @@ def test_a_run_is_made_scored_and_totalled(run, model, capsys):
     assert content["interval"]["total"][0] <= content["percent"]["total"]
 
 
-def test_the_public_package_scores_in_its_own_environment(run, info, monkeypatch, tmp_path):
-    """A stand-in with the interface of the public package, version 0.1.5."""
-    (run / "x_eval_results.json").unlink()
+@pytest.fixture
+def public(info, monkeypatch, tmp_path):
+    """Return the options of a stand-in with the interface of the public package, version 0.1.5."""
     (tmp_path / "vbench.py").write_text(
         "import json, os\n"
         "class VBench:\n"
@@ -132,7 +132,11 @@ def test_the_public_package_scores_in_its_own_environment(run, info, monkeypatch
         "            json.dump({d: row for d in dimension_list}, file)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    public = ["--python", sys.executable, "--info", str(info), "--device", "cpu"]
+    return ["--python", sys.executable, "--info", str(info), "--device", "cpu"]
+
+
+def test_the_public_package_scores_in_its_own_environment(run, public, tmp_path):
+    (run / "x_eval_results.json").unlink()
 
     command.main(["score", str(run), *public, "--dimension", "color", "scene"])
 
@@ -151,6 +155,35 @@ def test_the_public_package_scores_in_its_own_environment(run, info, monkeypatch
     with pytest.raises(SystemExit) as end:
         command.main(["score", str(run), *public])
     assert end.value.code == 2
+
+
+def test_the_dimensions_of_the_plan_are_scored_and_others_refused(info, model, public, tmp_path):
+    run, planned = tmp_path / "run", ["subject_consistency", "motion_smoothness"]
+    info.write_text(json.dumps(ENTRIES[:3] + [{"prompt_en": "a dog", "dimension": ["color"]}]))
+    _plan(run, info, model, "--dimension", *planned, "--samples", 1, "--steps", 1)
+    command.main(["make", str(run)])
+
+    command.main(["score", str(run), *public])
+
+    [file] = run.glob("*_eval_results.json")
+    before = file.read_bytes()
+    assert set(json.loads(before)) == set(planned)
+    with pytest.raises(SystemExit) as end:
+        command.main(["score", str(run), *public, "--dimension", "color"])
+    assert end.value.code == 2
+    info.write_text(json.dumps(ENTRIES))
+    with pytest.raises(SystemExit) as end:
+        command.main(["score", str(run), *public])
+    assert end.value.code == 2
+    assert file.read_bytes() == before
+
+
+def test_a_dimension_with_a_part_of_its_prompts_is_not_scored(info, model, tmp_path):
+    planned = _plan(tmp_path / "run", info, model, "--dimension", "temporal_flickering")
+
+    assert planned.dimensions(plan.read_info(info)) == [  # those of "a dog" alone, and its own
+        name for name in DIMENSIONS if name not in ("subject_consistency", "motion_smoothness")
+    ]
 
 
 def _differences(capsys, run, other):
