@@ -13,6 +13,7 @@ from typing import Any
 from turbo.card import ModelCard
 from turbo.manifest import Manifest, sha256_of
 from turbo.request import Request, check_request
+from turbo.text_files.decoding import read_text
 from turbo.vbench.scores import DIMENSIONS
 
 PLAN = "plan.json"
@@ -178,13 +179,14 @@ def make_plan(
     """
     entries, longer = read_info(info), None
     if augmented is not None:
-        longer = augmented.read_text(encoding="utf-8").splitlines()
+        longer = read_text(augmented).splitlines()
         if len(longer) != len(entries):
             raise ValueError(
                 f"{augmented} has {len(longer)} lines, but there are {len(entries)} prompts. Give "
                 "one line for each, in the same order."
             )
-    chosen, clips = set(dimensions), {}
+    chosen = set(dimensions)
+    clips: dict[str, PlannedClip] = {}
     for number, entry in enumerate(entries):
         if chosen and not chosen & set(entry["dimension"]):
             continue
@@ -193,7 +195,9 @@ def make_plan(
         for sample in range(count):
             name = f"{prompt}-{sample}.mp4"
             given = longer[number] if longer else prompt
-            clips[name] = PlannedClip(name, given, first_seed + sample, entry["dimension"])
+            earlier = clips[name].dimensions if name in clips else []  # of an equal prompt
+            united = list(dict.fromkeys([*earlier, *entry["dimension"]]))
+            clips[name] = PlannedClip(name, given, first_seed + sample, united)
     if not clips:
         raise ValueError(f"No prompt has a dimension of {', '.join(sorted(chosen))}.")
     first = check_request(card, "any", seed=first_seed, steps=steps, guidance=guidance)

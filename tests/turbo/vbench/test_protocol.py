@@ -81,6 +81,24 @@ def test_a_plan_lists_the_clips_under_the_public_names(tmp_path, info, model):
     assert planned.protocol.prompt_file == hashlib.sha256(info.read_bytes()).hexdigest()
 
 
+def test_a_prompt_that_occurs_twice_has_the_dimensions_of_both(tmp_path, info, model):
+    twice = [{"prompt_en": "a cat", "dimension": [name]} for name in ("color", "scene")]
+    info.write_text(json.dumps(twice))
+
+    planned = _plan(tmp_path / "run", info, model)
+
+    assert [clip.dimensions for clip in planned.clips] == [["color", "scene"]] * 5
+
+
+def test_a_byte_order_mark_is_no_part_of_a_longer_prompt(tmp_path, info, model):
+    longer = tmp_path / "long.txt"
+    longer.write_text("a red sign\na fat cat\na fat cat\na wet dog\n", encoding="utf-8-sig")
+
+    planned = _plan(tmp_path / "run", info, model, "--augmented", longer)
+
+    assert planned.clips[0].prompt == "a red sign"
+
+
 def test_longer_prompts_are_made_under_the_original_names(tmp_path, info, model):
     (tmp_path / "long.txt").write_text("a red stop sign\na fat cat\na fat cat\na wet dog\n")
 
