@@ -187,10 +187,12 @@ def download_files(
             yield from _check_cached(file, path)
     done, total = 0, sum(download.size for download in downloads)
     for download in downloads:
-        for size in _download(download):
-            yield FetchProgress("download", done + size, total)
+        with _locked(download):
+            if not download.blob.exists():  # else another process completed it while this waited
+                for size in _download(download):
+                    yield FetchProgress("download", done + size, total)
+                yield from _check(download)
         done += download.size
-        yield from _check(download)
         # The blob is in place, so this only adds the link that makes it part of the cache.
         cached[download.file] = Path(hf_hub_download(download.file.repository, download.file.path))
     return [path for path in cached.values() if path]
@@ -239,14 +241,19 @@ def _look_up(file: HubFile) -> _Download:
     return _Download(file, metadata.size, metadata.etag)
 
 
+def _locked(download: _Download) -> FileLock:
+    """Return the lock for a file, from its first byte until it is in its place."""
+    partial = download.partial
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(
+        partial.with_suffix(".lock"), timeout=LOCK_SECONDS, thread_local=False
+    )  # see convert_model
+
+
 def _download(download: _Download) -> Iterator[int]:
     """Complete the partial file; yield how many of its bytes are on the disk."""
     file, partial = download.file, download.partial
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(
-        partial.with_suffix(".lock"), timeout=LOCK_SECONDS, thread_local=False
-    )  # see convert_model
-    with lock, partial.open("ab") as target:
+    with partial.open("ab") as target:
         if not download.remaining:
             return
         try:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -140,6 +141,26 @@ def test_a_download_reports_its_bytes_and_ends_in_the_cache(hub):
     assert loaded == sorted(loaded) and loaded[0] < loaded[-1] == len(content)
     assert {report.total for report in reports} == {len(content)}
     assert reports[-1] == FetchProgress("check", len(content), len(content))
+
+
+@pytest.mark.parametrize("stage", ["download", "check"])
+def test_of_two_fetches_at_once_the_second_waits_and_takes_the_file_of_the_first(hub, stage):
+    content = bytes(range(256)) * 20
+    file = hub.offer("model.ckpt", content)
+    first = download_files([file])
+    assert any(report.stage == stage for report in first)  # it is in the midst of this stage
+
+    with ThreadPoolExecutor(1) as thread:
+        second = thread.submit(run, [file])
+        with suppress(TimeoutError):
+            second.exception(timeout=1)
+        list(first)
+
+        reports, [path] = second.result(timeout=60)
+
+    assert reports == []
+    assert path.read_bytes() == content
+    assert len(hub.sizes_asked()) == 1
 
 
 def test_what_is_in_the_cache_is_not_asked_for_again(hub):
