@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -69,8 +70,10 @@ def open_clip_store(data_dir: Path) -> ClipStore:
 def keep_temporary_files_in(folder: Path) -> None:
     """Let Gradio copy files below the data folder: /tmp/gradio may belong to another user.
 
-    If that is read-only, they go to a new folder among the temporary files of the machine. Where
-    the machine has none that can be written, all libraries use the data folder.
+    What is there is deleted first, since Gradio forgets its copies when it is killed. If that is
+    read-only, they go to a new folder among the temporary files of the machine. Where the machine
+    has none that can be written, all libraries use the data folder. GRADIO_TEMP_DIR names another
+    folder, from which nothing is deleted.
     """
     named = read_variable("GRADIO_TEMP_DIR")
     if named is not None and not _can_write(Path(named)):
@@ -82,7 +85,12 @@ def keep_temporary_files_in(folder: Path) -> None:
             sys.exit(f"app.py: Neither {folder} nor a temporary folder can be written: {missing}.")
         tempfile.tempdir = str(folder)
     if named is None:
-        own = str(folder) if _can_write(folder) else tempfile.mkdtemp(prefix="t2v-turbo-")
+        if _can_write(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            own = str(folder)
+        else:
+            own = tempfile.mkdtemp(prefix="t2v-turbo-")
         os.environ["GRADIO_TEMP_DIR"] = own
 
 

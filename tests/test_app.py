@@ -298,6 +298,21 @@ def test_temporary_files_go_elsewhere_where_the_data_folder_cannot_be_written(
     assert own.parent == tmp_path and own.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_copies_that_a_killed_process_left_are_deleted_unless_the_folder_was_named(
+    tmp_path, monkeypatch, named
+):
+    folder = tmp_path / "temporary"
+    (folder / "0123").mkdir(parents=True)
+    (folder / "0123" / "clip.mp4").touch()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder) if named else "")
+
+    app.keep_temporary_files_in(folder)
+
+    assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+    assert [path.name for path in folder.rglob("*.mp4")] == (["clip.mp4"] if named else [])
+
+
 def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/proc/none")
 
