@@ -51,12 +51,12 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
 
     Needs the package `mcp`.
     """
-    from mcp.server.mcpserver import Context, MCPServer
+    from mcp.server.mcpserver import Context
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.transport_security import TransportSecuritySettings
 
     logging.basicConfig(format="%(message)s")  # or MCPServer would set up a log of its own style
-    server = MCPServer(
+    server = _create_server(
         "T2V-Turbo",
         instructions=INSTRUCTIONS.format(models=", ".join(context.models)),
         log_level="WARNING",  # at INFO, the messages of refusals are logged
@@ -129,6 +129,27 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
     ).routes
     app.router.routes.extend(routes)
     return server.session_manager.run()
+
+
+def _create_server(name: str, **options: Any) -> Any:
+    """Create a server whose tools take no names that they do not know, and miss none."""
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    class Server(MCPServer):
+        async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+            tools = {tool.name: tool.input_schema for tool in await self.list_tools()}
+            if (schema := tools.get(name)) is not None:
+                known = schema["properties"]
+                if unknown := sorted(set(arguments) - set(known)):
+                    raise ToolError(
+                        f"{name} has no parameter {unknown[0][:80]!r}. It takes {', '.join(known)}."
+                    )
+                # The page's own checks refuse None, in words.
+                arguments = {**dict.fromkeys(schema.get("required", ())), **arguments}
+            return await super().call_tool(name, arguments, context)
+
+    return Server(name, **options)
 
 
 class CallFailed(Exception):

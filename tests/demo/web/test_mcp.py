@@ -65,6 +65,7 @@ def test_the_tools_are_generate_compare_and_verify(mcp_server):
 
     assert set(tools) == {"generate", "compare", "verify"}
     assert set(tools["generate"]["properties"]) == {"prompt", "model", "steps", "guidance", "seed"}
+    assert tools["generate"]["required"] == ["prompt"]
 
 
 def test_tool_api_and_link_make_the_same_file(mcp_server, tmp_path):
@@ -110,7 +111,9 @@ def test_every_row_is_compared(mcp_server):
 @pytest.mark.parametrize(
     "name, arguments, words",
     [
-        ("generate", {}, "prompt"),
+        ("generate", {}, "The prompt must be text"),
+        ("generate", {"prompt": PROMPT, "step": 2}, "step"),
+        ("compare", {"prompt": PROMPT, "steps": 2, "x" * 5_000: 1}, "steps"),
         ("generate", {"prompt": ["a"]}, "The prompt must be text"),
         ("generate", {"prompt": PROMPT, "seed": "7"}, "The seed must be a whole number"),
         ("generate", {"prompt": PROMPT, "steps": 99}, "The number of steps must be"),
@@ -119,6 +122,7 @@ def test_every_row_is_compared(mcp_server):
         ("compare", {"prompt": "", "seed": 1}, "The prompt is empty"),
         ("verify", {"recipe": [], "sha256": "0" * 64}, "The recipe must be an object"),
         ("verify", {"recipe": {"model": "x"}, "sha256": "0" * 64}, "This recipe is not complete"),
+        ("verify", {"sha256": "0" * 64}, "The recipe must be an object"),
         ("verify", {"recipe": {}, "sha256": 7}, "The SHA-256 must be"),
     ],
 )
@@ -127,6 +131,7 @@ def test_a_call_that_cannot_be_served_is_refused_in_words(name, arguments, words
 
     assert refused.is_error and words in refused.content[0].text
     assert "/etc/secret" not in refused.content[0].text
+    assert "pydantic" not in refused.content[0].text and len(refused.content[0].text) < 500
 
 
 def test_calls_count_against_the_rate_of_their_address(tmp_path):
