@@ -156,7 +156,6 @@ def serve(app: FastAPI, listener: socket) -> None:
         listener,
         app,
         limit_concurrency=2_000,
-        h11_max_incomplete_event_size=32_768,
         timeout_graceful_shutdown=5,
     )
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from human_eval.errors import StudyError
 
 BACKLOG = 1024  # connections that wait to be accepted
+MAX_HEAD = 32_768  # bytes of a request's address and headers
 
 
 def resolve(host: str) -> tuple[socket.AddressFamily, str]:
@@ -79,6 +80,8 @@ def serve_on(listener: socket.socket, app: ASGIApp, **options: Any) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # `BehindProxy` applies them
+        http="h11",  # 0.3 ms more a request than httptools, which takes headers of any size
+        h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=20,
         **options,
     )

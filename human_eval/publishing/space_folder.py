@@ -26,7 +26,7 @@ PORT = 7860  # on which a Space is expected to listen
 DATA_SET_VARIABLE = "HUMAN_EVAL_DATA_SET"
 # What human_eval imports. The versions are those of the machine that publishes.
 PACKAGES = """
-alembic av evalica fastapi filelock ftfy httptools httpx2 huggingface_hub itsdangerous jinja2
+alembic av evalica fastapi filelock ftfy httpx2 huggingface_hub itsdangerous jinja2
 krippendorff matplotlib numpy pandas pillow psycopg[binary] pyarrow pydantic pysqlite3 scipy
 sqlalchemy statsmodels tabulate tqdm uvicorn
 """.split()

@@ -1,10 +1,13 @@
 """A server on its own, in another process."""
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -55,3 +58,19 @@ def test_an_interrupted_server_ends_without_a_word_about_open_pages(interrupts):
                 time.sleep(0.5)
             assert server.wait(30) == 0
         assert server.communicate() == ("", "")
+
+
+def test_a_request_whose_headers_do_not_end_is_given_up():
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        address = urlsplit(server.stdout.readline().strip())
+        sent = 0
+        with socket.create_connection((address.hostname, address.port), 30) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: page\r\n")
+            with suppress(ConnectionError):
+                while sent < 2**24:
+                    sent += connection.send(b"x-a: " + b"a" * 2**16 + b"\r\n")
+        server.send_signal(signal.SIGINT)
+
+    assert sent < 2**24

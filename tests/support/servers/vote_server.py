@@ -20,7 +20,7 @@ from human_eval.study.store import open_study
 
 def serve(folder: Path, listener: socket.socket) -> None:
     config = uvicorn.Config(
-        create_app(open_study(folder)), log_level="warning", access_log=False, http="httptools"
+        create_app(open_study(folder)), log_level="warning", access_log=False, http="h11"
     )
     uvicorn.Server(config).run([listener])
 
