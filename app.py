@@ -22,7 +22,7 @@ from human_eval.hosting.deployment import SPACE_FRAMES, on_a_space, read_deploym
 from human_eval.hosting.environment import hidden, read_setting, read_switch, read_variable
 from human_eval.hosting.listener import listen, resolve
 from turbo.card import Dtype, Memory, describe_remedy, describe_state, needs_choice
-from turbo.models.registry import DEFAULT_MODEL, MODELS
+from turbo.models.registry import DEFAULT_MODEL, MODELS, check_local
 
 MAX_PORT = 2**16 - 1
 FREE_PORTS = range(7860, 7960)  # the first free one of these, unless a port is named
@@ -37,6 +37,10 @@ HIDDEN_FROM_GRADIO = ["GRADIO_SERVER_PORT", "GRADIO_NUM_PORTS"] + [
 
 def main() -> None:
     """Serve the page until it is interrupted."""
+    try:
+        check_local()
+    except ValueError as refusal:
+        sys.exit(f"app.py: {refusal}")
     flags = read_flags()
     clips = open_clip_store(flags.data_dir)
     try:

@@ -33,7 +33,7 @@ from turbo.batch import (
 )
 from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
-from turbo.models.registry import DEFAULT_MODEL, MODELS
+from turbo.models.registry import DEFAULT_MODEL, MODELS, check_local
 from turbo.pipeline import (
     Progress,
     Result,
@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
+    try:
+        check_local()  # before a name of --model is refused
+    except ValueError as refusal:
+        parser.error(str(refusal))
     options = parser.parse_args(arguments)
     if (options.prompt is None) == (options.prompts is None):
         parser.error("Give either a PROMPT or --prompts FILE.")

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import describe_state
-from turbo.models.registry import MODELS, PUBLISHED, check_home, check_published, find_card
+from turbo.models.registry import (
+    MODELS,
+    PUBLISHED,
+    check_home,
+    check_local,
+    check_published,
+    find_card,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -25,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check_published(PUBLISHED)
+        check_local()
         options.run(options)
     except (ValueError, OSError) as refusal:  # ConnectionError and FileNotFoundError are OSErrors
         sys.exit(f"{parser.prog}: {refusal}")

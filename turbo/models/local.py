@@ -1,6 +1,7 @@
 """Models outside the registry: a folder with a card.json, as `training.distil` exports them."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,26 @@ def write_card(card: ModelCard, folder: Path) -> Path:
     return partial.replace(folder / CARD)
 
 
-def find_local(folder: Path) -> list[ModelCard]:
+def find_local(folder: Path, others: Iterable[ModelCard] = ()) -> list[ModelCard]:
     """Return the cards of the models in the folders of a folder, by name.
 
+    Args:
+        others: cards of the registry, whose names are taken.
+
     Raises:
-        ValueError: as for `read_card`.
+        ValueError: there is no such folder, two models have one name, or as for `read_card`.
     """
-    return [read_card(file.parent) for file in sorted(folder.glob(f"*/{CARD}"))]
+    if not folder.is_dir():
+        raise ValueError(f"T2V_MODELS_DIR is {folder}, which is not a folder. Correct or unset it.")
+    places = {card.name: "turbo/models/registry.py" for card in others}
+    cards = []
+    for file in sorted(folder.glob(f"*/{CARD}")):
+        card = read_card(file.parent)
+        if card.name in places:
+            raise ValueError(
+                f"{places[card.name]} and {file.parent} have models of one name, {card.name}. "
+                f"Change the name in {file}, or move that folder out of T2V_MODELS_DIR."
+            )
+        places[card.name] = str(file.parent)
+        cards.append(card)
+    return cards

@@ -435,21 +435,39 @@ _WAN_CARDS = [
 
 # T2V_MODELS_DIR is a folder of models that were trained here: `training.distil` writes one.
 _LOCAL = os.environ.get("T2V_MODELS_DIR")
-_LOCAL_CARDS = find_local(Path(_LOCAL).expanduser()) if _LOCAL else []
+_OWN_CARDS = [*_SHAPES_CARDS, *_PAPER_CARDS, *_WAN_CARDS]
+_LOCAL_CARDS: list[ModelCard] = []
+_LOCAL_REFUSAL = ""
+try:
+    if _LOCAL:
+        _LOCAL_CARDS = find_local(Path(os.path.expanduser(_LOCAL)), _OWN_CARDS)
+except (ValueError, OSError) as refusal:  # for `check_local`: an import has nobody to tell
+    _LOCAL_REFUSAL = str(refusal)
 
-CARDS: list[ModelCard] = [*_SHAPES_CARDS, *_PAPER_CARDS, *_WAN_CARDS, *_LOCAL_CARDS]
+CARDS: list[ModelCard] = [*_OWN_CARDS, *_LOCAL_CARDS]
 
 MODELS: dict[str, ModelCard] = {card.name: card for card in CARDS}
 DEFAULT_MODEL = "shapes-turbo"
+
+
+def check_local() -> None:
+    """Check that the models of T2V_MODELS_DIR could be read. A command does so before all else.
+
+    Raises:
+        ValueError: the folder or one of its models cannot be used; the registry has none of them.
+    """
+    if _LOCAL_REFUSAL:
+        raise ValueError(_LOCAL_REFUSAL)
 
 
 def find_card(name: str) -> ModelCard:
     """Return the card of a model.
 
     Raises:
-        ValueError: there is no such model; the message lists all.
+        ValueError: there is no such model; the message lists all, or says why they are not all.
     """
     if name not in MODELS:
+        check_local()
         raise ValueError(
             f"There is no model {name!r}. Choose one of {', '.join(MODELS)} "
             "(turbo/models/registry.py)."

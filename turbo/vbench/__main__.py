@@ -21,7 +21,7 @@ from turbo.batch import Share, check_room, make_clips
 from turbo.card import Dtype, Memory
 from turbo.generate import positive
 from turbo.manifest import Manifest, sha256_of
-from turbo.models.registry import MODELS, PUBLISHED, find_card
+from turbo.models.registry import MODELS, PUBLISHED, check_local, find_card
 from turbo.pipeline import load_pipeline
 from turbo.vbench.compbench import compute_total, find_scores
 from turbo.vbench.flickering import score_clips
@@ -57,8 +57,9 @@ VBench(device, info, out).evaluate(videos_path=clips, name=name, dimension_list=
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = _parser()
-    options = parser.parse_args(arguments)
     try:
+        check_local()  # before a name of --model is refused
+        options = parser.parse_args(arguments)
         trouble = options.command(options)
     except (ValueError, MemoryError, OSError) as refusal:
         parser.error(str(refusal))

@@ -1,5 +1,6 @@
 """The registry of models, and the command that shows it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from turbo import generate
 from turbo.card import describe_state
-from turbo.models import cli, fetch
+from turbo.models import cli, fetch, registry
 from turbo.models.cli import main
 from turbo.models.fetch import check_proxies
-from turbo.models.local import CARD, write_card
+from turbo.models.local import CARD, find_local, write_card
 from turbo.models.registry import (
     CARDS,
     DEFAULT_MODEL,
@@ -22,6 +24,7 @@ from turbo.models.registry import (
     published_folder,
 )
 from turbo.request import check_request
+from turbo.vbench import __main__ as vbench
 
 
 def test_table_is_keyed_by_name_and_holds_the_default():
@@ -39,6 +42,56 @@ def test_a_card_that_could_not_be_written_is_absent(tmp_path, monkeypatch):
         write_card(find_card(DEFAULT_MODEL), tmp_path)
 
     assert not (tmp_path / CARD).exists()
+
+
+def test_local_models_are_found_by_name(tmp_path):
+    for name in ("b", "a"):
+        write_card(replace(find_card(DEFAULT_MODEL), name=name), tmp_path / name)
+
+    assert [card.name for card in find_local(tmp_path, CARDS)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("other", ["mine", DEFAULT_MODEL])
+def test_two_models_of_one_name_are_refused_with_the_places_of_both(tmp_path, other):
+    for folder, name in [("run-a", "mine"), ("run-b", other)]:
+        write_card(replace(find_card(DEFAULT_MODEL), name=name), tmp_path / folder)
+
+    with pytest.raises(ValueError, match=str(tmp_path / "run-b")) as refusal:
+        find_local(tmp_path, CARDS)
+    place = "registry.py" if other == DEFAULT_MODEL else str(tmp_path / "run-a")
+    assert place in str(refusal.value)
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "a damaged card"])
+def test_a_folder_of_models_that_cannot_be_used_is_told_in_a_sentence(tmp_path, trouble):
+    folder = tmp_path / "models"
+    if trouble == "a damaged card":
+        (folder / "mine").mkdir(parents=True)
+        (folder / "mine" / CARD).write_text("{")
+    command = [sys.executable, "-m", "turbo.models", "list"]
+
+    ended = subprocess.run(
+        command, env=os.environ | {"T2V_MODELS_DIR": str(folder)}, capture_output=True, text=True
+    )
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("python -m turbo.models: ") and str(folder) in line
+
+
+@pytest.mark.parametrize("main", [generate.main, vbench.main])
+def test_every_command_refuses_a_folder_of_models_that_cannot_be_used(main, monkeypatch, capsys):
+    monkeypatch.setattr(registry, "_LOCAL_REFUSAL", "It is damaged.")
+
+    with pytest.raises(SystemExit) as end:
+        main(["--model", "mine"])
+    with pytest.raises(ValueError, match="It is damaged"):
+        find_card("mine")
+
+    assert end.value.code == 2
+    assert "It is damaged." in capsys.readouterr().err
+    assert find_card(DEFAULT_MODEL).name == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
