@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from turbo.manifest import sha256_of
 from turbo.models.cli import show_progress
 from turbo.models.fetch import SHA256_DIGITS, check_proxies, download_files, find_cached
 from turbo.rewards.contract import check_reward
@@ -73,6 +74,13 @@ def _fetch(options: argparse.Namespace) -> None:
         if cached and not link.exists():
             link.unlink(missing_ok=True)  # a link to a file that was removed from the cache
             link.symlink_to(cached.resolve())
+        elif cached and link.resolve() != cached.resolve():
+            wanted, found = file.sha256 or sha256_of(cached), sha256_of(link)
+            if found != wanted:
+                raise ValueError(
+                    f"{link} is damaged or another file: its SHA-256 is {found}, not {wanted}. "
+                    "Remove it and fetch again."
+                )
     print(f"{card.title} is ready in {folder}")
 
 

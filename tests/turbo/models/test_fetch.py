@@ -429,3 +429,24 @@ def test_a_reward_is_fetched_with_its_hash_and_refused_without(hub, tmp_path, mo
 
     assert (tmp_path / "trial" / "reward.pt").read_bytes() == b"weights"
     assert "Trial is ready" in capsys.readouterr().out
+
+
+def test_a_reward_is_not_ready_over_a_file_that_is_another_one(hub, tmp_path, monkeypatch, capsys):
+    own = hashlib.sha256(b"weights").hexdigest()
+    files = (hub.offer("reward.pt", b"weights", sha256=own), hub.offer("words.txt", b"a b"))
+    card = RewardCard(title="Trial", files=files, load=lambda folder: torch.nn.Identity())
+    monkeypatch.setitem(REWARDS, "trial", card)
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    for name, content in [("reward.pt", b"weights"), ("words.txt", b"a b")]:
+        (folder / name).write_bytes(b"damaged")
+        with pytest.raises(SystemExit, match=str(folder / name)):
+            fetch_reward(["fetch", "trial", "--folder", str(folder)])
+        assert (folder / name).read_bytes() == b"damaged"
+        (folder / name).write_bytes(content)  # by hand
+    assert "ready" not in capsys.readouterr().out
+
+    for _ in range(2):
+        fetch_reward(["fetch", "trial", "--folder", str(folder)])
+        assert "Trial is ready" in capsys.readouterr().out
+        (folder / "reward.pt").unlink()
