@@ -220,6 +220,8 @@ def main() -> None:
         )
     except ValueError as refusal:
         parser.error(str(refusal))
+    except OSError as failure:
+        parser.error(f"A file cannot be read: {failure}. Check its path.")
     print(json.dumps(asdict(found)))
 
 

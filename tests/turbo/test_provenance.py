@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from turbo.provenance import AI_GENERATED, Signer, compare_clips, read_provenance
+from turbo.provenance import AI_GENERATED, Signer, compare_clips, main, read_provenance
 from turbo.video import Video, load_video
 
 RECIPE = {"model": "shapes-turbo", "prompt": "a red star", "seed": 3, "dtype": "float32"}
@@ -209,3 +209,15 @@ def test_the_command_needs_no_torch(clip):
     )
 
     assert json.loads(done.stdout) == {"recipe": RECIPE, "ai_generated": True}
+
+
+@pytest.mark.parametrize("other", ["absent.mp4", "."])
+def test_what_cannot_be_read_is_refused_in_words(other, clip, tmp_path, monkeypatch, capsys):
+    for pair in ([clip, tmp_path / other], [tmp_path / other, clip], [tmp_path / other]):
+        monkeypatch.setattr("sys.argv", ["provenance", *map(str, pair)])
+
+        with pytest.raises(SystemExit) as end:
+            main()
+
+        assert end.value.code == 2
+        assert capsys.readouterr().out == ""

@@ -147,6 +147,7 @@ def export_adapters(card: ModelCard, path: Path) -> None:
 
     Raises:
         ValueError: the model has no adapters, or they do not fit such a list.
+        OSError: the file cannot be written.
     """
     if card.lora is None:
         raise ValueError(f"{card.name} has no adapters. Choose a student that was trained by them.")
@@ -157,7 +158,15 @@ def export_adapters(card: ModelCard, path: Path) -> None:
     if not isinstance(unet, VideoUNet):
         raise ValueError(f"No list was published for networks of the kind {type(unet).__name__}.")
     part = videocrafter_part(unet) if unet.takes_fps else modelscope_part(unet)
-    torch.save(list_adapters(named, part), path)
+    adapters = list_adapters(named, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(adapters, file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> Tensor:

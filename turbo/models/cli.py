@@ -90,7 +90,12 @@ def _fetch(options: argparse.Namespace) -> None:
     if size and not options.yes:
         if not sys.stdin.isatty():
             raise ValueError(f"The download is {size / 1e9:.1f} GB. Confirm it with --yes.")
-        if input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ").lower() != "y":
+        try:
+            answer = input(f"Download {size / 1e9:.1f} GB ({card.licence})? [y/N] ")
+        except EOFError:  # Ctrl-D
+            answer = ""
+            print()
+        if answer.lower() != "y":
             raise ValueError("Nothing was downloaded.")
     steps = fetch_model(card, projection=options.projection)
     show_progress((step.stage, step.done, step.total) for step in steps)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from turbo.manifest import sha256_of
 from turbo.models.cli import show_progress
+from turbo.models.errors import DAMAGE
 from turbo.models.fetch import SHA256_DIGITS, check_proxies, download_files, find_cached
 from turbo.rewards.contract import check_reward
 from turbo.rewards.published import EMBEDDED, REWARDS, find_reward, load_reward
@@ -89,7 +90,16 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _check(options: argparse.Namespace) -> None:
-    reward = load_reward(options.name, _folder(options))
+    folder = _folder(options)
+    try:
+        reward = load_reward(options.name, folder)
+    except OSError:  # names its file
+        raise
+    except DAMAGE as error:
+        raise ValueError(
+            f"The files of {options.name} cannot be read ({type(error).__name__}: {error}). "
+            f"Restore those in {folder}, or remove them and fetch them again."
+        ) from error
     check_reward(reward, getattr(reward, "num_frames", 2))
     print(f"{options.name} keeps the contract of a reward.")
 

@@ -150,15 +150,16 @@ def test_exported_adapters_are_the_student_to_the_reader_of_the_published_list(
     base.save_config(tmp_path / "unet")
     card = replace(card_of("vcm-vc2", tmp_path), unet="unet", lora="lora")
 
-    export_adapters(card, tmp_path / "unet_lora.pt")
+    export_adapters(card, tmp_path / "new" / "unet_lora.pt")
 
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["unet_lora.pt"]
     expected = merge_lora(student).state_dict()
     part = getattr(unets, {"vc2": "videocrafter_part", "ms": "modelscope_part"}[family])(student)
     weights = published.publish(part)  # with the projection, which a teacher lacks, of zeros
     for name, origin in part.origins.items():
         before = base.state_dict().get(name, torch.zeros(part.shapes[name]))
         weights[origin.name] = before.reshape(origin.shape)
-    found = merge_adapters(weights, part, open_checkpoint(tmp_path / "unet_lora.pt"))
+    found = merge_adapters(weights, part, open_checkpoint(tmp_path / "new" / "unet_lora.pt"))
     for name, weight in part.rename(found).items():
         assert_close(weight, expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
@@ -209,24 +210,24 @@ def test_a_list_out_of_order_is_refused_with_layer_and_place(golden, tmp_path):
     _, part, checkpoint, _ = recorded_adapters(golden, "vc2")
     tensors = [checkpoint.read(name) for name in checkpoint.shapes]
     tensors[12:14], tensors[14:16] = tensors[14:16], tensors[12:14]
-    torch.save(tensors, tmp_path / "unet_lora.pt")
+    torch.save(tensors, tmp_path / "new" / "unet_lora.pt")
 
     with pytest.raises(
         ValueError, match=r"lora.pt belongs to another .* 12 and 13 .* adapt down_blocks"
     ):
-        pair_up(open_checkpoint(tmp_path / "unet_lora.pt"), part)
+        pair_up(open_checkpoint(tmp_path / "new" / "unet_lora.pt"), part)
 
 
 def test_no_projection_is_no_choice(tmp_path):
     with pytest.raises(ValueError, match="random, frozen and never saved") as refusal:
-        read_projection(None, (32, 256), tmp_path / "unet_lora.pt")
+        read_projection(None, (32, 256), tmp_path / "new" / "unet_lora.pt")
 
     for choice in ("--projection zeros", "--projection random:N", "--projection FILE"):
         assert choice in str(refusal.value)
 
 
 def test_projections_are_what_was_chosen(tmp_path):
-    shape, path = (32, 256), tmp_path / "unet_lora.pt"
+    shape, path = (32, 256), tmp_path / "new" / "unet_lora.pt"
     file = {"model.diffusion_model.time_cond_proj.weight": torch.randn(shape)}
     torch.save(file, tmp_path / "projection.pt")
 

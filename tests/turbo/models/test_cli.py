@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -297,3 +298,18 @@ def test_each_stage_has_one_bar_which_an_error_closes(monkeypatch):
     assert [bar.arguments for bar in bars] == [["check", 3], ["check", 9], ["convert", 9]]
     assert [bar.n for bar in bars] == [3, 9, 4]
     assert all(bar.closed for bar in bars)
+
+
+def test_the_end_of_the_input_is_no_consent_to_a_download(monkeypatch, tmp_path):
+    def end(_):
+        raise EOFError
+
+    card = replace(find_card("modelscope"), folder=tmp_path)
+    monkeypatch.setitem(MODELS, card.name, card)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", end)
+    monkeypatch.setattr(fetch, "fetch_model", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(fetch, "find_cached", lambda _: None)
+
+    with pytest.raises(SystemExit, match="Nothing was downloaded"):
+        main(["fetch", card.name])

@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig
 
@@ -14,6 +15,8 @@ from tests.support.golden import Golden, shapes_of
 from tests.support.tiny_models import randomise
 from tests.turbo.rewards.test_internvideo2 import random_frames
 from turbo.rewards import check_reward, image_text, imagereward, internvideo2, viclip
+from turbo.rewards.__main__ import main as check_command
+from turbo.rewards.checkpoints import RewardCard
 from turbo.rewards.image_text import embed_images, open_clip_part, read_open_clip
 from turbo.rewards.imagereward import ImageRewardNetwork, imagereward_part
 from turbo.rewards.internvideo2 import (
@@ -295,3 +298,14 @@ def test_another_file_is_refused_by_the_name_of_a_tensor(change, theirs, tmp_pat
 
     with pytest.raises(ValueError, match=rf"clip.pt(.|\n)*{name}"):
         read_open_clip(tmp_path / "clip.pt", TINY_CLIP)
+
+
+def test_a_check_of_truncated_weights_is_refused_in_words(tmp_path, monkeypatch):
+    file = tmp_path / "weights.safetensors"
+    save_file({"a": torch.zeros(9)}, file)
+    file.write_bytes(file.read_bytes()[:-1])
+    card = RewardCard(title="Trial", files=(), load=lambda folder: load_file(file))
+    monkeypatch.setitem(REWARDS, "trial", card)
+
+    with pytest.raises(SystemExit, match="cannot be read"):
+        check_command(["check", "trial", "--folder", str(tmp_path)])

@@ -107,7 +107,8 @@ def test_results_are_read_from_a_file_a_folder_and_a_zip(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[1]", '{"color": ["x", []]}', '{"color": [NaN, []]}', '{"color": [0.5, [1]]}', "{", "{}"],
+    ["[1]", '{"color": ["x", []]}', '{"color": [NaN, []]}', '{"color": [0.5, [1]]}', "{", "{}"]
+    + ['{"color": [0.5]}', '{"color": []}', '{"color": [0.5, [{"video_path": 1}]]}'],
 )
 def test_what_are_no_results_is_refused_with_its_file(tmp_path, content):
     (tmp_path / "c_eval_results.json").write_text(content)
