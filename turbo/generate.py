@@ -340,6 +340,11 @@ def _read_requests(options: argparse.Namespace, system: System) -> list[Request]
     entries = read_prompt_file(options.prompts)
     if not any(entry.text.strip() for entry in entries):
         raise ValueError(f"{options.prompts} contains no prompts. Write one per line.")
+    if seeded := next((entry for entry in entries if entry.seed), None):
+        raise ValueError(
+            f"{options.prompts}, {seeded.place}: the seed {seeded.seed} would be ignored, since "
+            "seeds are numbered from --seed on. Remove the seeds from the file."
+        )
     first, requests = check_seed(options.seed), []
     for entry in entries:
         if not entry.text.strip():

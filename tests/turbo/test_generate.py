@@ -104,6 +104,26 @@ def test_batch_reads_the_usual_files_of_prompts(tiny_model, tmp_path, name, cont
     assert [row["prompt"] for row in _rows(tmp_path / "clips")] == ["a cat", "a dog"]
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("p.csv", "prompt,seed\na dog,\na cat,7\n"),
+        ("p.jsonl", '{"prompt": "a dog"}\n{"prompt": "a cat", "seed": 0}\n'),
+    ],
+)
+def test_seeds_in_a_file_of_prompts_are_refused_instead_of_ignored(
+    tiny_model, tmp_path, name, content, capsys
+):
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(SystemExit) as end:
+        _run(tiny_model, "--prompts", tmp_path / name, "--out", tmp_path / "clips")
+
+    assert end.value.code == 2
+    assert "--seed on" in capsys.readouterr().err
+    assert not (tmp_path / "clips").exists()
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_a_model_is_loaded_once_for_its_systems_and_freed_before_the_next(
     more, tiny_model, prompts, tmp_path, monkeypatch

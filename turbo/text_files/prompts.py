@@ -20,8 +20,9 @@ class Entry:
     place: str  # such as "line 7", for messages
     number: int  # from 0, by position in the file; blank lines of a text count
     text: str
-    index: str = ""  # these two are optional in all but text files
+    index: str = ""  # these three are optional in all but text files
     category: str = ""
+    seed: str = ""  # as written
 
 
 def read_prompt_file(path: Path, column: str | None = None) -> list[Entry]:
@@ -87,7 +88,7 @@ def _other_kind(first: str, text: str) -> str:
 
 
 def _from_table(path: Path, usual: tuple[str, ...]) -> list[Entry]:
-    columns = {"prompt": usual, "index": ("index",), "category": ("category",)}
+    columns = {"prompt": usual} | {name: (name,) for name in ("index", "category", "seed")}
     table = read_table(path, columns)
     require_columns(table, path, {"prompt": usual})
     empty = next((line for line, row in table.rows.items() if not row["prompt"].strip()), None)
@@ -100,6 +101,7 @@ def _from_table(path: Path, usual: tuple[str, ...]) -> list[Entry]:
             text=row["prompt"],
             index=row.get("index", ""),
             category=row.get("category", ""),
+            seed=row.get("seed", "").strip(),
         )
         for number, (line, row) in enumerate(table.rows.items())
     ]
@@ -135,5 +137,9 @@ def _from_json(number: int, value: Any, place: str, path: Path, usual: tuple[str
         )
     category = fields.get("category") or ""
     joined = "|".join(map(str, category)) if isinstance(category, list) else str(category)
-    index = str(fields["index"]) if fields.get("index") is not None else ""
-    return Entry(place=place, number=number, text=fields[key], index=index, category=joined)
+    index, seed = (
+        str(fields[name]) if fields.get(name) is not None else "" for name in ("index", "seed")
+    )
+    return Entry(
+        place=place, number=number, text=fields[key], index=index, category=joined, seed=seed
+    )
