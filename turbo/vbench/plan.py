@@ -121,7 +121,7 @@ class Plan:
             request = requests.get(path)
             if request is None:
                 raise ValueError(f"{folder / path} is not in the plan. {ANOTHER_PLAN}")
-            wanted = {
+            wanted: dict[str, str | int | float] = {
                 "model": self.model,
                 "prompt": request.prompt,
                 "seed": request.seed,
