@@ -210,24 +210,24 @@ def test_a_list_out_of_order_is_refused_with_layer_and_place(golden, tmp_path):
     _, part, checkpoint, _ = recorded_adapters(golden, "vc2")
     tensors = [checkpoint.read(name) for name in checkpoint.shapes]
     tensors[12:14], tensors[14:16] = tensors[14:16], tensors[12:14]
-    torch.save(tensors, tmp_path / "new" / "unet_lora.pt")
+    torch.save(tensors, tmp_path / "unet_lora.pt")
 
     with pytest.raises(
         ValueError, match=r"lora.pt belongs to another .* 12 and 13 .* adapt down_blocks"
     ):
-        pair_up(open_checkpoint(tmp_path / "new" / "unet_lora.pt"), part)
+        pair_up(open_checkpoint(tmp_path / "unet_lora.pt"), part)
 
 
 def test_no_projection_is_no_choice(tmp_path):
     with pytest.raises(ValueError, match="random, frozen and never saved") as refusal:
-        read_projection(None, (32, 256), tmp_path / "new" / "unet_lora.pt")
+        read_projection(None, (32, 256), tmp_path / "unet_lora.pt")
 
     for choice in ("--projection zeros", "--projection random:N", "--projection FILE"):
         assert choice in str(refusal.value)
 
 
 def test_projections_are_what_was_chosen(tmp_path):
-    shape, path = (32, 256), tmp_path / "new" / "unet_lora.pt"
+    shape, path = (32, 256), tmp_path / "unet_lora.pt"
     file = {"model.diffusion_model.time_cond_proj.weight": torch.randn(shape)}
     torch.save(file, tmp_path / "projection.pt")
 
