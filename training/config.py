@@ -280,9 +280,11 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as failure:
         raise ValueError(f"{path} cannot be read: {failure.strerror}.") from failure
+    except UnicodeDecodeError as failure:
+        raise ValueError(f"{path} is not UTF-8. Save it as UTF-8.") from failure
     except tomllib.TOMLDecodeError as failure:
         raise ValueError(f"{path} is not TOML: {failure}.") from failure
     base = tables.pop("extends", None)

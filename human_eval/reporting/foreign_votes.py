@@ -69,7 +69,7 @@ def load_mapping(source: str) -> VoteMapping:
     ready = MAPPINGS / f"{source}.toml"
     path = ready if ready.is_file() else Path(source)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         known = ", ".join(sorted(file.stem for file in MAPPINGS.glob("*.toml")))
         raise StudyError(

@@ -35,6 +35,16 @@ def test_a_committed_configuration_names_models_and_rewards_that_exist(path: Pat
     assert 1000 % config.teacher.grid_steps == 0
 
 
+def test_a_configuration_saved_on_windows_is_read_and_one_in_utf_16_refused(tmp_path: Path):
+    path, content = tmp_path / "mine.toml", f'extends = "{TINY}"\n'
+    path.write_text(content, encoding="utf-8-sig")
+    assert load_config(path) == load_config(TINY)
+    path.write_text(content, encoding="utf-16")
+
+    with pytest.raises(ValueError, match="mine.toml"):
+        load_config(path)
+
+
 def test_only_a_reward_of_votes_says_itself_how_many_frames_it_scores(tmp_path: Path):
     [table] = load_config(CONFIGS / "shapes_votes.toml").rewards
 

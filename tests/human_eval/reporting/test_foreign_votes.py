@@ -5,7 +5,7 @@ from human_eval.cli.main import main
 from human_eval.errors import StudyError
 from human_eval.reporting.export import read_export, write_export
 from human_eval.reporting.foreign_study import write_foreign_study
-from human_eval.reporting.foreign_votes import load_mapping, read_foreign_votes
+from human_eval.reporting.foreign_votes import MAPPINGS, load_mapping, read_foreign_votes
 from tests.support.crowd import define_pair, make_votes
 
 
@@ -59,6 +59,13 @@ def test_lines_that_are_not_json_are_listed(tmp_path):
 
     with pytest.raises(StudyError, match="line 1: .*\n  line 2: "):
         read_foreign_votes(tmp_path / "r.jsonl", load_mapping("potato"))
+
+
+def test_a_mapping_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text((MAPPINGS / "arena.toml").read_text(), encoding="utf-8-sig")
+
+    assert load_mapping(str(path)) == load_mapping("arena")
 
 
 def test_a_mapping_with_an_unknown_word_is_refused(tmp_path):
