@@ -189,7 +189,7 @@ class Page(gr.Blocks):
     def limit_queue(
         self, client_of: Callable[[Scope], str], per_client: int, listens: Callable[[str], bool]
     ) -> None:
-        """Limit the calls of a client that wait, and end calls whose answer nobody receives.
+        """Limit how many calls of a client may wait, and end calls that no client listens to.
 
         Gradio computes the calls of a session that never listens, and ends the others when their
         session stops listening.

@@ -42,8 +42,9 @@ def amend(options: Namespace) -> None:
     _refuse_on_server(options.study, "amend")
     with opened(options) as store:
         definition = load_definition(options.definition or store.folder / "study.toml")
-        prompts, length = [], definition.max_prompt_length
+        prompts = []
         if options.prompts:
+            length = definition.max_prompt_length
             prompts = load_prompts(options.prompts, column=options.column, max_length=length)
         changes = amend_study(
             store, definition, prompts, reason=options.reason, author=options.author

@@ -44,8 +44,9 @@ FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC"),
     *("Hiragino Sans", "Microsoft YaHei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
 )
+INSTALLED = set(fontManager.get_font_names())
 STYLE: Any = {
-    "font.family": ["DejaVu Sans", *(f for f in FONTS if f in set(fontManager.get_font_names()))],
+    "font.family": ["DejaVu Sans", *(name for name in FONTS if name in INSTALLED)],
     "font.size": 9,
     "svg.hashsalt": "human_eval",
     "svg.fonttype": "path",

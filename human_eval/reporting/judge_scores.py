@@ -58,7 +58,7 @@ def read_scores(
     if not others and (foreign := sorted(rows.keys() - needed)):
         first = f"{foreign[0][0]}, prompt_index {foreign[0][1]}"
         raise StudyError(
-            f"{path} has {len(foreign):,} scores of pairs that the study does not have, the first "
-            f"of {first}. They would count as pairs of the study. Leave them out."
+            f"{path} has {len(foreign):,} scores of other pairs than those that raters can "
+            f"answer, the first of {first}. They would count as pairs of the study. Remove them."
         )
     return pd.DataFrame([(*key, value) for key, value in rows.items()], columns=SCORES)

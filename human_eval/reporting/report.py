@@ -337,7 +337,7 @@ def write_report(
     scores = pd.DataFrame()
     if judge:
         asked = counted[counted["question"] == definition.primary.key]
-        scored = pd.concat([asked, *([] if pairs is None else [pairs])])
+        scored = asked if pairs is None else pd.concat([asked, pairs])
         needed = zip(scored["comparison"], scored["prompt_index"], strict=True)
         scores = read_scores(judge, definition, needed, others=pairs is None)
     folder.mkdir(parents=True, exist_ok=True)

@@ -441,7 +441,7 @@ _LOCAL_REFUSAL = ""
 try:
     if _LOCAL:
         _LOCAL_CARDS = find_local(Path(os.path.expanduser(_LOCAL)), _OWN_CARDS)
-except (ValueError, OSError) as refusal:  # for `check_local`: an import has nobody to tell
+except (ValueError, OSError) as refusal:  # `check_local` raises it: imports must not fail
     _LOCAL_REFUSAL = str(refusal)
 
 CARDS: list[ModelCard] = [*_OWN_CARDS, *_LOCAL_CARDS]

@@ -304,7 +304,7 @@ def test_a_wrong_request_is_refused_in_words(store, tmp_path, monkeypatch, capsy
 
 @pytest.fixture
 def crowd(make_store):
-    """A study with sessions of four pairs, of which nobody has answered any."""
+    """A study with sessions of four pairs and no answers yet."""
     return make_store(k=1, num_prompts=8, extra=EXTRA)
 
 
