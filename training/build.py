@@ -1,5 +1,6 @@
 """From a configuration to its parts: teacher, student, data and rewards, on their device."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from turbo.diffusion.consistency import few_step_timesteps
 from turbo.diffusion.distillation import (
     SolverGrid,
     draw_guidance,
+    frozen_shared_copy,
     pseudo_huber,
     squared,
     student_of,
@@ -69,6 +71,7 @@ class Parts:
     card: ModelCard  # the teacher's
     teacher: Network
     student: Network
+    fake: Network | None  # of distribution matching
     vae: VideoVAE
     text_encoder: TextEncoder
     captions: list[str]  # that the student is trained on
@@ -126,6 +129,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
         card,
         teacher,
         student,
+        build_fake(teacher, config),
         pipeline.vae,
         pipeline.text_encoder,
         prompts,
@@ -201,7 +205,7 @@ def draw_own_samples(
 def build_student(teacher: Network, config: Config) -> Network:
     """Return the student: adapters on the teacher's own weights, or a copy that is trained whole.
 
-    What is trained is in float32.
+    What is trained is in float32, here and in `build_fake`.
     """
     rank = config.student.lora_rank
     student = student_of(teacher, share=rank > 0, motion=config.takes_motion)
@@ -218,10 +222,26 @@ def build_student(teacher: Network, config: Config) -> Network:
         )
     else:
         student.requires_grad_(True)
-    for weight in student.parameters():
+    return _trained_in_float32(student)
+
+
+def build_fake(teacher: Network, config: Config) -> Network | None:
+    """Return the second network of distribution matching, which starts as the teacher."""
+    if config.matching is None:
+        return None
+    rank = config.matching.lora_rank
+    if rank == 0:
+        return _trained_in_float32(copy.deepcopy(teacher).requires_grad_(True))
+    fake = frozen_shared_copy(teacher.requires_grad_(False))
+    generator = torch.Generator().manual_seed(config.run.seed)
+    return _trained_in_float32(add_lora(fake, rank, generator=generator))
+
+
+def _trained_in_float32(network: Network) -> Network:
+    for weight in network.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
-    return student
+    return network
 
 
 def student_with(weights: Mapping[str, Tensor], teacher: Network, config: Config) -> Network:
@@ -428,6 +448,7 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
         recompute=run.recompute,
         shard=run.shard,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
+        fake_rate=config.matching.rate if config.matching else 1.0,
     )
 
 

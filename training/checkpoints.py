@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SUFFIX, PARTIAL = ".pt", ".partial"
+STUDENT, FAKE = "student.", "fake."  # before the names of weights, where two networks are trained
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
@@ -60,6 +61,16 @@ def load_checkpoint(folder: Path, step: int) -> dict[str, Any]:
     """Return the content of the checkpoint of a step. Tensors only, no code."""
     path = folder / f"{step:08d}{SUFFIX}"
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def averaged_student(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a checkpoint's averaged weights of the student.
+
+    With method matching the checkpoint holds both networks, named student and fake.
+    """
+    average = content["average"]
+    own = {n.removeprefix(STUDENT): w for n, w in average.items() if n.startswith(STUDENT)}
+    return own or average
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

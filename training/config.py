@@ -46,13 +46,20 @@ class StudentTable(_Table):
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # of adapters' outputs; 0.1 in the published code
     lora_skip: list[str] = []  # layers without adapter
     temporal_dropout: float | None = Field(None, ge=0, lt=1)  # default: the teacher's
-    method: Literal["discrete", "continuous"] = "discrete"  # continuous: of a flow teacher
+    method: Literal["discrete", "continuous", "matching"] = "discrete"  # continuous: flow teachers
     tangent_warmup: int = Field(0, ge=0)  # steps, of the continuous method; 10,000 in sCM
     target_ema: float = Field(ge=0, le=1)  # 0: the student itself, as in the published code
     target_dropout: bool = True
     distance: Literal["pseudo_huber", "l2"] = "pseudo_huber"  # of student and target
     kappa: float = Field(1e-3, gt=0)  # of the pseudo-Huber distance
     timestep_scaling: float = Field(10.0, gt=0)  # of c_skip and c_out; 10 in the published code
+
+
+class MatchingTable(_Table):
+    """The fake of distribution matching, which learns to denoise the student's videos."""
+
+    lora_rank: int = Field(ge=0)  # of adapters on the teacher's weights; 0 trains a copy of all
+    rate: float = Field(1.0, gt=0)  # factor of its learning rate
 
 
 class RewardTable(_Table):
@@ -164,6 +171,10 @@ class Config(_Table):
             self._check_continuous()
         elif self.student.tangent_warmup:
             raise ValueError("student.tangent_warmup is of the continuous method: remove it")
+        if self.student.method == "matching":
+            self._check_matching()
+        elif self.matching:
+            raise ValueError("[matching] is of the matching method: set student.method to it")
         if self.data.folder and self.data.hub:
             raise ValueError("data.hub takes the place of data.folder: set one")
         if self.data.prompts:
@@ -193,19 +204,37 @@ class Config(_Table):
             self._check_watch(self.watch)
         return self
 
-    def _check_continuous(self) -> None:
+    def _check_no_target(self, *unused: str) -> None:
+        """Check that there are no settings of a target, nor of these, which the method lacks."""
+        method = self.student.method
         if self.student.target_ema or not self.student.target_dropout:
             raise ValueError(
-                "student.method continuous compares the student with itself: set "
+                f"student.method {method} has no target beside the student: set "
                 "student.target_ema to 0 and leave out student.target_dropout"
             )
+        for name in ("distance", "kappa", *unused):  # a file that this one extends may set defaults
+            if getattr(self.student, name) != StudentTable.model_fields[name].default:
+                raise ValueError(f"student.method {method} has no {name}: remove it")
+
+    def _check_matching(self) -> None:
+        self._check_no_target()
+        if not self.data.prompts:
+            raise ValueError(
+                "student.method matching scores the student's own samples: set data.prompts"
+            )
+        if not self.matching:
+            raise ValueError(
+                "student.method matching needs the size of its second network: set "
+                "matching.lora_rank"
+            )
+
+    def _check_continuous(self) -> None:
+        self._check_no_target("timestep_scaling")
         if self.run.shard:
             raise ValueError(
                 "student.method continuous needs forward derivatives, which divided weights do not "
                 "have: remove run.shard"
             )
-        if unused := self.student.model_fields_set & {"distance", "kappa", "timestep_scaling"}:
-            raise ValueError(f"student.method continuous has no {min(unused)}: remove it")
         if self.takes_motion or self.data.record:
             raise ValueError(
                 "student.method continuous takes no step of the teacher: remove [motion] and "
@@ -246,6 +275,7 @@ class Config(_Table):
     data: DataTable
     run: RunTable
     motion: MotionTable | None = None
+    matching: MatchingTable | None = None
     rewards: list[RewardTable] = []
     watch: WatchTable | None = None
 
@@ -322,6 +352,7 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
         "data": DataTable,
         "run": RunTable,
         "motion": MotionTable,
+        "matching": MatchingTable,
         "rewards": RewardTable,
         "watch": WatchTable,
         "judges": JudgeTable,

@@ -25,11 +25,11 @@ from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.tracking import get_available_trackers
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.build import build_parts, student_with
-from training.checkpoints import find_newest, only_process_in, open_whole
+from training.checkpoints import FAKE, STUDENT, find_newest, only_process_in, open_whole
 from training.config import Config, load_config
 from training.export import export_student
 from training.forecast import describe_run
@@ -41,8 +41,8 @@ from training.watch import Watch
 from turbo.batch import exit_with_launcher
 from turbo.diffusion.continuous import continuous_loss
 from turbo.diffusion.distillation import (
-    ConsistencyLoss,
     DistillationBatch,
+    DistillationLoss,
     SolverInput,
     consistency_loss,
     draw_batch,
@@ -51,6 +51,7 @@ from turbo.diffusion.distillation import (
     solver_step_loss,
     update_ema,
 )
+from turbo.diffusion.matching import matching_loss
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
@@ -77,6 +78,7 @@ def distil(
     *,
     rewards: Sequence[WeightedReward],
     vae: VideoVAE,
+    fake: Network | None = None,
     accelerator: Accelerator | None = None,
     on_step: Callable[[StepStats], None] = lambda stats: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -93,8 +95,15 @@ def distil(
         folder: of the checkpoints.
         rewards: of the student's estimates of clean latents, decoded by `vae`. Without
             rewards this is plain consistency distillation.
+        fake: the second network of method matching, trained beside the student; starts as the
+            teacher.
         accelerator, on_step, should_stop: as for `fit`.
     """
+    if (fake is None) == (config.method == "matching"):
+        raise ValueError(
+            f"Expected a fake with method matching and with no other, got {type(fake).__name__} "
+            f"with method {config.method}. Give `distil` a copy of the teacher, or none."
+        )
     teacher.eval().requires_grad_(False)
     target = student  # its weights at the start of the step: those that it has in all of the step
     if config.target_ema > 0 or not config.target_dropout:
@@ -107,18 +116,37 @@ def distil(
     if config.recompute:
         student.enable_gradient_checkpointing()
         teacher.enable_gradient_checkpointing()  # for the gradient of the motion energy
+        if fake is not None:
+            fake.enable_gradient_checkpointing()
 
     def draw_loss(slot: Slot) -> Float[Tensor, ""]:
         if slot.is_first and target is not student:
             update_ema(target, student, config.target_ema)
         drawn = draw_data(slot)
+        if fake is not None and not isinstance(drawn, PromptBatch):
+            raise ValueError(
+                f"Expected prompts with method matching, got {type(drawn).__name__}. It scores the "
+                "student's own samples."
+            )
         if isinstance(drawn, RecordedBatch):
             record = drawn.record
             scale = config.draw_guidance(len(record.noisy), slot.generator).to(record.noisy.device)
             consistency = compare_recorded(student, target, record, scale, config, drawn.guided)
         elif isinstance(drawn, PromptBatch):
             noisy, inputs = draw_on_policy(student, drawn, slot, config)
-            consistency = compare_at(student, target, teacher, noisy, inputs, config, slot.step)
+            if fake is None:
+                consistency = compare_at(student, target, teacher, noisy, inputs, config, slot.step)
+            else:
+                consistency = matching_loss(
+                    student,
+                    fake.eval(),  # without dropout: its estimate goes into the student's gradient
+                    teacher,
+                    noisy,
+                    inputs,
+                    config.schedule,
+                    slot.generator,
+                    timestep_scaling=config.timestep_scaling,
+                )
         else:
             batch = draw_batch(  # z_0, its noise, t_{n+k} and t_n, w
                 drawn.latents,
@@ -141,15 +169,22 @@ def distil(
         )
         return consistency.value + len(scored) / len(drawn.reward_prompts) * reward.loss
 
+    def rate_factor(name: str) -> float:
+        return (
+            config.fake_rate
+            if name.startswith(FAKE)
+            else config.rate_factor(name.removeprefix(STUDENT))
+        )
+
     trained = {name for name, weight in student.named_parameters() if weight.requires_grad}
     companions = {name: weight for name, weight in target.named_parameters() if name in trained}
     yield from fit(
-        student,
+        student if fake is None else nn.ModuleDict({STUDENT[:-1]: student, FAKE[:-1]: fake}),
         draw_loss,
         config.fit,
         folder,
         accelerator=accelerator,
-        rate_factor=config.rate_factor,
+        rate_factor=rate_factor,
         companions={} if target is student else companions,
         on_step=on_step,
         should_stop=should_stop,
@@ -207,7 +242,7 @@ def compare(
     config: DistillationConfig,
     step: int,
     guided: Bool[Tensor, " B"] | None = None,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Add noise to the videos, then compare student and target along the teacher's path.
 
     Args:
@@ -230,7 +265,7 @@ def compare_at(
     batch: SolverInput,
     config: DistillationConfig,
     step: int,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Compare student and target along the teacher's path from noisy videos, by either method."""
     if config.method == "discrete":
         return consistency_loss(
@@ -254,7 +289,7 @@ def compare_recorded(
     guidance_scale: PerVideo,
     config: DistillationConfig,
     guided: Bool[Tensor, " B"] | None = None,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Take the step of the recorded teacher, and compare student and target at its two ends."""
     strength = None
     if config.motion is not None:
@@ -321,6 +356,7 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
             parts.settings,
             rewards=parts.rewards,
             vae=parts.vae,
+            fake=parts.fake,
             accelerator=accelerator,
             on_step=record,
             should_stop=should_stop,

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.build import build_student, teacher_card
+from training.build import build_fake, build_student, teacher_card
 from training.config import Config
 from training.data.source import open_data, read_prompts
 from training.data.video_folder import VideoFolder
@@ -47,7 +47,7 @@ class Forecast:
     weights: int  # of teacher and student together, with what is trained
     optimiser: int  # AdamW's moments, target and averaged weights
     step: int  # activations and gradients, at the peak of a step; with run.shard no gradients
-    step_flops: int  # of the UNet, for one video: student, teacher and target
+    step_flops: int  # for one video: of student, teacher, target or fake, and the own samples
     unit: int = 0  # bytes of the largest module whose weights are gathered at once; of run.shard
 
     @property
@@ -113,8 +113,11 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
     with torch.device("meta"):
         teacher = nn.Module.to(_network(card), dtype).requires_grad_(False).eval()
         student = build_student(teacher, config).train()
+        fake = build_fake(teacher, config)
         if config.run.recompute:
             student.enable_gradient_checkpointing()
+            if fake is not None:
+                fake.enable_gradient_checkpointing()
         noisy, timesteps, embeds, fps = _inputs(config, card, teacher)
         guidance = torch.empty(len(noisy), 256)
 
@@ -123,32 +126,43 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         rates = None if fps is None else torch.cat([fps] * videos)
         return network(*rows, Conditioning(guidance=guidance, fps=rates))
 
-    own = [weight for weight in student.parameters() if weight.requires_grad]
+    networks = [student, teacher] if fake is None else [student, teacher, fake]
+    weights = [weight for network in networks for weight in network.parameters()]
+    own = [weight for weight in weights if weight.requires_grad]
     if config.run.shard:
         for weight in own:
             weight.register_post_accumulate_grad_hook(lambda used: setattr(used, "grad", None))
     attention = patch.object(nn.functional, "scaled_dot_product_attention", _fused_attention)
     autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     counter = FlopCounterMode(display=False)
-    with _PeakMemory([*student.parameters(), *teacher.parameters()]) as memory, attention:
+    with _PeakMemory(weights) as memory, attention:
         with autocast:
-            with torch.no_grad():
-                call(teacher, 2, None)  # with the prompt and without
+            if fake is None:
+                with torch.no_grad():
+                    call(teacher, 2, None)  # with the prompt and without
             with counter:
-                output = call(student, 1, guidance)
-            with torch.no_grad():
-                call(student, 1, guidance)  # as the target
-        output.float().square().mean().backward()
+                outputs = [call(student, 1, guidance)]
+            if fake is None:
+                with torch.no_grad():
+                    call(student, 1, guidance)  # as the target
+            else:
+                outputs.append(call(fake, 1, None))
+                with torch.no_grad():
+                    call(teacher, 2, None)
+        torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
     trained = sum(weight.numel() for weight in own)
     moments = 2 if config.run.optimizer == "adamw8bit" else 8  # bytes; small tensors have 8, too
     copies = (config.student.target_ema > 0) + (config.run.weight_ema > 0)  # target, average
-    flops = counter.get_total_flops() // config.run.micro_batch
+    passes = 4 if config.run.recompute else 3  # of a network that is trained: one, and backward
+    calls: float = passes + 2 + (1 if fake is None else passes)  # and target or fake
+    if config.data.prompts:
+        calls += (config.data.sample_steps - 1) / 2  # in the mean, to the student's own latents
     return Forecast(
         trained=trained,
         weights=memory.start,
         optimiser=trained * (moments + 4 * copies),
         step=memory.peak - memory.start,
-        step_flops=flops * (7 if config.run.recompute else 6),  # 3 or 4 student, 2 teacher, target
+        step_flops=round(calls * counter.get_total_flops() / config.run.micro_batch),
         unit=4 * max(map(count_parameters, units(student))) if config.run.shard else 0,
     )
 

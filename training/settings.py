@@ -15,7 +15,8 @@ from turbo.diffusion.motion import PERCENTAGE, STRENGTH, motion_strength
 from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.types import Energy, FrameRate, Latents, PerVideo, PromptEmbeds, Schedule, Timesteps
 
-Method = Literal["discrete", "continuous"]  # turbo/diffusion/distillation.py, continuous.py
+# turbo/diffusion/distillation.py, continuous.py, matching.py
+Method = Literal["discrete", "continuous", "matching"]
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,4 @@ class DistillationConfig:
     recompute: bool = False  # activations of student and VAE in the backward pass: less memory
     shard: bool = False  # divide what is trained over the processes (FSDP2)
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate
+    fake_rate: float = 1.0  # the same for the fake, with method matching

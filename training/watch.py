@@ -17,7 +17,13 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 from training.build import Parts, build_model, student_with
-from training.checkpoints import find_newest, load_checkpoint, open_whole, save_weights
+from training.checkpoints import (
+    averaged_student,
+    find_newest,
+    load_checkpoint,
+    open_whole,
+    save_weights,
+)
 from training.config import Config
 from training.export import student_card
 from training.sharding import copy_whole
@@ -154,7 +160,7 @@ class Watch:
         return step > 0 and (step % self.table.every == 0 or step == self.config.run.steps)
 
     def _evaluate(self, step: int) -> None:
-        weights = load_checkpoint(self.out / "checkpoints", step)["average"]
+        weights = averaged_student(load_checkpoint(self.out / "checkpoints", step))
         student = student_with(weights, self.parts.teacher, self.config)
         pipeline = VideoPipeline(
             student_card(self.parts.card, self.config, self.out / "models" / self.config.name),

@@ -117,8 +117,8 @@ class Schedule(Protocol):
         """Return the clean latents, given the noise that was added to them."""
         ...
 
-    def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the training target of a network that outputs the velocity."""
+    def target(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return what a network of this schedule is trained to output."""
         ...
 
     def split(

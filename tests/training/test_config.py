@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from training.build import (
+    build_fake,
     build_reward,
     build_settings,
     build_student,
@@ -277,6 +279,41 @@ def test_weights_that_cannot_be_divided_over_processes_are_refused(changes, mess
 def test_a_continuous_method_refuses_what_it_cannot_use(name, changes, key):
     with pytest.raises(ValueError, match=key):
         load_config(CONFIGS / f"{name}.toml", ["student.method=continuous", *changes])
+
+
+MATCHING = ["student.method=matching", "student.target_ema=0", "data.prompts=prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        (["student.target_ema=0.9"], "target_ema"),
+        (["student.distance=l2"], "distance"),
+        (["data.prompts="], "data.prompts"),
+        (["data.folder=videos", "matching.lora_rank=4"], "data.prompts"),
+        ([], "matching.lora_rank"),
+        (["matching.lora_rank=4", "matching.rate=0"], "matching.rate"),
+        (["matching.lora_rank=4", "matching.decay=0"], "lora_rank, rate"),
+        (["matching.lora_rank=4", "student.method=discrete"], "student.method"),
+    ],
+)
+def test_matching_refuses_what_it_cannot_use(changes, key):
+    with pytest.raises(ValueError, match=key):
+        load_config(TINY, [*MATCHING, *changes])
+
+
+def test_the_fake_has_the_weights_of_the_teacher_and_trains_its_adapters_or_all(tiny_unet):
+    for rank in (0, 4):
+        config = load_config(TINY, [*MATCHING, f"matching.lora_rank={rank}"])
+        fake = build_fake(tiny_unet, config)
+
+        inputs = torch.randn(1, 4, 3, 4, 4), torch.tensor([500]), torch.randn(1, 5, 16)
+        assert_close(fake(*inputs), tiny_unet(*inputs))
+        trained = [name for name, weight in fake.named_parameters() if weight.requires_grad]
+        assert trained and all(("lora" in name) == (rank > 0) for name in trained)
+        assert not any(weight.requires_grad for weight in tiny_unet.parameters())
+        shared = {id(weight) for weight in tiny_unet.parameters()}
+        assert all((id(w) in shared) != w.requires_grad for w in fake.parameters())
 
 
 def test_a_discrete_method_refuses_the_warmup_of_the_continuous_one():

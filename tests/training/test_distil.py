@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from tests.support.tiny_models import make_unet
 from training import distil as module
-from training.checkpoints import load_newest
+from training.checkpoints import averaged_student, load_newest
 from training.distil import distil, draw_on_policy, stop_on_sigterm
 from training.loop import FitConfig, Slot
 from training.settings import (
@@ -70,6 +70,7 @@ def start(tiny_vae, schedule, tmp_path: Path):
         data: str = "videos",
         teacher: VideoUNet | None = None,
         student: VideoUNet | None = None,
+        fake: VideoUNet | None = None,
         **changes,
     ):
         def draw(slot: Slot) -> EncodedBatch | PromptBatch | RecordedBatch:
@@ -104,10 +105,16 @@ def start(tiny_vae, schedule, tmp_path: Path):
         start.teacher, start.student = teacher, student
         folder = tmp_path / name
         return student, distil(
-            teacher, student, draw, folder, config, rewards=rewards, vae=tiny_vae
+            teacher, student, draw, folder, config, rewards=rewards, vae=tiny_vae, fake=fake
         )
 
     return start
+
+
+def start_matching(start, name: str, rewards: tuple[WeightedReward, ...] = (), **changes):
+    """Start distribution matching, on the student's own samples."""
+    settings = {"method": "matching", "target_ema": 0.0, "fake": Scaling(), "data": "prompts"}
+    return start(name, rewards, **settings | changes)
 
 
 def start_adapters(start, name: str):
@@ -229,14 +236,19 @@ def test_split_rewards_keep_the_objective_and_score_each_micro_batch_once(start)
     assert scored == ["a", "b", "a"]
 
 
-@pytest.mark.parametrize("data", ["videos", "record", "prompts"])
+@pytest.mark.parametrize("data", ["videos", "record", "prompts", "matching"])
 def test_a_killed_distillation_resumes_with_the_same_steps(start, data):
-    whole, steps = start("whole", brightness(1.0), data=data)
+    def begin(name: str):
+        if data == "matching":
+            return start_matching(start, name, brightness(1.0))
+        return start(name, brightness(1.0), data=data)
+
+    whole, steps = begin("whole")
     losses = [step.loss for step in steps]
-    _, steps = start("killed", brightness(1.0), data=data)
+    _, steps = begin("killed")
     before = [step.loss for step in islice(steps, 2)]
 
-    resumed, steps = start("killed", brightness(1.0), data=data)
+    resumed, steps = begin("killed")
     after = [step.loss for step in steps]
 
     assert before + after == losses
@@ -362,6 +374,43 @@ def test_on_policy_micro_batches_take_the_timesteps_of_the_sampler_in_turn(sched
     assert starts == [[999, 999], [749, 749], [749, 749], [499, 499], [249, 249]]
     for fresh in noises:  # (step of the sampler, video, ...): all of them different
         assert len(fresh.flatten(0, 1).flatten(1).unique(dim=0)) == 2 * len(fresh)
+
+
+def test_matching_trains_student_and_fake_at_their_own_rates_and_not_the_teacher(start, tmp_path):
+    fit = replace(FIT, learning_rate=1e-3, weight_decay=0.0, clip_norm=1e9)
+    before, fake = Scaling(), Scaling()
+    rates = {"fake_rate": 5.0, "rate_factor": lambda name: 2.0 if name == "gain" else 1.0}
+    student, steps = start_matching(start, "run", brightness(1.0), fake=fake, fit=fit, **rates)
+    next(steps)
+
+    # The first step of AdamW has the size of the rate.
+    assert abs(student.gain - before.gain).item() == pytest.approx(2e-3, rel=1e-3)
+    assert abs(student.text - before.text).item() == pytest.approx(1e-3, rel=1e-3)
+    assert abs(fake.gain - before.gain).item() == pytest.approx(5e-3, rel=1e-3)
+    assert torch.equal(start.teacher.gain, before.gain)
+    content = load_newest(tmp_path / "run")
+    assert averaged_student(content).keys() == {"gain", "text"}
+    assert_close(averaged_student(content)["gain"], student.gain.detach())
+
+
+def test_the_fake_drops_nothing_out_and_is_told_the_frame_rate_without_guidance(start):
+    fake = Scaling()
+    _, steps = start_matching(start, "run", fake=fake)
+    next(steps)
+
+    [(training, told)] = [call[1:] for call in Scaling.calls if call[0] is fake]
+    assert not training
+    assert told.guidance is None and torch.equal(told.fps, FPS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fake": None}, {"method": "discrete"}, {"data": "videos"}], ids=str
+)
+def test_matching_refuses_what_it_cannot_use(start, changes):
+    _, steps = start_matching(start, "run", **changes)
+
+    with pytest.raises(ValueError, match="matching"):
+        next(steps)
 
 
 def test_sigterm_is_noticed_and_then_handled_as_before():

@@ -76,6 +76,13 @@ def test_a_student_goes_on_from_another_by_its_own_samples(videos, tmp_path):
         command.run(load_config(tiny, [prompts, "student.lora_rank=2", *more[:2], more[2] + "2"]))
 
 
+MATCHING = (
+    "student.method=matching",
+    "student.target_ema=0",
+    "data.folder=",
+    "data.prompts={videos}/captions.csv",
+    "matching.lora_rank=4",
+)
 CONTINUOUS = ("student.method=continuous", "student.target_ema=0", "student.tangent_warmup=3")
 
 
@@ -86,10 +93,12 @@ CONTINUOUS = ("student.method=continuous", "student.target_ema=0", "student.tang
         ("tiny_vc2", ()),
         ("tiny_wan", ("run.steps=4",)),
         ("tiny_wan", ("run.steps=4", *CONTINUOUS)),
+        ("tiny_vc2", MATCHING),
+        ("tiny_wan", ("run.steps=4", *MATCHING)),
     ],
 )
 def test_a_run_that_is_stopped_continues_to_the_bit(name, more, videos, tmp_path, monkeypatch):
-    tiny = CONFIGS / f"{name}.toml"
+    tiny, more = CONFIGS / f"{name}.toml", [change.format(videos=videos) for change in more]
     command.run(load_config(tiny, changes(videos, tmp_path / "whole", *more)))
     add = command.Log.add
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.training.test_run import CONFIGS, changes, losses
+from tests.training.test_run import CONFIGS, MATCHING, changes, losses
 from training import distil as command
 from training import watch as watching
 from training.config import load_config
@@ -109,10 +109,12 @@ def configure(videos: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_clips_have_true_labels_and_change_no_step(configure, videos, tmp_path):
-    folder = command.run(configure("watched"))
+@pytest.mark.parametrize("method", [(), MATCHING], ids=["discrete", "matching"])
+def test_clips_have_true_labels_and_change_no_step(method, configure, videos, tmp_path):
+    method = [change.format(videos=videos) for change in method]
+    folder = command.run(configure("watched", *method))
     out = tmp_path / "watched"
-    plain = changes(videos, tmp_path / "plain", *TRIAL)
+    plain = changes(videos, tmp_path / "plain", *TRIAL, *method)
     command.run(load_config(CONFIGS / "tiny_vc2.toml", plain))
 
     assert losses(out) == losses(tmp_path / "plain")
@@ -134,7 +136,11 @@ def test_clips_have_true_labels_and_change_no_step(configure, videos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", [(), MATCHING], ids=["discrete", "matching"])
+def test_a_run_stops_at_its_best_step_and_stays_stopped(
+    method, configure, videos, tmp_path, monkeypatch
+):
+    more = ["run.steps=4", "watch.stop=true", *(c.format(videos=videos) for c in method)]
     scores = iter([[1, 3], [2, 5], [3, 4]])  # reward and judge of each evaluation
     current: list[list[float]] = []
 
@@ -145,7 +151,7 @@ def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, mon
 
     monkeypatch.setattr(watching.Watch, "_score", score)
     folder, out = (
-        command.run(configure("stopped", "run.steps=4", "watch.stop=true")),
+        command.run(configure("stopped", *more)),
         tmp_path / "stopped",
     )
 
@@ -156,7 +162,7 @@ def test_a_run_stops_at_its_best_step_and_stays_stopped(configure, tmp_path, mon
     assert exported.keys() == best.keys()
     for name, weight in best.items():
         assert_close(exported[name], weight, rtol=0, atol=0)
-    command.run(configure("stopped", "run.steps=4", "watch.stop=true"))
+    command.run(configure("stopped", *more))
     assert len(losses(out)) == 3
 
 

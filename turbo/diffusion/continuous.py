@@ -14,7 +14,7 @@ from einops import rearrange
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from turbo.diffusion.consistency import condition_student
-from turbo.diffusion.distillation import ConsistencyLoss, SolverInput, bind_teacher
+from turbo.diffusion.distillation import DistillationLoss, SolverInput, bind_teacher
 from turbo.diffusion.schedule import FlowSchedule
 from turbo.types import Latents, Schedule, Timesteps, VideoNetwork, checked
 
@@ -59,7 +59,7 @@ def continuous_loss(
     schedule: Schedule,
     *,
     share: float = 1.0,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Push the student's clean estimate f = z - sigma v to be constant along the teacher's path.
 
         df / dsigma = v_teacher - v - sigma dv / dsigma
@@ -92,4 +92,4 @@ def continuous_loss(
     velocity = student(noisy, schedule.network_time(batch.start), batch.prompt_embeds, condition)
     clean, _ = schedule.split(noisy, velocity, batch.start)
     aim, _ = schedule.split(noisy, goal, batch.start)
-    return ConsistencyLoss((velocity - goal).square().mean() / 2, clean, aim)
+    return DistillationLoss((velocity - goal).square().mean() / 2, clean, aim)

@@ -1,7 +1,7 @@
 """Consistency distillation: a student learns one value along each step of the guided teacher.
 
 Pure functions of one batch, for noise- and velocity-predicting networks alike. Rewards reuse
-`ConsistencyLoss.clean`, the student's video with its graph.
+`DistillationLoss.clean`, the student's video with its graph.
 
 T2V-Turbo calls its teacher in every training step (`consistency_loss`). T2V-Turbo-v2 calls it once,
 before training, and reads the record (`turbo/diffusion/teacher_cache.py`, then `solver_step_loss`).
@@ -231,8 +231,8 @@ def teacher_step(
 
 
 @dataclass(frozen=True)
-class ConsistencyLoss:
-    """One evaluation of the loss, and the two estimates that it compares."""
+class DistillationLoss:
+    """One evaluation of a loss, and the two estimates that it compares."""
 
     value: Float[Tensor, ""]  # mean over all elements
     clean: Latents  # the student's estimate in one step, with gradient, which rewards score
@@ -262,7 +262,7 @@ def solver_step_loss(
     *,
     distance: Distance = pseudo_huber,
     timestep_scaling: float = TIMESTEP_SCALING,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Return the mean distance of f_student(z_start, start) and f_target(z_end, end).
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
@@ -270,7 +270,7 @@ def solver_step_loss(
     clean = _bind(student, step, schedule, timestep_scaling)(step.noisy, step.start)
     with torch.no_grad():
         goal = _bind(target, step, schedule, timestep_scaling)(step.stepped, step.end)
-    return ConsistencyLoss(distance(clean - goal).mean(), clean, goal)
+    return DistillationLoss(distance(clean - goal).mean(), clean, goal)
 
 
 def _bind(
@@ -299,7 +299,7 @@ def consistency_loss(
     *,
     distance: Distance = pseudo_huber,
     timestep_scaling: float = TIMESTEP_SCALING,
-) -> ConsistencyLoss:
+) -> DistillationLoss:
     """Take the teacher's step, then compare student and target at its ends: T2V-Turbo's loss.
 
     Args:

@@ -98,6 +98,12 @@ class NoiseSchedule(_Mixture):
         alpha, sigma = self.levels(timesteps)
         return alpha * noise - sigma * clean
 
+    def target(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+        """Return what a network of this schedule is trained to output."""
+        if self.prediction_type == "epsilon":
+            return noise
+        return self.velocity(clean, noise, timesteps)
+
     @checked
     def split(
         self, noisy: Latents, output: Latents, timesteps: Timesteps
@@ -156,7 +162,7 @@ class FlowSchedule(_Mixture):
         return 1 - sigma, sigma
 
     @checked
-    def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
+    def target(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
         """Return the training target, noise - clean, the same at every timestep."""
         return noise - clean
 

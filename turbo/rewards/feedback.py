@@ -110,7 +110,7 @@ def mix_rewards(
     selected frame on, see `decode_chosen`.
 
     Args:
-        clean: `ConsistencyLoss.clean`, with gradient.
+        clean: `DistillationLoss.clean`, with gradient.
         generator: selects the frames of each video.
         recompute: as for `decode_latents`.
     """

@@ -81,6 +81,7 @@ def test_split_reads_the_perfect_output_as_what_was_mixed(prediction_type):
     timesteps = torch.tensor([0, 519, 999])
     velocity = schedule.velocity(clean, noise, timesteps)
     output = noise if prediction_type == "epsilon" else velocity
+    assert torch.equal(schedule.target(clean, noise, timesteps), output)
 
     both = schedule.split(schedule.add_noise(clean, noise, timesteps), output, timesteps)
 
@@ -141,7 +142,7 @@ def test_the_velocity_of_a_flow_leads_back_to_its_ends():
     schedule, timesteps = FlowSchedule.shifted(3.0, dtype=torch.float64), torch.tensor([999, 20])
     noisy = schedule.add_noise(clean, noise, timesteps)
 
-    found = schedule.split(noisy, schedule.velocity(clean, noise, timesteps), timesteps)
+    found = schedule.split(noisy, schedule.target(clean, noise, timesteps), timesteps)
 
     assert_close(found, (clean, noise))
     assert_close(schedule.remove_noise(noisy, noise, timesteps), clean)

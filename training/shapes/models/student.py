@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.checkpoints import load_newest
+from training.checkpoints import averaged_student, load_newest
 from training.loop import FitConfig, Slot
 from training.settings import DistillationConfig, EncodedBatch, PromptBatch
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips
@@ -179,5 +179,5 @@ def load_averaged_student(teacher: Network, rank: int, folder: Path) -> Network:
     if content is None:
         raise FileNotFoundError(f"There is no checkpoint in {folder}. Train the student first.")
     student = build_student(teacher, rank)
-    student.load_state_dict(content["average"], strict=False)
+    student.load_state_dict(averaged_student(content), strict=False)
     return student

@@ -159,7 +159,7 @@ def denoising_loss(
     noise = torch.randn(clean.shape, generator=source, device=clean.device)
 
     noisy = schedule.add_noise(clean, noise, timesteps)
-    velocity = schedule.velocity(clean, noise, timesteps)
+    velocity = schedule.target(clean, noise, timesteps)
     error = mse_loss(
         network(noisy, schedule.network_time(timesteps), prompts), velocity, reduction="none"
     )
