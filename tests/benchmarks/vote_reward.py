@@ -26,8 +26,7 @@ from tqdm import tqdm
 
 from training.reward.comparisons import Comparisons
 from training.reward.fit import VoteModel, fit_votes
-from training.shapes.models.rewards import reword, to_videos
-from training.shapes.models.text import ATTRIBUTES
+from training.shapes.models.rewards import to_videos
 from training.shapes.world.scenes import (
     COLOURS,
     EYE,
@@ -37,11 +36,13 @@ from training.shapes.world.scenes import (
     SPRITE,
     SPRITES,
     TRAIN_SCENES,
+    WORDS,
     Defects,
     Scene,
     corrupt_clip,
     draw_background,
     draw_track,
+    reword,
 )
 from turbo.rewards.published import load_backbone
 from turbo.rewards.vote_reward import check_backbone, describe_videos
@@ -77,7 +78,7 @@ def draw_pairs(
 def draw_clip(scene: Scene, taste: str, rng: np.random.Generator) -> tuple[np.ndarray, list[float]]:
     """Draw one clip of a scene's prompt, and what raters think of it."""
     wrong = rng.random() < 0.3
-    shown = reword(scene, str(rng.choice([*ATTRIBUTES])), rng) if wrong else scene
+    shown = reword(scene, str(rng.choice([*WORDS])), rng) if wrong else scene
     size, speed = SPRITE, 1.0
     if taste == "size":
         size, speed = int(rng.integers(*SIZES)), float(rng.choice(SPEEDS))

@@ -20,8 +20,15 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, nll_loss, pixel_unshuffle, silu
 
 from training.loop import FitConfig, Slot, StepStats, fit
-from training.shapes.world.flaws import KINDS, WORDS, Bank, Pair, PairSource, draw_bank
-from training.shapes.world.scenes import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, Scene
+from training.shapes.world.flaws import KINDS, Bank, Pair, PairSource, draw_bank
+from training.shapes.world.scenes import (
+    HELD_OUT_SCENES,
+    SCENES,
+    TEMPLATES,
+    TRAIN_SCENES,
+    WORDS,
+    Scene,
+)
 from turbo.types import Frames, PerVideo
 
 JUDGE = Path(__file__).parent / "judge"  # weights and model card

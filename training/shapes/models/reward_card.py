@@ -12,12 +12,10 @@ from training.shapes.models.rewards import (
     break_motion,
     draw_frame_pair,
     draw_half_rate_clip,
-    reword,
     to_images,
     to_videos,
 )
-from training.shapes.models.text import ATTRIBUTES
-from training.shapes.world.scenes import HELD_OUT_SCENES
+from training.shapes.world.scenes import HELD_OUT_SCENES, WORDS, reword
 from turbo.rewards import ImageTextReward, VideoTextReward
 
 ROUNDS = 2  # clips per held-out scene
@@ -50,9 +48,9 @@ def measure_video_reward(reward: VideoTextReward) -> pd.Series:
     won: dict[str, list[bool]] = {}
     for scene in HELD_OUT_SCENES * ROUNDS:
         clip = draw_half_rate_clip(scene, rng)
-        prompts = [scene.caption(), *(reword(scene, name, rng).caption() for name in ATTRIBUTES)]
+        prompts = [scene.caption(), *(reword(scene, name, rng).caption() for name in WORDS)]
         own, *others = reward(to_videos(clip[None]).expand(len(prompts), -1, -1, -1, -1), prompts)
-        for name, other in zip(ATTRIBUTES, others, strict=True):
+        for name, other in zip(WORDS, others, strict=True):
             won.setdefault(f"wrong {name}", []).append(bool(own > other))
         if scene.motion != "standing still":
             broken = reward(to_videos(break_motion(clip, rng)[None]), prompts[:1])

@@ -7,7 +7,6 @@ student (`student_estimates.py`). The video model is trained on drawn clips only
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.models.student_estimates import StudentEstimates
-from training.shapes.models.text import ATTRIBUTES, LENGTH
+from training.shapes.models.text import LENGTH
 from training.shapes.world.scenes import (
     FRAMES,
     TEMPLATES,
     TRAIN_SCENES,
+    WORDS,
     Defects,
     Scene,
     corrupt_clip,
     draw_clip,
+    reword,
 )
 from turbo.networks.text import tokenize
 from turbo.rewards.image_text import embed_images, embed_texts
@@ -90,7 +91,7 @@ class AttributeHeads(nn.Module):
         super().__init__()
         self.model = model
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(WIDTH, len(ATTRIBUTES[name])) for name in attributes}
+            {name: nn.Linear(WIDTH, len(WORDS[name])) for name in attributes}
         )
 
     def loss(self, embedding: Tensor, scenes: list[Scene], counted: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def train_video_reward(
     model: ViCLIP, tokenizer: CLIPTokenizer, folder: Path
 ) -> Iterator[StepStats]:
     """Train in place to match clips with captions, and prefer clips to frozen or shuffled ones."""
-    network = AttributeHeads(model, tuple(ATTRIBUTES))
+    network = AttributeHeads(model, tuple(WORDS))
 
     def draw_loss(slot: Slot) -> Tensor:
         rng = np.random.default_rng(slot.generator.initial_seed())
@@ -156,11 +157,11 @@ def train_video_reward(
         good = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes,
-            (*ATTRIBUTES, "motion", "motion"),
+            (*WORDS, "motion", "motion"),
             rng,
             lambda words: model.text_encoder(tokenize(tokenizer, words).to(model.temp.device)),
         )
-        aligned = contrastive_loss(good, own, others, _differ(scenes, tuple(ATTRIBUTES)))
+        aligned = contrastive_loss(good, own, others, _differ(scenes, tuple(WORDS)))
         moving = [i for i, scene in enumerate(scenes) if scene.motion != "standing still"]
         broken = np.stack([break_motion(clips[i], rng) for i in moving])
         bad = normalize(embed_videos(model, to_videos(broken).to(model.temp.device)), dim=-1)
@@ -205,12 +206,6 @@ def contrastive_loss(
 def draw_scenes(rng: np.random.Generator, count: int) -> list[Scene]:
     """Draw scenes of the reward models' half, with replacement."""
     return [SCENES[i] for i in rng.integers(len(SCENES), size=count)]
-
-
-def reword(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
-    """Return the scene with another word for one attribute."""
-    words = [word for word in ATTRIBUTES[attribute] if word != getattr(scene, attribute)]
-    return replace(scene, **{attribute: words[rng.integers(len(words))]})
 
 
 def draw_frame_pair(
@@ -311,4 +306,4 @@ def _differ(
 
 def _classes(scenes: list[Scene], attribute: str) -> Tensor:
     """Return the class index of one attribute (B,)."""
-    return torch.tensor([ATTRIBUTES[attribute].index(getattr(s, attribute)) for s in scenes])
+    return torch.tensor([WORDS[attribute].index(getattr(s, attribute)) for s in scenes])

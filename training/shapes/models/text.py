@@ -18,25 +18,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.loop import FitConfig, Slot, StepStats, fit
 from training.shapes.world.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
     SCENES,
-    SPRITES,
     TEMPLATES,
     TRAIN_SCENES,
+    WORDS,
 )
 from turbo.networks.text import tokenize
 
 LENGTH, WIDTH = 16, 96  # tokens, features
 CONFIG = FitConfig(steps=400, learning_rate=2e-3, warmup=50, ema=0.99, checkpoint_every=200, seed=2)
 BATCH = 128
-ATTRIBUTES = {
-    "colour": tuple(COLOURS),
-    "shape": tuple(SPRITES),
-    "motion": MOTIONS,
-    "background": tuple(BACKGROUNDS),
-}
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -86,7 +77,7 @@ class AttributeClassifier(nn.Module):
         super().__init__()
         self.text_model = text_model
         self.heads = nn.ModuleDict(
-            {name: nn.Linear(WIDTH, len(words)) for name, words in ATTRIBUTES.items()}
+            {name: nn.Linear(WIDTH, len(words)) for name, words in WORDS.items()}
         )
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
@@ -111,7 +102,7 @@ def train_text(
                 logits[name],
                 torch.tensor([words.index(getattr(s, name)) for s in scenes], device=device),
             )
-            for name, words in ATTRIBUTES.items()
+            for name, words in WORDS.items()
         ]
         return torch.stack(losses).sum()
 

@@ -19,27 +19,19 @@ from scipy.ndimage import uniform_filter
 from torch.nn.functional import avg_pool3d
 
 from training.shapes.world.scenes import (
-    BACKGROUNDS,
-    COLOURS,
     FRAMES,
-    MOTIONS,
-    SPRITES,
+    WORDS,
     Defects,
     Scene,
     corrupt_clip,
     draw_background,
     draw_clip,
+    reword,
 )
 from turbo.networks.vae import decode_latents, encode_frames
 from turbo.types import Latents
 
 Clip = UInt8[np.ndarray, "F H W 3"]
-WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),
-    "shape": tuple(SPRITES),
-    "motion": tuple(MOTIONS),
-    "background": tuple(BACKGROUNDS),
-}
 WRONG = tuple(f"wrong {attribute}" for attribute in WORDS)
 CLEAN = Defects(watermark=0, washed_out=0, noise=0, wrong_caption=0)
 
@@ -116,8 +108,7 @@ def _drift(clip: Clip, scene: Scene, rng: Generator) -> Clip:
 
 def _change(scene: Scene, attribute: str, rng: Generator) -> Clip:
     """Draw a clip whose sprite changes one attribute within a few frames."""
-    words = [word for word in WORDS[attribute] if word != getattr(scene, attribute)]
-    other = replace(scene, **{attribute: words[rng.integers(len(words))]})
+    other = reword(scene, attribute, rng)
     seed = rng.integers(2**32)  # the same track for both
     before, after = (draw_clip(s, np.random.default_rng(seed)) for s in (scene, other))
     middle, length = rng.uniform(4, 11), rng.uniform(1, 6)

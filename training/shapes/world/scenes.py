@@ -134,6 +134,14 @@ TEMPLATES = (
 )
 
 
+WORDS: dict[str, tuple[str, ...]] = {  # of each attribute
+    "colour": tuple(COLOURS),
+    "shape": tuple(SPRITES),
+    "motion": tuple(MOTIONS),
+    "background": tuple(BACKGROUNDS),
+}
+
+
 @dataclass(frozen=True)
 class Scene:
     """The four attributes that a caption names."""
@@ -158,6 +166,15 @@ class Scene:
 SCENES = tuple(Scene(*words) for words in product(COLOURS, SPRITES, MOTIONS, BACKGROUNDS))
 TRAIN_SCENES = tuple(scene for scene in SCENES if not scene.is_held_out)
 HELD_OUT_SCENES = tuple(scene for scene in SCENES if scene.is_held_out)
+
+
+def reword(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
+    """Return the scene with another word for one attribute. A training scene remains one."""
+    words = (word for word in WORDS[attribute] if word != getattr(scene, attribute))
+    others = [replace(scene, **{attribute: word}) for word in words]
+    if not scene.is_held_out:
+        others = [other for other in others if not other.is_held_out]
+    return others[rng.integers(len(others))]
 
 
 def draw_background(name: str) -> np.ndarray:
@@ -263,9 +280,7 @@ def corrupt_clip(clip: np.ndarray, defects: Defects, rng: np.random.Generator) -
 def draw_caption(scene: Scene, defects: Defects, rng: np.random.Generator) -> str:
     """Draw a caption of the scene, sometimes with one wrong attribute as in web captions."""
     if rng.random() < defects.wrong_caption:
-        other = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
-        attribute = rng.choice(["colour", "shape", "motion", "background"])
-        scene = replace(scene, **{str(attribute): getattr(other, str(attribute))})
+        scene = reword(scene, str(rng.choice([*WORDS])), rng)
     return scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))])
 
 

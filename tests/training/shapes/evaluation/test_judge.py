@@ -23,12 +23,18 @@ from training.shapes.world.flaws import (
     INVISIBLE_WHEN_STILL,
     LATENT_FLAWS,
     PIXEL_FLAWS,
-    WORDS,
     Bank,
     PairSource,
     draw_bank,
 )
-from training.shapes.world.scenes import HELD_OUT_SCENES, SCENES, TEMPLATES, TRAIN_SCENES, draw_clip
+from training.shapes.world.scenes import (
+    HELD_OUT_SCENES,
+    SCENES,
+    TEMPLATES,
+    TRAIN_SCENES,
+    WORDS,
+    draw_clip,
+)
 from turbo.models.registry import WEIGHTS
 
 

@@ -15,7 +15,9 @@ from training.shapes.world.scenes import (
     SCENES,
     SIZE,
     SPRITES,
+    TEMPLATES,
     TRAIN_SCENES,
+    WORDS,
     Defects,
     Scene,
     corrupt_clip,
@@ -23,6 +25,7 @@ from training.shapes.world.scenes import (
     draw_caption,
     draw_clip,
     draw_example,
+    reword,
 )
 
 CLEAN = Defects(watermark=0, washed_out=0, noise=0, wrong_caption=0)
@@ -112,6 +115,31 @@ def test_probes_take_shuffled_frames_for_no_direction():
     clip = draw_clip(Scene("green", "star", "moving right", "black"), rng)
 
     assert read_clip(clip[rng.permutation(FRAMES)]).motion is None
+
+
+@pytest.mark.parametrize("attribute", WORDS)
+def test_another_word_for_a_training_scene_names_no_held_out_one(attribute):
+    rng = np.random.default_rng(0)
+
+    for scene in TRAIN_SCENES:
+        other = reword(scene, attribute, rng)
+        assert not other.is_held_out
+        assert {name for name in WORDS if getattr(other, name) != getattr(scene, name)} == {
+            attribute
+        }
+    # A held-out scene may get any other word: the accuracy of rewards is measured on these.
+    words = {getattr(reword(HELD_OUT_SCENES[0], attribute, rng), attribute) for _ in range(200)}
+    assert words == {*WORDS[attribute]} - {getattr(HELD_OUT_SCENES[0], attribute)}
+
+
+def test_no_training_caption_is_that_of_a_held_out_scene():
+    rng, wrong = np.random.default_rng(0), Defects(wrong_caption=1)
+    held_out = {scene.caption(words) for scene in HELD_OUT_SCENES for words in TEMPLATES}
+
+    for scene in TRAIN_SCENES:
+        caption = draw_caption(scene, wrong, rng)
+        assert caption not in held_out
+        assert caption not in {scene.caption(words) for words in TEMPLATES}
 
 
 def test_defects_come_as_often_as_asked():
