@@ -1,6 +1,5 @@
 """From a configuration to its parts: teacher, student, data and rewards, on their device."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +32,10 @@ from training.settings import (
 from training.tiny import TINY, write_tiny
 from turbo.card import ModelCard
 from turbo.diffusion.consistency import few_step_timesteps
+from turbo.diffusion.ddim import signal_scales
 from turbo.diffusion.distillation import (
     SolverGrid,
     draw_guidance,
-    frozen_shared_copy,
     pseudo_huber,
     squared,
     student_of,
@@ -142,7 +141,7 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
             )
             for row, table in enumerate(config.rewards)
         ),
-        build_settings(config, pipeline.schedule, teacher),
+        build_settings(config, pipeline.schedule, teacher, weakened=card.clean_rescale),
     )
 
 
@@ -230,11 +229,10 @@ def build_fake(teacher: Network, config: Config) -> Network | None:
     if config.matching is None:
         return None
     rank = config.matching.lora_rank
-    if rank == 0:
-        return _trained_in_float32(copy.deepcopy(teacher).requires_grad_(True))
-    fake = frozen_shared_copy(teacher.requires_grad_(False))
-    generator = torch.Generator().manual_seed(config.run.seed)
-    return _trained_in_float32(add_lora(fake, rank, generator=generator))
+    fake = student_of(teacher, share=rank > 0).requires_grad_(rank == 0)
+    if rank:
+        add_lora(fake, rank, generator=torch.Generator().manual_seed(config.run.seed))
+    return _trained_in_float32(fake)
 
 
 def _trained_in_float32(network: Network) -> Network:
@@ -404,8 +402,14 @@ def build_motion(config: Config, schedule: Schedule, teacher: Network) -> Motion
     )
 
 
-def build_settings(config: Config, schedule: Schedule, teacher: Network) -> DistillationConfig:
-    """Return the settings of the training step."""
+def build_settings(
+    config: Config, schedule: Schedule, teacher: Network, *, weakened: bool = False
+) -> DistillationConfig:
+    """Return the settings of the training step.
+
+    Args:
+        weakened: whether the teacher was trained on weakened latents, as its card says.
+    """
     run, student = config.run, config.student
     low, high = config.teacher.guidance
     continuous = student.method == "continuous"
@@ -449,6 +453,8 @@ def build_settings(config: Config, schedule: Schedule, teacher: Network) -> Dist
         shard=run.shard,
         rate_factor=lambda name: student.temporal_rate if is_temporal(name) else 1.0,
         fake_rate=config.matching.rate if config.matching else 1.0,
+        fake_warmup=config.matching.warmup if config.matching else 0,
+        scales=signal_scales(len(schedule)) if weakened else None,
     )
 
 

@@ -60,6 +60,7 @@ class MatchingTable(_Table):
 
     lora_rank: int = Field(ge=0)  # of adapters on the teacher's weights; 0 trains a copy of all
     rate: float = Field(1.0, gt=0)  # factor of its learning rate
+    warmup: int = Field(ge=0)  # steps in which it learns alone, from the student as it starts
 
 
 class RewardTable(_Table):
@@ -224,8 +225,12 @@ class Config(_Table):
             )
         if not self.matching:
             raise ValueError(
-                "student.method matching needs the size of its second network: set "
-                "matching.lora_rank"
+                "student.method matching needs a second network: set matching.lora_rank and "
+                "matching.warmup"
+            )
+        if self.matching.warmup >= self.run.steps:
+            raise ValueError(
+                "matching.warmup leaves no step for the student: run.steps must be larger"
             )
 
     def _check_continuous(self) -> None:

@@ -96,7 +96,7 @@ def distil(
         rewards: of the student's estimates of clean latents, decoded by `vae`. Without
             rewards this is plain consistency distillation.
         fake: the second network of method matching, trained beside the student; starts as the
-            teacher.
+            teacher, by `student_of`.
         accelerator, on_step, should_stop: as for `fit`.
     """
     if (fake is None) == (config.method == "matching"):
@@ -119,10 +119,12 @@ def distil(
         if fake is not None:
             fake.enable_gradient_checkpointing()
 
+    scales = None if config.scales is None else config.scales.to(accelerator.device)
+
     def draw_loss(slot: Slot) -> Float[Tensor, ""]:
         if slot.is_first and target is not student:
             update_ema(target, student, config.target_ema)
-        drawn = draw_data(slot)
+        drawn, begun = draw_data(slot), slot.step >= config.fake_warmup
         if fake is not None and not isinstance(drawn, PromptBatch):
             raise ValueError(
                 f"Expected prompts with method matching, got {type(drawn).__name__}. It scores the "
@@ -145,6 +147,8 @@ def distil(
                     inputs,
                     config.schedule,
                     slot.generator,
+                    weight=float(begun),
+                    scales=scales,
                     timestep_scaling=config.timestep_scaling,
                 )
         else:
@@ -163,7 +167,7 @@ def distil(
             consistency.clean[scored],
             [prompt for prompt in drawn.reward_prompts if prompt is not None],
             vae,
-            _rewards_of(slot, rewards, config) if scored else (),
+            _rewards_of(slot, rewards, config) if scored and begun else (),
             slot.generator,
             recompute=config.recompute,
         )

@@ -146,7 +146,7 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
                 with torch.no_grad():
                     call(student, 1, guidance)  # as the target
             else:
-                outputs.append(call(fake, 1, None))
+                outputs.append(call(fake, 1, guidance))
                 with torch.no_grad():
                     call(teacher, 2, None)
         torch.stack([output.float().square().mean() for output in outputs]).sum().backward()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from training.loop import FitConfig
@@ -90,3 +90,5 @@ class DistillationConfig:
     shard: bool = False  # divide what is trained over the processes (FSDP2)
     rate_factor: Callable[[str], float] = lambda name: 1.0  # of a parameter's learning rate
     fake_rate: float = 1.0  # the same for the fake, with method matching
+    fake_warmup: int = 0  # steps in which the fake alone learns
+    scales: Float[Tensor, " T"] | None = None  # of a teacher that was trained on weakened latents

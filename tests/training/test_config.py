@@ -21,8 +21,10 @@ from training.config import load_config
 from training.data.source import told_rates
 from training.distil import keep_settings, start_trackers
 from training.loop import FitConfig, Slot
+from turbo.diffusion.consistency import embed_guidance_scale
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
+from turbo.types import Conditioning
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 TINY = CONFIGS / "tiny_vc2.toml"
@@ -283,6 +285,8 @@ def test_a_continuous_method_refuses_what_it_cannot_use(name, changes, key):
 
 MATCHING = ["student.method=matching", "student.target_ema=0", "data.prompts=prompts.txt"]
 
+FAKE = ["matching.lora_rank=4", "matching.warmup=1"]
+
 
 @pytest.mark.parametrize(
     "changes, key",
@@ -290,11 +294,12 @@ MATCHING = ["student.method=matching", "student.target_ema=0", "data.prompts=pro
         (["student.target_ema=0.9"], "target_ema"),
         (["student.distance=l2"], "distance"),
         (["data.prompts="], "data.prompts"),
-        (["data.folder=videos", "matching.lora_rank=4"], "data.prompts"),
+        (["data.folder=videos", *FAKE], "data.prompts"),
         ([], "matching.lora_rank"),
-        (["matching.lora_rank=4", "matching.rate=0"], "matching.rate"),
-        (["matching.lora_rank=4", "matching.decay=0"], "lora_rank, rate"),
-        (["matching.lora_rank=4", "student.method=discrete"], "student.method"),
+        ([*FAKE, "matching.rate=0"], "matching.rate"),
+        ([*FAKE, "matching.decay=0"], "lora_rank, rate"),
+        ([*FAKE, "run.steps=1"], "matching.warmup"),
+        ([*FAKE, "student.method=discrete"], "student.method"),
     ],
 )
 def test_matching_refuses_what_it_cannot_use(changes, key):
@@ -304,16 +309,18 @@ def test_matching_refuses_what_it_cannot_use(changes, key):
 
 def test_the_fake_has_the_weights_of_the_teacher_and_trains_its_adapters_or_all(tiny_unet):
     for rank in (0, 4):
-        config = load_config(TINY, [*MATCHING, f"matching.lora_rank={rank}"])
+        config = load_config(TINY, [*MATCHING, *FAKE, f"matching.lora_rank={rank}"])
         fake = build_fake(tiny_unet, config)
 
         inputs = torch.randn(1, 4, 3, 4, 4), torch.tensor([500]), torch.randn(1, 5, 16)
-        assert_close(fake(*inputs), tiny_unet(*inputs))
+        guidance = Conditioning(guidance=embed_guidance_scale(torch.tensor([3.0])))
+        assert_close(fake(*inputs, guidance), tiny_unet(*inputs))
         trained = [name for name, weight in fake.named_parameters() if weight.requires_grad]
-        assert trained and all(("lora" in name) == (rank > 0) for name in trained)
+        new = ("lora", "cond_proj")
+        assert trained and (rank == 0 or all(any(n in name for n in new) for name in trained))
         assert not any(weight.requires_grad for weight in tiny_unet.parameters())
-        shared = {id(weight) for weight in tiny_unet.parameters()}
-        assert all((id(w) in shared) != w.requires_grad for w in fake.parameters())
+        shared = {weight.data_ptr() for weight in tiny_unet.parameters()}
+        assert all((w.data_ptr() in shared) != w.requires_grad for w in fake.parameters())
 
 
 def test_a_discrete_method_refuses_the_warmup_of_the_continuous_one():

@@ -393,14 +393,28 @@ def test_matching_trains_student_and_fake_at_their_own_rates_and_not_the_teacher
     assert_close(averaged_student(content)["gain"], student.gain.detach())
 
 
-def test_the_fake_drops_nothing_out_and_is_told_the_frame_rate_without_guidance(start):
-    fake = Scaling()
-    _, steps = start_matching(start, "run", fake=fake)
+def test_the_fake_drops_nothing_out_and_is_told_guidance_and_frame_rate(start):
+    fake, scales = Scaling(), torch.tensor([5.5, 14.0])
+    _, steps = start_matching(
+        start, "run", fake=fake, draw_guidance=lambda count, generator: scales
+    )
     next(steps)
 
     [(training, told)] = [call[1:] for call in Scaling.calls if call[0] is fake]
     assert not training
-    assert told.guidance is None and torch.equal(told.fps, FPS)
+    assert_close(told.guidance, embed_guidance_scale(scales))
+    assert torch.equal(told.fps, FPS)
+
+
+def test_the_fake_learns_alone_before_the_student_does(start, tmp_path):
+    fit = replace(FIT, weight_decay=0.0, ema=0.0, steps=3, keep=3)
+    before, fake = Scaling(), Scaling()
+    _, steps = start_matching(start, "run", brightness(1.0), fake=fake, fit=fit, fake_warmup=2)
+    saved = [load_newest(tmp_path / "run")["trained"] for _ in steps]
+
+    gains = [content["student.gain"] for content in saved]
+    assert gains[0] == gains[1] == before.gain != gains[2]
+    assert len({float(content["fake.gain"]) for content in saved} - {before.gain.item()}) == 3
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,13 @@ SIZES = {
 }
 
 
-MATCHING = ("student.method=matching", "student.target_ema=0", "data.prompts=prompts.txt")
+MATCHING = (
+    "student.method=matching",
+    "student.target_ema=0",
+    "data.prompts=prompts.txt",
+    "matching.lora_rank=4",
+    "matching.warmup=1",
+)
 
 
 def forecast_and_peak(size: str, folder: Path, vae: VideoVAE, *changes: str) -> tuple[int, int]:
@@ -106,6 +112,6 @@ def test_the_work_of_own_samples_and_of_the_fake_is_counted(tmp_path):
     one = work() / 6  # student 3, teacher 2, target 1
     assert work("data.prompts=prompts.txt") == pytest.approx(7.5 * one)  # 1.5 calls to a timestep
     assert work("data.prompts=prompts.txt", "data.sample_steps=1") == pytest.approx(6 * one)
-    assert work(*MATCHING, "matching.lora_rank=4") == pytest.approx(9.5 * one)
+    assert work(*MATCHING) == pytest.approx(9.5 * one)
     recompute = "run.recompute=true"
-    assert work(*MATCHING, "matching.lora_rank=4", recompute) == pytest.approx(11.5 * one)
+    assert work(*MATCHING, recompute) == pytest.approx(11.5 * one)

@@ -82,6 +82,7 @@ MATCHING = (
     "data.folder=",
     "data.prompts={videos}/captions.csv",
     "matching.lora_rank=4",
+    "matching.warmup=1",
 )
 CONTINUOUS = ("student.method=continuous", "student.target_ema=0", "student.tangent_warmup=3")
 

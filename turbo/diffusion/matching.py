@@ -7,10 +7,17 @@ Source: DMD, arXiv:2311.18828; DMD2, arXiv:2405.14867, here without its adversar
 """
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
-from turbo.diffusion.consistency import TIMESTEP_SCALING, bind_consistency_function
+from turbo.diffusion.consistency import (
+    TIMESTEP_SCALING,
+    bind_consistency_function,
+    condition_student,
+)
 from turbo.diffusion.distillation import DistillationLoss, SolverInput, bind_teacher
-from turbo.types import Conditioning, Latents, Schedule, Timesteps, VideoNetwork, checked
+from turbo.types import Latents, Schedule, Timesteps, VideoNetwork, checked
 
 NOISE_RANGE = (0.02, 0.98)  # of the timesteps, as in DMD2
 
@@ -35,9 +42,11 @@ def matching_loss(
     schedule: Schedule,
     generator: torch.Generator,
     *,
+    weight: float = 1.0,
+    scales: Float[Tensor, " T"] | None = None,
     timestep_scaling: float = TIMESTEP_SCALING,
 ) -> DistillationLoss:
-    """Return the losses of student and fake, as one: no weight has a gradient of both.
+    """Return the losses of student and fake, as one: no parameter has a gradient of both.
 
     With x the student's estimate at `batch.start`, x_t the same with noise, and F(x_t), T(x_t) the
     estimates of the clean video by the fake and by the guided teacher, the student's loss
@@ -49,18 +58,22 @@ def matching_loss(
 
     Args:
         student: its videos are estimates in one step from `noisy`.
-        fake: starts as the teacher, so that g is 0 at first. Without guidance.
+        fake: starts as the teacher, by `student_of`. Like the student it is told w, since the
+            videos of each w have their own distribution.
         noisy: the student's own latents at `batch.start`, by `roll_out`; `batch.end` is not used.
         generator: on the CPU; draws timesteps and noise of x_t.
+        weight: of the student's loss: 0 while the fake alone learns. g is of use once the fake
+            knows the student's videos; a fake that is the teacher lacks its guidance.
+        scales: `ddim.signal_scales`, for a teacher that was trained on weakened latents. x is
+            weakened for both networks.
 
     Source: DMD, arXiv:2311.18828, Eq. 7 and 8; DMD2, arXiv:2405.14867, section 4.5, where the
     student's input is its own sample.
     """
-    embeds = batch.prompt_embeds
     clean = bind_consistency_function(
         student,
         schedule,
-        embeds,
+        batch.prompt_embeds,
         batch.guidance_scale,
         batch.fps,
         timestep_scaling=timestep_scaling,
@@ -68,14 +81,22 @@ def matching_loss(
     video = clean.detach()
     timesteps = draw_timesteps(len(video), len(schedule), generator).to(video.device)
     noise = torch.randn(video.shape, generator=generator).to(video)
-    diffused = schedule.add_noise(video, noise, timesteps)
-    output = fake(diffused, schedule.network_time(timesteps), embeds, Conditioning(fps=batch.fps))
+    shown = video  # to both networks
+    if scales is not None:
+        shown = rearrange(scales[timesteps], "B -> B 1 1 1 1") * video
+    diffused = schedule.add_noise(shown, noise, timesteps)
+    output = fake(
+        diffused,
+        schedule.network_time(timesteps),
+        batch.prompt_embeds,
+        condition_student(fake, batch.guidance_scale, batch.fps),
+    )
     with torch.no_grad():
         guided = bind_teacher(teacher, schedule, batch)(diffused, timesteps)
         wanted, _ = schedule.split(diffused, guided, timesteps)  # T(x_t)
         own, _ = schedule.split(diffused, output, timesteps)  # F(x_t)
-        size = (video - wanted).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+        size = (shown - wanted).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
         goal = video - (own - wanted) / size
-    error = output - schedule.target(video, noise, timesteps)
-    value = (clean - goal).square().mean() / 2 + error.square().mean()
+    error = output - schedule.target(shown, noise, timesteps)
+    value = weight * (clean - goal).square().mean() / 2 + error.square().mean()
     return DistillationLoss(value, clean, goal)

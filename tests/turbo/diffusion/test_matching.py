@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.support.tiny_models import make_unet
-from turbo.diffusion.consistency import bind_consistency_function
+from tests.support.tiny_models import make_unet, randomise
+from turbo.diffusion.consistency import bind_consistency_function, embed_guidance_scale
+from turbo.diffusion.ddim import signal_scales
 from turbo.diffusion.distillation import SolverInput, student_of
 from turbo.diffusion.guidance import bind_guided
 from turbo.diffusion.matching import draw_timesteps, matching_loss
@@ -31,7 +32,8 @@ def teacher() -> VideoUNet:
 
 @pytest.fixture
 def fake() -> VideoUNet:
-    return make_unet(seed=1, fps_conditioning=True).requires_grad_(True)
+    network = student_of(make_unet(seed=1, fps_conditioning=True))
+    return randomise(network, seed=1).requires_grad_(True)
 
 
 @pytest.fixture
@@ -49,6 +51,11 @@ def batch() -> SolverInput:
         uncond_embeds=torch.randn(2, 5, 16),
         fps=torch.tensor([8, 12]),
     )
+
+
+def told(batch: SolverInput) -> Conditioning:
+    """Return what the fake is told, as the student is."""
+    return Conditioning(guidance=embed_guidance_scale(batch.guidance_scale), fps=batch.fps)
 
 
 def seeded() -> torch.Generator:
@@ -71,14 +78,14 @@ def test_the_gradient_of_the_students_video_is_the_normalised_difference_of_the_
     loss = matching_loss(student, fake, teacher, noisy, batch, schedule, seeded())
     [gradient] = torch.autograd.grad(loss.value, loss.clean)
 
-    embeds, fps = batch.prompt_embeds, Conditioning(fps=batch.fps)
+    embeds = batch.prompt_embeds
     consistency_function = bind_consistency_function(
         student, schedule, embeds, batch.guidance_scale, batch.fps
     )
     video = consistency_function(noisy, batch.start).detach()
     diffused, _, timesteps = diffuse(video, schedule)
     with torch.no_grad():
-        own = fake(diffused, schedule.network_time(timesteps), embeds, fps)
+        own = fake(diffused, timesteps, embeds, told(batch))
         guided = bind_guided(
             teacher,
             schedule,
@@ -104,12 +111,7 @@ def test_the_fake_learns_to_denoise_the_students_videos_and_nothing_else(
 
     fake.zero_grad()
     diffused, noise, timesteps = diffuse(loss.clean.detach(), schedule)
-    output = fake(
-        diffused,
-        schedule.network_time(timesteps),
-        batch.prompt_embeds,
-        Conditioning(fps=batch.fps),
-    )
+    output = fake(diffused, timesteps, batch.prompt_embeds, told(batch))
     error = output - noise
     if schedule.prediction_type == "v_prediction":
         alpha, sigma = schedule.levels(timesteps)
@@ -121,79 +123,112 @@ def test_the_fake_learns_to_denoise_the_students_videos_and_nothing_else(
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
-def test_a_student_whose_fake_is_its_teacher_stays_as_it_is(student, teacher, batch, schedule):
+def test_a_student_whose_fake_is_its_unguided_teacher_stays_as_it_is(
+    student, teacher, batch, schedule
+):
     unguided = SolverInput(**{**vars(batch), "guidance_scale": torch.zeros(2)})
+    fake, noisy = student_of(teacher), torch.randn(SHAPE)
 
-    loss = matching_loss(
-        student, teacher, teacher, torch.randn(SHAPE), unguided, schedule, seeded()
-    )
+    loss = matching_loss(student, fake, teacher, noisy, unguided, schedule, seeded())
 
     [gradient] = torch.autograd.grad(loss.value, loss.clean)
     assert gradient.abs().max() < 1e-6
 
 
+def test_without_weight_the_fake_learns_and_the_student_does_not(
+    student, fake, teacher, batch, schedule
+):
+    noisy = torch.randn(SHAPE)
+    loss = matching_loss(student, fake, teacher, noisy, batch, schedule, seeded(), weight=0.0)
+    loss.value.backward()
+
+    assert all(not weight.grad.any() for weight in student.parameters() if weight.grad is not None)
+    assert any(weight.grad.any() for weight in fake.parameters())
+
+
+def read_guidance(conditioning: Conditioning) -> Tensor:
+    """Return w from its embedding: the slowest sine is that of w / 10."""
+    return 10 * torch.asin(conditioning.guidance[:, 127])
+
+
 class Normal(nn.Module):
-    """The exact network of videos whose numbers are normal, with this mean and deviation 1."""
+    """The exact network of videos whose numbers are normal with deviation 1.
 
-    guidance_size, takes_fps = None, False
+    Their mean is that of the prompt, or, told w, `start + slope w`.
+    """
 
-    def __init__(self, mean: float, schedule: NoiseSchedule | FlowSchedule) -> None:
+    guidance_size, takes_fps = 256, False
+
+    def __init__(self, schedule: NoiseSchedule | FlowSchedule, scales: Tensor | None = None):
         super().__init__()
-        self.mean, self.schedule = nn.Parameter(torch.tensor(mean)), schedule
+        self.start, self.slope = (nn.Parameter(torch.tensor(0.0)) for _ in range(2))
+        self.schedule = schedule
+        self.scales = torch.ones(len(schedule)) if scales is None else scales
         times = schedule.network_time(torch.arange(len(schedule)))
         self.place = {float(time): place for place, time in enumerate(times)}
 
-    def forward(self, noisy, time, prompt_embeds, conditioning=None):
+    def forward(self, noisy, time, prompt_embeds, conditioning):
         timesteps = torch.tensor([self.place[float(t)] for t in time])
         alpha, sigma = self.schedule.levels(timesteps)
-        gain = alpha / (alpha**2 + sigma**2)
-        clean = self.mean + gain * (noisy - alpha * self.mean)
-        noise = (noisy - alpha * clean) / sigma
-        return self.schedule.target(clean, noise, timesteps)
+        mean = prompt_embeds.mean(dim=(1, 2))
+        if conditioning.guidance is not None:
+            mean = self.start + self.slope * read_guidance(conditioning)
+        scale = self.scales[timesteps].view(-1, 1, 1, 1, 1)  # of the videos that it sees
+        mean = scale * mean.view(-1, 1, 1, 1, 1)
+        gain = alpha * scale**2 / ((alpha * scale) ** 2 + sigma**2)
+        clean = mean + gain * (noisy - alpha * mean)
+        return self.schedule.target(clean, (noisy - alpha * clean) / sigma, timesteps)
 
 
 class Shift(nn.Module):
-    """A student that adds a number to its noise."""
+    """A student that adds `start + slope w` to its noise."""
 
     guidance_size, takes_fps = 256, False
 
     def __init__(self, schedule: NoiseSchedule | FlowSchedule) -> None:
         super().__init__()
-        self.shift, self.schedule = nn.Parameter(torch.tensor(0.0)), schedule
+        self.start, self.slope = (nn.Parameter(torch.tensor(0.0)) for _ in range(2))
+        self.schedule = schedule
 
     def forward(self, noisy, time, prompt_embeds, conditioning):
         timesteps = torch.full((len(noisy),), len(self.schedule) - 1)
         alpha, sigma = self.schedule.levels(timesteps)
-        clean = noisy + self.shift
+        shift = self.start + self.slope * read_guidance(conditioning)
+        clean = noisy + shift.view(-1, 1, 1, 1, 1)
         return self.schedule.target(clean, (noisy - alpha * clean) / sigma, timesteps)
 
 
-@pytest.mark.parametrize("schedule", [*NOISE, FLOW])
-def test_the_students_videos_come_to_have_the_distribution_of_the_teachers(schedule):
-    student, fake, teacher = Shift(schedule), Normal(0.0, schedule), Normal(3.0, schedule)
-    optimizer = torch.optim.Adam([{"params": [n]} for n in (student.shift, fake.mean)])
-    top = torch.full((8,), len(schedule) - 1)
-    batch = SolverInput(
-        start=top,
-        end=top,
-        guidance_scale=torch.zeros(8),
-        prompt_embeds=torch.zeros(8, 5, 16),
-        uncond_embeds=torch.zeros(8, 5, 16),
-    )
-    generator = seeded()
+@pytest.mark.parametrize(
+    "schedule, scales",
+    [(NOISE[0], None), (NOISE[1], None), (FLOW, None), (NOISE[0], signal_scales())],
+    ids=["epsilon", "v_prediction", "flow", "weakened"],
+)
+def test_the_students_videos_come_to_have_the_distribution_of_the_guided_teachers(schedule, scales):
+    student, fake, teacher = Shift(schedule), Normal(schedule, scales), Normal(schedule, scales)
+    weights = [student.start, student.slope, fake.start, fake.slope]
+    optimizer = torch.optim.Adam([{"params": [weight]} for weight in weights])
+    top, generator = torch.full((8,), len(schedule) - 1), seeded()
 
-    for step in range(200):
-        for group, rate in zip(optimizer.param_groups, (0.05, 0.2), strict=True):
-            group["lr"] = rate * (1 - step / 200)  # the fake follows the student
+    for step in range(300):
+        batch = SolverInput(
+            start=top,
+            end=top,
+            guidance_scale=2 * torch.rand(8, generator=generator),
+            prompt_embeds=torch.ones(8, 5, 16),  # so the guided teacher has the mean w + 1
+            uncond_embeds=torch.zeros(8, 5, 16),
+        )
+        for group, rate in zip(optimizer.param_groups, (0.03, 0.03, 0.2, 0.2), strict=True):
+            group["lr"] = rate * (1 - step / 300)  # the fake follows the student
         noisy = torch.randn(8, 4, 3, 4, 4, generator=generator)
         optimizer.zero_grad()
-        matching_loss(
-            student, fake, teacher.requires_grad_(False), noisy, batch, schedule, generator
-        ).value.backward()
+        networks = student, fake, teacher.requires_grad_(False)
+        loss = matching_loss(*networks, noisy, batch, schedule, generator, scales=scales)
+        loss.value.backward()
         optimizer.step()
 
-    assert student.shift.item() == pytest.approx(3.0, abs=0.15)
-    assert fake.mean.item() == pytest.approx(3.0, abs=0.15)
+    for network in (student, fake):
+        assert network.start.item() == pytest.approx(1.0, abs=0.1)
+        assert network.slope.item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_timesteps_are_spread_over_the_noise_levels_without_the_ends():
