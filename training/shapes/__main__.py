@@ -9,7 +9,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +47,7 @@ from turbo.networks.families import Network, load_network
 from turbo.networks.lora import LORA_FILE, load_lora, save_lora
 from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.vae import latent_shape
-from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward
+from turbo.rewards import ImageTextReward, VideoTextReward
 from turbo.rewards.viclip import save_viclip
 from turbo.types import Reward
 
@@ -144,12 +144,12 @@ def train_more_runs(folders: Folders) -> None:
     for run in range(2, RUNS + 1):
         for name, variant in student.STUDENTS.items():
             train_student(name, variant, folders, folders.weights / run_folder(run), run)
+        match_student(folders, folders.weights / run_folder(run), run)
 
 
-def continue_students(folders: Folders) -> None:
-    """on-policy training of the shipped Turbo, and its control runs"""
-    for name, variant in student.CONTINUED.items():
-        continue_student(name, variant, folders)
+def match_students(folders: Folders) -> None:
+    """Turbo again, by distribution matching on its own samples"""
+    match_student(folders, folders.weights)
 
 
 def train_judge(folders: Folders) -> None:
@@ -210,6 +210,7 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "polish": polish_teacher,
     "rewards": train_rewards,
     "students": train_students,
+    "matching": match_students,
     "judge": train_judge,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
@@ -220,9 +221,8 @@ STAGES: dict[str, Callable[[Folders], None]] = {
 # Not of "all": the first one takes as long as all students, twice.
 STUDIES: dict[str, Callable[[Folders], None]] = {
     "runs": train_more_runs,
-    "continue": continue_students,
 }
-OF_ANY_NETWORK = ("teacher", "polish", "students", "evaluate", "runs", "continue")
+OF_ANY_NETWORK = ("teacher", "polish", "students", "evaluate", "runs", "matching")
 
 
 # Students
@@ -253,9 +253,7 @@ def start_student(
     guide = load_teacher(folders)
     network = train_common_start(guide, folders, seed_run)
     fit, title = student.of_run(student.FIT, seed_run), run_title(name, seed_run)
-    mixture = variant.rewards(*load_rewards(folders, process().device))
-    clips = clip_source(folders)
-    return network, distil_student(guide, network, clips, title, fit, mixture, folders)
+    return network, distil_student(guide, network, variant, title, fit, folders)
 
 
 def train_common_start(guide: Network, folders: Folders, seed_run: int = 1) -> Network:
@@ -266,57 +264,45 @@ def train_common_start(guide: Network, folders: Folders, seed_run: int = 1) -> N
     network = student.build_student(guide, folders.recipe.rank, seed_run)
     fit = student.of_run(student.START_FIT, seed_run)
     title = run_title(f"{folders.recipe.prefix}start", seed_run)
-    steps = distil_student(guide, network, clip_source(folders), title, fit, (), folders)
+    steps = distil_student(guide, network, student.STUDENTS["vcm"], title, fit, folders)
     run(title, steps, fit.steps, folders)
     return network
 
 
-def continue_student(
-    name: str,
-    variant: student.Variant,
-    folders: Folders,
-    fit: FitConfig = student.ON_POLICY_FIT,
-) -> None:
-    """Train the shipped Turbo further; save the adapters in the runs folder."""
-    guide, prefix = load_teacher(folders), folders.recipe.prefix
-    network = load_lora(
-        student_of(guide, share=True).requires_grad_(False),
-        folders.weights / f"{prefix}turbo" / LORA_FILE,
-    )
-    name = f"{prefix}{name}"
-    card, batch = student.CARD, student.ON_POLICY_BATCH
-    shape = latent_shape(load_vae(folders), card.num_frames, card.height, card.width)
-    source = (
-        student.prompt_source(shape, caption_embeddings(folders), batch)
-        if variant.on_policy
-        else clip_source(folders, batch)
-    )
-    mixture = variant.rewards(*load_rewards(folders, process().device))
-    steps = distil_student(guide, network, source, name, fit, mixture, folders)
-    run(name, steps, fit.steps, folders)
+def match_student(folders: Folders, parent: Path, seed_run: int = 1) -> None:
+    """Train the Turbo in `parent` by distribution matching; save its adapters beside it."""
+    guide, turbo = load_teacher(folders), f"{folders.recipe.prefix}turbo"
+    network = student_of(guide, share=True).requires_grad_(False)
+    load_lora(network, parent / turbo / LORA_FILE)
+    name, fit = f"{turbo}-dmd", student.of_run(student.MATCHING_FIT, seed_run)
+    title, fake = run_title(name, seed_run), student_of(guide).requires_grad_(True)
+    steps = distil_student(guide, network, student.STUDENTS["turbo"], title, fit, folders, fake)
+    run(title, steps, fit.steps, folders)
     if process().is_main_process:
-        save_lora(network, folders.runs / name / LORA_FILE, torch.float16)
+        save_lora(network, parent / name / LORA_FILE, torch.float16)
     process().wait_for_everyone()
 
 
 def distil_student(
     guide: Network,
     network: Network,
-    source: Callable[[Slot], EncodedBatch | PromptBatch],
+    variant: student.Variant,
     name: str,
     fit: FitConfig,
-    mixture: Sequence[WeightedReward],
     folders: Folders,
+    fake: Network | None = None,
 ) -> Iterator[StepStats]:
-    """Distil `guide` into `network`."""
+    """Distil `guide` into `network`: on training clips, or with a fake on its own samples."""
+    schedule = folders.recipe.schedule.to(guide.device)
     return distil(
         guide,
         network,
-        source,
+        prompt_source(folders) if fake else clip_source(folders),
         folders.runs / name,
-        student.distillation_config(fit, folders.recipe.schedule.to(guide.device)),
-        rewards=mixture,
+        student.distillation_config(fit, schedule, matching=fake is not None),
+        rewards=variant.rewards(*load_rewards(folders, process().device)),
         vae=load_vae(folders).eval().requires_grad_(False),
+        fake=fake,
     )
 
 
@@ -343,10 +329,17 @@ def training_clips(folders: Folders) -> EncodedClips:
     return clips.to(process().device)
 
 
-def clip_source(folders: Folders, batch: int | None = None) -> Callable[[Slot], EncodedBatch]:
+def clip_source(folders: Folders) -> Callable[[Slot], EncodedBatch]:
     """Return a function that draws batches of the training clips."""
     clips, captions = training_clips(folders), caption_embeddings(folders)
-    return student.batch_source(clips, captions, batch or student.BATCH)
+    return student.batch_source(clips, captions, student.BATCH)
+
+
+def prompt_source(folders: Folders) -> Callable[[Slot], PromptBatch]:
+    """Return a function that draws batches of captions, for the student's own samples."""
+    card = student.CARD
+    shape = latent_shape(load_vae(folders), card.num_frames, card.height, card.width)
+    return student.prompt_source(shape, caption_embeddings(folders), student.BATCH)
 
 
 @cache

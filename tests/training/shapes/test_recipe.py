@@ -11,7 +11,7 @@ from training.shapes.world.scenes import HELD_OUT_SCENES
 from turbo.models.registry import find_card
 from turbo.pipeline import load_card
 
-STAGES = ("vae", "text", "teacher", "polish", "rewards", "students", "runs")
+STAGES = ("vae", "text", "teacher", "polish", "rewards", "students", "matching", "runs")
 
 
 @pytest.fixture
@@ -31,7 +31,10 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> recipe.Folders:
         monkeypatch.setattr(rewards, f"{kind}_BATCH", 4)
     monkeypatch.setattr(reward_card, "HELD_OUT_SCENES", HELD_OUT_SCENES[:4])
     monkeypatch.setattr(student, "START_FIT", brief)
-    monkeypatch.setattr(student, "FIT", replace(student.FIT, steps=2, checkpoint_every=1))
+    for phase in ("FIT", "MATCHING_FIT"):
+        fit = replace(getattr(student, phase), steps=2, checkpoint_every=1)
+        monkeypatch.setattr(student, phase, fit)
+    monkeypatch.setattr(student, "FAKE_WARMUP", 1)
     monkeypatch.setattr(student, "BATCH", 2)
     monkeypatch.setattr(recipe, "RUNS", 2)
     monkeypatch.setattr(recipe, "CLIP_COUNT", 4)
@@ -51,7 +54,8 @@ def test_the_recipe_makes_models_that_the_library_loads(folders: recipe.Folders)
     assert (folders.runs / "snapshots" / "turbo" / "1" / "lora.safetensors").exists()
     teacher_card = replace(find_card("shapes-teacher"), folder=folders.weights)
     student_card = replace(find_card("shapes-vcm"), folder=folders.weights, unet="teacher")
-    adapters = [*student.STUDENTS, *(f"runs/2/{name}" for name in student.STUDENTS)]
+    names = [*student.STUDENTS, "turbo-dmd"]
+    adapters = [*names, *(f"runs/2/{name}" for name in names)]
     first, second = (folders.weights / parent / "vcm/lora.safetensors" for parent in ("", "runs/2"))
     assert first.read_bytes() != second.read_bytes()
     for card in (teacher_card, *(replace(student_card, lora=lora) for lora in adapters)):
@@ -89,6 +93,6 @@ def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Pa
     recipe.main()
 
     assert ran == [
-        *("vae", "text", "teacher", "polish", "rewards", "students"),
+        *("vae", "text", "teacher", "polish", "rewards", "students", "matching"),
         *("judge", "watch", "evaluate", "picture"),
     ]

@@ -1,14 +1,17 @@
 """The shapes students: their common start, their rewards, their guidance."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training.shapes import __main__ as recipe
 from training.shapes.models import student, teacher
 from turbo.models.registry import WEIGHTS
+from turbo.networks.lora import LORA_FILE
 
 
 @pytest.fixture
@@ -31,6 +34,25 @@ def test_students_share_their_start_and_differ_in_their_rewards(folders: recipe.
     assert any(not torch.equal(w, untrained[name]) for name, w in plain.state_dict().items())
     assert next(plain_steps).loss > 0  # a distance
     assert next(mixed_steps).loss < 0  # less the weighted rewards
+
+
+@pytest.mark.slow
+def test_distribution_matching_begins_with_turbo_and_trains_its_adapters_alone(
+    folders: recipe.Folders, monkeypatch: pytest.MonkeyPatch
+):
+    adapters = load_file(folders.weights / "turbo" / LORA_FILE)
+    for rate, moved in ((1e-12, False), (2e-4, True)):
+        fit = replace(student.MATCHING_FIT, steps=2, learning_rate=rate, warmup=1, decay=0.0)
+        monkeypatch.setattr(student, "MATCHING_FIT", fit)
+        monkeypatch.setattr(student, "FAKE_WARMUP", 1)
+        own = replace(folders, runs=folders.runs / str(rate), weights=folders.runs / "weights")
+        shutil.copytree(folders.weights, own.weights, dirs_exist_ok=True)
+        recipe.match_student(own, own.weights)
+
+        found = load_file(own.weights / "turbo-dmd" / LORA_FILE)
+        assert found.keys() == adapters.keys()
+        far = max((found[name].float() - adapters[name].float()).abs().max() for name in found)
+        assert (far > 1e-5) == moved
 
 
 def test_half_of_the_drawn_guidance_is_below_the_geometric_mean_of_its_range():
