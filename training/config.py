@@ -25,7 +25,15 @@ class TeacherTable(_Table):
     @field_validator("guidance", mode="before")
     @classmethod
     def _pair(cls, value: Any) -> Any:
-        return tuple(float(v) for v in value) if isinstance(value, list) else value
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("guidance")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        low, high = value
+        if not low <= high:  # so that NaN is refused, too
+            raise ValueError("the lowest w comes first")
+        return value
 
 
 class MotionTable(_Table):

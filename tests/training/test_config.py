@@ -241,6 +241,9 @@ def test_the_command_line_changes_single_values():
         ("student=1", "student"),
         ("motion.strength=0.05", "motion.percentage"),
         ("name=../up", "name"),
+        ("teacher.guidance=[15, 5]", "teacher.guidance"),
+        ("teacher.guidance=[5, nan]", "teacher.guidance"),
+        ("teacher.guidance=[[5], 15]", "teacher.guidance.0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_key(change, key):
