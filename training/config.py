@@ -331,12 +331,18 @@ def _read(path: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as failure:
         raise ValueError(f"{path} is not TOML: {failure}.") from failure
     base = tables.pop("extends", None)
+    if not isinstance(base, str | None):
+        raise ValueError(f"{path}: extends: Expected the name of a file, got {base!r}.")
     return tables if base is None else _merged(_read(path.parent / base), tables)
 
 
 def _merged(base: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
-    both = {key: base[key] for key in base.keys() & changed.keys()}
-    tables = {key: _merged(old, changed[key]) for key, old in both.items() if isinstance(old, dict)}
+    both = {key: (base[key], changed[key]) for key in base.keys() & changed.keys()}
+    tables = {
+        key: _merged(old, new)
+        for key, (old, new) in both.items()
+        if isinstance(old, dict) and isinstance(new, dict)
+    }
     return base | changed | tables
 
 

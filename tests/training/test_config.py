@@ -209,6 +209,18 @@ def test_a_configuration_that_extends_another_changes_only_what_it_says():
 
 
 @pytest.mark.parametrize(
+    "line, key",
+    [("student = false", "student"), ("motion = 1", "motion"), ("extends = 1", "extends")],
+)
+def test_a_file_with_a_value_in_place_of_a_table_or_name_is_refused_by_its_key(tmp_path, line, key):
+    path, extends = tmp_path / "mine.toml", f'extends = "{CONFIGS / "tiny_v2.toml"}"\n'
+    path.write_text(line if key == "extends" else extends + line)
+
+    with pytest.raises(ValueError, match=f"mine.toml: {key}"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
     "path", sorted(CONFIGS.glob("ablation_*.toml")), ids=lambda path: path.stem
 )
 def test_an_ablation_changes_the_rewards_alone(path: Path):
