@@ -169,11 +169,14 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
 
 def _network(card: ModelCard) -> Network:
     folder = card.folder / card.unet
-    if (folder / "config.json").is_file():
-        return network_on_meta(folder)
-    if card.family in FAMILIES:
-        return FAMILIES[card.family][0]()
-    raise ValueError(f"The configuration of {card.name} is missing in {folder}.")
+    here = (folder / "config.json").is_file()
+    return network_on_meta(folder) if here else _family(card, folder)[0]()
+
+
+def _family(card: ModelCard, folder: Path) -> tuple[Callable[[], Network], Callable[[], VideoVAE]]:
+    if card.family not in FAMILIES:
+        raise ValueError(f"The configuration of {card.name} is missing in {folder}. Restore it.")
+    return FAMILIES[card.family]
 
 
 def _inputs(
@@ -181,7 +184,7 @@ def _inputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     videos, folder = config.run.micro_batch, card.folder / "vae"
     here = (folder / "config.json").is_file()
-    vae = part_on_meta(folder) if here else FAMILIES[card.family][1]()
+    vae = part_on_meta(folder) if here else _family(card, folder)[1]()
     shape = latent_shape(cast(VideoVAE, vae), card.num_frames, card.height, card.width)
     steps = torch.zeros(videos, dtype=torch.long)
     if isinstance(teacher, WanNetwork):

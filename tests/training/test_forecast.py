@@ -115,3 +115,13 @@ def test_the_work_of_own_samples_and_of_the_fake_is_counted(tmp_path):
     assert work(*MATCHING) == pytest.approx(9.5 * one)
     recompute = "run.recompute=true"
     assert work(*MATCHING, recompute) == pytest.approx(11.5 * one)
+
+
+@pytest.mark.parametrize("part", ["teacher", "vae"])
+def test_an_unknown_family_needs_the_configuration_of_each_part(part, tmp_path):
+    config = load_config(TINY, [f"run.out={tmp_path}"])
+    card = teacher_card(config)
+    (card.folder / part / "config.json").unlink()
+
+    with pytest.raises(ValueError, match=part):
+        forecast(config, card)
