@@ -35,7 +35,13 @@ from training.export import export_student
 from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
-from training.settings import DistillationConfig, EncodedBatch, PromptBatch, RecordedBatch
+from training.settings import (
+    DistillationConfig,
+    EncodedBatch,
+    PromptBatch,
+    RecordedBatch,
+    has_own_target,
+)
 from training.sharding import gather, is_sharded, shard
 from training.watch import Watch
 from turbo.batch import exit_with_launcher
@@ -106,7 +112,7 @@ def distil(
         )
     teacher.eval().requires_grad_(False)
     target = student  # its weights at the start of the step: those that it has in all of the step
-    if config.target_ema > 0 or not config.target_dropout:
+    if has_own_target(config.target_ema, config.target_dropout):
         target = frozen_shared_copy(student).train(config.target_dropout)
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     if config.shard:

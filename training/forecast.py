@@ -19,6 +19,7 @@ from training.build import build_fake, build_student, teacher_card
 from training.config import Config
 from training.data.source import open_data, read_prompts
 from training.data.video_folder import VideoFolder
+from training.settings import has_own_target
 from training.sharding import count_parameters, units
 from training.watch import read_held_out
 from turbo.card import ModelCard
@@ -152,7 +153,8 @@ def forecast(config: Config, card: ModelCard) -> Forecast:
         torch.stack([output.float().square().mean() for output in outputs]).sum().backward()
     trained = sum(weight.numel() for weight in own)
     moments = 2 if config.run.optimizer == "adamw8bit" else 8  # bytes; small tensors have 8, too
-    copies = (config.student.target_ema > 0) + (config.run.weight_ema > 0)  # target, average
+    target = has_own_target(config.student.target_ema, config.student.target_dropout)
+    copies = target + (config.run.weight_ema > 0)
     passes = 4 if config.run.recompute else 3  # of a network that is trained: one, and backward
     calls: float = passes + 2 + (1 if fake is None else passes)  # and target or fake
     if config.data.prompts:

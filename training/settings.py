@@ -19,6 +19,11 @@ from turbo.types import Energy, FrameRate, Latents, PerVideo, PromptEmbeds, Sche
 Method = Literal["discrete", "continuous", "matching"]
 
 
+def has_own_target(target_ema: float, target_dropout: bool) -> bool:
+    """Return whether the target has tensors of its own, in place of the student's."""
+    return target_ema > 0 or not target_dropout
+
+
 @dataclass(frozen=True)
 class EncodedBatch:
     """A batch of encoded training videos with their prompts."""

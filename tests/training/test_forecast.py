@@ -125,3 +125,12 @@ def test_an_unknown_family_needs_the_configuration_of_each_part(part, tmp_path):
 
     with pytest.raises(ValueError, match=part):
         forecast(config, card)
+
+
+def test_a_target_without_dropout_is_a_copy_of_what_is_trained(tmp_path):
+    def optimiser(*changes: str) -> int:
+        config = load_config(TINY, [f"run.out={tmp_path}", *changes])
+        return forecast(config, teacher_card(config)).optimiser
+
+    own, same = "student.target_ema=0.9", "student.target_ema=0"
+    assert optimiser(same, "student.target_dropout=false") == optimiser(own) > optimiser(same)
