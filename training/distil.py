@@ -371,14 +371,14 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
             on_step=record,
             should_stop=should_stop,
         )
-        follow(steps, config, accelerator, watch)
+        step = follow(steps, config, accelerator, watch)
     folder = out / "models" / config.name
     trained = {name: p for name, p in parts.student.named_parameters() if p.requires_grad}
     weights = gather(trained, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         if is_sharded(parts.student):
             parts = replace(parts, student=student_with(weights, parts.teacher, config))
-        export_student(parts, config, folder)
+        export_student(parts, config, folder, step)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder
@@ -443,10 +443,10 @@ def follow(
     config: Config,
     accelerator: Accelerator,
     watch: Watch | None = None,
-) -> None:
-    """Run the steps and show progress.
+) -> int:
+    """Run the steps and show progress; return the step whose weights the student has.
 
-    A watch can stop them: the student then has the weights of its best step.
+    It is the last one. A watch can stop the run: then it is the best one.
     """
     best, hidden = watch.best if watch else None, not accelerator.is_main_process
     with tqdm(total=config.run.steps, desc=config.name, disable=hidden) as bar:
@@ -460,6 +460,7 @@ def follow(
             f"The run has stopped: since step {best.step} the rewards have risen and a judge has "
             "fallen. The student has the weights of that step."
         )
+    return best.step if best else config.run.steps
 
 
 @contextmanager

@@ -15,10 +15,13 @@ GUIDANCE = 7.5  # w at which the papers evaluate
 STEPS = {50: 4, 200: 16}  # at which the papers evaluate, by size of the solver's grid
 
 
-def export_student(parts: Parts, config: Config, folder: Path) -> ModelCard:
+def export_student(parts: Parts, config: Config, folder: Path, step: int) -> ModelCard:
     """Write the adapters or the whole network, with its cards; replaces an earlier export.
 
     `card.json` is the last file that is written and the first that is removed.
+
+    Args:
+        step: of the run, whose weights the student has.
     """
     (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -27,7 +30,8 @@ def export_student(parts: Parts, config: Config, folder: Path) -> ModelCard:
         save_lora(parts.student, Path(card.lora) / LORA_FILE)
     else:
         parts.student.save_pretrained(Path(card.unet))
-    (folder / "README.md").write_text(describe_student(card, parts.card, config), encoding="utf-8")
+    described = describe_student(card, parts.card, config, step)
+    (folder / "README.md").write_text(described, encoding="utf-8")
     write_card(card, folder)
     return card
 
@@ -67,8 +71,8 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
     )
 
 
-def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str:
-    """Return the model card, in Markdown."""
+def describe_student(card: ModelCard, teacher: ModelCard, config: Config, step: int) -> str:
+    """Return the model card, in Markdown; for `step` see `export_student`."""
     data = config.data
     source = f"{data.captions}, {data.resize}"
     if data.hub:
@@ -86,7 +90,7 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config) -> str
         [
             f"# {card.title}",
             "",
-            f"A few-step student of {teacher.title}, distilled in {config.run.steps} steps of "
+            f"A few-step student of {teacher.title}, distilled in {step} steps of "
             f"{config.run.batch} videos. Licence: {card.licence}.",
             "",
             "```text",

@@ -158,12 +158,14 @@ def test_a_run_stops_at_its_best_step_and_stays_stopped(
     assert len(losses(out)) == 3  # of 4 steps
     assert [file.stem for file in (out / "best").iterdir()] == ["00000002"]
     best = load_file(out / "best" / "00000002.safetensors")
+    assert "distilled in 2 steps of" in (folder / "README.md").read_text()
     exported = load_file(folder / "adapters" / "lora.safetensors")
     assert exported.keys() == best.keys()
     for name, weight in best.items():
         assert_close(exported[name], weight, rtol=0, atol=0)
     command.run(configure("stopped", *more))
     assert len(losses(out)) == 3
+    assert "distilled in 2 steps of" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
