@@ -24,12 +24,13 @@ from training.checkpoints import (
     open_whole,
     save_weights,
 )
-from training.config import Config
+from training.config import Config, JudgeTable
 from training.export import student_card
 from training.sharding import copy_whole
 from turbo.models.placement import Placement
 from turbo.networks.lora import merge_lora
 from turbo.pipeline import Result, VideoPipeline
+from turbo.rewards import WeightedReward
 from turbo.text_files.prompts import read_prompt_file
 from turbo.types import Frames, Reward
 from turbo.video import Video
@@ -117,7 +118,8 @@ class Watch:
         """Load the judges.
 
         Raises:
-            ValueError: the prompts cannot be used, or the folder has evaluations of other ones.
+            ValueError: the prompts cannot be used, or the folder has evaluations of other ones; or
+                a judge or a reward scores more frames than a clip has.
         """
         assert config.watch is not None
         self.parts, self.config, self.accelerator = parts, config, accelerator
@@ -125,6 +127,13 @@ class Watch:
         half, device = config.run.precision == "bf16", accelerator.device
         self.dtype = torch.bfloat16 if half else torch.float32
         self.prompts = read_held_out(Path(self.table.prompts), parts.captions)
+        terms: list[WeightedReward | JudgeTable] = [*parts.rewards, *self.table.judges]
+        for term in terms:
+            if term.frames > parts.card.num_frames:
+                raise ValueError(
+                    f"Expected at most {parts.card.num_frames} frames for {term.name}, those of a "
+                    f"clip, got {term.frames}. Set fewer."
+                )
         self.rewards = [Scorer(r.model, r.frames, r.weight) for r in parts.rewards]
         self.judges = {
             judge.name: Scorer(

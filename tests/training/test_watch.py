@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.training.test_run import CONFIGS, MATCHING, changes, losses
 from training import distil as command
 from training import watch as watching
-from training.config import load_config
+from training.build import TRIALS
+from training.config import Config, load_config
 from training.watch import Evaluation, find_hacking, read_held_out
 from turbo.models.local import read_card
 from turbo.pipeline import load_card
@@ -106,6 +109,26 @@ def configure(videos: Path, tmp_path: Path):
         return load_config(CONFIGS / "tiny_vc2.toml", [*out, *watch, *more])
 
     return configure
+
+
+def watch_of(config: Config) -> watching.Watch:
+    """Return the watch of a run that takes no steps, on a teacher of clips of 4 frames."""
+    rewards = [SimpleNamespace(**r.model_dump(), model=TRIALS[r.name]) for r in config.rewards]
+    parts = SimpleNamespace(captions=[], rewards=rewards, card=SimpleNamespace(num_frames=4))
+    return watching.Watch(parts, config, SimpleNamespace(device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ("watch.judges=[{name='contrast', frames=5}]", "contrast"),
+        ("rewards=[{name='brightness', weight=1.0, frames=5}]", "brightness"),
+    ],
+)
+def test_a_judge_or_reward_of_more_frames_than_a_clip_has_is_refused(change, name, configure):
+    assert watch_of(configure("run")).judges["contrast"].frames == 4
+    with pytest.raises(ValueError, match=name):
+        watch_of(configure("run", change))
 
 
 @pytest.mark.slow
