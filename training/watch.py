@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from einops import rearrange
 from safetensors.torch import load_file
 
-from training.build import Parts, build_model, student_with
+from training.build import Parts, build_model, reward_folder, student_with
 from training.checkpoints import (
     averaged_student,
     find_newest,
@@ -44,6 +45,7 @@ class Evaluation:
     prompts: list[str]
     reward: list[float]  # sum of weight x score over the rewards of the run
     judges: dict[str, list[float]]
+    settings: dict[str, Any] | None = None  # of the watch; None: of a version that stored none
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ class Watch:
         """Load the judges.
 
         Raises:
-            ValueError: the prompts cannot be used, or the folder has evaluations of other ones; or
-                a judge or a reward scores more frames than a clip has.
+            ValueError: the prompts cannot be used, or the folder has evaluations by other prompts,
+                seeds or judges; or a judge or a reward scores more frames than a clip has.
         """
         assert config.watch is not None
         self.parts, self.config, self.accelerator = parts, config, accelerator
@@ -147,6 +149,18 @@ class Watch:
         if self._is_due(done) and done not in {entry.step for entry in self.evaluations}:
             # The run was killed between the checkpoint and the end of its evaluation.
             self._evaluate(done)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what scores depend on, besides the prompts and the settings of the run."""
+        judges = {
+            judge.name: {
+                "folder": str(reward_folder(judge.name, judge.folder)),
+                "frames": judge.frames,
+            }
+            for judge in self.table.judges
+        }
+        return {"seed": self.table.seed, "judges": judges}
 
     @property
     def best(self) -> Evaluation | None:
@@ -188,7 +202,7 @@ class Watch:
         by_name = dict(zip(names, scores.tolist(), strict=True))
         self.accelerator.log({f"watch/{name}": fmean(row) for name, row in by_name.items()}, step)
         earlier = [entry for entry in self.evaluations if entry.step < step]
-        found = Evaluation(step, self.prompts, by_name.pop("reward"), by_name)
+        found = Evaluation(step, self.prompts, by_name.pop("reward"), by_name, self.settings)
         self.evaluations = [*earlier, found]
         if self.accelerator.is_main_process:
             kept = {find_best(self.evaluations, judge).step for judge in self.judges}
@@ -229,9 +243,10 @@ class Watch:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         evaluations = [Evaluation(**json.loads(line)) for line in lines]
         for entry in evaluations:
-            if entry.prompts != self.prompts or entry.judges.keys() != self.judges.keys():
+            same = entry.prompts == self.prompts and entry.judges.keys() == self.judges.keys()
+            if not same or (entry.settings and entry.settings != self.settings):
                 raise ValueError(
-                    f"{path} has scores of other prompts or judges than this watch. Restore them, "
-                    "or delete the file to start anew."
+                    f"{path} has scores of other prompts, seeds or judges than this watch. Restore "
+                    "them, or delete the file to start anew."
                 )
         return evaluations

@@ -1,6 +1,7 @@
 """The watch on a run: its rule, its clips and scores, and the stop at the best step."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,6 +132,31 @@ def test_a_judge_or_reward_of_more_frames_than_a_clip_has_is_refused(change, nam
         watch_of(configure("run", change))
 
 
+def test_scores_by_another_seed_or_another_judge_are_not_continued(configure, tmp_path):
+    file, config = tmp_path / "run" / "watch.jsonl", configure("run")
+    file.parent.mkdir()
+    entry = Evaluation(1, PROMPTS, [1.0] * 3, {"contrast": [1.0] * 3}, watch_of(config).settings)
+    file.write_text(json.dumps(asdict(entry)))
+
+    assert watch_of(config)._read() == [entry]
+    for change in (
+        "watch.seed=8",
+        "watch.judges=[{name='contrast', frames=2}]",
+        "watch.judges=[{name='contrast', frames=4, folder='other'}]",
+    ):
+        with pytest.raises(ValueError, match="watch.jsonl"):
+            watch_of(configure("run", change))
+
+
+def test_scores_of_a_former_version_are_continued(configure, tmp_path):
+    file = tmp_path / "run" / "watch.jsonl"
+    file.parent.mkdir()
+    row = {"step": 1, "prompts": PROMPTS, "reward": [1.0] * 3, "judges": {"contrast": [1.0] * 3}}
+    file.write_text(json.dumps(row))
+
+    assert watch_of(configure("run"))._read() == [Evaluation(**row)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [(), MATCHING], ids=["discrete", "matching"])
 def test_clips_have_true_labels_and_change_no_step(method, configure, videos, tmp_path):
@@ -204,3 +230,6 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(configure, tmp_path)
     (tmp_path / "prompts.txt").write_text("a house\na tree")
     with pytest.raises(ValueError, match="other prompts"):  # their scores cannot be compared
         command.run(configure("run"))
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    with pytest.raises(ValueError, match="watch.jsonl"):
+        command.run(configure("run", "watch.seed=8"))
