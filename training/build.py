@@ -45,7 +45,7 @@ from turbo.diffusion.schedule import FlowSchedule
 from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
-from turbo.networks.lora import LORA_FILE, add_lora
+from turbo.networks.lora import DOWN, LORA_FILE, add_lora
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, Window, stride_frames
@@ -253,7 +253,8 @@ def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
     """Load the weights that training starts from: a student's adapters, or all its weights.
 
     Raises:
-        ValueError: it is no student of this teacher, or has adapters of another rank.
+        ValueError: it is no student of this teacher, or has other weights than those that this run
+            trains: it takes no guidance scale, or its adapters or motion layers differ.
     """
     name = config.student.start
     card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
@@ -266,11 +267,47 @@ def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
         weights = dict(load_card(card, "cpu", dtype="float32").unet.named_parameters())
     if {key: w.shape for key, w in weights.items()} != {key: p.shape for key, p in own.items()}:
         raise ValueError(
-            f"The weights of student.start, {name}, are not those that student.lora_rank "
-            f"{config.student.lora_rank} trains. Set it to the rank of its adapters, or to 0, "
-            "which trains all weights."
+            f"The weights of student.start, {name}, are not those that this run trains. "
+            f"{_describe_misfit(weights, own, config)}"
         )
     student.load_state_dict(weights, strict=False)
+
+
+def _describe_misfit(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], config: Config
+) -> str:
+    """Say how the weights of a start differ from those that would be trained, and what to do."""
+    apart = sorted(weights.keys() ^ own.keys())
+    for key in apart:
+        if key.endswith(".cond_proj.weight"):
+            return (
+                f"It lacks {key}, so it takes no guidance scale, and such a student cannot be "
+                "continued. Choose another one."
+            )
+    for key in apart:
+        if key.endswith((".motion_cond_proj.weight", ".combine_proj.weight")):
+            return (
+                f"It has {key}, of v2's motion strength. Set motion.strength and "
+                "motion.percentage, and student.lora_rank to 0."
+                if key in weights
+                else f"It lacks {key}, of v2's motion strength. Set motion.strength to 0."
+            )
+    theirs, ours = (
+        {name.removesuffix(DOWN): len(w) for name, w in side.items() if name.endswith(DOWN)}
+        for side in (weights, own)
+    )
+    rank, skip = max(theirs.values(), default=0), set(config.student.lora_skip)
+    if rank != max(ours.values(), default=0):
+        return (
+            f"Set student.lora_rank to {rank}, the rank of its adapters, or to 0, which trains all "
+            "weights."
+            if rank
+            else "It has no adapters. Set student.lora_rank to 0, which trains all weights."
+        )
+    if theirs and skip != (others := (ours.keys() | skip) - theirs.keys()):
+        side = "It has" if apart[0] in weights else "It lacks"
+        return f"{side} {apart[0]}. Set student.lora_skip to {sorted(others)}."
+    return "It is a student of another network. Choose a student of this teacher."
 
 
 def set_dropout(student: Network, share: float) -> None:

@@ -1,5 +1,6 @@
 """Configurations: what is refused, and that the committed ones say what the papers say."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +16,18 @@ from training.build import (
     count_reward_frames,
     draw_own_samples,
     is_temporal,
+    load_start,
+    load_teacher,
     needed_rewards,
+    teacher_card,
 )
 from training.config import load_config
 from training.data.source import told_rates
 from training.distil import keep_settings, start_trackers
+from training.export import export_student
 from training.loop import FitConfig, Slot
 from turbo.diffusion.consistency import embed_guidance_scale
+from turbo.models.local import write_card
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
 from turbo.types import Conditioning
@@ -136,6 +142,85 @@ def test_adapters_drop_out_and_leave_out_layers_as_the_file_says(tiny_unet):
     torch.nn.init.ones_(layer.weight)
     dropped = layer(torch.ones(100, layer.in_features)) == 0
     assert 0.4 < dropped.float().mean() < 0.6
+
+
+def export(tmp_path: Path, name: str, *changes: str) -> str:
+    """Export an untrained student of a tiny teacher; return its folder as a setting of a run."""
+    config, folder = (
+        load_config(CONFIGS / f"{name}.toml", [f"run.out={tmp_path}", *changes]),
+        (tmp_path / "start"),
+    )
+    card = teacher_card(config)
+    teacher = load_teacher(card, config, torch.device("cpu")).unet
+    export_student(
+        SimpleNamespace(card=card, student=build_student(teacher, config)), config, folder, 1
+    )
+    return f"student.start={folder}"
+
+
+def start(tmp_path: Path, name: str, *changes: str) -> None:
+    """Start a student of a tiny teacher from another one."""
+    config = load_config(CONFIGS / f"{name}.toml", [f"run.out={tmp_path}", *changes])
+    card = teacher_card(config)
+    teacher = load_teacher(card, config, torch.device("cpu")).unet
+    load_start(build_student(teacher, config), card, config)
+
+
+@pytest.mark.parametrize("adapted", ["", "'conv_in', 'conv_out'"])
+def test_a_start_with_adapters_of_other_layers_is_refused_with_the_layers_to_skip(
+    tmp_path, adapted
+):
+    given = export(tmp_path, "tiny_vc2", "student.lora_skip=['conv_in']")
+
+    with pytest.raises(ValueError, match=r"student.lora_skip to \['conv_in'\]"):
+        start(tmp_path, "tiny_vc2", given, f"student.lora_skip=[{adapted}]")
+    start(tmp_path, "tiny_vc2", given, "student.lora_skip=['conv_in']")
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_a_start_with_adapters_of_another_rank_is_refused_with_its_rank(tmp_path, rank):
+    given = export(tmp_path, "tiny_vc2")
+
+    with pytest.raises(ValueError, match="student.lora_rank to 4"):
+        start(tmp_path, "tiny_vc2", given, f"student.lora_rank={rank}")
+    start(tmp_path, "tiny_vc2", given, "student.lora_rank=0")
+
+
+def test_a_start_without_adapters_is_continued_without_them_alone(tmp_path):
+    given = export(tmp_path, "tiny_vc2", "student.lora_rank=0")
+
+    with pytest.raises(ValueError, match="student.lora_rank to 0"):
+        start(tmp_path, "tiny_vc2", given)
+    start(tmp_path, "tiny_vc2", given, "student.lora_rank=0")
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_start_that_takes_no_guidance_scale_is_refused(tmp_path, rank):
+    card = teacher_card(load_config(CONFIGS / "tiny_wan.toml", [f"run.out={tmp_path}"]))
+    write_card(
+        replace(card, name="plain", role="student", sampler="consistency"), tmp_path / "plain"
+    )
+    changes = f"student.start={tmp_path / 'plain'}", f"student.lora_rank={rank}"
+
+    with pytest.raises(ValueError, match="condition_embedder.time_embedder.cond_proj.weight"):
+        start(tmp_path, "tiny_wan", *changes)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_start_that_takes_the_motion_strength_is_continued_with_it_alone(tmp_path, rank):
+    given = export(tmp_path, "tiny_v2")
+
+    with pytest.raises(ValueError, match="motion.strength"):
+        start(tmp_path, "tiny_v2", given, "motion.strength=0", f"student.lora_rank={rank}")
+    start(tmp_path, "tiny_v2", given)
+
+
+def test_a_start_that_takes_no_motion_strength_is_continued_without_it_alone(tmp_path):
+    given = export(tmp_path, "tiny_v2", "motion.strength=0")
+
+    with pytest.raises(ValueError, match="motion.strength"):
+        start(tmp_path, "tiny_v2", given)
+    start(tmp_path, "tiny_v2", given, "motion.strength=0")
 
 
 def test_rewards_select_the_frames_as_the_file_says():
