@@ -68,7 +68,7 @@ def read_held_out(path: Path, captions: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the file cannot be read, has fewer than 2 prompts, or a caption of the data.
     """
-    prompts = [entry.text for entry in read_prompt_file(path)]
+    prompts = [entry.text for entry in read_prompt_file(path) if entry.text.strip()]
     if len(prompts) < 2:
         raise ValueError(f"Expected at least 2 prompts in {path}, got {len(prompts)}. Add some.")
     trained = set(captions)

@@ -77,6 +77,16 @@ def test_prompts_of_the_training_videos_are_no_held_out_prompts(tmp_path):
         read_held_out(file, [])
 
 
+def test_blank_lines_are_no_held_out_prompts(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  \na dog\n")
+
+    assert read_held_out(file, [""]) == ["a cat", "a dog"]
+    file.write_text("a cat\n\n  \n")
+    with pytest.raises(ValueError, match="at least 2 prompts"):
+        read_held_out(file, [])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

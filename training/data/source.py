@@ -231,7 +231,7 @@ def read_prompts(data: DataTable) -> list[str]:
     Raises:
         ValueError: the file cannot be read, or has none.
     """
-    prompts = [entry.text for entry in read_prompt_file(Path(data.prompts))]
+    prompts = [entry.text for entry in read_prompt_file(Path(data.prompts)) if entry.text.strip()]
     if not prompts:
         raise ValueError(f"Expected at least 1 prompt in {data.prompts}, got none. Add some.")
     return prompts
