@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from turbo.text_files.decoding import read_text
-from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
+from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, parse_table, require_columns
 
 _COLUMNS = {"path": PATH_NAMES, "text": ("text", *PROMPT_NAMES)}  # and, optionally, short_text
+MAX_BYTES = 2**30  # of a table: a million captions of 1,000 bytes
+_REMEDY = "Put the videos and their texts into tar files, or name a data set in data.hub."
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ def read_captions(folder: Path, file: str) -> list[Caption]:
         ValueError: it cannot be read, or a column, a path or a text is missing.
     """
     path = folder / file
+    text = read_text(path, MAX_BYTES, _REMEDY)
     rows: Mapping[int, Mapping[str, Any]]
     if path.suffix == ".jsonl":
-        lines = enumerate(read_text(path).splitlines(), 1)
+        lines = enumerate(text.splitlines(), 1)
         rows = {number: _parse_line(path, number, line) for number, line in lines if line.strip()}
     else:
-        table = read_table(path, _COLUMNS)
+        table = parse_table(text, path, _COLUMNS)
         require_columns(table, path, _COLUMNS)
         rows = table.rows
     captions = []

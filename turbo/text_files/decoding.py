@@ -18,28 +18,32 @@ class FileRefused(ValueError):
     """A file cannot be used; the message names it, says what is wrong and what to do."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = MAX_BYTES, remedy: str = "Split it.") -> str:
     """Return the text of a file, with its line ends as they are and without a byte order mark.
+
+    Args:
+        max_bytes: the largest size.
+        remedy: what the message says to do about a larger file.
 
     Raises:
         FileRefused: it cannot be read, is too large, or is not Unicode text.
     """
-    return decode(read_bytes(path), path)[0]
+    return decode(read_bytes(path, max_bytes, remedy), path)[0]
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES, remedy: str = "Split it.") -> bytes:
+    """Return the content of a file; see `read_text`.
 
     Raises:
         FileRefused: it cannot be read, or is too large.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-    if len(content) > MAX_BYTES:
-        raise FileRefused(f"{path} has more than {MAX_BYTES:,} bytes. Split it.")
+    if len(content) > max_bytes:
+        raise FileRefused(f"{path} has more than {max_bytes:,} bytes. {remedy}")
     return content
 
 
