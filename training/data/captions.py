@@ -1,7 +1,7 @@
 """Which training videos there are: a folder of files with a table of captions."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -75,7 +75,7 @@ def read_captions(folder: Path, file: str) -> list[Caption]:
     text = read_text(path, MAX_BYTES, _REMEDY)
     rows: Mapping[int, Mapping[str, Any]]
     if path.suffix == ".jsonl":
-        lines = enumerate(text.splitlines(), 1)
+        lines = enumerate(text.split("\n"), 1)
         rows = {number: _parse_line(path, number, line) for number, line in lines if line.strip()}
     else:
         table = parse_table(text, path, _COLUMNS)
@@ -83,6 +83,7 @@ def read_captions(folder: Path, file: str) -> list[Caption]:
         rows = table.rows
     captions = []
     for number, row in rows.items():
+        check_texts(row, ("path", "text", "short_text"), f"{path}, line {number}")
         if not row.get("path") or not (row.get("text") or "").strip():
             raise ValueError(f"{path}, line {number}: expected a path and a text, got {row}.")
         motion = read_motion_flag(row, f"{path}, line {number}")
@@ -91,6 +92,21 @@ def read_captions(folder: Path, file: str) -> list[Caption]:
     if not captions:
         raise ValueError(f"{path} lists no videos.")
     return captions
+
+
+def check_texts(row: Mapping[str, Any], names: Sequence[str], place: str) -> None:
+    """Refuse a row with a value that is neither a text nor missing.
+
+    Args:
+        names: of the values.
+        place: of the row, for the message.
+
+    Raises:
+        ValueError: a value is a number or a list, for example.
+    """
+    for name in names:
+        if not isinstance(row.get(name), str | None):
+            raise ValueError(f"{place}: expected a text in {name}, got {row[name]!r}. Correct it.")
 
 
 def read_motion_flag(row: Mapping[str, Any], place: str) -> bool:

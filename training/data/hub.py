@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.data.captions import Caption, read_motion_flag
+from training.data.captions import Caption, check_texts, read_motion_flag
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES
 
 TEXT_NAMES = ("text", *PROMPT_NAMES)
@@ -50,6 +50,7 @@ def read_hub(name: str, split: str) -> list[Caption]:
     captions = []
     for number, row in enumerate(data.remove_columns([video])):
         place = f"{name}, row {number}"
+        check_texts(row, (text, "short_text"), place)
         if not (row[text] or "").strip():
             raise ValueError(f"{place}: expected a text, got {row[text]!r}.")
         short, motion = (row.get("short_text") or "").strip(), read_motion_flag(row, place)

@@ -172,10 +172,13 @@ def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
 def list_captions(folder: Path, file: str) -> list[Caption]:
     """Read which videos there are: those of the table of captions, else those of the tar files.
 
+    Tar files take the place of a table with the default name alone: another one was asked for.
+
     Raises:
         ValueError: they cannot be read.
     """
-    if not (folder / file).exists() and next(folder.glob("*.tar"), None):
+    usual = file == DataTable.model_fields["captions"].default
+    if usual and not (folder / file).exists() and next(folder.glob("*.tar"), None):
         return read_tars(folder)
     return read_captions(folder, file)
 

@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from training.data.captions import Caption, Member, read_motion_flag
+from training.data.captions import Caption, Member, check_texts, read_motion_flag
 from turbo.text_files.tables import PROMPT_NAMES
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "gif")
@@ -36,8 +36,8 @@ def _read_tar(path: Path) -> list[Caption]:
     try:
         with tarfile.open(path, "r:") as tar:
             for entry in tar:
-                if not entry.isfile():
-                    continue
+                if not entry.isfile() or entry.name.rpartition("/")[2].startswith("._"):
+                    continue  # macOS keeps the attributes of a file beside it, as "._NAME"
                 key, ending = _split_name(entry.name)
                 sample = samples.setdefault(key, {"videos": []})
                 if ending in VIDEOS:
@@ -45,7 +45,7 @@ def _read_tar(path: Path) -> list[Caption]:
                 elif ending in ("txt", "json"):
                     file = tar.extractfile(entry)
                     assert file is not None  # of a regular file
-                    sample[ending] = file.read().decode()
+                    sample[ending] = file.read().decode("utf-8-sig")
             _check_end(tar)
         return [_caption(path, key, sample) for key, sample in samples.items()]
     except (tarfile.TarError, OSError, UnicodeDecodeError) as failure:
@@ -84,5 +84,6 @@ def _caption(path: Path, key: str, sample: dict[str, Any]) -> Caption:
     text = sample.get("txt") or next((text for text in texts if text), "")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{path}: {key} has no text, expected {key}.txt or {key}.json.")
-    short, [video] = str(facts.get("short_text") or ""), sample["videos"]
+    check_texts(facts, ["short_text"], f"{path}: {key}")
+    short, [video] = facts.get("short_text") or "", sample["videos"]
     return Caption(path, text.strip(), short, video, read_motion_flag(facts, f"{path}: {key}"))

@@ -71,6 +71,16 @@ def test_a_data_set_without_texts_is_refused(tmp_path, datasets):
         opened(tmp_path / "set", tmp_path)
 
 
+@pytest.mark.parametrize("column", ["text", "short_text"])
+def test_a_column_of_lists_is_refused(tmp_path, datasets, column):
+    columns = {"video": ["0.mp4"], "text": ["a cat"], column: [["a cat", "a dog"]]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "set" / "train.parquet")
+
+    with pytest.raises(ValueError, match="set, row 0"):
+        opened(tmp_path / "set", tmp_path)
+
+
 def test_the_library_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
 

@@ -78,6 +78,33 @@ def test_a_text_file_is_a_caption(tmp_path):
     assert caption.open().read() == b"video"
 
 
+@pytest.mark.parametrize("name, content", [("x.txt", "a cat"), ("x.json", '{"text": "a cat"}')])
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path, name, content):
+    write_tar(tmp_path / "a.tar", {"x.mp4": b"video", name: content.encode("utf-8-sig")})
+
+    (caption,) = read_tars(tmp_path)
+
+    assert caption.text == "a cat"
+
+
+def test_files_of_macos_beside_others_are_no_samples(tmp_path):
+    files = {"x.mp4": b"video", "x.txt": b"a cat"}
+    copies = {f"{folder}._{name}": b"\0" for folder in ("", "part/") for name in files}
+    write_tar(tmp_path / "a.tar", copies | files)
+
+    (caption,) = read_tars(tmp_path)
+
+    assert caption.open().read() == b"video"
+
+
+def test_tars_take_the_place_of_the_usual_table_alone(tmp_path):
+    write_tar(tmp_path / "a.tar", {"x.mp4": b"video", "x.txt": b"a cat"})
+
+    assert [caption.text for caption in list_captions(tmp_path, "captions.csv")] == ["a cat"]
+    with pytest.raises(ValueError, match=r"trian\.csv"):
+        list_captions(tmp_path, "trian.csv")
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
@@ -87,6 +114,7 @@ def test_a_text_file_is_a_caption(tmp_path):
         ({"x.mp4": b"", "x.webm": b"", "x.txt": b"a cat"}, "x has 2 videos"),
         ({"x.mp4": b"", "x.json": b"{"}, "x.json is not JSON"),
         ({"x.mp4": b"", "x.json": b"[]"}, "x.json is not an object"),
+        ({"x.mp4": b"", "x.json": b'{"text": "a", "short_text": ["b"]}'}, "x: .*short_text"),
         ({"x.mp4": b"", "x.txt": b"\xff"}, "a.tar cannot be read"),
         ({}, "hold no videos"),
     ],
