@@ -240,8 +240,8 @@ class Watch:
 
     def _read(self) -> list[Evaluation]:
         path = self.out / "watch.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        evaluations = [Evaluation(**json.loads(line)) for line in lines]
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        evaluations = [Evaluation(**json.loads(line)) for line in lines if line]
         for entry in evaluations:
             same = entry.prompts == self.prompts and entry.judges.keys() == self.judges.keys()
             if not same or (entry.settings and entry.settings != self.settings):

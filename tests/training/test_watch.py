@@ -227,6 +227,16 @@ def test_a_run_stops_at_its_best_step_and_stays_stopped(
     assert "distilled in 2 steps of" in (folder / "README.md").read_text()
 
 
+def test_scores_of_a_prompt_with_a_line_separator_are_read_again(tmp_path):
+    watch = watching.Watch.__new__(watching.Watch)
+    watch.out, watch.prompts, watch.judges = tmp_path, ["a cat\u2028runs", "a dog"], {}
+    entry = Evaluation(100, watch.prompts, [1.0, 2.0], {})
+    line = json.dumps(asdict(entry), ensure_ascii=False)
+    (tmp_path / "watch.jsonl").write_text(f"{line}\n", encoding="utf-8")
+
+    assert watch._read() == [entry]
+
+
 @pytest.mark.slow
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(configure, tmp_path):
     command.run(configure("run"))
