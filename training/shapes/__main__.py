@@ -26,7 +26,7 @@ from training.loop import FitConfig, Slot, StepStats
 from training.settings import EncodedBatch, PromptBatch
 from training.shapes.evaluation import figures, judge
 from training.shapes.evaluation.evaluate import evaluate
-from training.shapes.evaluation.report import format_report
+from training.shapes.evaluation.report import check_runs, format_report
 from training.shapes.evaluation.reward_hacking import measure_runs
 from training.shapes.evaluation.systems import (
     FLOW_SYSTEMS,
@@ -186,11 +186,16 @@ def measure_reward_hacking(folders: Folders) -> None:
 def evaluate_systems(folders: Folders) -> None:
     """every system on the same held-out prompts and seeds"""
     if process().is_main_process:
+        systems = with_further_runs(EVALUATED[folders.recipe.prefix], folders.weights)
+        try:
+            check_runs(systems)
+        except ValueError as refusal:
+            sys.exit(f"python -m training.shapes evaluate: {refusal}")
         report = evaluate(
             folders.weights,
             folders.runs / "clips",
             MEDIA,
-            with_further_runs(EVALUATED[folders.recipe.prefix], folders.weights),
+            systems,
             prefix=folders.recipe.prefix,
             rewards=reward_table(folders),
         )

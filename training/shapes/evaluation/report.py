@@ -5,6 +5,7 @@ pixels per frame, scores in nats.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from training.shapes.evaluation.intervals import (
 )
 from training.shapes.evaluation.measurements import Measurements
 from training.shapes.evaluation.metrics import frechet_distance
-from training.shapes.evaluation.systems import CHUNK, REAL
+from training.shapes.evaluation.systems import CHUNK, REAL, Source
 
 RATES = {
     "colour": "hit_colour",
@@ -84,12 +85,35 @@ EXTRACTOR = (
 )
 
 
+def check_runs(systems: Sequence[Source]) -> None:
+    """Refuse systems that `compare_systems` cannot compare run by run.
+
+    Raises:
+        ValueError: two that are compared have several runs each, and not the same ones.
+    """
+    runs: dict[str, list[int]] = {}
+    for system in systems:
+        runs.setdefault(system.label, []).append(system.run)
+    for a, b in _pairs_of([*runs]):
+        if len(runs[a]) > 1 and len(runs[b]) > 1 and set(runs[a]) != set(runs[b]):
+            ours, theirs = (", ".join(map(str, sorted(runs[label]))) for label in (a, b))
+            raise ValueError(
+                f"{a} has the training runs {ours}, but {b} has {theirs}, so they cannot be "
+                "compared run by run. Train the missing ones by the stage runs, or move those that "
+                "only one of them has out of the folder runs of the weights."
+            )
+
+
+def _pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs that are compared; the second is the reference."""
+    pairs = [pair for pair in COMPARISONS if set(pair) <= set(labels)]
+    return pairs + [(label, labels[0]) for label in labels[1:] if (label, labels[0]) not in pairs]
+
+
 def build_report(measured: Measurements) -> dict[str, Any]:
     """Return all numbers of the evaluation, as JSON."""
     labels = list(dict.fromkeys(measured.rows["system"]))
     tables = {label: _table_of(measured.rows, label) for label in labels}
-    pairs = [pair for pair in COMPARISONS if set(pair) <= set(labels)]
-    pairs += [(label, labels[0]) for label in labels[1:] if (label, labels[0]) not in pairs]
     report: dict[str, Any] = {
         "settings": measured.settings,
         "intervals": INTERVALS,
@@ -100,7 +124,9 @@ def build_report(measured: Measurements) -> dict[str, Any]:
             | {"frechet": frechet_distance(measured.features[label], measured.real_features)}
             for label in labels
         },
-        "pairs": {f"{a} vs {b}": compare_systems(tables[a], tables[b]) for a, b in pairs},
+        "pairs": {
+            f"{a} vs {b}": compare_systems(tables[a], tables[b]) for a, b in _pairs_of(labels)
+        },
         "classes": {name: _classes(measured.rows, name) for name in ("shape", "motion")},
         "sample": {label: _sample(table) for label, table in tables.items()},
     }

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.special import expit
 
 from tests.support.tiny_models import make_unet
+from training.shapes.__main__ import Folders, evaluate_systems
 from training.shapes.evaluation import measurements, systems
 from training.shapes.evaluation.evaluate import SHEET_ROWS, evaluate
 from training.shapes.evaluation.figures import draw_contact_sheet, plot_runs, plot_systems
@@ -20,6 +21,7 @@ from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.report import (
     build_report,
     check_claims,
+    check_runs,
     compare_systems,
     find_deviations,
     format_report,
@@ -235,6 +237,42 @@ def test_further_runs_are_compared_once_their_adapters_are_there(tmp_path: Path)
     (added,) = set(with_further_runs(systems.SYSTEMS, tmp_path)) - set(systems.SYSTEMS)
     assert (added.label, added.run) == ("VCM+R_img-4", 3)
     assert added.card(tmp_path).lora == "runs/3/vcm-image"
+
+
+def add_runs(weights: Path, *students: str) -> None:
+    for student in students:
+        (weights / "runs" / student).mkdir(parents=True)
+        (weights / "runs" / student / LORA_FILE).touch()
+
+
+@pytest.mark.parametrize(
+    "students",
+    [
+        (),
+        ("2/turbo", "3/turbo"),  # as in the repository
+        ("2/turbo", "3/turbo", "2/vcm", "3/vcm"),
+        ("2/vcm-image", "3/vcm-image", "2/vcm-video"),  # not compared with each other
+    ],
+)
+def test_systems_of_one_run_or_of_the_same_runs_are_compared(tmp_path: Path, students):
+    add_runs(tmp_path, *students)
+
+    check_runs(with_further_runs(systems.SYSTEMS, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "students",
+    [
+        ("2/turbo", "2/vcm", "3/vcm"),  # stopped in the third run
+        ("2/turbo", "3/turbo", "2/vcm"),  # stopped in the second run, beside those shipped
+        ("2/turbo", "3/vcm"),
+    ],
+)
+def test_systems_of_different_runs_are_refused_before_clips_are_made(tmp_path: Path, students):
+    add_runs(tmp_path, *students)
+
+    with pytest.raises(SystemExit, match="stage runs"):
+        evaluate_systems(Folders(tmp_path / "runs of training", tmp_path))
 
 
 def test_claims_are_met_by_better_clips_and_not_by_worse_ones(report):
