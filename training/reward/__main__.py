@@ -7,11 +7,13 @@
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from human_eval.errors import StudyError
+from training.build import reward_folder
 from training.reward.comparisons import PARTS, Comparisons, read_comparisons
 from training.reward.fit import Fitted, fit_votes
 from training.reward.measurements import Measured, measure_fit
@@ -52,11 +55,17 @@ def train_reward(
         What was measured on the test votes, by question.
 
     Raises:
-        ValueError: the folder exists, or a backbone or a clip cannot be used.
+        ValueError: the folder exists, or the votes, a backbone or a clip cannot be used.
         FileNotFoundError: a file of a backbone is missing.
     """
     if out.exists():
         raise ValueError(f"{out} exists already. Name another folder, or remove it.")
+    if votes.primary in votes.undecided("train"):
+        raise ValueError(
+            f"No vote on {votes.primary}, the primary question, is on a training prompt and not a "
+            "tie, so there is nothing to learn. Collect more votes, or divide the prompts by "
+            "another --seed."
+        )
     loaded = {name: load_backbone(name, out.parent / name) for name in names}
     backbones = [check_backbone(name, one.to(device)) for name, (one, _) in loaded.items()]
     features = describe_clips(votes, backbones)
@@ -132,10 +141,12 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
         agree = "" if row["raters"] is None else f"{100 * row['raters']:.0f}"
         lines.append(
             f"| {key}: {wordings[key]} | {row['votes']:,} ({row['ties']:,}) | "
-            f"{100 * row['accuracy']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}] | "
+            f"{_accuracy(row['accuracy'], row['low'], row['high'])} | "
             f"{agree} | {100 * row['calibration_error']:.1f} | "
             f"{row['loss']:.3f} ({row['loss_without']:.3f}) |"
         )
+    for gap in find_gaps(votes):
+        lines += ["", gap]
     lines += [
         "",
         "Use it on clips like those that were voted on. A student can exploit its errors: run the "
@@ -143,6 +154,30 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
         "",
     ]
     return "\n".join(lines)
+
+
+def find_gaps(votes: Comparisons) -> list[str]:
+    """Return which questions the reward does not know, or is not measured on, as sentences."""
+    gaps = [("learned", "training", "train"), ("measured", "held-out", "test")]
+    return [
+        f"Not {done}, since no {name} vote says which clip is better: {', '.join(keys)}."
+        for done, name, part in gaps
+        if (keys := votes.undecided(part))
+    ]
+
+
+def configure_reward(out: Path) -> str:
+    """Return the reward's table for a configuration, in TOML."""
+    quoted = partial(json.dumps, ensure_ascii=False)
+    found_by_name = out == reward_folder(out.name, None)
+    folder = "" if found_by_name else f"folder = {quoted(str(out))}, "
+    return f"{{ name = {quoted(out.name)}, {folder}weight = 1.0 }}"
+
+
+def _accuracy(mean: float, low: float | None, high: float | None, unit: str = "") -> str:
+    if low is None or high is None:
+        return f"{100 * mean:.0f}{unit} (no interval: one prompt, one rater)"
+    return f"{100 * mean:.0f}{unit} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -182,16 +217,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key, found in measured.items():
         agree = "" if found.raters is None else f"; two raters agree in {100 * found.raters:.0f} %"
         print(
-            f"{key}: {100 * found.accuracy:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}] "
-            f"of {found.votes - found.ties:,} held-out votes predicted{agree}."
+            f"{key}: {_accuracy(found.accuracy, found.low, found.high, ' %')} of "
+            f" {found.votes - found.ties:,} held-out votes predicted{agree}."
         )
+    for gap in find_gaps(votes):
+        print(f"{gap} Collect more votes before you train a student with it.")
     if useless := [key for key, found in measured.items() if found.loss >= found.loss_without]:
         print(
             f"On the held-out votes it predicts {', '.join(useless)} no better than if the clips "
             "are ignored. Collect more votes before you train a student with it."
         )
     print(f"The reward is in {options.out}. In a configuration of training.distil:")
-    print(f'rewards = [{{ name = "{options.out.name}", weight = 1.0 }}]')
+    print(f"rewards = [{configure_reward(options.out)}]")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ class Comparisons:
         """Return the indices of the votes of a part."""
         return (self.part == PARTS.index(part)).nonzero()[:, 0]
 
+    def undecided(self, part: str) -> list[str]:
+        """Return the questions on which a part has no votes other than ties."""
+        rows = self.votes_of(part)
+        decided = set(self.question[rows[self.answer[rows] != TIE]].tolist())
+        return [key for number, key in enumerate(self.questions) if number not in decided]
+
 
 def read_comparisons(export: Path, table: Path | None = None, *, seed: int = 0) -> Comparisons:
     """Read an export of a study, or a folder that `import-votes --mapping` made.

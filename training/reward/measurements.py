@@ -22,8 +22,8 @@ class Measured:
     votes: int
     ties: int
     accuracy: float  # the reward alone names the winner; nothing is known of the rater
-    low: float  # 95 % interval over prompts and raters
-    high: float
+    low: float | None  # 95 % interval over prompts and raters; None of one prompt by one rater
+    high: float | None
     raters: float | None  # two raters of one pair agree; None if no pair has two votes
     calibration_error: float  # mean gap between predicted and observed shares, over ten groups
     loss: float  # mean of -log P(answer), with ties and the effects of raters
@@ -49,7 +49,8 @@ def measure_fit(
         clusters = {"prompt": [votes.prompts[row] for row in votes.first[decided].tolist()]}
         if len(set(votes.rater.tolist())) > 1:
             clusters["rater"] = votes.rater[decided].tolist()
-        share = clustered_mean(hit, clusters)
+        several = any(len(set(of)) > 1 for of in clusters.values())
+        share = clustered_mean(hit, clusters) if several else None
         answers = model(features, votes, decided)
         predicted = (answers[:, 0] - answers[:, 1]).sigmoid().numpy()
         pairs = votes.first[decided] * len(votes.clips) + votes.second[decided]
@@ -57,9 +58,9 @@ def measure_fit(
         measured[key] = Measured(
             votes=len(rows),
             ties=len(rows) - len(decided),
-            accuracy=round(share.mean, DIGITS),
-            low=round(share.low, DIGITS),
-            high=round(share.high, DIGITS),
+            accuracy=round(float(hit.mean()), DIGITS),
+            low=None if share is None else round(share.low, DIGITS),
+            high=None if share is None else round(share.high, DIGITS),
             raters=None if np.isnan(agreement) else round(agreement, DIGITS),
             calibration_error=round(measure_calibration(predicted, won), DIGITS),
             loss=round(float(answer_loss(model, features, votes, rows)), DIGITS),

@@ -1,8 +1,10 @@
 """Votes become a reward that a distillation can use."""
 
 import json
+import tomllib
 from dataclasses import replace
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,9 @@ import torch
 from human_eval.clips.ingest import Clip
 from human_eval.reporting.export import write_export
 from tests.support.crowd import define_pair, make_votes
-from training.build import build_reward
+from training.build import build_reward, count_reward_frames
 from training.config import RewardTable
-from training.reward.__main__ import main
+from training.reward.__main__ import configure_reward, main
 from training.reward.comparisons import (
     TIE,
     Comparisons,
@@ -122,6 +124,68 @@ def test_a_reward_that_predicts_nothing_is_written_and_reported(
     measured = json.loads((tmp_path / "mine" / CARD).read_text())["measured"]["Q1"]
     assert measured["loss"] > measured["loss_without"]
     assert "predicts Q1 no better" in capsys.readouterr().out
+
+
+@pytest.fixture
+def train(export, tmp_path, monkeypatch, capsys):
+    """Return a function that trains on changed votes: the measured, the card and the output."""
+
+    def train(change, out: str = "mine"):
+        votes = change(read_comparisons(export))
+        monkeypatch.setattr("training.reward.__main__.read_comparisons", lambda *_, **__: votes)
+        folder = tmp_path / out
+        folder.parent.mkdir(exist_ok=True)
+        main([str(export), "--out", str(folder), "--backbone", "shapes-image"])
+        card = json.loads((folder / CARD).read_text())
+        return card["measured"], (folder / "README.md").read_text(), capsys.readouterr().out
+
+    return train
+
+
+def test_one_rater_on_one_held_out_prompt_gives_an_accuracy_without_an_interval(train):
+    def change(votes):
+        first = votes.first[votes.votes_of("test")[0]]
+        others = (votes.part == 2) & (votes.first != first)
+        rater = torch.zeros_like(votes.rater)
+        return replace(votes, rater=rater, part=torch.where(others, 0, votes.part))
+
+    measured, card, printed = train(change)
+
+    assert 0 <= measured["Q1"]["accuracy"] <= 1
+    assert measured["Q1"]["low"] is None and measured["Q1"]["high"] is None
+    assert "no interval" in card and "no interval" in printed
+
+
+def test_a_question_without_a_decided_held_out_vote_is_named(train):
+    def change(votes):
+        return replace(votes, answer=torch.where(votes.part == 2, TIE, votes.answer))
+
+    measured, card, printed = train(change)
+
+    assert measured == {}
+    assert "Q1" in card.split("On the test votes")[1]
+    assert "Q1" in printed.split("rewards =")[0]
+
+
+def test_votes_that_teach_nothing_are_refused_before_clips_are_described(train, monkeypatch):
+    monkeypatch.setattr("training.reward.__main__.describe_clips", None)
+
+    with pytest.raises(SystemExit, match="Q1"):
+        train(lambda votes: replace(votes, answer=torch.where(votes.part == 0, TIE, votes.answer)))
+
+
+@pytest.mark.parametrize("out", ["mine", "rewards/mine", 'a "b"/mine'])
+def test_the_printed_configuration_finds_the_reward(train, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+
+    *_, printed = train(lambda votes: votes, out)
+
+    [table] = tomllib.loads(printed[printed.index("rewards =") :])["rewards"]
+    assert count_reward_frames(RewardTable(**table)) > 0
+
+
+def test_the_usual_folder_is_not_written_into_the_configuration():
+    assert configure_reward(Path("rewards/mine")) == '{ name = "mine", weight = 1.0 }'
 
 
 def test_a_reward_is_not_written_over_another(export, rewards):
