@@ -1,5 +1,6 @@
 """LoRA adapters of a network: add, save, load, merge."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -166,7 +167,10 @@ def inject_adapters(network: Network, ranks: Mapping[str, int]) -> None:
 
 
 def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save the adapters and the layers trained in full, by name, as safetensors."""
+    """Save the adapters and the layers trained in full, by name, as safetensors.
+
+    The file is seen complete or not at all.
+    """
     tensors = {
         name: parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in network.named_parameters()
@@ -176,7 +180,9 @@ def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) 
     if not ranks:
         raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"rank": str(max(ranks))})
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, unfinished, metadata={"rank": str(max(ranks))})
+    unfinished.replace(path)
 
 
 def load_lora(network: Network, path: Path) -> Network:

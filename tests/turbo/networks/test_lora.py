@@ -140,6 +140,23 @@ def test_saved_adapters_restore_the_student(tiny_unet, student, tmp_path):
     assert torch.equal(_output(restored), _output(student))
 
 
+def test_adapters_whose_writing_is_killed_leave_those_that_were_there(
+    student, tmp_path, monkeypatch
+):
+    def kill(tensors, path, metadata) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    add_lora(student, rank=4)
+    save_lora(student, tmp_path / "lora.safetensors")
+    whole = (tmp_path / "lora.safetensors").read_bytes()
+    monkeypatch.setattr(lora, "save_file", kill)
+    with pytest.raises(KeyboardInterrupt):
+        save_lora(student, tmp_path / "lora.safetensors")
+
+    assert (tmp_path / "lora.safetensors").read_bytes() == whole
+
+
 def test_saved_file_holds_what_was_trained_and_no_more(student, tmp_path):
     add_lora(student, rank=4)
 

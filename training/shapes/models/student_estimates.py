@@ -12,9 +12,10 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
 from jaxtyping import Int, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from training.checkpoints import save_weights
 from training.shapes.models.student import GRID, draw_guidance
 from training.shapes.models.teacher import UNET
 from training.shapes.world.scenes import Scene, draw_clip
@@ -72,6 +73,5 @@ def draw_student_estimates(
     estimates = StudentEstimates(
         torch.cat(pixels["low_noise"]), torch.cat(pixels["high_noise"]), drawn
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(vars(estimates), path)
+    save_weights(path, vars(estimates))
     return estimates

@@ -8,9 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from training.checkpoints import save_weights
 from training.shapes.world.scenes import (
     SCENES,
     TEMPLATES,
@@ -75,6 +76,5 @@ def encode_clips(vae: AutoencoderKL, count: int, seed: int, path: Path) -> Encod
     clips = EncodedClips(
         torch.cat(latents).contiguous(), torch.from_numpy(np.stack(sprites)), torch.tensor(captions)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(vars(clips), path)
+    save_weights(path, vars(clips))
     return clips

@@ -14,10 +14,11 @@ from diffusers import AutoencoderKL
 from einops import rearrange
 from jaxtyping import UInt8
 from numpy.random import Generator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.ndimage import uniform_filter
 from torch.nn.functional import avg_pool3d
 
+from training.checkpoints import save_weights
 from training.shapes.world.scenes import (
     FRAMES,
     WORDS,
@@ -215,8 +216,7 @@ def draw_bank(
         corrupted.append(pixels[1:])
     bank = Bank(torch.stack(reconstructed), torch.stack(corrupted), flaw)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(vars(bank), path)
+        save_weights(path, vars(bank))
     return bank
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from training import checkpoints
 from training.shapes.evaluation.judge import (
     JUDGE,
     JUDGE_SCENES,
@@ -129,6 +130,17 @@ def test_a_bank_is_read_back_as_it_was_drawn(vae, tmp_path):
     clean = torch.from_numpy(draw_clip(scenes[0], np.random.default_rng(0)))
     assert (drawn.reconstructed[0].int() - clean.int()).abs().float().mean() < 6
     assert (drawn.corrupted[0].int() - drawn.reconstructed[0].int()).abs().float().mean() > 0.5
+
+
+def test_a_bank_whose_writing_is_killed_leaves_no_file(vae, tmp_path, monkeypatch):
+    def kill(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.os, "fsync", kill)
+    with pytest.raises(KeyboardInterrupt):
+        draw_bank(vae, JUDGE_SCENES[:3], 0, tmp_path / "bank.safetensors")
+
+    assert not (tmp_path / "bank.safetensors").exists()
 
 
 def test_the_loss_reaches_every_weight():

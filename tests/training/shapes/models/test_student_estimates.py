@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from training import checkpoints
 from training.shapes.evaluation.probes import read_clip
 from training.shapes.models.rewards import SCENES
 from training.shapes.models.student_estimates import StudentEstimates, draw_student_estimates
@@ -13,9 +14,9 @@ from turbo.pipeline import load_pipeline
 COUNT = 16
 
 
-def _draw(path: Path) -> StudentEstimates:
+def _draw(path: Path, count: int = COUNT) -> StudentEstimates:
     vcm = load_pipeline("shapes-vcm")
-    return draw_student_estimates(vcm.unet, vcm.vae, vcm.text_encoder, SCENES, COUNT, 5, path)
+    return draw_student_estimates(vcm.unet, vcm.vae, vcm.text_encoder, SCENES, count, 5, path)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,14 @@ def test_estimates_are_drawn_once_and_then_read(estimates: StudentEstimates, tmp
     assert torch.equal(first.high_noise, estimates.high_noise)  # same seed
     assert torch.equal(again.high_noise, first.high_noise)
     assert (tmp_path / "estimates.safetensors").stat().st_mtime_ns == before
+
+
+def test_estimates_whose_writing_is_killed_leave_no_file(tmp_path: Path, monkeypatch):
+    def kill(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.os, "fsync", kill)
+    with pytest.raises(KeyboardInterrupt):
+        _draw(tmp_path / "estimates.safetensors", 1)
+
+    assert not (tmp_path / "estimates.safetensors").exists()
