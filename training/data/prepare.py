@@ -62,7 +62,7 @@ def prepare(
         seed=config.run.seed,
         passes=passes,
         videos=len(videos),
-        captions_sha256=hash_captions(videos.captions),
+        captions_sha256=hash_captions(videos.captions, Path(config.data.folder)),
         clips_per_shard=clips_per_shard,
         dtype=str(vae.dtype).removeprefix("torch."),
         **describe_clips(config, card),

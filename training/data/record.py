@@ -65,6 +65,7 @@ def record(
         card = teacher_card(config)
     clips_of = open_clips(config, card)
     pipeline = load_teacher(card, config, accelerator.device)
+    videos = None if isinstance(clips_of, PreparedClips) else Path(config.data.folder)
     if isinstance(clips_of, PreparedClips):
         clips_of.check_weights(pipeline.weights_sha256)
     teacher, vae = pipeline.unet.eval().requires_grad_(False), pipeline.vae
@@ -84,7 +85,7 @@ def record(
         seed=seed,
         passes=passes,
         videos=len(clips_of),
-        captions_sha256=hash_captions(clips_of.captions),
+        captions_sha256=hash_captions(clips_of.captions, videos),
         clips_per_shard=clips_per_shard,
         dtype=str(dtype).removeprefix("torch."),
         record=describe_record(config),

@@ -139,6 +139,12 @@ def check_settings(path: Path, found: BaseModel, wanted: dict[str, Any]) -> None
     """
     for name, value in wanted.items():
         if (there := found.model_dump()[name]) != value:
+            if name == "captions_sha256":
+                raise ValueError(
+                    f"{path} is of other captions: a path, a text or their order differs; or an "
+                    "earlier version began it, which read only the names of videos in subfolders. "
+                    "Restore the table of captions, or prepare the data into another folder."
+                )
             raise ValueError(
                 f"{path} has {name} = {there!r}, expected {value!r}. Restore that setting, or "
                 "prepare the data into another folder."

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,11 +184,16 @@ def list_captions(folder: Path, file: str) -> list[Caption]:
     return read_captions(folder, file)
 
 
-def hash_captions(captions: Sequence[Caption]) -> str:
-    """Return the SHA-256 of a table of captions, wherever its folder is."""
+def hash_captions(captions: Sequence[Caption], folder: Path | None) -> str:
+    """Return the SHA-256 of a table of captions, wherever its folder is.
+
+    Args:
+        folder: of the videos. None for prepared clips, whose paths count by their name alone, as
+            the videos may have been elsewhere.
+    """
     rows = [
         [
-            caption.path.name,
+            _path_in(folder, caption),
             caption.member and caption.member.name,
             caption.text,
             caption.short_text,
@@ -196,6 +202,12 @@ def hash_captions(captions: Sequence[Caption]) -> str:
         for caption in captions
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _path_in(folder: Path | None, caption: Caption) -> str:
+    if folder is None or caption.member is not None or caption.content is not None:
+        return caption.path.name
+    return Path(os.path.relpath(caption.path, folder)).as_posix()
 
 
 def encode(

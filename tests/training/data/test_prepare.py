@@ -72,6 +72,17 @@ def copy_with_broken(videos: Path, tmp_path: Path, *rows: int) -> Path:
     return folder
 
 
+def test_a_folder_of_another_table_of_captions_is_refused(videos, prepared, tmp_path):
+    folder = Path(shutil.copytree(videos, tmp_path / "videos"))
+    (folder / "low").mkdir()
+    (folder / "0.mp4").rename(folder / "low" / "0.mp4")
+    table = folder / "captions.csv"
+    table.write_text(table.read_text().replace("0.mp4", "low/0.mp4"))
+
+    with pytest.raises(ValueError, match="captions"):
+        prepare_tiny(folder, prepared, passes=2)
+
+
 def test_a_run_draws_from_prepared_clips_what_it_would_from_the_videos(videos, prepared, tmp_path):
     of_videos, of_clips = (
         build_parts(config_of(data, tmp_path, "rewards=[]"), Accelerator(cpu=True))
