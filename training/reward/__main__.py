@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agree = "" if found.raters is None else f"; two raters agree in {100 * found.raters:.0f} %"
         print(
             f"{key}: {_accuracy(found.accuracy, found.low, found.high, ' %')} of "
-            f" {found.votes - found.ties:,} held-out votes predicted{agree}."
+            f"{found.votes - found.ties:,} held-out votes predicted{agree}."
         )
     for gap in find_gaps(votes):
         print(f"{gap} Collect more votes before you train a student with it.")
