@@ -144,12 +144,20 @@ def train_more_runs(folders: Folders) -> None:
     for run in range(2, RUNS + 1):
         for name, variant in student.STUDENTS.items():
             train_student(name, variant, folders, folders.weights / run_folder(run), run)
-        match_student(folders, folders.weights / run_folder(run), run)
 
 
 def match_students(folders: Folders) -> None:
-    """Turbo again, by distribution matching on its own samples"""
-    match_student(folders, folders.weights)
+    """Turbo again, by distribution matching on its own samples; kept in the runs folder"""
+    guide, turbo = load_teacher(folders), f"{folders.recipe.prefix}turbo"
+    network = student_of(guide, share=True).requires_grad_(False)
+    load_lora(network, folders.weights / turbo / LORA_FILE)
+    name, fit = f"{turbo}-dmd", student.MATCHING_FIT
+    fake, both = student_of(guide).requires_grad_(True), student.STUDENTS["turbo"]
+    steps = distil_student(guide, network, both, name, fit, folders, fake)
+    run(name, steps, fit.steps, folders)
+    if process().is_main_process:
+        save_lora(network, folders.runs / name / LORA_FILE, torch.float16)
+    process().wait_for_everyone()
 
 
 def train_judge(folders: Folders) -> None:
@@ -215,7 +223,6 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "polish": polish_teacher,
     "rewards": train_rewards,
     "students": train_students,
-    "matching": match_students,
     "judge": train_judge,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
@@ -223,8 +230,10 @@ STAGES: dict[str, Callable[[Folders], None]] = {
 }
 
 
-# Not of "all": the first one takes as long as all students, twice.
+# Not of "all": the first is not part of what is shipped, the second takes as long as all students,
+# twice.
 STUDIES: dict[str, Callable[[Folders], None]] = {
+    "matching": match_students,
     "runs": train_more_runs,
 }
 OF_ANY_NETWORK = ("teacher", "polish", "students", "evaluate", "runs", "matching")
@@ -272,20 +281,6 @@ def train_common_start(guide: Network, folders: Folders, seed_run: int = 1) -> N
     steps = distil_student(guide, network, student.STUDENTS["vcm"], title, fit, folders)
     run(title, steps, fit.steps, folders)
     return network
-
-
-def match_student(folders: Folders, parent: Path, seed_run: int = 1) -> None:
-    """Train the Turbo in `parent` by distribution matching; save its adapters beside it."""
-    guide, turbo = load_teacher(folders), f"{folders.recipe.prefix}turbo"
-    network = student_of(guide, share=True).requires_grad_(False)
-    load_lora(network, parent / turbo / LORA_FILE)
-    name, fit = f"{turbo}-dmd", student.of_run(student.MATCHING_FIT, seed_run)
-    title, fake = run_title(name, seed_run), student_of(guide).requires_grad_(True)
-    steps = distil_student(guide, network, student.STUDENTS["turbo"], title, fit, folders, fake)
-    run(title, steps, fit.steps, folders)
-    if process().is_main_process:
-        save_lora(network, parent / name / LORA_FILE, torch.float16)
-    process().wait_for_everyone()
 
 
 def distil_student(

@@ -1,6 +1,5 @@
 """The shapes students: their common start, their rewards, their guidance."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +44,10 @@ def test_distribution_matching_begins_with_turbo_and_trains_its_adapters_alone(
         fit = replace(student.MATCHING_FIT, steps=2, learning_rate=rate, warmup=1, decay=0.0)
         monkeypatch.setattr(student, "MATCHING_FIT", fit)
         monkeypatch.setattr(student, "FAKE_WARMUP", 1)
-        own = replace(folders, runs=folders.runs / str(rate), weights=folders.runs / "weights")
-        shutil.copytree(folders.weights, own.weights, dirs_exist_ok=True)
-        recipe.match_student(own, own.weights)
+        own = replace(folders, runs=folders.runs / str(rate))
+        recipe.match_students(own)
 
-        found = load_file(own.weights / "turbo-dmd" / LORA_FILE)
+        found = load_file(own.runs / "turbo-dmd" / LORA_FILE)
         assert found.keys() == adapters.keys()
         far = max((found[name].float() - adapters[name].float()).abs().max() for name in found)
         assert (far > 1e-5) == moved
