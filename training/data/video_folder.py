@@ -1,6 +1,6 @@
 """Clips of training videos: which window of a video, at which rate, and of which size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from training.data.captions import Caption
 from training.data.order import EpochOrder
 
 ATTEMPTS = 100  # videos to try for one position
+GUESSED_TIMES = "mpeg"  # program streams: after a seek, FFmpeg guesses the times of some frames
 WINDOWS = 2  # separates the draws of windows from those of the order
 
 
@@ -81,7 +82,8 @@ def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> W
             if shape.stride == "whole":
                 start = round(start * native) / native  # on a frame
             wanted = start + np.arange(shape.frames) / rate
-            frames = np.stack(list(_decode_at(container, stream, wanted, native, shape)))
+            decoded = _decode_at(caption, container, stream, wanted, native)
+            frames = np.stack([_resized(frame, shape) for frame in decoded])
             return Window(frames, rate, native, duration)
     except (av.FFmpegError, OSError, IndexError) as failure:
         raise ValueError(f"it cannot be decoded: {failure}") from failure
@@ -97,19 +99,59 @@ def _duration(container: Any, stream: Any) -> float:
 
 
 def _decode_at(
-    container: Any, stream: Any, wanted: np.ndarray, native: float, shape: ClipShape
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Yield the frame nearest to each of the wanted times, in seconds from the first frame."""
+    caption: Caption, container: Any, stream: Any, wanted: np.ndarray, native: float
+) -> Iterator[av.VideoFrame]:
+    """Return the frame nearest to each of the wanted times, in seconds from the first frame."""
     origin = float((stream.start_time or 0) * stream.time_base)
-    container.seek(int((origin + wanted[0]) / stream.time_base), stream=stream)
-    left = list(origin + wanted)
-    for frame in container.decode(stream):
-        while left and frame.time > left[0] - 0.5 / native - 1e-6:
+    frames = _decode_from(caption, container, stream, origin + wanted[0], 0.5 / native)
+    return _choose(frames, origin + wanted, native, float(stream.time_base))
+
+
+def _decode_from(
+    caption: Caption, container: Any, stream: Any, time: float, margin: float
+) -> Iterator[av.VideoFrame]:
+    """Yield the frames from one at most `margin` later than `time`; without one, from the first."""
+    if container.format.name != GUESSED_TIMES:
+        container.seek(int(time / stream.time_base), stream=stream)
+    frames = container.decode(stream)
+    first = next(frames, None)
+    if first is not None and first.time is not None and first.time < time + margin + 1e-6:
+        yield first
+        yield from frames
+        return
+    # In MPEG-TS, AVI and others, a seek can end after the time.
+    with caption.open() as file, av.open(file, "r") as again:
+        yield from again.decode(video=0)
+
+
+def _choose(
+    frames: Iterable[av.VideoFrame], wanted: np.ndarray, native: float, unit: float
+) -> Iterator[av.VideoFrame]:
+    """Yield the frame nearest to each of the wanted times, in seconds as the frames state them.
+
+    Two frames count as a period apart if they nearly are, since times are multiples of `unit` and
+    the rate is a mean; then the first of them is taken until half a period after it.
+    """
+    period = 1 / native
+    little = period / 8 + min(unit, period / 2)
+    left = list(wanted)
+    before, shown = None, 0.0  # a frame and its time
+    for frame in frames:
+        if frame.time is None:
+            raise ValueError("it has a frame without a time")
+        apart = frame.time - shown
+        middle = shown + (period if abs(apart - period) < little else apart) / 2
+        while left and left[0] <= frame.time:
+            yield frame if before is None or middle <= left[0] - 1e-6 else before
             left.pop(0)
-            yield _resized(frame, shape)
         if not left:
             return
-    raise ValueError(f"it ends {len(left)} frames early")
+        before, shown = frame, frame.time
+    while before is not None and left and shown + period / 2 > left[0] - 1e-6:
+        yield before
+        left.pop(0)
+    if left:
+        raise ValueError(f"it ends {len(left)} frames early")
 
 
 def _resized(frame: av.VideoFrame, shape: ClipShape) -> UInt8[np.ndarray, "H W 3"]:
