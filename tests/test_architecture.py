@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 TOP = {"app", "demo", "human_eval", "training", "turbo"}
 FORBIDDEN = {
     "turbo.text_files": TOP - {"turbo"} | {"torch", "gradio", "sqlalchemy", "pandas"},
+    "turbo.display": TOP - {"turbo"} | {"torch", "gradio", "sqlalchemy", "pandas"},
     "turbo": TOP - {"turbo"} | {"gradio", "sqlalchemy", "pandas"},
     "human_eval": TOP - {"human_eval", "turbo"} | {"torch", "diffusers", "gradio"},
     "human_eval.statistics": {"sqlalchemy"},
@@ -25,6 +26,7 @@ ORDER = {
     "turbo": [
         "types",
         "text_files",
+        "display",
         "manifest",
         "provenance",
         "video",
@@ -50,6 +52,7 @@ ORDER = {
 SEAMS = {
     ("human_eval", "turbo"): {
         "human_eval.definition.prompts",
+        "human_eval.clips.media",
         "human_eval.clips.sources",
         "human_eval.mturk.batches",
         "human_eval.reporting.foreign_records",
@@ -172,14 +175,14 @@ def test_products_meet_at_their_seam_alone(package, other):
     assert importers <= SEAMS[package, other]
 
 
-def test_the_study_takes_only_the_readers_of_text_files_from_the_library():
+def test_the_study_takes_only_the_readers_of_files_and_frames_from_the_library():
     assert not [
         f"{module} imports {name}"
         for module, names in _graph().items()
         for name in names
         if _is_in(module, "human_eval")
         and _is_in(name, "turbo")
-        and not _is_in(name, "turbo.text_files")
+        and not (_is_in(name, "turbo.text_files") or _is_in(name, "turbo.display"))
     ]
 
 

@@ -17,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 
+from turbo.display import show
 from turbo.provenance import Signer, mark_generated, read_recipe
 from turbo.types import Frames
 
@@ -152,12 +153,13 @@ def _encode(frames: UInt8[np.ndarray, "F H W 3"], fps: float, comment: str, path
 
 
 def load_video(path: Path | str) -> Video:
-    """Read an mp4; its recipe is empty where the file does not carry one of ours."""
+    """Read an mp4 as a player shows it; its recipe is empty where the file has none of ours.
+
+    Raises:
+        DisplayError: the form of its pixels or its rotation is not supported.
+    """
     with av.open(Path(path).absolute()) as container:
         stream = container.streams.video[0]
-        frames = [
-            frame.to_ndarray(format="rgb24", src_colorspace=Colorspace.ITU709)
-            for frame in container.decode(stream)
-        ]
+        frames = [show(frame, stream.sample_aspect_ratio) for frame in container.decode(stream)]
         rate = stream.average_rate or Fraction(0)
         return Video(np.stack(frames), float(rate), read_recipe(container.metadata))

@@ -6,7 +6,6 @@ import secrets
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
 
 import av
 import numpy as np
@@ -15,6 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from human_eval.clips import timing
 from human_eval.errors import StudyError
+from turbo import display
 
 # H.264, which every browser plays. Constant quality, with losses that no rater can see. No
 # B-frames, so that a loop starts at time 0. One thread, so that the bytes do not depend on the
@@ -27,7 +27,6 @@ BT709 = 1  # the colour standard that browsers assume for H.264; the same in all
 
 BT2020 = 9  # primaries, in the numbers of ITU-T H.273, as the transfer functions below
 HDR = {16: "PQ, SMPTE ST 2084", 18: "HLG, ARIB STD-B67"}
-MAX_ASPECT = 4  # width to height of a pixel
 
 PADDING = 8  # bytes of an empty MP4 box
 MAX_BYTES = 256 * 2**20
@@ -207,16 +206,11 @@ def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
             "The video has the wide colours of BT.2020, which raters' screens show differently. "
             "Convert it to BT.709."
         )
-    # The encoders of research code use BT.601 and do not say so in the file.
-    tagged = frame.colorspace == Colorspace.ITU709
-    matrix = Colorspace.ITU709 if tagged else Colorspace.ITU601
-    width, height = _square_pixels(frame, stream.sample_aspect_ratio)
-    if (width, height) != (frame.width, frame.height):
-        _check_pixels(width, height)
-        frame = frame.reformat(
-            width, height, "rgb24", src_colorspace=matrix, interpolation=Interpolation.LANCZOS
-        )
-    return _turn(frame.to_ndarray(format="rgb24", src_colorspace=matrix), frame)
+    try:
+        _check_pixels(*display.square_size(frame, stream.sample_aspect_ratio))
+        return display.show(frame, stream.sample_aspect_ratio)
+    except display.DisplayError as refusal:
+        raise StudyError(str(refusal)) from refusal
 
 
 def _check_pixels(width: int, height: int, frames: int = 1) -> None:
@@ -224,39 +218,6 @@ def _check_pixels(width: int, height: int, frames: int = 1) -> None:
         raise StudyError(
             f"The video has more than {MAX_PIXELS:,} pixels in all frames. Shorten it."
         )
-
-
-def _square_pixels(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
-    """Return the width and height with square pixels, which loses no row or column."""
-    if not aspect or aspect == 1:
-        return frame.width, frame.height
-    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
-        raise StudyError(
-            f"The video has pixels of {aspect.numerator}:{aspect.denominator}. Make it "
-            "again with square pixels."
-        )
-    if aspect > 1:
-        return 2 * round(frame.width * aspect / 2), frame.height
-    return frame.width, 2 * round(frame.height / aspect / 2)
-
-
-def _turn(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Rotate and mirror a picture by the display matrix of its file.
-
-    Source: FFmpeg, libavutil/display.h: x' = a x + c y, y' = b x + d y, in units of 2^-16.
-    """
-    entry = frame.side_data.get("DISPLAYMATRIX")
-    if entry is None:
-        return pixels
-    a, b, _, c, d, *_ = np.frombuffer(bytes(cast(Any, entry)), np.int32)[:9] / 2**16
-    if np.allclose(np.abs([a, b, c, d]), [0, 1, 1, 0], atol=1e-3):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    elif not np.allclose(np.abs([a, b, c, d]), [1, 0, 0, 1], atol=1e-3):
-        raise StudyError(
-            "The file asks to show the video scaled, or rotated by an angle that is no multiple "
-            "of 90 degrees. Make it again without that."
-        )
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def store_footage(footage: Footage, folder: Path) -> tuple[str, str, int]:

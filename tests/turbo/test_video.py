@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.foreign_videos import GREEN, paint, write_foreign_video
 from turbo import video as video_module
 from turbo.video import Video, load_video
 
@@ -39,6 +40,15 @@ def test_enlarged_pixels_keep_their_colours(pixel_art, tmp_path):
     error = np.abs(centres.astype(int) - pixel_art)
     assert error.max() <= 8
     assert error.mean() < 2
+
+
+def test_file_of_another_maker_is_read_as_a_player_shows_it(tmp_path):
+    path = write_foreign_video(tmp_path / "clip.mp4", paint(16, 64), rotated=True)
+
+    frames = load_video(path).frames
+
+    assert frames.shape == (20, 64, 16, 3)
+    assert np.abs(frames[:, 48, 8].astype(int) - GREEN).max() <= 3
 
 
 def test_file_plays_in_every_browser(pixel_art, tmp_path):

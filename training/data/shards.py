@@ -48,7 +48,7 @@ class RecordSettings(_Json):
 class DatasetSettings(_Json):
     """What a folder of shards holds."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2  # 1: colours, rotation and pixels of videos were read otherwise
     kind: Literal["clips", "teacher"]
     teacher: str
     weights_sha256: str

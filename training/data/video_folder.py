@@ -8,13 +8,14 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace, Interpolation
+from av.video.reformatter import Interpolation
 from einops import rearrange
 from jaxtyping import UInt8
 from torch.utils.data import Dataset
 
 from training.data.captions import Caption
 from training.data.order import EpochOrder
+from turbo.display import find_matrix, is_on_its_side, square_size, turn
 
 ATTEMPTS = 100  # videos to try for one position
 GUESSED_TIMES = "mpeg"  # program streams: after a seek, FFmpeg guesses the times of some frames
@@ -83,7 +84,8 @@ def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> W
                 start = round(start * native) / native  # on a frame
             wanted = start + np.arange(shape.frames) / rate
             decoded = _decode_at(caption, container, stream, wanted, native)
-            frames = np.stack([_resized(frame, shape) for frame in decoded])
+            aspect = stream.sample_aspect_ratio
+            frames = np.stack([_resized(frame, aspect, shape) for frame in decoded])
             return Window(frames, rate, native, duration)
     except (av.FFmpegError, OSError, IndexError) as failure:
         raise ValueError(f"it cannot be decoded: {failure}") from failure
@@ -154,22 +156,30 @@ def _choose(
         raise ValueError(f"it ends {len(left)} frames early")
 
 
-def _resized(frame: av.VideoFrame, shape: ClipShape) -> UInt8[np.ndarray, "H W 3"]:
-    """Scale a frame: to the size ("squash"), or to cover it, and cut the middle ("crop")."""
+def _resized(
+    frame: av.VideoFrame, aspect: Fraction | None, shape: ClipShape
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Scale a frame: to the size ("squash"), or to cover it, and cut the middle ("crop").
+
+    Args:
+        aspect: width to height of a pixel; None is 1.
+    """
+    on_its_side = is_on_its_side(frame)
     height, width = shape.height, shape.width
     if shape.resize == "crop":
-        scale = max(shape.height / frame.height, shape.width / frame.width)
-        height, width = (max(1, round(scale * side)) for side in (frame.height, frame.width))
+        shown = square_size(frame, aspect)[:: -1 if on_its_side else 1]  # width and height
+        scale = max(shape.height / shown[1], shape.width / shown[0])
+        width, height = (max(1, round(scale * side)) for side in shown)
         height, width = max(height, shape.height), max(width, shape.width)
+    stored = (height, width) if on_its_side else (width, height)
     scaled = frame.reformat(
-        width,
-        height,
+        *stored,
         "rgb24",
-        src_colorspace=Colorspace.ITU709,
+        src_colorspace=find_matrix(frame),
         interpolation=Interpolation.LANCZOS,
     ).to_ndarray()
     top, left = (height - shape.height) // 2, (width - shape.width) // 2
-    return scaled[top : top + shape.height, left : left + shape.width]
+    return turn(scaled, frame)[top : top + shape.height, left : left + shape.width]
 
 
 class VideoFolder(Dataset[Clip]):

@@ -211,6 +211,16 @@ def test_more_unusable_videos_than_allowed_stop_the_job_until_the_limit_is_raise
     assert len(prepare_tiny(folder, out, "data.max_broken=0.5")) == 3
 
 
+def test_a_folder_of_the_former_format_serves_runs_and_is_not_continued(videos, prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "former")
+    settings = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(settings | {"format": 1}))
+
+    assert len(open_prepared(folder, tmp_path)) == 6
+    with pytest.raises(ValueError, match="has format = 1"):
+        prepare_tiny(videos, folder, passes=2)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from tests.support.foreign_videos import GREEN, paint, write_foreign_video
 from training.data.captions import Caption, read_captions
 from training.data.order import ClipSource, EpochOrder
 from training.data.video_folder import ClipShape, VideoFolder, Window, read_clip, stack_frames
@@ -169,6 +170,29 @@ def test_a_wide_frame_is_cropped_or_squashed(tmp_path: Path, resize, kept):
 
     assert clip.shape == (4, 16, 16, 3)
     assert bool(clip[:, :, :3].mean() > 128) == kept
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_clips_have_the_colours_and_the_rotation_that_a_player_shows(tmp_path: Path, resize):
+    write_foreign_video(tmp_path / "tall.mp4", paint(16, 64), rotated=True)
+    shape = ClipShape(4, 32, 8, 8, "exact", resize)
+
+    clip = read_clip(Caption(tmp_path / "tall.mp4", ""), shape, np.random.default_rng(0)).frames
+
+    assert clip.shape == (4, 32, 8, 3)
+    assert clip[:, :14].min() > 240
+    assert np.abs(clip[:, 24].astype(int) - GREEN).max() <= 3
+
+
+@pytest.mark.parametrize("resize, white", [("crop", 0), ("squash", 1 / 2)])
+def test_a_frame_with_oblong_pixels_is_cropped_as_a_player_shows_it(tmp_path, resize, white):
+    picture = np.roll(paint(16, 16), -4, axis=1)  # white at both sides, which the crop loses
+    write_foreign_video(tmp_path / "a.mp4", picture, aspect=Fraction(2))
+    shape = ClipShape(4, 16, 16, 8, "exact", resize)
+
+    clip = read_clip(Caption(tmp_path / "a.mp4", ""), shape, np.random.default_rng(0)).frames
+
+    assert (clip[..., 0] > 160).mean() == pytest.approx(white, abs=0.1)
 
 
 def test_what_cannot_make_a_clip_is_refused(tmp_path: Path):
