@@ -158,7 +158,7 @@ def load_video(path: Path | str) -> Video:
     Raises:
         DisplayError: the form of its pixels or its rotation is not supported.
     """
-    with av.open(Path(path).absolute()) as container:
+    with av.open(Path(path).absolute(), metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         frames = [show(frame, stream.sample_aspect_ratio) for frame in container.decode(stream)]
         rate = stream.average_rate or Fraction(0)

@@ -29,6 +29,7 @@ def write_foreign_video(
         aspect: width to height of a pixel.
     """
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Cafe"
         stream = container.add_stream("libx264", rate=16, options={"crf": "1"})
         stream.height, stream.width, _ = picture.shape
         stream.pix_fmt = "yuv420p"

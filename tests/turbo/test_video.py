@@ -44,6 +44,7 @@ def test_enlarged_pixels_keep_their_colours(pixel_art, tmp_path):
 
 def test_file_of_another_maker_is_read_as_a_player_shows_it(tmp_path):
     path = write_foreign_video(tmp_path / "clip.mp4", paint(16, 64), rotated=True)
+    path.write_bytes(path.read_bytes().replace(b"Cafe", "Café".encode("latin-1")))
 
     frames = load_video(path).frames
 

@@ -1,9 +1,10 @@
 """Clips of training videos: which window of a video, at which rate, and of which size."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
@@ -69,7 +70,7 @@ def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> W
         ValueError: the video is broken, shorter than the clip, or slower than its frame rate.
     """
     try:
-        with caption.open() as file, av.open(file) as container:
+        with caption.open() as file, _open(file) as container:
             stream = container.streams.video[0]
             native = float(stream.average_rate or stream.guessed_rate or 0)
             duration = _duration(container, stream)
@@ -91,10 +92,21 @@ def read_clip(caption: Caption, shape: ClipShape, rng: np.random.Generator) -> W
         raise ValueError(f"it cannot be decoded: {failure}") from failure
 
 
+def _open(file: BinaryIO) -> av.container.InputContainer:
+    """Open a video, whatever the encoding of its title and other tags is."""
+    return av.open(file, "r", metadata_errors="ignore")
+
+
 def _duration(container: Any, stream: Any) -> float:
     """Return the length in seconds, as the stream or else the container states it."""
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
+    # Matroska has it in a tag; the container's length is that of the sound, too.
+    for tag in ("DURATION", "DURATION-eng"):
+        if found := re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get(tag, "")):
+            hours, minutes, seconds = map(Fraction, found.groups())
+            end = 3600 * hours + 60 * minutes + seconds
+            return float(end - (stream.start_time or 0) * stream.time_base)
     if container.duration is not None:
         return float(Fraction(container.duration, av.time_base))
     raise ValueError("its length is not stated")
@@ -122,7 +134,7 @@ def _decode_from(
         yield from frames
         return
     # In MPEG-TS, AVI and others, a seek can end after the time.
-    with caption.open() as file, av.open(file, "r") as again:
+    with caption.open() as file, _open(file) as again:
         yield from again.decode(video=0)
 
 

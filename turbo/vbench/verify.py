@@ -67,7 +67,7 @@ def _probe(files: list[Path]) -> dict[str, str]:
     """Return what the files of the clips hold: one value for all, or all there are."""
     found = []
     for file in files:
-        with av.open(file.absolute()) as container:
+        with av.open(file.absolute(), metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             codec = stream.codec_context
             found.append(

@@ -40,6 +40,7 @@ def write_foreign(
 ) -> Caption:
     """The same video as another program writes it; `times` are in milliseconds."""
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Cafe"
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.width = stream.height = size
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
@@ -146,6 +147,35 @@ def test_rounded_times_of_a_constant_rate_change_no_clip(tmp_path, name, codec, 
         half = 0.5 / window.native_fps
         first = (times > wanted[:, None] - half - 1e-6).argmax(axis=1)
         assert frame_numbers(window.frames) == first.tolist()
+
+
+def test_sound_that_is_longer_than_the_video_loses_no_window(tmp_path: Path):
+    path = write_foreign(tmp_path / "a.mkv").path
+    with av.open(str(path)) as video, av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        packets = list(video.demux(video=0))
+        picture = container.add_stream_from_template(video.streams.video[0])
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        for packet in packets[:-1]:  # the last one is empty
+            packet.stream = picture
+            container.mux(packet)
+        for n in range(200):
+            silence = np.zeros((1, 1024), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 44100, 1024 * n
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    video = Caption(tmp_path / "sound.mkv", "grey")
+
+    windows = [read_clip(video, SHAPE, np.random.default_rng(seed)) for seed in range(20)]
+
+    assert all(window.seconds == pytest.approx(2.5, abs=0.05) for window in windows)
+
+
+def test_a_title_that_is_no_utf8_is_not_read(tmp_path: Path):
+    path = write_foreign(tmp_path / "a.mp4").path
+    path.write_bytes(path.read_bytes().replace(b"Cafe", "Café".encode("latin-1")))
+
+    assert read_clip(Caption(path, "grey"), SHAPE, np.random.default_rng(0)).seconds == 2.5
 
 
 def test_windows_start_anywhere_in_the_video(tmp_path: Path):
