@@ -61,6 +61,11 @@ class Caption:
             return BytesIO(file.read(self.member.size))
 
 
+def count_videos(captions: Sequence[Caption]) -> int:
+    """Return how many videos there are; one video can have several rows."""
+    return len({caption.name for caption in captions})
+
+
 def read_captions(folder: Path, file: str) -> list[Caption]:
     """Read the table of captions, CSV or JSONL, with `path` (inside `folder`) and `text`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.data.captions import Caption
+from training.data.captions import Caption, count_videos
 from training.data.order import as_list
 from training.data.shards import (
     ClipFacts,
@@ -91,8 +91,8 @@ def run_job(
         start_folder(folder, settings)
     own = range(accelerator.process_index, settings.shards, accelerator.num_processes)
     done = {number: index for number in own if (index := read_index(folder, number))}
-    limit = max_broken * settings.videos
-    broken = _broken(done.values(), limit, settings)
+    count = count_videos(captions)
+    broken = _broken(done.values(), max_broken, count)
     missing = [number for number in own if number not in done]
     batches = _read(source, settings, missing, batch, workers)
     with tqdm(
@@ -119,11 +119,11 @@ def run_job(
                     tensors.append(encode(*zip(*usable, strict=True)))
                 bar.update(len(places))
             write_shard(folder, number, _concatenate(tensors), facts, refused)
-            broken = _limited(broken | refused, limit, settings)
+            broken = _limited(broken | refused, max_broken, count)
             bar.set_postfix(broken=len(broken))
     accelerator.wait_for_everyone()
     indexes = (read_index(folder, number) for number in range(settings.shards))
-    return _broken((index for index in indexes if index), limit, settings)
+    return _broken((index for index in indexes if index), max_broken, count)
 
 
 def _read(
@@ -165,20 +165,18 @@ def _concatenate(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in (parts or [{}])[0]}
 
 
-def _broken(
-    indexes: Iterable[ShardIndex], limit: float, settings: DatasetSettings
-) -> dict[str, str]:
+def _broken(indexes: Iterable[ShardIndex], max_broken: float, count: int) -> dict[str, str]:
     broken: dict[str, str] = {}
     for index in indexes:
         broken |= index.broken
-    return _limited(broken, limit, settings)
+    return _limited(broken, max_broken, count)
 
 
-def _limited(broken: dict[str, str], limit: float, settings: DatasetSettings) -> dict[str, str]:
-    if len(broken) > limit:
+def _limited(broken: dict[str, str], max_broken: float, count: int) -> dict[str, str]:
+    if len(broken) > max_broken * count:
         path, reason = [*broken.items()][-1]
         raise ValueError(
-            f"{len(broken)} of {settings.videos} videos are unusable, more than data.max_broken "
+            f"{len(broken)} of {count} videos are unusable, more than data.max_broken "
             f"allows. The last: {path}: {reason}. To continue without them, raise data.max_broken. "
             "Complete shards are kept."
         )

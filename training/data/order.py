@@ -4,13 +4,14 @@ The order depends on the seed alone, so a resumed run continues with the clips t
 seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from training.data.captions import Caption, count_videos
 from training.loop import Slot
 from turbo.batch import exit_with_parent
 
@@ -45,8 +46,9 @@ Item_co = TypeVar("Item_co", bound=_Item, covariant=True)
 class ItemsByPosition(Protocol[Item_co]):
     """A data set: what stands at a position of an endless run."""
 
-    def __len__(self) -> int:
-        """Return the number of positions of an epoch."""
+    @property
+    def captions(self) -> Sequence[Caption]:
+        """Return the captions by row."""
         ...
 
     def __getitem__(self, position: int) -> Item_co:
@@ -57,6 +59,8 @@ class ItemsByPosition(Protocol[Item_co]):
 class ClipSource(Generic[Item]):
     """The micro-batches of one process, read ahead by its workers.
 
+    Each process counts the unusable videos that it has met itself.
+
     Raises:
         ValueError: more videos than `max_broken` of the data set are unusable.
     """
@@ -65,7 +69,8 @@ class ClipSource(Generic[Item]):
         self, videos: ItemsByPosition[Item], micro_batch: int, *, workers: int, max_broken: float
     ) -> None:
         self.videos, self.micro_batch, self.workers = videos, micro_batch, workers
-        self.limit = max_broken * len(videos)
+        self.count = count_videos(videos.captions)
+        self.limit = max_broken * self.count
         self.unusable: dict[str, str] = {}  # by path
         self._ahead: Iterator[list[Item]] | None = None
         self._next: tuple[int, int] | None = None  # step and slot that `_ahead` yields next
@@ -85,7 +90,7 @@ class ClipSource(Generic[Item]):
         if len(self.unusable) > self.limit:
             path, reason = [*self.unusable.items()][-1]
             raise ValueError(
-                f"{len(self.unusable)} of {len(self.videos)} videos are unusable, more than "
+                f"{len(self.unusable)} of {self.count} videos are unusable, more than "
                 f"data.max_broken allows. The last: {path}: {reason}. Repair or remove them."
             )
         return clips

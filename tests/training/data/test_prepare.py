@@ -211,6 +211,15 @@ def test_more_unusable_videos_than_allowed_stop_the_job_until_the_limit_is_raise
     assert len(prepare_tiny(folder, out, "data.max_broken=0.5")) == 3
 
 
+def test_a_job_counts_videos_and_not_rows(videos, tmp_path):
+    folder = copy_with_broken(videos, tmp_path, 3)
+    with (folder / "captions.csv").open("a") as file:
+        file.write("\n0.mp4,a square moving up,a square" * 6)
+
+    with pytest.raises(ValueError, match="1 of 6 videos are unusable"):
+        prepare_tiny(folder, tmp_path / "out", "data.max_broken=0.15")
+
+
 def test_a_folder_of_the_former_format_serves_runs_and_is_not_continued(videos, prepared, tmp_path):
     folder = shutil.copytree(prepared, tmp_path / "former")
     settings = json.loads((folder / "dataset.json").read_text())

@@ -315,6 +315,15 @@ def test_more_broken_videos_than_allowed_stop_the_run(videos):
         texts(source_of(videos, max_broken=0.2), slots(1, 5, 3), 1)
 
 
+def test_a_broken_video_counts_once_and_so_does_a_whole_one_whatever_its_rows(videos):
+    videos[1].path.write_text("broken")
+    rows = 4 * videos
+
+    with pytest.raises(ValueError, match="1 of 5 videos are unusable"):
+        texts(source_of(rows, max_broken=0.19), slots(1, 20, 1), 1)
+    assert len(texts(source_of(rows, max_broken=0.2), slots(1, 20, 1), 1)) == 20
+
+
 def test_a_folder_without_a_usable_video_stops_the_run(videos):
     for video in videos:
         video.path.unlink()
@@ -392,7 +401,7 @@ class Big:
     unusable: dict = field(default_factory=dict)
 
 class Endless:
-    def __len__(self): return 10
+    captions = ()
     def __getitem__(self, position): return Big(np.zeros(10_000_000, np.uint8))
 
 source = ClipSource(Endless(), 1, workers=2, max_broken=0)
