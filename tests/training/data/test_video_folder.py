@@ -307,6 +307,17 @@ def test_broken_videos_are_replaced_and_counted_up_to_the_limit(videos):
     assert list(source.unusable) == [str(videos[1].path)]
 
 
+def test_in_a_resumed_run_broken_videos_are_replaced_as_before(videos):
+    for video in videos[1:3]:
+        video.path.write_text("broken")
+    wanted = slots(1, 5, 3)
+
+    whole = texts(source_of(videos, max_broken=1.0), wanted, 1)
+    resumed = [texts(source_of(videos, max_broken=1.0), wanted[n:], 1) for n in range(1, 15)]
+
+    assert resumed == [whole[n:] for n in range(1, 15)]
+
+
 def test_more_broken_videos_than_allowed_stop_the_run(videos):
     for video in videos[:2]:
         video.path.write_text("broken")
