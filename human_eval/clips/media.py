@@ -96,7 +96,8 @@ def read_footage(path: Path) -> Footage:
         )
     try:
         path = path.absolute()  # FFmpeg takes what precedes a colon for a protocol
-        with av.open(str(path), options={"err_detect": "explode"}) as container:
+        whole = {"err_detect": "explode"}
+        with av.open(str(path), options=whole, metadata_errors="replace") as container:
             _check_whole(path, container.format.name)
             if VISIBLE_MARK in container.metadata.get("comment", ""):
                 raise StudyError(
@@ -183,7 +184,8 @@ def _check_count(stream: av.VideoStream, path: Path, decoded: int, shown: int) -
     """Refuse a file without all frames that it states; an edit list may hide some of them."""
     if not stream.frames or decoded == stream.frames:
         return
-    with av.open(str(path), options={"ignore_editlist": "1"}) as container:
+    all_frames = {"ignore_editlist": "1"}
+    with av.open(str(path), options=all_frames, metadata_errors="replace") as container:
         stored = sum(bool(packet.size) for packet in container.demux(video=0))
     if decoded != shown or stored != stream.frames:
         raise StudyError(

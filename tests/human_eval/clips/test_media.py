@@ -10,6 +10,7 @@ from PIL import Image
 
 from human_eval.clips.media import read_footage
 from human_eval.errors import StudyError
+from tests.support.foreign_videos import paint, write_foreign_video
 
 UPRIGHT = (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 ROTATED = {  # matrices of the track header, and the corner that the red square goes to
@@ -158,6 +159,13 @@ def test_frames_hidden_by_an_edit_list_are_not_missing(tmp_path):
 def test_hdr_and_wide_colours_are_refused_by_name(tmp_path, settings, name):
     with pytest.raises(StudyError, match=name):
         read_footage(_encode(tmp_path / "a.mp4", **settings))
+
+
+def test_a_clip_whose_title_is_not_utf_8_is_read(tmp_path):
+    path = write_foreign_video(tmp_path / "clip.mp4", paint(16, 64))
+    path.write_bytes(path.read_bytes().replace(b"Cafe", "Café".encode("latin-1")))
+
+    assert read_footage(path).pixels.shape == (20, 16, 64, 3)
 
 
 def test_a_relative_name_with_a_colon_is_read(tmp_path, monkeypatch):
