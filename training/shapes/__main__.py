@@ -294,13 +294,14 @@ def distil_student(
 ) -> Iterator[StepStats]:
     """Distil `guide` into `network`: on training clips, or with a fake on its own samples."""
     schedule = folders.recipe.schedule.to(guide.device)
+    models = load_rewards(folders, process().device) if variant.has_rewards else None
     return distil(
         guide,
         network,
         prompt_source(folders) if fake else clip_source(folders),
         folders.runs / name,
         student.distillation_config(fit, schedule, matching=fake is not None),
-        rewards=variant.rewards(*load_rewards(folders, process().device)),
+        rewards=variant.rewards(*models) if models else (),
         vae=load_vae(folders).eval().requires_grad_(False),
         fake=fake,
     )

@@ -50,6 +50,11 @@ class Variant:
     image_weight: float = 0.0  # beta_img
     video_weight: float = 0.0  # beta_vid
 
+    @property
+    def has_rewards(self) -> bool:
+        """Return whether it needs the reward models, which the common start is older than."""
+        return bool(self.image_weight or self.video_weight)
+
     def rewards(self, image: ImageTextReward, video: VideoTextReward) -> tuple[WeightedReward, ...]:
         """Return the terms of the reward mixture."""
         mixture = (
