@@ -107,8 +107,9 @@ def _read_complete(
 ) -> dict[int, list[bool]]:
     """Say for each session of each rater whether it is complete, the last one last.
 
-    A session is complete if the rater was told "done" in it, or answered the number of pairs that
-    was required when its last pair was answered. Later amendments of the quotas do not change it.
+    A session is complete if the server told the rater "done", or if the rater answered as many
+    pairs as the definition required at the time of the last answer. Later amendments of the quotas
+    do not change it.
     """
     told = read_told_outcomes(connection)
     quotas = [session_quota(version) for version in definition.versions]

@@ -184,14 +184,7 @@ def roll_out(
 
     Source: the idea of generalised knowledge distillation, arXiv:2306.13649, for a sampler.
     """
-    consistency_fn = bind_consistency_function(
-        student,
-        schedule,
-        batch.prompt_embeds,
-        batch.guidance_scale,
-        batch.fps,
-        timestep_scaling=timestep_scaling,
-    )
+    consistency_fn = bind_student(student, schedule, batch, timestep_scaling)
     latents, training = noises[0], student.training
     student.eval()
     sampler = sample_consistency(
@@ -201,6 +194,20 @@ def roll_out(
         latents = state.latents
     student.train(training)
     return latents.clone()  # the sampler's own tensors cannot take part in a gradient
+
+
+def bind_student(
+    student: VideoNetwork, schedule: Schedule, batch: SolverInput, timestep_scaling: float
+) -> ConsistencyFunction:
+    """Bind a student to a batch, without motion strength."""
+    return bind_consistency_function(
+        student,
+        schedule,
+        batch.prompt_embeds,
+        batch.guidance_scale,
+        batch.fps,
+        timestep_scaling=timestep_scaling,
+    )
 
 
 def bind_teacher(teacher: VideoNetwork, schedule: Schedule, batch: SolverInput) -> Denoiser:

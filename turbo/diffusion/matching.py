@@ -11,12 +11,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from turbo.diffusion.consistency import (
-    TIMESTEP_SCALING,
-    bind_consistency_function,
-    condition_student,
+from turbo.diffusion.consistency import TIMESTEP_SCALING, condition_student
+from turbo.diffusion.distillation import (
+    DistillationLoss,
+    SolverInput,
+    bind_student,
+    bind_teacher,
 )
-from turbo.diffusion.distillation import DistillationLoss, SolverInput, bind_teacher
 from turbo.types import Latents, Schedule, Timesteps, VideoNetwork, checked
 
 NOISE_RANGE = (0.02, 0.98)  # of the timesteps, as in DMD2
@@ -58,8 +59,8 @@ def matching_loss(
 
     Args:
         student: its videos are estimates in one step from `noisy`.
-        fake: starts as the teacher, by `student_of`. Like the student it is told w, since the
-            videos of each w have their own distribution.
+        fake: starts as the teacher, by `student_of`. It is conditioned on w, as the student is,
+            since the distribution of the student's videos depends on w.
         noisy: the student's own latents at `batch.start`, by `roll_out`; `batch.end` is not used.
         generator: on the CPU; draws timesteps and noise of x_t.
         weight: of the student's loss: 0 while the fake alone learns. g is of use once the fake
@@ -70,14 +71,7 @@ def matching_loss(
     Source: DMD, arXiv:2311.18828, Eq. 7 and 8; DMD2, arXiv:2405.14867, section 4.5, where the
     student's input is its own sample.
     """
-    clean = bind_consistency_function(
-        student,
-        schedule,
-        batch.prompt_embeds,
-        batch.guidance_scale,
-        batch.fps,
-        timestep_scaling=timestep_scaling,
-    )(noisy, batch.start)
+    clean = bind_student(student, schedule, batch, timestep_scaling)(noisy, batch.start)
     video = clean.detach()
     timesteps = draw_timesteps(len(video), len(schedule), generator).to(video.device)
     noise = torch.randn(video.shape, generator=generator).to(video)

@@ -54,7 +54,7 @@ def batch() -> SolverInput:
 
 
 def told(batch: SolverInput) -> Conditioning:
-    """Return what the fake is told, as the student is."""
+    """Return the conditioning of the fake, which is that of the student."""
     return Conditioning(guidance=embed_guidance_scale(batch.guidance_scale), fps=batch.fps)
 
 
