@@ -60,12 +60,14 @@ CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.3, abandon
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
-VOTE_WEIGHT = 0.1  # of the reward; the shipped rewards keep their weights
+VOTE_WEIGHT = 1.0  # of the reward; the shipped rewards keep their weights
 SLOTS = 4  # micro-batches of a step, shared by the processes
-CHANGES = (  # to the configuration: on-policy, from Turbo-4, as `training.shapes continue`
-    "teacher.guidance=[0.5, 3.0]", "run.batch=16", f"run.micro_batch={16 // SLOTS}",
-    "run.learning_rate=2e-4", "run.warmup=10", "run.decay=1.0", "run.weight_ema=0.95",
-    "run.checkpoint_every=10",
+FAKE_WARMUP = 60  # steps in which the fake of distribution matching learns alone
+CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-4
+    "student.method=matching", "student.target_ema=0.0", "teacher.guidance=[1.0, 1.0]",
+    "matching.lora_rank=0", "matching.rate=2.0", "run.batch=16", f"run.micro_batch={16 // SLOTS}",
+    "run.learning_rate=2e-4", "run.warmup=10", "run.decay=0.5", "run.weight_ema=0.98",
+    "run.checkpoint_every=20",
 )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ class Sizes:
     """How much a turn takes."""
 
     pairs: int = 500  # to vote on, by four raters each
-    steps: int = 60  # of training, of 16 clips
+    steps: int = 240  # of training, of 16 clips, after those of the fake alone
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
     def __post_init__(self) -> None:
@@ -211,7 +213,7 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     )
     changes = {
         "name": name, "student.start": start, "data.prompts": prompts, "rewards": rewards,
-        "run.out": out, "run.steps": steps,
+        "run.out": out, "run.steps": FAKE_WARMUP + steps, "matching.warmup": FAKE_WARMUP,
     }  # fmt: skip
     if not (made / "card.json").exists():
         arguments = [f"{key}={value}" for key, value in changes.items()]
@@ -288,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each"
     )
-    parser.add_argument("--steps", type=int, default=Sizes.steps, help="of training, of 16 clips")
+    parser.add_argument(
+        "--steps", type=int, default=Sizes.steps, help="of the student, of 16 clips"
+    )
     parser.add_argument(
         "--unseen", type=int, default=Sizes.unseen, help="prompts of the comparison"
     )

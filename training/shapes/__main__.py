@@ -144,20 +144,12 @@ def train_more_runs(folders: Folders) -> None:
     for run in range(2, RUNS + 1):
         for name, variant in student.STUDENTS.items():
             train_student(name, variant, folders, folders.weights / run_folder(run), run)
+        match_student(folders, folders.weights / run_folder(run), run)
 
 
-def match_students(folders: Folders) -> None:
-    """Turbo again, by distribution matching on its own samples; kept in the runs folder"""
-    guide, turbo = load_teacher(folders), f"{folders.recipe.prefix}turbo"
-    network = student_of(guide, share=True).requires_grad_(False)
-    load_lora(network, folders.weights / turbo / LORA_FILE)
-    name, fit = f"{turbo}-dmd", student.MATCHING_FIT
-    fake, both = student_of(guide).requires_grad_(True), student.STUDENTS["turbo"]
-    steps = distil_student(guide, network, both, name, fit, folders, fake)
-    run(name, steps, fit.steps, folders)
-    if process().is_main_process:
-        save_lora(network, folders.runs / name / LORA_FILE, torch.float16)
-    process().wait_for_everyone()
+def match_turbo(folders: Folders) -> None:
+    """Turbo further, by distribution matching on its own samples"""
+    match_student(folders, folders.weights)
 
 
 def train_judge(folders: Folders) -> None:
@@ -223,6 +215,7 @@ STAGES: dict[str, Callable[[Folders], None]] = {
     "polish": polish_teacher,
     "rewards": train_rewards,
     "students": train_students,
+    "matching": match_turbo,
     "judge": train_judge,
     "watch": measure_reward_hacking,
     "evaluate": evaluate_systems,
@@ -230,13 +223,9 @@ STAGES: dict[str, Callable[[Folders], None]] = {
 }
 
 
-# Not of "all": the first is not part of what is shipped, the second takes as long as all students,
-# twice.
-STUDIES: dict[str, Callable[[Folders], None]] = {
-    "matching": match_students,
-    "runs": train_more_runs,
-}
-OF_ANY_NETWORK = ("teacher", "polish", "students", "evaluate", "runs", "matching")
+# Not of "all": it takes as long as all students, twice.
+STUDIES: dict[str, Callable[[Folders], None]] = {"runs": train_more_runs}
+OF_ANY_NETWORK = ("teacher", "polish", "students", "matching", "evaluate", "runs")
 
 
 # Students
@@ -250,6 +239,20 @@ def train_student(
     network, steps = start_student(name, variant, folders, seed_run)
     title = run_title(name, seed_run)
     run(title, keep_snapshots(title, steps, folders), student.FIT.steps, folders)
+    if process().is_main_process:
+        save_lora(network, parent / name / LORA_FILE, torch.float16)
+    process().wait_for_everyone()
+
+
+def match_student(folders: Folders, parent: Path, seed_run: int = 1) -> None:
+    """Train the Turbo in `parent` further by distribution matching; save its adapters there."""
+    guide, turbo = load_teacher(folders), f"{folders.recipe.prefix}turbo"
+    network = student_of(guide, share=True).requires_grad_(False)
+    load_lora(network, parent / turbo / LORA_FILE)
+    name, fit = f"{turbo}-dmd", student.of_run(student.MATCHING_FIT, seed_run)
+    fake, both = student_of(guide).requires_grad_(True), student.STUDENTS["turbo"]
+    title = run_title(name, seed_run)
+    run(title, distil_student(guide, network, both, title, fit, folders, fake), fit.steps, folders)
     if process().is_main_process:
         save_lora(network, parent / name / LORA_FILE, torch.float16)
     process().wait_for_everyone()

@@ -160,6 +160,8 @@ _SHAPES_STUDENT: dict[str, Any] = {
     **_SHAPES,
 }
 
+# Distilled at one w, that of the guidance at which its teacher is best.
+_ONE_GUIDANCE = {"default_guidance": 1.0, "min_guidance": 1.0, "max_guidance": 1.0}
 _FLOW: dict[str, Any] = {"unet": "flow-teacher", "flow_shift": 3.0}  # flow matching, as Wan
 
 _VIDEOCRAFTER2: dict[str, Any] = {
@@ -242,6 +244,12 @@ _SHAPES_CARDS = [
         title="Shapes Turbo",
         lora="turbo",
         **_SHAPES_STUDENT,
+    ),
+    ModelCard(
+        name="shapes-turbo-dmd",
+        title="Shapes Turbo, distribution matching",
+        lora="turbo-dmd",
+        **_SHAPES_STUDENT | _ONE_GUIDANCE,
     ),
     ModelCard(
         name="shapes-flow-teacher",

@@ -55,7 +55,7 @@ def test_the_recipe_makes_models_that_the_library_loads(folders: recipe.Folders)
     teacher_card = replace(find_card("shapes-teacher"), folder=folders.weights)
     student_card = replace(find_card("shapes-vcm"), folder=folders.weights, unet="teacher")
     adapters = [*student.STUDENTS, *(f"runs/2/{name}" for name in student.STUDENTS)]
-    adapters.append(str(folders.runs / "turbo-dmd"))
+    adapters += ["turbo-dmd", "runs/2/turbo-dmd"]
     first, second = (folders.weights / parent / "vcm/lora.safetensors" for parent in ("", "runs/2"))
     assert first.read_bytes() != second.read_bytes()
     for card in (teacher_card, *(replace(student_card, lora=lora) for lora in adapters)):
@@ -93,6 +93,6 @@ def test_all_runs_every_stage_in_the_order_of_the_help(monkeypatch, tmp_path: Pa
     recipe.main()
 
     assert ran == [
-        *("vae", "text", "teacher", "polish", "rewards", "students"),
+        *("vae", "text", "teacher", "polish", "rewards", "students", "matching"),
         *("judge", "watch", "evaluate", "picture"),
     ]

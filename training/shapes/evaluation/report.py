@@ -49,6 +49,9 @@ COMPARISONS = (
     ("Turbo-4", "teacher-50"),
     ("Turbo-4", "teacher-50 ODE"),
     ("Turbo-8", "Turbo-4"),
+    ("Turbo-DMD-4", "Turbo-4"),
+    ("Turbo-DMD-4", "teacher-50"),
+    ("Turbo-DMD-4", "teacher-50 ODE"),
     ("VCM+R_img-4", "VCM-4"),
     ("VCM+R_vid-4", "VCM-4"),
     ("Turbo-4", "VCM+R_img-4"),
@@ -264,18 +267,20 @@ def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
         claim(text, "all correct: interval above 0", pair["all"], "points", pair["all"]["low"] > 0)
         vote = pair["preference"]
         claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
-    for label, sampler in TEACHERS.items():
-        if pair := pairs.get(f"Turbo-4 vs {label}"):
-            text, vote, hits = (
-                f"Turbo-4 beats the teacher, {sampler}",
-                pair["preference"],
-                pair["all"],
-            )
-            claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
-            claim(text, "all correct: interval above -2 points", hits, "points", hits["low"] > -2)
-    if motion := systems.get("Turbo-4", {}).get("motion, % of real"):
-        near = abs(motion["mean"] - 100) <= 10
-        claim("Turbo-4 moves as real clips do", "motion within 10 %", motion, "%", near)
+    for student in ("Turbo-4", "Turbo-DMD-4"):
+        for label, sampler in TEACHERS.items():
+            if pair := pairs.get(f"{student} vs {label}"):
+                text, vote, hits = (
+                    f"{student} beats the teacher, {sampler}",
+                    pair["preference"],
+                    pair["all"],
+                )
+                bar = "all correct: interval above -2 points"
+                claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
+                claim(text, bar, hits, "points", hits["low"] > -2)
+        if motion := systems.get(student, {}).get("motion, % of real"):
+            near = abs(motion["mean"] - 100) <= 10
+            claim(f"{student} moves as real clips do", "motion within 10 %", motion, "%", near)
     if pair := pairs.get("Turbo-4 flow vs Turbo-4"):
         text, hits = "Turbo-4 of the flow teacher is no worse than the UNet's", pair["all"]
         claim(text, "all correct: interval above -3 points", hits, "points", hits["low"] > -3)

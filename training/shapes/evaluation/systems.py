@@ -172,6 +172,7 @@ SYSTEMS = (
     System("Turbo-2", "shapes-turbo", 2),
     System("Turbo-4", "shapes-turbo", 4),
     System("Turbo-8", "shapes-turbo", 8),
+    System("Turbo-DMD-4", "shapes-turbo-dmd", 4),
 )
 FLOW_SYSTEMS = (  # the transformer and its students, and the UNet's student that they must equal
     System("teacher-50 flow", "shapes-flow-teacher", 50),

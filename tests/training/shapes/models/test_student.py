@@ -1,5 +1,6 @@
 """The shapes students: their common start, their rewards, their guidance."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from training.shapes import __main__ as recipe
 from training.shapes.models import student, teacher
-from turbo.models.registry import WEIGHTS
+from turbo.models.registry import WEIGHTS, find_card
 from turbo.networks.lora import LORA_FILE
 
 
@@ -45,12 +46,23 @@ def test_distribution_matching_begins_with_turbo_and_trains_its_adapters_alone(
         monkeypatch.setattr(student, "MATCHING_FIT", fit)
         monkeypatch.setattr(student, "FAKE_WARMUP", 1)
         own = replace(folders, runs=folders.runs / str(rate))
-        recipe.match_students(own)
+        shutil.copytree(folders.weights / "turbo", own.runs / "turbo")
+        recipe.match_student(own, own.runs)
 
         found = load_file(own.runs / "turbo-dmd" / LORA_FILE)
         assert found.keys() == adapters.keys()
         far = max((found[name].float() - adapters[name].float()).abs().max() for name in found)
         assert (far > 1e-5) == moved
+
+
+def test_distribution_matching_has_the_guidance_of_its_card():
+    schedule = teacher.UNET.schedule
+    drawn = student.distillation_config(student.MATCHING_FIT, schedule, matching=True)
+    card = find_card("shapes-turbo-dmd")
+
+    scales = drawn.draw_guidance(3, torch.Generator())
+
+    assert scales.tolist() == [card.min_guidance, card.default_guidance, card.max_guidance]
 
 
 def test_half_of_the_drawn_guidance_is_below_the_geometric_mean_of_its_range():
