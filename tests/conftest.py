@@ -11,7 +11,13 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("browser", "golden", "studies", "rated_study", "tiny_models")
+    for name in (
+        "studies",
+        "browser",
+        "golden",
+        "rated_study",
+        "tiny_models",
+    )  # imported before its users
 ]
 
 

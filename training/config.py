@@ -20,12 +20,9 @@ class TeacherTable(_Table):
 
     model: str  # name in `python -m turbo.models list`, or a folder with a card.json
     grid_steps: int = Field(ge=1)  # of its solver: 50 in T2V-Turbo, 200 in v2
-    guidance: tuple[float, float]  # range of w, drawn uniformly
-
-    @field_validator("guidance", mode="before")
-    @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    guidance: tuple[float, float] = Field(
+        strict=False
+    )  # range of w, drawn uniformly; TOML has lists
 
     @field_validator("guidance")
     @classmethod
@@ -143,7 +140,7 @@ class RunTable(_Table):
     learning_rate: float = Field(gt=0)
     warmup: int = Field(0, ge=0)
     decay: float = Field(0.0, ge=0, le=1)  # last share of the steps, to a rate of zero
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     weight_ema: float = Field(0.0, ge=0, lt=1)  # of the exported weights; 0: the last ones
@@ -156,11 +153,6 @@ class RunTable(_Table):
     checkpoint_every: int = Field(ge=1)
     keep: int = Field(2, ge=1)
     trackers: list[str] = []  # of accelerate: "tensorboard", "wandb", ...
-
-    @field_validator("betas", mode="before")
-    @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _whole_slots(self) -> "RunTable":

@@ -26,15 +26,6 @@ from human_eval.study.store import StudyStore
 from turbo.text_files.decoding import FileRefused
 from turbo.text_files.tables import read_table
 
-RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
-    *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],
-    *["MaxAssignments", "RequesterAnnotation", "AssignmentDurationInSeconds"],
-    *["AutoApprovalDelayInSeconds", "Expiration", "NumberOfSimilarHITs", "LifetimeInSeconds"],
-    *["AssignmentId", "WorkerId", "AssignmentStatus", "AcceptTime", "SubmitTime"],
-    *["AutoApprovalTime", "ApprovalTime", "RejectionTime", "RequesterFeedback"],
-    *["WorkTimeInSeconds", "LifetimeApprovalRate", "Last30DaysApprovalRate"],
-    *["Last7DaysApprovalRate"],
-]
 NEEDED = ["AssignmentId", "WorkerId", "AssignmentStatus", "SubmitTime", "WorkTimeInSeconds"]
 HIT = "pair"  # the variable that identifies a pair and its sides, by a pseudonym
 WORDS = {"left", "right", "tie", "both_bad"}

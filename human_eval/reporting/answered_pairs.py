@@ -28,20 +28,14 @@ class AnsweredPair:
     answers: pd.DataFrame  # columns question, choice, rater, seconds, side_a
 
 
-def list_answered(results: Results, comparison: str | None = None) -> list[int]:
+def list_answered(results: Results) -> list[int]:
     """Return the ids of the answered pairs, by comparison and prompt.
-
-    Args:
-        comparison: key of a comparison; None for all.
 
     Raises:
         StudyError: the results are masked; clips would reveal the system behind a letter.
     """
     _check_named(results)
-    votes = results.votes
-    if comparison is not None:
-        votes = votes[votes["comparison"] == comparison]
-    pairs = votes[["comparison", "prompt_index", "task_id"]].drop_duplicates()
+    pairs = results.votes[["comparison", "prompt_index", "task_id"]].drop_duplicates()
     order = {entry.key: place for place, entry in enumerate(results.definition.comparisons)}
     pairs = pairs.assign(place=pairs["comparison"].map(order))
     return [int(pair) for pair in pairs.sort_values(["place", "prompt_index"])["task_id"]]

@@ -4,7 +4,6 @@ A browser test that cannot run is skipped on a developer's machine, and a failur
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+
+from tests.support.studies import free_port
 
 ROOT = Path(__file__).parents[2]
 BROWSER_FLAGS = [
@@ -58,7 +59,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     processes = []
 
     def start(*command: str, **variables: str) -> Server:
-        port, data_dir = _free_port(), tmp_path_factory.mktemp("data")
+        port, data_dir = free_port(), tmp_path_factory.mktemp("data")
         settings = {
             "HF_HUB_OFFLINE": "1",
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -160,12 +161,6 @@ def _cannot_run(why: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(why)
     pytest.skip(why)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_until_open(url: str, process: subprocess.Popen, log: Path) -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from human_eval.definition.definition import parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.study.queries import read_votes
 from human_eval.study.store import StudyStore, create_study
-from tests.support.studies import add_clips
+from tests.support.studies import add_clips, free_port
 
 ROOT = Path(__file__).parents[2]
 FPS = 16
@@ -142,9 +141,7 @@ class RatedStudy:
 
     def __init__(self, store: StudyStore) -> None:
         self.store = store
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from training.config import DataTable
 from training.data.captions import Caption, count_videos
 from training.data.order import as_list
 from training.data.shards import (
@@ -33,6 +34,11 @@ Encode = Callable[[Sequence[Place], Sequence[Clip | PreparedClip]], dict[str, Te
 
 class Readable(Protocol):
     """Clips by pass and row: `VideoFolder` and `PreparedClips`."""
+
+    @property
+    def captions(self) -> Sequence[Caption]:
+        """Return the caption of every row."""
+        ...
 
     def read(self, epoch: int, row: int, /) -> Clip | PreparedClip:
         """Return a clip; raise a ValueError if its video is unusable."""
@@ -64,21 +70,17 @@ def run_job(
     folder: Path,
     settings: DatasetSettings,
     source: Readable,
-    captions: Sequence[Caption],
     encode: Encode,
     accelerator: Accelerator,
+    data: DataTable,
     *,
     batch: int,
-    workers: int,
-    max_broken: float,
 ) -> dict[str, str]:
     """Compute and write the shards that are missing; each process writes its own.
 
     Args:
-        captions: by row.
+        data: for the number of decoding processes and the share of videos that may be unusable.
         batch: clips that are encoded together.
-        workers: decoding processes, per process.
-        max_broken: share of the videos that may be unusable.
 
     Returns:
         the unusable videos, and why they are not used.
@@ -91,10 +93,11 @@ def run_job(
         start_folder(folder, settings)
     own = range(accelerator.process_index, settings.shards, accelerator.num_processes)
     done = {number: index for number in own if (index := read_index(folder, number))}
+    captions = source.captions
     count = count_videos(captions)
-    broken = _broken(done.values(), max_broken, count)
+    broken = _broken(done.values(), data.max_broken, count)
     missing = [number for number in own if number not in done]
-    batches = _read(source, settings, missing, batch, workers)
+    batches = _read(source, settings, missing, batch, data.workers)
     with tqdm(
         total=sum(len(settings.items(number)) for number in own),
         initial=sum(len(settings.items(number)) for number in done),
@@ -119,11 +122,11 @@ def run_job(
                     tensors.append(encode(*zip(*usable, strict=True)))
                 bar.update(len(places))
             write_shard(folder, number, _concatenate(tensors), facts, refused)
-            broken = _limited(broken | refused, max_broken, count)
+            broken = _limited(broken | refused, data.max_broken, count)
             bar.set_postfix(broken=len(broken))
     accelerator.wait_for_everyone()
     indexes = (read_index(folder, number) for number in range(settings.shards))
-    return _broken((index for index in indexes if index), max_broken, count)
+    return _broken((index for index in indexes if index), data.max_broken, count)
 
 
 def _read(

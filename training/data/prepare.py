@@ -78,17 +78,7 @@ def prepare(
         }
 
     with fixed_threads(card, accelerator.device):
-        return run_job(
-            folder,
-            settings,
-            videos,
-            videos.captions,
-            encode,
-            accelerator,
-            batch=BATCH,
-            workers=config.data.workers,
-            max_broken=config.data.max_broken,
-        )
+        return run_job(folder, settings, videos, encode, accelerator, config.data, batch=BATCH)
 
 
 def shrink(frames: Tensor) -> Tensor:

@@ -137,12 +137,10 @@ def record(
             folder,
             settings,
             clips_of,
-            clips_of.captions,
             compute,
             accelerator,
+            config.data,
             batch=config.run.micro_batch,
-            workers=config.data.workers,
-            max_broken=config.data.max_broken,
         )
 
 

@@ -106,6 +106,21 @@ class SolverInput:
 
 @checked
 @dataclass(frozen=True, kw_only=True)
+class SolverStep:
+    """One step of the guided teacher, with the inputs that both sides of the loss share."""
+
+    noisy: Latents  # at `start`
+    stepped: Latents  # at `end`
+    start: Timesteps
+    end: Timesteps
+    guidance_scale: PerVideo  # w in the LCM convention
+    prompt_embeds: PromptEmbeds
+    fps: FrameRate | None = None
+    motion_strength: PerVideo | None = None  # m; None for networks that do not take it
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
 class DistillationBatch(SolverInput):
     """Videos with everything drawn for them, so that the loss is a function of the batch."""
 
@@ -197,15 +212,20 @@ def roll_out(
 
 
 def bind_student(
-    student: VideoNetwork, schedule: Schedule, batch: SolverInput, timestep_scaling: float
+    student: VideoNetwork,
+    schedule: Schedule,
+    batch: SolverInput | SolverStep,
+    timestep_scaling: float,
 ) -> ConsistencyFunction:
-    """Bind a student to a batch, without motion strength."""
+    """Bind a student, or its target, to a batch."""
+    strength = batch.motion_strength if isinstance(batch, SolverStep) else None
     return bind_consistency_function(
         student,
         schedule,
         batch.prompt_embeds,
         batch.guidance_scale,
         batch.fps,
+        motion_at=None if strength is None else lambda timesteps: strength,
         timestep_scaling=timestep_scaling,
     )
 
@@ -246,21 +266,6 @@ class DistillationLoss:
     target: Latents  # the estimate it is compared with, without gradient
 
 
-@checked
-@dataclass(frozen=True, kw_only=True)
-class SolverStep:
-    """One step of the guided teacher, with the inputs that both sides of the loss share."""
-
-    noisy: Latents  # at `start`
-    stepped: Latents  # at `end`
-    start: Timesteps
-    end: Timesteps
-    guidance_scale: PerVideo  # w in the LCM convention
-    prompt_embeds: PromptEmbeds
-    fps: FrameRate | None = None
-    motion_strength: PerVideo | None = None  # m; None for networks that do not take it
-
-
 def solver_step_loss(
     student: VideoNetwork,
     target: VideoNetwork,
@@ -274,26 +279,10 @@ def solver_step_loss(
 
     Source: Latent Consistency Models, arXiv:2310.04378, Eq. 14.
     """
-    clean = _bind(student, step, schedule, timestep_scaling)(step.noisy, step.start)
+    clean = bind_student(student, schedule, step, timestep_scaling)(step.noisy, step.start)
     with torch.no_grad():
-        goal = _bind(target, step, schedule, timestep_scaling)(step.stepped, step.end)
+        goal = bind_student(target, schedule, step, timestep_scaling)(step.stepped, step.end)
     return DistillationLoss(distance(clean - goal).mean(), clean, goal)
-
-
-def _bind(
-    network: VideoNetwork, step: SolverStep, schedule: Schedule, timestep_scaling: float
-) -> ConsistencyFunction:
-    """Bind a network to the inputs of a step, which are the same at both of its ends."""
-    strength = step.motion_strength
-    return bind_consistency_function(
-        network,
-        schedule,
-        step.prompt_embeds,
-        step.guidance_scale,
-        step.fps,
-        motion_at=None if strength is None else lambda timesteps: strength,
-        timestep_scaling=timestep_scaling,
-    )
 
 
 def consistency_loss(

@@ -8,13 +8,22 @@ import pytest
 
 from human_eval.definition.prompts import Prompt
 from human_eval.errors import StudyError
-from human_eval.mturk.batches import RESULT_COLUMNS, read_results, read_time, write_batches
+from human_eval.mturk.batches import read_results, read_time, write_batches
 from human_eval.mturk.votes_in import import_submissions
 from human_eval.study.queries import read_pairs, read_votes
 from human_eval.study.store import create_study
 from tests.support.studies import define, fill
 
 URL = "https://clips.example/media"
+RESULT_COLUMNS = [  # as the service wrote them, before Input.* and Answer.*
+    *["HITId", "HITTypeId", "Title", "Description", "Keywords", "Reward", "CreationTime"],
+    *["MaxAssignments", "RequesterAnnotation", "AssignmentDurationInSeconds"],
+    *["AutoApprovalDelayInSeconds", "Expiration", "NumberOfSimilarHITs", "LifetimeInSeconds"],
+    *["AssignmentId", "WorkerId", "AssignmentStatus", "AcceptTime", "SubmitTime"],
+    *["AutoApprovalTime", "ApprovalTime", "RejectionTime", "RequesterFeedback"],
+    *["WorkTimeInSeconds", "LifetimeApprovalRate", "Last30DaysApprovalRate"],
+    *["Last7DaysApprovalRate"],
+]
 
 
 @pytest.fixture

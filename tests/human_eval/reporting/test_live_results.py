@@ -167,10 +167,10 @@ def test_pairs_are_read_one_by_one_at_the_end_alone(store):
     set_closed(store, True, author="ada")
     results = live.read()
 
-    pairs = list_answered(results, "C1")
+    pairs = list_answered(results)
     pair = read_pair(store, results, pairs[0])
 
-    assert len(pairs) == 4 and len(list_answered(results)) == 8
+    assert len(pairs) == 8
     assert (pair.title_a, pair.title_b, pair.prompt) == ("Ours", "Theirs", "prompt 0")
     assert len(pair.answers) == 6
     [number] = store.keys.read("clip", pair.clip_a)
