@@ -394,7 +394,8 @@ def data_card(votes: pd.DataFrame, definition: StudyDefinition, *, with_clips: b
 | `earlier-definitions.jsonl` | those before each amendment, if the study was amended |
 | `SHA256SUMS` | check with `sha256sum -c SHA256SUMS` |
 
-Paths of clips begin with `media/`: the files {place}.
+Paths of clips begin with `media/`: the files {place}. Both files of preferences say in `simulated`
+whether the votes are.
 
 In CSV files, text that a spreadsheet would run as a formula begins with an apostrophe (').
 JSONL and Parquet contain it verbatim. `python -m human_eval report` makes the report again from

@@ -141,7 +141,7 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
 
     assert list(align.columns) == [
         *["path_A", "path_B", "prompt", "VQ", "MQ", "TA"],
-        *["fps_A", "num_frames_A", "fps_B", "num_frames_B"],
+        *["fps_A", "num_frames_A", "fps_B", "num_frames_B", "simulated"],
     ]
     assert align["VQ"].to_list() == ["A", "same"]  # the excluded pair is gone
     assert set(align["MQ"]) == {""}
@@ -158,8 +158,23 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
             "dimension": "visual_quality",
             "probability": pytest.approx(0.6),
             "votes": 3,
+            "simulated": False,
         }
     ]
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_every_preference_says_whether_its_votes_are_simulated(
+    votes, definition, tmp_path, simulated
+):
+    clips = make_clips(definition, len(FORMULAS))
+    write_export(votes.assign(simulated=simulated), definition, tmp_path, clips=clips)
+
+    align = pd.read_csv(tmp_path / "preferences.videoalign.csv")
+    lines = (tmp_path / "preferences.dpo.jsonl").read_text().splitlines()
+
+    assert set(align["simulated"]) == {simulated}
+    assert {json.loads(line)["simulated"] for line in lines} == {simulated}
 
 
 def test_a_question_without_a_dimension_fills_no_column_of_videoalign(folder):
