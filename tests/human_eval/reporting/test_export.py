@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from human_eval.clips.ingest import Clip
 from human_eval.definition.definition import VIDEO_ALIGN, load_definition, parse_definition
 from human_eval.errors import StudyError
-from human_eval.reporting.export import read_export, read_votes, write_csv, write_export
+from human_eval.reporting.export import read_export, read_votes, sum_line, write_csv, write_export
 from human_eval.reporting.preferences import video_align_questions
 from human_eval.statistics.votes import COLUMNS, check_votes, counted_votes
 from tests.support.crowd import define_pair, make_votes
@@ -50,6 +51,12 @@ def make_clips(definition, prompts: int) -> list[Clip]:
         for system in definition.systems
         for index in range(prompts)
     ]
+
+
+def write_sums(folder) -> None:
+    """Make the files that were changed those of the export."""
+    lines = [sum_line(path) for path in folder.iterdir() if path.name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
@@ -113,7 +120,7 @@ def test_export_is_read_back_with_its_definition(folder, votes, definition):
 
 def test_votes_under_another_definition_are_refused(folder):
     (folder / "study.toml").write_text(define_pair("version = 2").source)
-    (folder / "SHA256SUMS").unlink()
+    write_sums(folder)
 
     with pytest.raises(StudyError, match="under another definition"):
         read_export(folder)
@@ -233,6 +240,35 @@ def test_every_path_of_an_export_with_clips_leads_to_a_file(votes, definition, t
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     read_export(folder)
+
+
+@pytest.fixture
+def media(definition, tmp_path):
+    """The folder of a study's clips."""
+    folder = tmp_path / "study-media"
+    folder.mkdir()
+    for clip in make_clips(definition, len(FORMULAS)):
+        (folder / clip.stored_name).write_bytes(clip.stored_name.encode())
+    return folder
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_an_export_that_was_killed_is_refused(
+    votes, definition, media, tmp_path, monkeypatch, former
+):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    if former:
+        write_export(votes, definition, folder, clips=clips, media=media)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(votes, definition, folder, clips=clips, media=media)
+
+    with pytest.raises(StudyError, match=r"[Ee]xport .*again"):
+        read_export(folder)
 
 
 def test_an_export_that_contains_its_report_is_written_again(folder, votes, definition):

@@ -214,7 +214,7 @@ def test_a_reward_refuses_backbones_of_other_weights(rewards, tmp_path):
 
 
 def test_votes_without_clips_are_refused(export, tmp_path):
-    for name in ("study.toml", "votes.csv", "clips.csv"):
+    for name in ("study.toml", "votes.csv", "clips.csv", "SHA256SUMS"):
         (tmp_path / name).write_bytes((export / name).read_bytes())
 
     with pytest.raises(ValueError, match="--clips"):
@@ -222,7 +222,7 @@ def test_votes_without_clips_are_refused(export, tmp_path):
 
 
 def test_a_table_names_the_clips_of_votes_from_elsewhere(export, tmp_path):
-    for name in ("study.toml", "votes.csv"):
+    for name in ("study.toml", "votes.csv", "SHA256SUMS"):
         (tmp_path / name).write_bytes((export / name).read_bytes())
     rows = [
         {
