@@ -49,7 +49,7 @@ def write_export(
 
     The same votes give the same bytes. Votes of excluded raters are marked in the tables of votes
     and left out of the preference data. SHA256SUMS is written last: without it, an export is
-    unfinished.
+    unfinished. Clips of a former export that are not among these are deleted.
 
     Args:
         pairs: those of the plan, as `read_planned_pairs` returns them; None if it is unknown.
@@ -92,6 +92,7 @@ def write_export(
         write_csv(pairs, folder / PAIRS)
     if media is not None:
         _copy_clips(clips, media, folder / FILES)
+    _delete_others(clips, folder / FILES)
     included = sorted((folder / FILES).glob("*.mp4"))
     card = data_card(votes, definition, with_clips=bool(included))
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -115,6 +116,16 @@ def _copy_clips(clips: Sequence[Clip], media: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for clip in clips:
         shutil.copyfile(media / clip.stored_name, target / clip.stored_name)
+
+
+def _delete_others(clips: Sequence[Clip], target: Path) -> None:
+    """Delete clips of a former export; none through a link, which may lead to a study's clips."""
+    if target.is_symlink():
+        return
+    names = {clip.stored_name for clip in clips}
+    for path in target.glob("*.mp4"):
+        if path.name not in names:
+            path.unlink()
 
 
 def _names() -> set[str]:

@@ -271,6 +271,28 @@ def test_an_export_that_was_killed_is_refused(
         read_export(folder)
 
 
+@pytest.mark.parametrize("with_clips", [True, False])
+def test_clips_of_a_former_export_are_deleted(votes, definition, media, tmp_path, with_clips):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    write_export(votes, definition, folder, clips=clips, media=media)
+
+    write_export(votes, definition, folder, clips=clips[1:], media=media if with_clips else None)
+
+    left = {path.name for path in (folder / "media").iterdir()}
+    assert left == {clip.stored_name for clip in clips[1:]}
+    assert len([*media.iterdir()]) == len(clips)
+
+
+def test_no_clip_of_the_study_is_deleted_through_a_link(votes, definition, media, tmp_path):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    folder.mkdir()
+    (folder / "media").symlink_to(media)
+
+    write_export(votes, definition, folder, clips=clips[1:])
+
+    assert len([*media.iterdir()]) == len(clips)
+
+
 def test_an_export_that_contains_its_report_is_written_again(folder, votes, definition):
     (folder / "report").mkdir()
 
