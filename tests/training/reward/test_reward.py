@@ -1,6 +1,7 @@
 """Votes become a reward that a distillation can use."""
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from math import log
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from human_eval.clips.ingest import Clip
+from human_eval.errors import StudyError
 from human_eval.reporting.export import write_export
 from tests.support.crowd import define_pair, make_votes
 from training.build import build_reward, count_reward_frames
@@ -27,6 +29,7 @@ from training.reward.fit import VoteModel, fit_votes
 from training.reward.measurements import measure_agreement, measure_calibration
 from training.shapes.models.rewards import to_videos
 from training.shapes.world.scenes import SCENES, Defects, corrupt_clip, draw_clip
+from turbo.manifest import sha256_of
 from turbo.rewards import check_reward
 from turbo.rewards.published import load_reward
 from turbo.rewards.vote_reward import CARD, VoteHead
@@ -54,7 +57,8 @@ def export(tmp_path_factory):
     for system in ("ours", "theirs"):
         for index in range(PROMPTS):
             name = f"{system}{index}.mp4"
-            Video(draw(system, index), 8).save(folder / "media" / name, enlarge=4)
+            path = folder / "media" / name
+            Video(draw(system, index), 8).save(path, enlarge=4)
             clips.append(
                 Clip(
                     system=system,
@@ -63,7 +67,7 @@ def export(tmp_path_factory):
                     seed=0,
                     source_sha256="s",
                     stored_name=name,
-                    sha256="h",
+                    sha256=sha256_of(path),
                 )
             )
     write_export(votes, definition, folder / "export", clips=clips, media=folder / "media")
@@ -219,6 +223,23 @@ def test_votes_without_clips_are_refused(export, tmp_path):
 
     with pytest.raises(ValueError, match="--clips"):
         read_comparisons(tmp_path)
+
+
+def test_a_clip_that_nobody_saw_is_refused(export, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    shutil.copyfile(folder / "media" / "theirs0.mp4", folder / "media" / "ours0.mp4")
+
+    with pytest.raises(StudyError, match="ours0.mp4"):
+        read_comparisons(folder)
+
+
+def test_a_table_of_clips_that_was_changed_is_refused(export, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    table = (folder / "clips.csv").read_text()
+    (folder / "clips.csv").write_text(table.replace("ours0.mp4", "theirs0.mp4"))
+
+    with pytest.raises(StudyError, match=r"clips\.csv"):
+        read_comparisons(folder)
 
 
 def test_a_table_names_the_clips_of_votes_from_elsewhere(export, tmp_path):
