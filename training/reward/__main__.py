@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,9 @@ def train_reward(
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         made = Path(temporary) / out.name
         reward.save(made)
-        (made / "README.md").write_text(describe_reward(card, fitted, votes), encoding="utf-8")
+        (made / "README.md").write_text(
+            describe_reward(card, measured, fitted, votes), encoding="utf-8"
+        )
         made.rename(out)
     return measured
 
@@ -110,7 +112,9 @@ def describe_clips(votes: Comparisons, backbones: Sequence[Backbone]) -> Float[T
     return torch.cat(described)
 
 
-def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) -> str:
+def describe_reward(
+    card: VoteRewardCard, measured: Mapping[str, Measured], fitted: Fitted, votes: Comparisons
+) -> str:
     """Return the model card, in Markdown."""
     parts = Counter(votes.part.tolist())
     divided = ", ".join(f"{parts[number]:,} {part}" for number, part in enumerate(PARTS))
@@ -136,14 +140,12 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
         "|---|---|---|---|---|---|",
     ]
     wordings = dict(zip(votes.questions, votes.wordings, strict=True))
-    for key, row in card.measured.items():
-        assert isinstance(row, dict)
-        agree = "" if row["raters"] is None else f"{100 * row['raters']:.0f}"
+    for key, found in measured.items():
+        agree = "" if found.raters is None else f"{100 * found.raters:.0f}"
         lines.append(
-            f"| {key}: {wordings[key]} | {row['votes']:,} ({row['ties']:,}) | "
-            f"{_accuracy(row['accuracy'], row['low'], row['high'])} | "
-            f"{agree} | {100 * row['calibration_error']:.1f} | "
-            f"{row['loss']:.3f} ({row['loss_without']:.3f}) |"
+            f"| {key}: {wordings[key]} | {found.votes:,} ({found.ties:,}) | {_accuracy(found)} | "
+            f"{agree} | {100 * found.calibration_error:.1f} | "
+            f"{found.loss:.3f} ({found.loss_without:.3f}) |"
         )
     for gap in find_gaps(votes):
         lines += ["", gap]
@@ -174,10 +176,11 @@ def configure_reward(out: Path) -> str:
     return f"{{ name = {quoted(out.name)}, {folder}weight = 1.0 }}"
 
 
-def _accuracy(mean: float, low: float | None, high: float | None, unit: str = "") -> str:
-    if low is None or high is None:
-        return f"{100 * mean:.0f}{unit} (no interval: one prompt, one rater)"
-    return f"{100 * mean:.0f}{unit} [{100 * low:.0f}, {100 * high:.0f}]"
+def _accuracy(found: Measured, unit: str = "") -> str:
+    text = f"{100 * found.accuracy:.0f}{unit}"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"{text} ({found.note})" if found.note else text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key, found in measured.items():
         agree = "" if found.raters is None else f"; two raters agree in {100 * found.raters:.0f} %"
         print(
-            f"{key}: {_accuracy(found.accuracy, found.low, found.high, ' %')} of "
+            f"{key}: {_accuracy(found, ' %')} of "
             f"{found.votes - found.ties:,} held-out votes predicted{agree}."
         )
     for gap in find_gaps(votes):

@@ -22,8 +22,9 @@ class Measured:
     votes: int
     ties: int
     accuracy: float  # the reward alone names the winner; nothing is known of the rater
-    low: float | None  # 95 % interval over prompts and raters; None of one prompt by one rater
+    low: float | None  # 95 % interval over prompts and raters; None of a single prompt
     high: float | None
+    note: str  # what a reader must know about this interval, or ""
     raters: float | None  # two raters of one pair agree; None if no pair has two votes
     calibration_error: float  # mean gap between predicted and observed shares, over ten groups
     loss: float  # mean of -log P(answer), with ties and the effects of raters
@@ -46,11 +47,7 @@ def measure_fit(
         won = (votes.answer[decided] == 0).numpy()
         advantage = model.advantage(features, votes, decided).numpy()
         hit = np.where(advantage == 0, 0.5, (advantage > 0) == won)
-        clusters = {"prompt": [votes.prompts[row] for row in votes.first[decided].tolist()]}
-        if len(set(votes.rater.tolist())) > 1:
-            clusters["rater"] = votes.rater[decided].tolist()
-        several = any(len(set(of)) > 1 for of in clusters.values())
-        share = clustered_mean(hit, clusters) if several else None
+        low, high, note = measure_interval(hit, votes, decided)
         answers = model(features, votes, decided)
         predicted = (answers[:, 0] - answers[:, 1]).sigmoid().numpy()
         pairs = votes.first[decided] * len(votes.clips) + votes.second[decided]
@@ -59,14 +56,44 @@ def measure_fit(
             votes=len(rows),
             ties=len(rows) - len(decided),
             accuracy=round(float(hit.mean()), DIGITS),
-            low=None if share is None else round(share.low, DIGITS),
-            high=None if share is None else round(share.high, DIGITS),
+            low=low,
+            high=high,
+            note=note,
             raters=None if np.isnan(agreement) else round(agreement, DIGITS),
             calibration_error=round(measure_calibration(predicted, won), DIGITS),
             loss=round(float(answer_loss(model, features, votes, rows)), DIGITS),
             loss_without=round(float(answer_loss(ignorant, features, votes, rows)), DIGITS),
         )
     return measured
+
+
+def measure_interval(
+    values: Float[np.ndarray, " N"],
+    votes: Comparisons,
+    rows: Int[Tensor, " N"],
+) -> tuple[float | None, float | None, str]:
+    """Return the 95 % interval of a mean over prompts and raters, and a note about it.
+
+    A single prompt has none: it does not show how much prompts differ. Without raters, or with one
+    in all, the interval is over prompts only.
+
+    Args:
+        values: of each vote in `rows`, in [0, 1].
+
+    Returns:
+        Both ends, None where there is none, and what a reader must know.
+    """
+    clusters = {"prompt": [votes.prompts[row] for row in votes.first[rows].tolist()]}
+    if len(set(clusters["prompt"])) < 2:
+        return None, None, "no interval: one prompt"
+    notes = []
+    if len(set(votes.rater.tolist())) > 1:
+        clusters["rater"] = votes.rater[rows].tolist()
+    else:
+        notes = ["over prompts only"]
+    mean = clustered_mean(values, clusters)
+    notes += [mean.note] if mean.note else []
+    return round(mean.low, DIGITS), round(mean.high, DIGITS), "; ".join(notes)
 
 
 def measure_agreement(pairs: Int[np.ndarray, " N"], won: Bool[np.ndarray, " N"]) -> float:

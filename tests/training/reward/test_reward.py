@@ -146,11 +146,12 @@ def train(export, tmp_path, monkeypatch, capsys):
     return train
 
 
-def test_one_rater_on_one_held_out_prompt_gives_an_accuracy_without_an_interval(train):
+@pytest.mark.parametrize("raters", ["one", "several"])
+def test_one_held_out_prompt_gives_an_accuracy_without_an_interval(train, raters):
     def change(votes):
         first = votes.first[votes.votes_of("test")[0]]
         others = (votes.part == 2) & (votes.first != first)
-        rater = torch.zeros_like(votes.rater)
+        rater = torch.zeros_like(votes.rater) if raters == "one" else votes.rater
         return replace(votes, rater=rater, part=torch.where(others, 0, votes.part))
 
     measured, card, printed = train(change)
@@ -158,6 +159,16 @@ def test_one_rater_on_one_held_out_prompt_gives_an_accuracy_without_an_interval(
     assert 0 <= measured["Q1"]["accuracy"] <= 1
     assert measured["Q1"]["low"] is None and measured["Q1"]["high"] is None
     assert "no interval" in card and "no interval" in printed
+
+
+def test_what_an_interval_does_not_cover_is_said(train):
+    unknown, card, printed = train(
+        lambda votes: replace(votes, rater=torch.zeros_like(votes.rater))
+    )
+
+    assert unknown["Q1"]["low"] < unknown["Q1"]["high"]
+    assert "over prompts only" in unknown["Q1"]["note"]
+    assert "over prompts only" in card and "over prompts only" in printed
 
 
 def test_a_question_without_a_decided_held_out_vote_is_named(train):
