@@ -26,7 +26,7 @@ from training.reward.comparisons import (
     read_comparisons,
 )
 from training.reward.fit import VoteModel, fit_votes
-from training.reward.measurements import measure_agreement, measure_calibration
+from training.reward.measurements import measure_agreement, measure_calibration, measure_fit
 from training.shapes.models.rewards import to_videos
 from training.shapes.world.scenes import SCENES, Defects, corrupt_clip, draw_clip
 from turbo.manifest import sha256_of
@@ -127,7 +127,8 @@ def test_a_reward_that_predicts_nothing_is_written_and_reported(
 
     measured = json.loads((tmp_path / "mine" / CARD).read_text())["measured"]["Q1"]
     assert measured["loss"] > measured["loss_without"]
-    assert "predicts Q1 no better" in capsys.readouterr().out
+    for text in (capsys.readouterr().out, (tmp_path / "mine" / "README.md").read_text()):
+        assert "better than if the clips are ignored" in text
 
 
 @pytest.fixture
@@ -159,6 +160,8 @@ def test_one_held_out_prompt_gives_an_accuracy_without_an_interval(train, raters
     assert 0 <= measured["Q1"]["accuracy"] <= 1
     assert measured["Q1"]["low"] is None and measured["Q1"]["high"] is None
     assert "no interval" in card and "no interval" in printed
+    assert measured["Q1"]["gain_low"] is None
+    assert "clips are ignored: Q1" in card and "clips are ignored: Q1" in printed
 
 
 def test_what_an_interval_does_not_cover_is_said(train):
@@ -215,6 +218,16 @@ def test_a_reward_is_not_written_over_another(export, rewards):
 def test_a_reward_refuses_a_question_that_was_not_asked(rewards):
     with pytest.raises(ValueError, match="Q1"):
         load_reward("mine", rewards / "mine", "Q7")
+
+
+def test_a_reward_of_before_the_baseline_was_fitted_is_still_loaded(rewards, tmp_path):
+    folder = shutil.copytree(rewards / "mine", tmp_path / "mine")
+    card = json.loads((folder / CARD).read_text())
+    for name in ("note", "gain_low", "gain_high"):
+        del card["measured"]["Q1"][name]
+    (folder / CARD).write_text(json.dumps(card))
+
+    assert load_reward("mine", folder).card.primary == "Q1"
 
 
 def test_a_reward_refuses_backbones_of_other_weights(rewards, tmp_path):
@@ -342,6 +355,34 @@ def test_a_fit_finds_the_planted_scores_ties_and_raters():
     assert model.bias[1] > model.bias[0] + 0.5
     assert model.log_tie.exp().item() == pytest.approx(0.8, rel=0.15)
     assert (answer == TIE).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("taste", [0.0, 2.0])
+def test_a_reward_must_beat_what_side_biases_and_ties_predict(seed, taste):
+    """All raters favour the left side; without a taste, nothing else decides."""
+    generator = torch.Generator().manual_seed(seed)
+    count, clips = 1200, 80
+    features = torch.randn(clips, 4, generator=generator)
+    prompt = torch.arange(count) % (clips // 2)
+    left = torch.randint(2, (count,), generator=generator) * 2.0 - 1
+    eta = 2 * left + taste * (features[2 * prompt, 0] - features[2 * prompt + 1, 0])
+    odds = torch.stack([(eta / 2).exp(), (-eta / 2).exp(), torch.full((count,), 0.3)], dim=1)
+    answer = odds.multinomial(1, generator=generator)[:, 0]
+    rater = torch.randint(20, (count,), generator=generator)
+    votes = replace(
+        compare(answer, left=left, rater=rater, first=2 * prompt, second=2 * prompt + 1,
+                clips=clips),
+        prompts=[f"prompt {clip // 2}" for clip in range(clips)],
+        part=(prompt % 4 - 1).clamp(min=0),  # half of the prompts train
+    )  # fmt: skip
+
+    measured = measure_fit(fit_votes(features, votes).model, features, votes)["Q1"]
+
+    assert measured.beats_baseline == (taste > 0)
+    assert measured.loss_without < log(3)  # what side biases predict
+    gain = round(measured.loss_without - measured.loss, 4)
+    assert measured.gain_low <= gain <= measured.gain_high
 
 
 def test_agreement_is_that_of_two_votes_on_one_pair():
