@@ -9,7 +9,7 @@ from sqlalchemy import select
 from human_eval.collection.pairs import list_clips, list_prompts
 from human_eval.errors import StudyError, list_names
 from human_eval.mturk.votes_in import ImportedSubmission
-from human_eval.reporting.export import CLIPS, read_export
+from human_eval.reporting.export import CLIPS, check_sums, read_export
 from human_eval.storage.tables import PairRow
 from human_eval.study.store import StudyStore
 
@@ -105,6 +105,7 @@ def _check_clips(folder: Path, votes: pd.DataFrame, store: StudyStore) -> None:
     path = folder / CLIPS
     if not path.is_file():
         raise StudyError(f"{folder} has no {CLIPS}. Export the study again.")
+    check_sums(folder, CLIPS)
     theirs = pd.read_csv(path, keep_default_na=False, dtype={"system": str})
     sides = [votes[[f"system_{side}", "prompt_index"]].set_axis(["system", "prompt_index"], axis=1)
              for side in "ab"]  # fmt: skip

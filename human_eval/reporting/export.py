@@ -48,7 +48,8 @@ def write_export(
     """Write definition, votes, clips, preference data and a data card into a folder.
 
     The same votes give the same bytes. Votes of excluded raters are marked in the tables of votes
-    and left out of the preference data.
+    and left out of the preference data. SHA256SUMS is written last: without it, an export is
+    unfinished. Clips of a former export that are not among these are deleted.
 
     Args:
         pairs: those of the plan, as `read_planned_pairs` returns them; None if it is unknown.
@@ -72,6 +73,7 @@ def write_export(
         raise StudyError(
             f"{folder} contains {foreign[0]!r}, which is not of an export. Name another folder."
         )
+    (folder / SUMS).unlink(missing_ok=True)
     votes = votes[list(COLUMNS)].sort_values("vote_id", ignore_index=True)
     shown = pd.DataFrame([asdict(clip) for clip in clips], columns=[f.name for f in fields(Clip)])
     preferences = tabulate_preferences(votes)
@@ -90,6 +92,7 @@ def write_export(
         write_csv(pairs, folder / PAIRS)
     if media is not None:
         _copy_clips(clips, media, folder / FILES)
+    _delete_others(clips, folder / FILES)
     included = sorted((folder / FILES).glob("*.mp4"))
     card = data_card(votes, definition, with_clips=bool(included))
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -115,6 +118,16 @@ def _copy_clips(clips: Sequence[Clip], media: Path, target: Path) -> None:
         shutil.copyfile(media / clip.stored_name, target / clip.stored_name)
 
 
+def _delete_others(clips: Sequence[Clip], target: Path) -> None:
+    """Delete clips of a former export; none through a link, which may lead to a study's clips."""
+    if target.is_symlink():
+        return
+    names = {clip.stored_name for clip in clips}
+    for path in target.glob("*.mp4"):
+        if path.name not in names:
+            path.unlink()
+
+
 def _names() -> set[str]:
     tables = {f"{VOTES}.{kind}" for kind in ("csv", "parquet", "jsonl")}
     return tables | {DEFINITION, EARLIER, CLIPS, PAIRS, VIDEO_ALIGN, DPO, CARD, SUMS}
@@ -124,7 +137,8 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     """Read the votes and the definition of an export.
 
     Raises:
-        StudyError: a file is missing, is damaged, or does not have the hash of SHA256SUMS.
+        StudyError: the export is unfinished, or a file is missing, is damaged, or does not have
+            the hash of SHA256SUMS.
     """
     try:
         text = (folder / DEFINITION).read_bytes().decode("utf-8")
@@ -136,9 +150,9 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     kinds = [kind for kind in ("parquet", "csv", "jsonl") if (folder / f"{VOTES}.{kind}").exists()]
     if not kinds:
         raise StudyError(f"{folder} contains no table of votes. Export the study again.")
-    table = folder / f"{VOTES}.{kinds[0]}"
-    _check_sums(folder / DEFINITION, table)
-    votes = read_votes(table)
+    table = f"{VOTES}.{kinds[0]}"
+    check_sums(folder, DEFINITION, table)
+    votes = read_votes(folder / table)
     definition = parse_definition(text, origin=str(folder / DEFINITION))
     definition = replace(definition, earlier=_read_earlier(folder / EARLIER))
     foreign = set(votes["definition_hash"]) - {entry.hash for entry in definition.versions}
@@ -159,30 +173,37 @@ def read_exported_pairs(folder: Path) -> pd.DataFrame | None:
     path = folder / PAIRS
     if not path.is_file():  # an export of a former version of this program
         return None
-    _check_sums(path)
+    check_sums(folder, PAIRS)
     return pd.read_csv(path)
 
 
 def _read_earlier(path: Path) -> tuple[StudyDefinition, ...]:
     if not path.is_file():  # an export of a former version of this program
         return ()
-    _check_sums(path)
+    check_sums(path.parent, path.name)
     lines = path.read_text(encoding="utf-8").splitlines()
     sources = [json.loads(line)["definition"] for line in lines if line]
     return tuple(parse_definition(source, origin=str(path)) for source in sources)
 
 
-def _check_sums(*paths: Path) -> None:
-    """Refuse files that were changed since their export. Without SHA256SUMS, accept any."""
-    sums = paths[0].parent / SUMS
-    if not sums.exists():
-        return
+def check_sums(folder: Path, *names: str) -> None:
+    """Refuse an export that is unfinished, or of which one of these files was changed.
+
+    Raises:
+        StudyError: SHA256SUMS is missing, or does not have the hash of a file.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise StudyError(
+            f"{folder} has no {SUMS}, which is written last: the export was interrupted, or was "
+            "not copied as a whole. Export the study again."
+        )
     lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    changed = [path.name for path in paths if sum_line(path) not in lines]
+    changed = [name for name in names if sum_line(folder / name) not in lines]
     if changed:
         raise StudyError(
-            f"{changed[0]} in {sums.parent} was changed since the export: its hash is not the one "
-            f"in {SUMS}. Export again, or remove {SUMS} if the change is yours."
+            f"{changed[0]} in {folder} was changed since the export: its hash is not the one in "
+            f"{SUMS}. Export again, or correct its line in {SUMS} if the change is yours."
         )
 
 

@@ -392,9 +392,10 @@ def data_card(votes: pd.DataFrame, definition: StudyDefinition, *, with_clips: b
 | `preferences.dpo.jsonl` | one line for each pair and question with a winner |
 | `study.toml` | the definition; every vote stores its SHA-256 |
 | `earlier-definitions.jsonl` | those before each amendment, if the study was amended |
-| `SHA256SUMS` | check with `sha256sum -c SHA256SUMS` |
+| `SHA256SUMS` | written last: without it, the export is unfinished; check with `sha256sum -c` |
 
-Paths of clips begin with `media/`: the files {place}.
+Paths of clips begin with `media/`: the files {place}. Both files of preferences say in `simulated`
+whether the votes are.
 
 In CSV files, text that a spreadsheet would run as a formula begins with an apostrophe (').
 JSONL and Parquet contain it verbatim. `python -m human_eval report` makes the report again from

@@ -19,12 +19,14 @@ def tabulate_preferences(votes: pd.DataFrame) -> pd.DataFrame:
     """Count the answers to each pair and question, without excluded raters and checks.
 
     Returns:
-        Columns comparison, system_a, system_b, prompt_index, prompt, question; the counts a, b,
-        tie, both_bad.
+        Columns comparison, system_a, system_b, prompt_index, prompt, question, simulated; the
+        counts a, b, tie, both_bad.
     """
     kept = votes[(votes["kind"] == "real") & ~votes["excluded"]]
     keys = ["comparison", "system_a", "system_b", "prompt_index", "prompt", "question"]
-    counts = kept.groupby([*keys, "choice"], observed=True).size().unstack(fill_value=0)
+    counts = (
+        kept.groupby([*keys, "simulated", "choice"], observed=True).size().unstack(fill_value=0)
+    )
     counts = counts.reindex(columns=["a", "b", "tie", "both_bad"], fill_value=0)
     return counts.rename_axis(columns=None).reset_index()
 
@@ -52,7 +54,8 @@ def video_align(
 ) -> pd.DataFrame:
     """Return the training table of VideoAlign: one row per pair, its majority as A, B or same.
 
-    A column whose dimension no question measures is empty.
+    A column whose dimension no question measures is empty. The last column, `simulated`, is ours:
+    VideoAlign reads columns by name, and drops the others.
 
     Args:
         pairs: see `tabulate_preferences`.
@@ -60,7 +63,7 @@ def video_align(
 
     Source: KwaiVGI/VideoAlign, datasets/train/README.md.
     """
-    keys = ["comparison", "system_a", "system_b", "prompt_index", "prompt"]
+    keys = ["comparison", "system_a", "system_b", "prompt_index", "prompt", "simulated"]
     wide = pairs[keys].drop_duplicates()
     questions = video_align_questions(definition)
     for column, question in questions.items():
@@ -79,6 +82,7 @@ def video_align(
         "frames_a": "num_frames_A",
         "fps_b": "fps_B",
         "frames_b": "num_frames_B",
+        "simulated": "simulated",
     }
     return wide[list(columns)].rename(columns=columns)
 
@@ -91,7 +95,7 @@ def direct_preferences(
     Returns:
         Columns prompt; chosen, rejected (file names); question; `dimension`, what the question
         measures, or empty; `probability`, the share of decisive votes for the chosen clip, smoothed
-        as (n_chosen + 1) / (n + 2); votes.
+        as (n_chosen + 1) / (n + 2); votes; simulated.
     """
     dimensions = {question.key: question.dimension for question in definition.questions}
     both = _add_clips(pairs, clips)
@@ -107,5 +111,6 @@ def direct_preferences(
             "dimension": both["question"].map(dimensions),
             "probability": (both[["a", "b"]].max(axis=1) + 1) / (decisive + 2),
             "votes": decisive + both["tie"] + both["both_bad"],
+            "simulated": both["simulated"],
         }
     )

@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,9 @@ def train_reward(
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         made = Path(temporary) / out.name
         reward.save(made)
-        (made / "README.md").write_text(describe_reward(card, fitted, votes), encoding="utf-8")
+        (made / "README.md").write_text(
+            describe_reward(card, measured, fitted, votes), encoding="utf-8"
+        )
         made.rename(out)
     return measured
 
@@ -110,7 +112,9 @@ def describe_clips(votes: Comparisons, backbones: Sequence[Backbone]) -> Float[T
     return torch.cat(described)
 
 
-def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) -> str:
+def describe_reward(
+    card: VoteRewardCard, measured: Mapping[str, Measured], fitted: Fitted, votes: Comparisons
+) -> str:
     """Return the model card, in Markdown."""
     parts = Counter(votes.part.tolist())
     divided = ", ".join(f"{parts[number]:,} {part}" for number, part in enumerate(PARTS))
@@ -129,23 +133,23 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
         "Ties follow Davidson (1970); every rater has a temperature and a side bias. The penalty "
         f"on squared weights, {fitted.penalty:.2g}, is the best on the validation votes.",
         "",
-        "On the test votes, in per cent; accuracy and agreement count votes that are no ties:",
+        "On the test votes, in per cent; accuracy and agreement count votes that are no ties. The "
+        "loss is the mean of -log P(answer). Where the clips are ignored, it is that of ties and "
+        "side biases alone, fitted to the training votes:",
         "",
         "| question | votes (ties) | accuracy [95 %] | two raters agree | calibration error | "
-        "loss (clips ignored) |",
-        "|---|---|---|---|---|---|",
+        "loss | loss, clips ignored | difference [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     wordings = dict(zip(votes.questions, votes.wordings, strict=True))
-    for key, row in card.measured.items():
-        assert isinstance(row, dict)
-        agree = "" if row["raters"] is None else f"{100 * row['raters']:.0f}"
+    for key, found in measured.items():
+        agree = "" if found.raters is None else f"{100 * found.raters:.0f}"
         lines.append(
-            f"| {key}: {wordings[key]} | {row['votes']:,} ({row['ties']:,}) | "
-            f"{_accuracy(row['accuracy'], row['low'], row['high'])} | "
-            f"{agree} | {100 * row['calibration_error']:.1f} | "
-            f"{row['loss']:.3f} ({row['loss_without']:.3f}) |"
+            f"| {key}: {wordings[key]} | {found.votes:,} ({found.ties:,}) | {_accuracy(found)} | "
+            f"{agree} | {100 * found.calibration_error:.1f} | {found.loss:.3f} | "
+            f"{found.loss_without:.3f} | {_gain(found)} |"
         )
-    for gap in find_gaps(votes):
+    for gap in find_gaps(votes, measured):
         lines += ["", gap]
     lines += [
         "",
@@ -156,14 +160,17 @@ def describe_reward(card: VoteRewardCard, fitted: Fitted, votes: Comparisons) ->
     return "\n".join(lines)
 
 
-def find_gaps(votes: Comparisons) -> list[str]:
-    """Return which questions the reward does not know, or is not measured on, as sentences."""
-    gaps = [("learned", "training", "train"), ("measured", "held-out", "test")]
-    return [
-        f"Not {done}, since no {name} vote says which clip is better: {', '.join(keys)}."
-        for done, name, part in gaps
-        if (keys := votes.undecided(part))
-    ]
+def find_gaps(votes: Comparisons, measured: Mapping[str, Measured]) -> list[str]:
+    """Return which questions the reward has not learned, or is not shown to have, as sentences."""
+    no_vote = "since no {} vote says which clip is better"
+    gaps = {
+        f"learned, {no_vote.format('training')}": votes.undecided("train"),
+        f"measured, {no_vote.format('held-out')}": votes.undecided("test"),
+        "shown to predict held-out votes better than if the clips are ignored": [
+            key for key, found in measured.items() if not found.beats_baseline
+        ],
+    }
+    return [f"Not {what}: {', '.join(keys)}." for what, keys in gaps.items() if keys]
 
 
 def configure_reward(out: Path) -> str:
@@ -174,10 +181,18 @@ def configure_reward(out: Path) -> str:
     return f"{{ name = {quoted(out.name)}, {folder}weight = 1.0 }}"
 
 
-def _accuracy(mean: float, low: float | None, high: float | None, unit: str = "") -> str:
-    if low is None or high is None:
-        return f"{100 * mean:.0f}{unit} (no interval: one prompt, one rater)"
-    return f"{100 * mean:.0f}{unit} [{100 * low:.0f}, {100 * high:.0f}]"
+def _accuracy(found: Measured, unit: str = "") -> str:
+    text = f"{100 * found.accuracy:.0f}{unit}"
+    if found.low is not None and found.high is not None:
+        text += f" [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"{text} ({found.note})" if found.note else text
+
+
+def _gain(found: Measured) -> str:
+    text = f"{found.loss_without - found.loss:z.3f}"
+    if found.gain_low is None or found.gain_high is None:
+        return f"{text} (no interval)"
+    return f"{text} [{found.gain_low:z.3f}, {found.gain_high:z.3f}]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,16 +232,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for key, found in measured.items():
         agree = "" if found.raters is None else f"; two raters agree in {100 * found.raters:.0f} %"
         print(
-            f"{key}: {_accuracy(found.accuracy, found.low, found.high, ' %')} of "
+            f"{key}: {_accuracy(found, ' %')} of "
             f"{found.votes - found.ties:,} held-out votes predicted{agree}."
         )
-    for gap in find_gaps(votes):
+    for gap in find_gaps(votes, measured):
         print(f"{gap} Collect more votes before you train a student with it.")
-    if useless := [key for key, found in measured.items() if found.loss >= found.loss_without]:
-        print(
-            f"On the held-out votes it predicts {', '.join(useless)} no better than if the clips "
-            "are ignored. Collect more votes before you train a student with it."
-        )
     print(f"The reward is in {options.out}. In a configuration of training.distil:")
     print(f"rewards = [{configure_reward(options.out)}]")
 

@@ -10,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from human_eval.definition.definition import StudyDefinition
-from human_eval.reporting.export import CLIPS, FILES, read_export
+from human_eval.errors import StudyError
+from human_eval.reporting.export import CLIPS, FILES, check_sums, read_export
 from human_eval.statistics.votes import counted_votes, find_unknown
+from turbo.manifest import sha256_of
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, read_table, require_columns
 
 ANSWERS = {"a": 0, "b": 1, "tie": 2, "both_bad": 2}  # neither clip is better: a tie
@@ -64,7 +66,8 @@ def read_comparisons(export: Path, table: Path | None = None, *, seed: int = 0) 
         seed: of the division of the prompts.
 
     Raises:
-        StudyError: the export is damaged, or mixes human votes with simulated ones.
+        StudyError: the export is unfinished or damaged, mixes human votes with simulated ones, or
+            has a clip that was changed.
         ValueError: the prompts are unknown or too few, or no vote is on two clips with files.
     """
     votes, definition = read_export(export)
@@ -137,16 +140,27 @@ def divide_prompts(prompts: set[str], seed: int) -> dict[str, int]:
 
 
 def _exported_clips(export: Path) -> dict[Place, Path]:
-    """Return the clips of an export that have a file."""
+    """Return the clips of an export that have a file.
+
+    Raises:
+        StudyError: the table of clips or a clip is not the one that was exported.
+        ValueError: there is no table of clips.
+    """
     if not (export / CLIPS).is_file():
         raise ValueError(f"{export} has no {CLIPS}. Give a table of the clips by --clips.")
-    rows = read_table(export / CLIPS).rows.values()
-    paths = {
-        (row["system"], int(row["prompt_index"])): export / FILES / row["stored_name"]
-        for row in rows
-        if row["status"] == "ok"
-    }
-    return {place: path for place, path in paths.items() if path.is_file()}
+    check_sums(export, CLIPS)
+    paths = {}
+    for row in read_table(export / CLIPS).rows.values():
+        path = export / FILES / row["stored_name"]
+        if row["status"] != "ok" or not path.is_file():
+            continue
+        if sha256_of(path) != row["sha256"]:
+            raise StudyError(
+                f"{path} is not the clip that raters saw: its SHA-256 is not the one in {CLIPS}. "
+                "Export the study again with --clips."
+            )
+        paths[row["system"], int(row["prompt_index"])] = path
+    return paths
 
 
 def _listed_clips(

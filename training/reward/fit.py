@@ -94,6 +94,15 @@ def fit_votes(features: Float[Tensor, "C D"], votes: Comparisons) -> Fitted:
     return best
 
 
+def fit_baseline(features: Float[Tensor, "C D"], votes: Comparisons) -> VoteModel:
+    """Fit ties and side biases to the training votes, with all scores 0: the clips are ignored."""
+    train = votes.votes_of("train")
+    model = start_model(features, votes, train)
+    model.head.requires_grad_(False)
+    _minimise(model, features, votes, train, penalty=0.0)
+    return model
+
+
 def _minimise(
     model: VoteModel, features: Tensor, votes: Comparisons, rows: Tensor, penalty: float
 ) -> None:
@@ -113,8 +122,14 @@ def answer_loss(
     model: VoteModel, features: Tensor, votes: Comparisons, rows: Int[Tensor, " N"]
 ) -> Float[Tensor, ""]:
     """Return the mean of -log P(answer)."""
-    chosen = model(features, votes, rows).gather(1, votes.answer[rows][:, None])
-    return -chosen.mean()
+    return answer_losses(model, features, votes, rows).mean()
+
+
+def answer_losses(
+    model: VoteModel, features: Tensor, votes: Comparisons, rows: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Return -log P(answer) of each vote."""
+    return -model(features, votes, rows).gather(1, votes.answer[rows][:, None])[:, 0]
 
 
 def start_model(features: Tensor, votes: Comparisons, train: Tensor) -> VoteModel:

@@ -14,7 +14,7 @@ import pytest
 from human_eval.cli.main import build_parser, main
 from human_eval.clips.media import Footage, write_footage
 from human_eval.definition.definition import load_definition
-from human_eval.reporting.export import write_export
+from human_eval.reporting.export import sum_line, write_export
 from human_eval.statistics import screening
 from human_eval.storage.events import exclusions
 from human_eval.storage.study_state import is_closed
@@ -56,6 +56,8 @@ def made(tmp_path_factory):
     (folder / "export" / "votes.csv").write_text("vote_id,choice\n1,a\n")
     source = load_definition("shapes-demo").source
     (folder / "export" / "study.toml").write_text(source)
+    lines = [sum_line(path) for path in (folder / "export").iterdir()]
+    (folder / "export" / "SHA256SUMS").write_text("\n".join(lines) + "\n")
     (folder / "unknown.toml").write_text(source.replace('b = "teacher"', 'b = "nobody"'))
     run("create", folder / "study", "--prompts", folder / "prompts.txt")
     run("ingest", folder / "study", folder / "clips")

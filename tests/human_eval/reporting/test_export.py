@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from human_eval.clips.ingest import Clip
 from human_eval.definition.definition import VIDEO_ALIGN, load_definition, parse_definition
 from human_eval.errors import StudyError
-from human_eval.reporting.export import read_export, read_votes, write_csv, write_export
+from human_eval.reporting.export import read_export, read_votes, sum_line, write_csv, write_export
 from human_eval.reporting.preferences import video_align_questions
 from human_eval.statistics.votes import COLUMNS, check_votes, counted_votes
 from tests.support.crowd import define_pair, make_votes
@@ -50,6 +51,12 @@ def make_clips(definition, prompts: int) -> list[Clip]:
         for system in definition.systems
         for index in range(prompts)
     ]
+
+
+def write_sums(folder) -> None:
+    """Make the files that were changed those of the export."""
+    lines = [sum_line(path) for path in folder.iterdir() if path.name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
@@ -113,7 +120,7 @@ def test_export_is_read_back_with_its_definition(folder, votes, definition):
 
 def test_votes_under_another_definition_are_refused(folder):
     (folder / "study.toml").write_text(define_pair("version = 2").source)
-    (folder / "SHA256SUMS").unlink()
+    write_sums(folder)
 
     with pytest.raises(StudyError, match="under another definition"):
         read_export(folder)
@@ -141,7 +148,7 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
 
     assert list(align.columns) == [
         *["path_A", "path_B", "prompt", "VQ", "MQ", "TA"],
-        *["fps_A", "num_frames_A", "fps_B", "num_frames_B"],
+        *["fps_A", "num_frames_A", "fps_B", "num_frames_B", "simulated"],
     ]
     assert align["VQ"].to_list() == ["A", "same"]  # the excluded pair is gone
     assert set(align["MQ"]) == {""}
@@ -158,8 +165,23 @@ def test_preferences_hold_the_majority_of_raters_who_count(tmp_path):
             "dimension": "visual_quality",
             "probability": pytest.approx(0.6),
             "votes": 3,
+            "simulated": False,
         }
     ]
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_every_preference_says_whether_its_votes_are_simulated(
+    votes, definition, tmp_path, simulated
+):
+    clips = make_clips(definition, len(FORMULAS))
+    write_export(votes.assign(simulated=simulated), definition, tmp_path, clips=clips)
+
+    align = pd.read_csv(tmp_path / "preferences.videoalign.csv")
+    lines = (tmp_path / "preferences.dpo.jsonl").read_text().splitlines()
+
+    assert set(align["simulated"]) == {simulated}
+    assert {json.loads(line)["simulated"] for line in lines} == {simulated}
 
 
 def test_a_question_without_a_dimension_fills_no_column_of_videoalign(folder):
@@ -218,6 +240,57 @@ def test_every_path_of_an_export_with_clips_leads_to_a_file(votes, definition, t
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     read_export(folder)
+
+
+@pytest.fixture
+def media(definition, tmp_path):
+    """The folder of a study's clips."""
+    folder = tmp_path / "study-media"
+    folder.mkdir()
+    for clip in make_clips(definition, len(FORMULAS)):
+        (folder / clip.stored_name).write_bytes(clip.stored_name.encode())
+    return folder
+
+
+@pytest.mark.parametrize("former", [True, False])
+def test_an_export_that_was_killed_is_refused(
+    votes, definition, media, tmp_path, monkeypatch, former
+):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    if former:
+        write_export(votes, definition, folder, clips=clips, media=media)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_export(votes, definition, folder, clips=clips, media=media)
+
+    with pytest.raises(StudyError, match=r"[Ee]xport .*again"):
+        read_export(folder)
+
+
+@pytest.mark.parametrize("with_clips", [True, False])
+def test_clips_of_a_former_export_are_deleted(votes, definition, media, tmp_path, with_clips):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    write_export(votes, definition, folder, clips=clips, media=media)
+
+    write_export(votes, definition, folder, clips=clips[1:], media=media if with_clips else None)
+
+    left = {path.name for path in (folder / "media").iterdir()}
+    assert left == {clip.stored_name for clip in clips[1:]}
+    assert len([*media.iterdir()]) == len(clips)
+
+
+def test_no_clip_of_the_study_is_deleted_through_a_link(votes, definition, media, tmp_path):
+    clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
+    folder.mkdir()
+    (folder / "media").symlink_to(media)
+
+    write_export(votes, definition, folder, clips=clips[1:])
+
+    assert len([*media.iterdir()]) == len(clips)
 
 
 def test_an_export_that_contains_its_report_is_written_again(folder, votes, definition):

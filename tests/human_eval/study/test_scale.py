@@ -10,7 +10,7 @@ from human_eval.collection.submission import Answer
 from human_eval.definition.definition import Choice, parse_definition
 from human_eval.errors import NotAcceptable, StudyError, TooLate
 from human_eval.mturk.batches import write_batches
-from human_eval.reporting.export import read_export, read_votes, write_export
+from human_eval.reporting.export import read_export, read_votes, sum_line, write_export
 from human_eval.reporting.report import report_from_export, write_report
 from human_eval.statistics.win_rates import tabulate_strengths, win_rates
 from human_eval.study import queries
@@ -166,10 +166,13 @@ def test_an_export_from_before_there_were_scales_is_still_read(store, tmp_path):
     votes = queries.read_votes(store, simulated=True).query("question != 'Q3'")
     folder = tmp_path / "export"
     write_export(votes, store.definition, folder)
-    for path in [folder / "votes.parquet", folder / "votes.jsonl", folder / "SHA256SUMS"]:
+    for path in [folder / "votes.parquet", folder / "votes.jsonl"]:
         path.unlink()
     table = pd.read_csv(folder / "votes.csv").drop(columns="strength")
     table.to_csv(folder / "votes.csv", index=False)
+    lines = [sum_line(folder / name) for name in ("study.toml", "votes.csv")]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    (folder / "earlier-definitions.jsonl").unlink()
 
     assert set(read_export(folder)[0]["strength"]) == {0}
 

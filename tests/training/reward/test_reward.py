@@ -1,6 +1,7 @@
 """Votes become a reward that a distillation can use."""
 
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from math import log
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from human_eval.clips.ingest import Clip
+from human_eval.errors import StudyError
 from human_eval.reporting.export import write_export
 from tests.support.crowd import define_pair, make_votes
 from training.build import build_reward, count_reward_frames
@@ -24,9 +26,10 @@ from training.reward.comparisons import (
     read_comparisons,
 )
 from training.reward.fit import VoteModel, fit_votes
-from training.reward.measurements import measure_agreement, measure_calibration
+from training.reward.measurements import measure_agreement, measure_calibration, measure_fit
 from training.shapes.models.rewards import to_videos
 from training.shapes.world.scenes import SCENES, Defects, corrupt_clip, draw_clip
+from turbo.manifest import sha256_of
 from turbo.rewards import check_reward
 from turbo.rewards.published import load_reward
 from turbo.rewards.vote_reward import CARD, VoteHead
@@ -54,7 +57,8 @@ def export(tmp_path_factory):
     for system in ("ours", "theirs"):
         for index in range(PROMPTS):
             name = f"{system}{index}.mp4"
-            Video(draw(system, index), 8).save(folder / "media" / name, enlarge=4)
+            path = folder / "media" / name
+            Video(draw(system, index), 8).save(path, enlarge=4)
             clips.append(
                 Clip(
                     system=system,
@@ -63,7 +67,7 @@ def export(tmp_path_factory):
                     seed=0,
                     source_sha256="s",
                     stored_name=name,
-                    sha256="h",
+                    sha256=sha256_of(path),
                 )
             )
     write_export(votes, definition, folder / "export", clips=clips, media=folder / "media")
@@ -123,7 +127,8 @@ def test_a_reward_that_predicts_nothing_is_written_and_reported(
 
     measured = json.loads((tmp_path / "mine" / CARD).read_text())["measured"]["Q1"]
     assert measured["loss"] > measured["loss_without"]
-    assert "predicts Q1 no better" in capsys.readouterr().out
+    for text in (capsys.readouterr().out, (tmp_path / "mine" / "README.md").read_text()):
+        assert "better than if the clips are ignored" in text
 
 
 @pytest.fixture
@@ -142,11 +147,12 @@ def train(export, tmp_path, monkeypatch, capsys):
     return train
 
 
-def test_one_rater_on_one_held_out_prompt_gives_an_accuracy_without_an_interval(train):
+@pytest.mark.parametrize("raters", ["one", "several"])
+def test_one_held_out_prompt_gives_an_accuracy_without_an_interval(train, raters):
     def change(votes):
         first = votes.first[votes.votes_of("test")[0]]
         others = (votes.part == 2) & (votes.first != first)
-        rater = torch.zeros_like(votes.rater)
+        rater = torch.zeros_like(votes.rater) if raters == "one" else votes.rater
         return replace(votes, rater=rater, part=torch.where(others, 0, votes.part))
 
     measured, card, printed = train(change)
@@ -154,6 +160,18 @@ def test_one_rater_on_one_held_out_prompt_gives_an_accuracy_without_an_interval(
     assert 0 <= measured["Q1"]["accuracy"] <= 1
     assert measured["Q1"]["low"] is None and measured["Q1"]["high"] is None
     assert "no interval" in card and "no interval" in printed
+    assert measured["Q1"]["gain_low"] is None
+    assert "clips are ignored: Q1" in card and "clips are ignored: Q1" in printed
+
+
+def test_what_an_interval_does_not_cover_is_said(train):
+    unknown, card, printed = train(
+        lambda votes: replace(votes, rater=torch.zeros_like(votes.rater))
+    )
+
+    assert unknown["Q1"]["low"] < unknown["Q1"]["high"]
+    assert "over prompts only" in unknown["Q1"]["note"]
+    assert "over prompts only" in card and "over prompts only" in printed
 
 
 def test_a_question_without_a_decided_held_out_vote_is_named(train):
@@ -202,6 +220,16 @@ def test_a_reward_refuses_a_question_that_was_not_asked(rewards):
         load_reward("mine", rewards / "mine", "Q7")
 
 
+def test_a_reward_of_before_the_baseline_was_fitted_is_still_loaded(rewards, tmp_path):
+    folder = shutil.copytree(rewards / "mine", tmp_path / "mine")
+    card = json.loads((folder / CARD).read_text())
+    for name in ("note", "gain_low", "gain_high"):
+        del card["measured"]["Q1"][name]
+    (folder / CARD).write_text(json.dumps(card))
+
+    assert load_reward("mine", folder).card.primary == "Q1"
+
+
 def test_a_reward_refuses_backbones_of_other_weights(rewards, tmp_path):
     card = json.loads((rewards / "mine" / CARD).read_text())
     (tmp_path / "mine").mkdir()
@@ -214,15 +242,32 @@ def test_a_reward_refuses_backbones_of_other_weights(rewards, tmp_path):
 
 
 def test_votes_without_clips_are_refused(export, tmp_path):
-    for name in ("study.toml", "votes.csv", "clips.csv"):
+    for name in ("study.toml", "votes.csv", "clips.csv", "SHA256SUMS"):
         (tmp_path / name).write_bytes((export / name).read_bytes())
 
     with pytest.raises(ValueError, match="--clips"):
         read_comparisons(tmp_path)
 
 
+def test_a_clip_that_nobody_saw_is_refused(export, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    shutil.copyfile(folder / "media" / "theirs0.mp4", folder / "media" / "ours0.mp4")
+
+    with pytest.raises(StudyError, match="ours0.mp4"):
+        read_comparisons(folder)
+
+
+def test_a_table_of_clips_that_was_changed_is_refused(export, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    table = (folder / "clips.csv").read_text()
+    (folder / "clips.csv").write_text(table.replace("ours0.mp4", "theirs0.mp4"))
+
+    with pytest.raises(StudyError, match=r"clips\.csv"):
+        read_comparisons(folder)
+
+
 def test_a_table_names_the_clips_of_votes_from_elsewhere(export, tmp_path):
-    for name in ("study.toml", "votes.csv"):
+    for name in ("study.toml", "votes.csv", "SHA256SUMS"):
         (tmp_path / name).write_bytes((export / name).read_bytes())
     rows = [
         {
@@ -310,6 +355,34 @@ def test_a_fit_finds_the_planted_scores_ties_and_raters():
     assert model.bias[1] > model.bias[0] + 0.5
     assert model.log_tie.exp().item() == pytest.approx(0.8, rel=0.15)
     assert (answer == TIE).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("taste", [0.0, 2.0])
+def test_a_reward_must_beat_what_side_biases_and_ties_predict(seed, taste):
+    """All raters favour the left side; without a taste, nothing else decides."""
+    generator = torch.Generator().manual_seed(seed)
+    count, clips = 1200, 80
+    features = torch.randn(clips, 4, generator=generator)
+    prompt = torch.arange(count) % (clips // 2)
+    left = torch.randint(2, (count,), generator=generator) * 2.0 - 1
+    eta = 2 * left + taste * (features[2 * prompt, 0] - features[2 * prompt + 1, 0])
+    odds = torch.stack([(eta / 2).exp(), (-eta / 2).exp(), torch.full((count,), 0.3)], dim=1)
+    answer = odds.multinomial(1, generator=generator)[:, 0]
+    rater = torch.randint(20, (count,), generator=generator)
+    votes = replace(
+        compare(answer, left=left, rater=rater, first=2 * prompt, second=2 * prompt + 1,
+                clips=clips),
+        prompts=[f"prompt {clip // 2}" for clip in range(clips)],
+        part=(prompt % 4 - 1).clamp(min=0),  # half of the prompts train
+    )  # fmt: skip
+
+    measured = measure_fit(fit_votes(features, votes).model, features, votes)["Q1"]
+
+    assert measured.beats_baseline == (taste > 0)
+    assert measured.loss_without < log(3)  # what side biases predict
+    gain = round(measured.loss_without - measured.loss, 4)
+    assert measured.gain_low <= gain <= measured.gain_high
 
 
 def test_agreement_is_that_of_two_votes_on_one_pair():
