@@ -73,6 +73,7 @@ def write_export(
         raise StudyError(
             f"{folder} contains {foreign[0]!r}, which is not of an export. Name another folder."
         )
+    outdated = _find_outdated(folder, {clip.stored_name for clip in clips})
     (folder / SUMS).unlink(missing_ok=True)
     votes = votes[list(COLUMNS)].sort_values("vote_id", ignore_index=True)
     shown = pd.DataFrame([asdict(clip) for clip in clips], columns=[f.name for f in fields(Clip)])
@@ -92,7 +93,8 @@ def write_export(
         write_csv(pairs, folder / PAIRS)
     if media is not None:
         _copy_clips(clips, media, folder / FILES)
-    _delete_others(clips, folder / FILES)
+    for path in outdated:
+        path.unlink()
     included = sorted((folder / FILES).glob("*.mp4"))
     card = data_card(votes, definition, with_clips=bool(included))
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -118,14 +120,23 @@ def _copy_clips(clips: Sequence[Clip], media: Path, target: Path) -> None:
         shutil.copyfile(media / clip.stored_name, target / clip.stored_name)
 
 
-def _delete_others(clips: Sequence[Clip], target: Path) -> None:
-    """Delete clips of a former export; none through a link, which may lead to a study's clips."""
+def _find_outdated(folder: Path, names: set[str]) -> list[Path]:
+    """Return the clips in `folder` that a former export wrote and that are not among `names`.
+
+    A link may lead to a study's clips, so nothing behind it is returned.
+
+    Raises:
+        StudyError: a clip is of neither export.
+    """
+    target, table = folder / FILES, folder / CLIPS
     if target.is_symlink():
-        return
-    names = {clip.stored_name for clip in clips}
-    for path in target.glob("*.mp4"):
-        if path.name not in names:
-            path.unlink()
+        return []
+    former = set(pd.read_csv(table, dtype=str)["stored_name"]) if table.exists() else set()
+    others = [path for path in sorted(target.glob("*.mp4")) if path.name not in names]
+    for path in others:
+        if path.name not in former:
+            raise StudyError(f"{path} is not a clip of an export. Name another folder.")
+    return others
 
 
 def _names() -> set[str]:

@@ -283,6 +283,17 @@ def test_clips_of_a_former_export_are_deleted(votes, definition, media, tmp_path
     assert len([*media.iterdir()]) == len(clips)
 
 
+def test_clips_that_no_export_wrote_are_not_deleted(votes, definition, media, tmp_path):
+    own = tmp_path / "export" / "media" / "holiday.mp4"
+    own.parent.mkdir(parents=True)
+    own.touch()
+
+    with pytest.raises(StudyError, match="holiday"):
+        write_export(votes, definition, tmp_path / "export")
+
+    assert [*(tmp_path / "export").rglob("*")] == [own.parent, own]
+
+
 def test_no_clip_of_the_study_is_deleted_through_a_link(votes, definition, media, tmp_path):
     clips, folder = make_clips(definition, len(FORMULAS)), tmp_path / "export"
     folder.mkdir()
