@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -40,9 +41,13 @@ from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
 from turbo.manifest import Manifest
+from turbo.models.registry import find_card
+from turbo.rewards.published import EMBEDDED
+from turbo.rewards.vote_reward import hash_weights
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
+BACKBONES = ("shapes-image", "shapes-video")  # of the votes' reward
 STUDY = """
 name = "flywheel"
 version = 1
@@ -61,6 +66,9 @@ LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is hig
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
 VOTE_WEIGHT = 1.0  # of the reward; the shipped rewards keep their weights
+SHIPPED_REWARDS = """\
+{ name = "shapes-image", weight = 0.4, frames = 4 }, \
+{ name = "shapes-video", weight = 0.5, frames = 8 }"""
 SLOTS = 4  # micro-batches of a step, shared by the processes
 FAKE_WARMUP = 60  # steps in which the fake of distribution matching learns alone
 CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-4
@@ -90,9 +98,9 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     """Take every turn and write results.json and flywheel.svg after each.
 
     Raises:
-        ValueError: the folder was made with other sizes.
+        ValueError: as for `keep_settings`.
     """
-    keep_sizes(out, sizes)
+    keep_settings(out, sizes)
     spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
     scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
@@ -110,8 +118,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         clips = {"student": folder / "voted", "turbo": known / "voted"}
         votes = hold_study(folder / "votes", voted, clips, LIKING)
         if not (folder / "mine").exists():
-            backbones = ("--backbone", "shapes-image", "shapes-video")
-            train_reward([str(votes), "--out", str(folder / "mine"), *backbones])
+            train_reward([str(votes), "--out", str(folder / "mine"), "--backbone", *BACKBONES])
         models = folder / "run" / "models"
         start = distil(name, start, folder, distilled, sizes.steps, processes)
         generate(name, unseen, folder / "unseen", processes, models=models)
@@ -125,15 +132,47 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         plot_turns(results, out / "flywheel.svg")
 
 
-def keep_sizes(out: Path, sizes: Sizes) -> None:
-    """Store the sizes in a new folder; check those of one to continue."""
-    file, wanted = out / "sizes.json", asdict(sizes)
-    if file.exists() and (kept := json.loads(file.read_text())) != wanted:
-        raise ValueError(f"{out} was made with {kept}, not {wanted}. Name another folder.")
-    if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        with open_whole(file) as whole:
-            whole.write(json.dumps(wanted).encode())
+def keep_settings(out: Path, sizes: Sizes) -> None:
+    """Store the settings in settings.json of a new folder; check those of one to continue.
+
+    Raises:
+        ValueError: the folder was made with other settings, or does not say with which.
+    """
+    file, wanted = out / "settings.json", describe_settings(sizes)
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if others := [name for name, value in wanted.items() if kept.get(name) != value]:
+            raise ValueError(
+                f"{out} was made with other settings: {', '.join(others)}. The former ones are in "
+                f"{file}. Name another folder."
+            )
+        return
+    if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+        raise ValueError(f"{out} has files but no {file.name}. Name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    with open_whole(file) as whole:
+        whole.write((json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def describe_settings(sizes: Sizes) -> dict[str, Any]:
+    """Return all that decides the results, as JSON stores it."""
+    models = {name: find_card(name).weights_sha256() for name in (BASELINE,)}
+    rewards = {
+        name: hash_weights(sorted(EMBEDDED[name][0].glob("*.safetensors"))) for name in BACKBONES
+    }
+    settings = asdict(sizes) | {
+        "liking": LIKING,
+        "crowd": asdict(CROWD),
+        "study": STUDY,
+        "other_seeds": OTHER_SEEDS,
+        "vote_weight": VOTE_WEIGHT,
+        "shipped_rewards": SHIPPED_REWARDS,
+        "fake_warmup": FAKE_WARMUP,
+        "changes": CHANGES,
+        "config": STUDENT_CONFIG.read_text(),
+        "weights": models | rewards,
+    }
+    return json.loads(json.dumps(settings))
 
 
 def write_lines(file: Path, lines: Sequence[str]) -> Path:
@@ -206,11 +245,8 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     """Train a student with the reward of the votes and the shipped ones; return its folder."""
     out = folder / "run"
     made = out / "models" / name
-    rewards = (
-        f'[{{ name = "mine", folder = "{folder}/mine", weight = {VOTE_WEIGHT} }}, '
-        '{ name = "shapes-image", weight = 0.4, frames = 4 }, '
-        '{ name = "shapes-video", weight = 0.5, frames = 8 }]'
-    )
+    mine = f'{{ name = "mine", folder = "{folder}/mine", weight = {VOTE_WEIGHT} }}'
+    rewards = f"[{mine}, {SHIPPED_REWARDS}]"
     changes = {
         "name": name, "student.start": start, "data.prompts": prompts, "rewards": rewards,
         "run.out": out, "run.steps": FAKE_WARMUP + steps, "matching.warmup": FAKE_WARMUP,

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,29 @@ from training.flywheel import main, rate_height
 from training.shapes.world.scenes import FPS, FRAMES, Scene, draw_background, draw_clip
 from turbo.video import Video
 
+RIGHT = ("right, student", "right, turbo", "right, difference")
 SIZES = ["--pairs", "8", "--steps", "1", "--unseen", "3", "--processes", "1"]
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Let every stage take no time; a test sees which studies were held."""
+
+    def hold_study(study: Path, *rest: object) -> Path:
+        study.mkdir(parents=True, exist_ok=True)
+        return study
+
+    share = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    stages = {
+        "generate": lambda *arguments, **settings: None,
+        "hold_study": hold_study,
+        "train_reward": lambda arguments: None,
+        "distil": lambda name, start, folder, *rest: str(folder / "run" / "models" / name),
+        "measure_wins": lambda export: share,
+        "measure_right": lambda *arguments: dict.fromkeys(RIGHT, share),
+    }
+    for name, stage in stages.items():
+        monkeypatch.setattr(flywheel, name, stage)
 
 
 def test_raters_of_either_taste_dislike_a_clip_without_a_sprite(tmp_path):
@@ -38,6 +62,40 @@ def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
         main(["--out", str(tmp_path), "--unseen", "195"])
 
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("BASELINE", "shapes-vcm"),
+        ("CHANGES", ()),
+        ("CROWD", replace(flywheel.CROWD, raters=41)),
+        ("FAKE_WARMUP", 61),
+        ("LIKING", 0.4),
+        ("OTHER_SEEDS", 1),
+        ("SHIPPED_REWARDS", ""),
+        ("STUDENT_CONFIG", Path(__file__)),
+        ("STUDY", f"{flywheel.STUDY}\n"),
+        ("VOTE_WEIGHT", 2.0),
+    ],
+)
+def test_a_folder_that_was_made_with_other_settings_is_refused(
+    tmp_path, monkeypatch, instant, name, value
+):
+    out = str(tmp_path / "flywheel")
+    main(["--out", out, *SIZES])
+    main(["--out", out, *SIZES])
+
+    monkeypatch.setattr(flywheel, name, value)
+    with pytest.raises(SystemExit, match="Name another folder"):
+        main(["--out", out, *SIZES])
+
+
+def test_a_folder_that_does_not_say_its_settings_is_refused(tmp_path, instant):
+    (tmp_path / "sizes.json").write_text("{}")
+
+    with pytest.raises(SystemExit, match="Name another folder"):
+        main(["--out", str(tmp_path), *SIZES])
 
 
 @pytest.mark.slow
