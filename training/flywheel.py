@@ -24,10 +24,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from human_eval.cli.main import main as human_eval
-from human_eval.reporting.export import read_export
+from human_eval.reporting.export import CLIPS, FILES, read_export
 from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
@@ -40,7 +41,6 @@ from training.shapes.evaluation.intervals import clustered_mean as mean_over_sce
 from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
-from turbo.manifest import Manifest
 from turbo.models.registry import find_card
 from turbo.rewards.published import EMBEDDED
 from turbo.rewards.vote_reward import hash_weights
@@ -123,11 +123,11 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         start = distil(name, start, folder, distilled, sizes.steps, processes)
         generate(name, unseen, folder / "unseen", processes, models=models)
         clips = {"student": folder / "unseen", "turbo": known / "unseen"}
-        preferred = {
-            taste: measure_wins(hold_study(folder / taste.split()[0], unseen, clips, liking))
-            for taste, liking in TASTES.items()
-        }
-        results.append(preferred | measure_right(clips, scenes))
+        result = {}
+        for taste, liking in TASTES.items():
+            compared = hold_study(folder / taste.split()[0], unseen, clips, liking)
+            result[taste] = measure_wins(compared)
+        results.append(result | measure_right(compared, scenes))
         (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         plot_turns(results, out / "flywheel.svg")
 
@@ -267,23 +267,33 @@ def measure_wins(export: Path) -> dict[str, float]:
     return {"mean": share.mean, "low": share.low, "high": share.high, "votes": len(votes)}
 
 
-def measure_right(
-    clips: Mapping[str, Path], scenes: Sequence[Scene]
-) -> dict[str, dict[str, float]]:
-    """Return the share of clips with all four attributes of their scenes right."""
+def measure_right(export: Path, scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
+    """Return the share of a study's clips with all four attributes of their scenes right.
+
+    Raises:
+        ValueError: a system has not one clip of each scene.
+    """
+    table = pd.read_csv(export / CLIPS)
     right, clusters = {}, {"scene": np.array([repr(scene) for scene in scenes])}
-    for system, folder in clips.items():
-        files = {row["prompt"]: path for path, row in Manifest(folder).rows().items()}
-        read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
-        right[system] = np.array(
-            [found.matches(scene)["all"] for found, scene in zip(read, scenes, strict=True)]
-        )
+    for system, rows in table.groupby("system"):
+        names = {prompt: [*names] for prompt, names in rows.groupby("prompt")["stored_name"]}
+        hits = []
+        for scene in scenes:
+            found = names.get(scene.caption(), [])
+            if len(found) != 1:
+                raise ValueError(
+                    f"Expected one clip of {system} for {scene.caption()!r} in {export / CLIPS}, "
+                    f"got {len(found)}. Remove {export.parent} and run the same command again."
+                )
+            hits.append(read_clip(read_shapes(export / FILES / found[0])).matches(scene)["all"])
+        right[system] = np.array(hits)
     difference = right["student"].astype(float) - right["turbo"]
     rates = {
         f"right, {key}": asdict(mean_over_scenes(hit, clusters, bounds=SHARE))
         for key, hit in right.items()
     }
-    return rates | {"right, difference": asdict(mean_over_scenes(difference, clusters))}
+    apart = mean_over_scenes(difference, clusters, bounds=(-1.0, 1.0))
+    return rates | {"right, difference": asdict(apart)}
 
 
 def plot_turns(results: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None:

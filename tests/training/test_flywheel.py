@@ -1,7 +1,9 @@
 """The flywheel: studies, a reward of their votes, a student, and a comparison of it."""
 
 import json
+import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,15 @@ import pytest
 from human_eval.reporting.export import read_export
 from tests.kills.programs import start_program, wait_for
 from training import flywheel
-from training.flywheel import main, rate_height
-from training.shapes.world.scenes import FPS, FRAMES, Scene, draw_background, draw_clip
+from training.flywheel import hold_study, main, measure_right, rate_height, write_lines
+from training.shapes.world.scenes import (
+    FPS,
+    FRAMES,
+    HELD_OUT_SCENES,
+    Scene,
+    draw_background,
+    draw_clip,
+)
 from turbo.video import Video
 
 RIGHT = ("right, student", "right, turbo", "right, difference")
@@ -96,6 +105,59 @@ def test_a_folder_that_does_not_say_its_settings_is_refused(tmp_path, instant):
 
     with pytest.raises(SystemExit, match="Name another folder"):
         main(["--out", str(tmp_path), *SIZES])
+
+
+def draw_clips(folder: Path, prompted: Sequence[Scene], drawn: Sequence[Scene]) -> Path:
+    """Write a clip for the prompt of each scene, which shows another one; return the folder."""
+    folder.mkdir()
+    rows = ["path,prompt"]
+    for number, (scene, shown) in enumerate(zip(prompted, drawn, strict=True)):
+        clip = draw_clip(shown, np.random.default_rng(number))
+        Video(clip, FPS).save(folder / f"{number:04d}.mp4", enlarge=8)
+        rows.append(f'{number:04d}.mp4,"{scene.caption()}"')
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    return folder
+
+
+def hold(tmp_path: Path, scenes: Sequence[Scene], clips: dict[str, Path]) -> Path:
+    """Hold a study of the planted taste; return its export."""
+    prompts = write_lines(tmp_path / "unseen.txt", [scene.caption() for scene in scenes])
+    return hold_study(tmp_path / "planted", prompts, clips, flywheel.LIKING)
+
+
+def test_equal_clips_leave_a_difference_possible(tmp_path):
+    scenes = HELD_OUT_SCENES[:4]
+    folder = draw_clips(tmp_path / "clips", scenes, scenes)
+
+    export = hold(tmp_path, scenes, {"student": folder, "turbo": folder})
+
+    difference = measure_right(export, scenes)["right, difference"]
+    assert difference["low"] < difference["mean"] == 0 < difference["high"]
+
+
+def test_the_clips_that_raters_saw_are_measured(tmp_path):
+    scenes = HELD_OUT_SCENES[:3]
+    right = draw_clips(tmp_path / "right", scenes, scenes)
+    wrong = draw_clips(tmp_path / "wrong", scenes, scenes[1:] + scenes[:1])
+
+    export = hold(tmp_path, scenes, {"student": right, "turbo": wrong})
+    shutil.rmtree(wrong)
+
+    measured = measure_right(export, scenes)
+    assert measured["right, student"]["mean"] == 1
+    assert measured["right, turbo"]["mean"] == 0
+
+
+def test_two_clips_of_a_system_for_one_prompt_are_refused(tmp_path):
+    scenes = HELD_OUT_SCENES[:2]
+    folder = draw_clips(tmp_path / "clips", scenes, scenes)
+    export = hold(tmp_path, scenes, {"student": folder, "turbo": folder})
+    table = export / "clips.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, rows[-1]]))
+
+    with pytest.raises(ValueError, match="one clip"):
+        measure_right(export, scenes)
 
 
 @pytest.mark.slow
