@@ -13,11 +13,12 @@ and by raters of the opposite one.
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ comparisons = [{ key = "C1", a = "student", b = "turbo" }]
 questions = [{ key = "Q1", wording = "Which video do you prefer?", primary = true }]
 consent = { text = "Simulated raters only." }
 """
-CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.3, abandon=0.0)
+# No rater leans towards a system, so equal clips win half of the votes in expectation.
+CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.0, abandon=0.0)
+STUDIES = ("votes", "planted", "opposite")  # of a turn
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
@@ -116,7 +119,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
         generate(Path(start).name, voted, folder / "voted", processes, OTHER_SEEDS, models)
         clips = {"student": folder / "voted", "turbo": known / "voted"}
-        votes = hold_study(folder / "votes", voted, clips, LIKING)
+        votes = hold_study(folder / "votes", voted, clips, LIKING, turn)
         if not (folder / "mine").exists():
             train_reward([str(votes), "--out", str(folder / "mine"), "--backbone", *BACKBONES])
         models = folder / "run" / "models"
@@ -125,7 +128,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         clips = {"student": folder / "unseen", "turbo": known / "unseen"}
         result = {}
         for taste, liking in TASTES.items():
-            compared = hold_study(folder / taste.split()[0], unseen, clips, liking)
+            compared = hold_study(folder / taste.split()[0], unseen, clips, liking, turn)
             result[taste] = measure_wins(compared)
         results.append(result | measure_right(compared, scenes))
         (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -209,10 +212,17 @@ def generate(
     run("turbo.generate", *map(str, arguments), processes=processes, models=models)
 
 
-def hold_study(study: Path, prompts: Path, clips: Mapping[str, Path], liking: float) -> Path:
+def crowd_seed(study: str, turn: int) -> int:
+    """Return the seed of a study's raters: three times the turn, plus the place in `STUDIES`."""
+    return len(STUDIES) * turn + STUDIES.index(study)
+
+
+def hold_study(
+    study: Path, prompts: Path, clips: Mapping[str, Path], liking: float, turn: int
+) -> Path:
     """Let simulated raters vote on the clips of two systems; return the export of their votes.
 
-    An interrupted study is held again from its beginning.
+    An interrupted study is held again from its beginning, with the same raters.
     """
     export, unfinished = study / "export", study.with_name(f"{study.name}.unfinished")
     if study.exists():
@@ -223,8 +233,10 @@ def hold_study(study: Path, prompts: Path, clips: Mapping[str, Path], liking: fl
         ["create", str(unfinished), "--definition", str(definition), "--prompts", str(prompts)]
     )
     human_eval(["ingest", str(unfinished), *(f"{key}={folder}" for key, folder in clips.items())])
-    store = open_study(unfinished)
-    simulate(store, CROWD, utility=cache(lambda clip: rate_height(clip, liking)))
+    seed = crowd_seed(study.name, turn)
+    store = replace(open_study(unfinished), rng=random.Random(seed))  # of the order of the pairs
+    crowd = replace(CROWD, seed=seed)
+    simulate(store, crowd, utility=cache(lambda clip: rate_height(clip, liking)))
     store.close()
     target = ("--out", str(unfinished / "export"))
     human_eval(["export", str(unfinished), "--simulated", "--clips", *target])

@@ -14,7 +14,15 @@ import pytest
 from human_eval.reporting.export import read_export
 from tests.kills.programs import start_program, wait_for
 from training import flywheel
-from training.flywheel import hold_study, main, measure_right, rate_height, write_lines
+from training.flywheel import (
+    crowd_seed,
+    hold_study,
+    main,
+    measure_right,
+    measure_wins,
+    rate_height,
+    write_lines,
+)
 from training.shapes.world.scenes import (
     FPS,
     FRAMES,
@@ -31,10 +39,12 @@ SIZES = ["--pairs", "8", "--steps", "1", "--unseen", "3", "--processes", "1"]
 
 @pytest.fixture
 def instant(monkeypatch):
-    """Let every stage take no time; a test sees which studies were held."""
+    """Let every stage take no time. Return the seeds of the raters of the studies."""
+    seeds = []
 
-    def hold_study(study: Path, *rest: object) -> Path:
+    def hold_study(study: Path, prompts: Path, clips: object, liking: float, turn: int) -> Path:
         study.mkdir(parents=True, exist_ok=True)
+        seeds.append(crowd_seed(study.name, turn))
         return study
 
     share = {"mean": 0.5, "low": 0.25, "high": 0.75}
@@ -48,6 +58,7 @@ def instant(monkeypatch):
     }
     for name, stage in stages.items():
         monkeypatch.setattr(flywheel, name, stage)
+    return seeds
 
 
 def test_raters_of_either_taste_dislike_a_clip_without_a_sprite(tmp_path):
@@ -122,7 +133,25 @@ def draw_clips(folder: Path, prompted: Sequence[Scene], drawn: Sequence[Scene]) 
 def hold(tmp_path: Path, scenes: Sequence[Scene], clips: dict[str, Path]) -> Path:
     """Hold a study of the planted taste; return its export."""
     prompts = write_lines(tmp_path / "unseen.txt", [scene.caption() for scene in scenes])
-    return hold_study(tmp_path / "planted", prompts, clips, flywheel.LIKING)
+    return hold_study(tmp_path / "planted", prompts, clips, flywheel.LIKING, turn=1)
+
+
+def test_raters_of_equal_clips_prefer_neither_system(tmp_path):
+    """In expectation each rater chooses either with probability 1/2; the votes are drawn once."""
+    scenes = HELD_OUT_SCENES[:20]
+    folder = draw_clips(tmp_path / "clips", scenes, scenes)
+
+    won = measure_wins(hold(tmp_path, scenes, {"student": folder, "turbo": folder}))
+
+    assert flywheel.CROWD.rater_spread == 0
+    assert won["votes"] == 80
+    assert won["low"] < 0.5 < won["high"]
+
+
+def test_every_study_has_raters_of_its_own(tmp_path, instant):
+    main(["--out", str(tmp_path / "flywheel"), *SIZES, "--turns", "2"])
+
+    assert len(set(instant)) == len(instant) == 6
 
 
 def test_equal_clips_leave_a_difference_possible(tmp_path):
