@@ -29,11 +29,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from human_eval.cli.main import main as human_eval
+from human_eval.errors import StudyError
 from human_eval.reporting.export import CLIPS, FILES, read_export
 from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
-from training.checkpoints import open_whole
+from training.checkpoints import only_process_in, open_whole
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
@@ -72,6 +73,7 @@ VOTE_WEIGHT = 1.0  # of the reward; the shipped rewards keep their weights
 SHIPPED_REWARDS = """\
 { name = "shapes-image", weight = 0.4, frames = 4 }, \
 { name = "shapes-video", weight = 0.5, frames = 8 }"""
+AGAIN = "When the cause is removed, the same command again continues."
 SLOTS = 4  # micro-batches of a step, shared by the processes
 FAKE_WARMUP = 60  # steps in which the fake of distribution matching learns alone
 CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-4
@@ -91,6 +93,8 @@ class Sizes:
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Expected one or more steps, got {self.steps}.")
         bounds = {"pairs": (MIN_PROMPTS, len(TRAIN_SCENES)), "unseen": (2, len(HELD_OUT_SCENES))}
         for name, (low, high) in bounds.items():
             if not low <= (value := getattr(self, name)) <= high:
@@ -100,10 +104,16 @@ class Sizes:
 def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     """Take every turn and write results.json and flywheel.svg after each.
 
+    Both hold every turn that the folder has, also those that an earlier command took.
+
     Raises:
         ValueError: as for `keep_settings`.
+        StudyError: a study or its export is damaged.
+        OSError: a file cannot be read or written.
+        CalledProcessError, SystemExit: a stage has failed, and has said why.
     """
     keep_settings(out, sizes)
+    taken = len([*out.glob(f"turn-*/{STUDIES[-1]}")])
     spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
     scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
@@ -115,7 +125,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     generate(BASELINE, voted, known / "voted", processes)
     generate(BASELINE, unseen, known / "unseen", processes)
     start, models, results = BASELINE, out, []
-    for turn in range(1, turns + 1):
+    for turn in range(1, max(turns, taken) + 1):
         folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
         generate(Path(start).name, voted, folder / "voted", processes, OTHER_SEEDS, models)
         clips = {"student": folder / "voted", "turbo": known / "voted"}
@@ -131,8 +141,10 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
             compared = hold_study(folder / taste.split()[0], unseen, clips, liking, turn)
             result[taste] = measure_wins(compared)
         results.append(result | measure_right(compared, scenes))
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        plot_turns(results, out / "flywheel.svg")
+        if turn >= taken:
+            with open_whole(out / "results.json") as whole:
+                whole.write((json.dumps(results, indent=2) + "\n").encode())
+            plot_turns(results, out / "flywheel.svg")
 
 
 def keep_settings(out: Path, sizes: Sizes) -> None:
@@ -335,7 +347,8 @@ def plot_turns(results: Sequence[Mapping[str, Mapping[str, float]]], file: Path)
             axis.set_title(title, fontsize=9, color=INK)
             axis.legend(frameon=False)
         figure.suptitle("SIMULATED raters; 95 % intervals", fontsize=9, color=INK)
-        figure.savefig(file, metadata={"Date": None})
+        with open_whole(file) as whole:
+            figure.savefig(whole, format="svg", metadata={"Date": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -358,9 +371,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         sizes = Sizes(options.pairs, options.steps, options.unseen)
-        turn_flywheel(options.out, options.turns, sizes, options.processes)
-    except (ValueError, subprocess.CalledProcessError) as failure:
+        for name in ("turns", "processes"):
+            if (value := getattr(options, name)) < 1:
+                raise ValueError(f"Expected one or more {name}, got {value}.")
+        with only_process_in(options.out):
+            turn_flywheel(options.out, options.turns, sizes, options.processes)
+    except (ValueError, OSError, StudyError) as failure:
         sys.exit(f"{parser.prog}: {failure}")
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"{parser.prog}: {failure} {AGAIN}")
+    except SystemExit as stop:  # of a command in this process; with a number, it has printed why
+        why = stop.code if isinstance(stop.code, str) else f"{parser.prog}: a stage has failed."
+        sys.exit(f"{why} {AGAIN}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """The flywheel: studies, a reward of their votes, a student, and a comparison of it."""
 
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
+from human_eval.errors import StudyError
 from human_eval.reporting.export import read_export
 from tests.kills.programs import start_program, wait_for
 from training import flywheel
@@ -82,6 +85,81 @@ def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
         main(["--out", str(tmp_path), "--unseen", "195"])
 
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["--steps", "--turns", "--processes"])
+def test_a_number_below_one_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(SystemExit, match=f"{name[2:]}, got 0"):
+        main(["--out", str(tmp_path / "flywheel"), *SIZES, name, "0"])
+
+    assert not [*tmp_path.iterdir()]
+
+
+def test_fewer_turns_than_were_taken_keep_the_results_of_all(tmp_path, instant):
+    def turns() -> int:
+        return len(json.loads((tmp_path / "flywheel" / "results.json").read_text()))
+
+    out = ["--out", str(tmp_path / "flywheel"), *SIZES]
+    main([*out, "--turns", "2"])
+    assert turns() == 2
+
+    main([*out, "--turns", "1"])
+    assert turns() == 2
+
+
+def test_a_folder_in_which_another_process_works_is_refused(tmp_path, instant):
+    with (
+        FileLock(tmp_path / ".lock", thread_local=False),
+        pytest.raises(SystemExit, match="Another process"),
+    ):
+        main(["--out", str(tmp_path), *SIZES])
+
+
+def fail(error: BaseException) -> Callable[..., None]:
+    def stage(*arguments: object, **settings: object) -> None:
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    "stage, error",
+    [
+        ("generate", subprocess.CalledProcessError(1, ["python", "-m", "turbo.generate"])),
+        ("train_reward", SystemExit("python -m training.reward: too few votes")),
+        ("hold_study", SystemExit(2)),
+    ],
+)
+def test_after_a_failed_stage_the_same_command_continues(
+    tmp_path, monkeypatch, instant, stage, error
+):
+    out = ["--out", str(tmp_path / "flywheel"), *SIZES]
+    with monkeypatch.context() as broken:
+        broken.setattr(flywheel, stage, fail(error))
+        with pytest.raises(SystemExit, match="same command again continues"):
+            main(out)
+
+    main(out)
+
+
+@pytest.mark.parametrize("error", [StudyError("No pairs are left."), OSError("The disk is full.")])
+def test_an_error_of_a_study_or_a_disk_is_one_message(tmp_path, monkeypatch, instant, error):
+    monkeypatch.setattr(flywheel, "hold_study", fail(error))
+
+    with pytest.raises(SystemExit, match=str(error)):
+        main(["--out", str(tmp_path / "flywheel"), *SIZES])
+
+
+def test_results_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypatch, instant):
+    out = tmp_path / "flywheel"
+    main(["--out", str(out), *SIZES])
+    kept = {name: (out / name).read_bytes() for name in ("results.json", "flywheel.svg")}
+
+    monkeypatch.setattr(os, "fsync", fail(OSError("The disk is full.")))
+    with pytest.raises(SystemExit):
+        main(["--out", str(out), *SIZES, "--turns", "2"])
+
+    assert {name: (out / name).read_bytes() for name in kept} == kept
 
 
 @pytest.mark.parametrize(
