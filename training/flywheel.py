@@ -7,7 +7,7 @@ which no prompt asks for. Nothing about people follows. Each stage is another co
 repository; what it made is kept, and the same command again continues.
 
 The student is compared with Turbo-4 on scenes that nothing was trained on, by raters of that taste
-and by raters of the opposite one.
+and by raters of the opposite one. So is a control, distribution matching without the votes' reward.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import matplotlib
@@ -43,12 +44,14 @@ from training.shapes.evaluation.intervals import clustered_mean as mean_over_sce
 from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
+from turbo.card import describe_remedy
 from turbo.models.registry import find_card
 from turbo.rewards.published import EMBEDDED
 from turbo.rewards.vote_reward import hash_weights
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
+CONTROL = "shapes-turbo-dmd"  # distribution matching as well, but no reward of votes
 BACKBONES = ("shapes-image", "shapes-video")  # of the votes' reward
 STUDY = """
 name = "flywheel"
@@ -58,14 +61,14 @@ prompts = "prompts.txt"
 raters_per_pair = 4
 anonymous = true
 match_seeds = false
-systems = [{ key = "student", title = "Student" }, { key = "turbo", title = "Turbo-4" }]
-comparisons = [{ key = "C1", a = "student", b = "turbo" }]
+systems = [{ key = "$system", title = "$system" }, { key = "turbo", title = "Turbo-4" }]
+comparisons = [{ key = "C1", a = "$system", b = "turbo" }]
 questions = [{ key = "Q1", wording = "Which video do you prefer?", primary = true }]
 consent = { text = "Simulated raters only." }
 """
 # No rater leans towards a system, so equal clips win half of the votes in expectation.
 CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.0, abandon=0.0)
-STUDIES = ("votes", "planted", "opposite")  # of a turn
+STUDIES = ("votes", "planted", "opposite")  # of a turn; the control, turn 0, has the last two
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
@@ -124,7 +127,13 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     known = out / "turbo"
     generate(BASELINE, voted, known / "voted", processes)
     generate(BASELINE, unseen, known / "unseen", processes)
-    start, models, results = BASELINE, out, []
+    generate(CONTROL, unseen, out / "control" / "unseen", processes)
+    results: dict[str, Any] = {
+        "simulated": True,
+        "control": compare("control", out / "control", unseen, scenes, 0),
+        "turns": [],
+    }
+    start, models = BASELINE, out
     for turn in range(1, max(turns, taken) + 1):
         folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
         generate(Path(start).name, voted, folder / "voted", processes, OTHER_SEEDS, models)
@@ -135,23 +144,36 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         models = folder / "run" / "models"
         start = distil(name, start, folder, distilled, sizes.steps, processes)
         generate(name, unseen, folder / "unseen", processes, models=models)
-        clips = {"student": folder / "unseen", "turbo": known / "unseen"}
-        result = {}
-        for taste, liking in TASTES.items():
-            compared = hold_study(folder / taste.split()[0], unseen, clips, liking, turn)
-            result[taste] = measure_wins(compared)
-        results.append(result | measure_right(compared, scenes))
+        results["turns"].append(compare("student", folder, unseen, scenes, turn))
         if turn >= taken:
             with open_whole(out / "results.json") as whole:
                 whole.write((json.dumps(results, indent=2) + "\n").encode())
             plot_turns(results, out / "flywheel.svg")
 
 
+def compare(
+    system: str, folder: Path, prompts: Path, scenes: Sequence[Scene], turn: int
+) -> dict[str, Any]:
+    """Let raters of both tastes compare a system with Turbo-4; return their votes and right clips.
+
+    Args:
+        folder: holds the system's clips of the prompts in unseen/, and the studies.
+    """
+    clips = {system: folder / "unseen", "turbo": prompts.parent / "turbo" / "unseen"}
+    exports = {
+        taste: hold_study(folder / taste.split()[0], prompts, clips, liking, turn)
+        for taste, liking in TASTES.items()
+    }
+    preferred = {taste: measure_wins(export) for taste, export in exports.items()}
+    return preferred | measure_right(exports["planted taste"], system, scenes)
+
+
 def keep_settings(out: Path, sizes: Sizes) -> None:
     """Store the settings in settings.json of a new folder; check those of one to continue.
 
     Raises:
-        ValueError: the folder was made with other settings, or does not say with which.
+        ValueError: the folder was made with other settings, or does not say with which; or a model
+            has no weights.
     """
     file, wanted = out / "settings.json", describe_settings(sizes)
     if file.exists():
@@ -170,8 +192,16 @@ def keep_settings(out: Path, sizes: Sizes) -> None:
 
 
 def describe_settings(sizes: Sizes) -> dict[str, Any]:
-    """Return all that decides the results, as JSON stores it."""
-    models = {name: find_card(name).weights_sha256() for name in (BASELINE,)}
+    """Return all that decides the results, as JSON stores it.
+
+    Raises:
+        ValueError: a model has no weights.
+    """
+    cards = [find_card(name) for name in (BASELINE, CONTROL)]
+    for card in cards:
+        if not card.is_ready():
+            raise ValueError(f"{card.name} has no weights. {describe_remedy(card)}")
+    models = {card.name: card.weights_sha256() for card in cards}
     rewards = {
         name: hash_weights(sorted(EMBEDDED[name][0].glob("*.safetensors"))) for name in BACKBONES
     }
@@ -234,13 +264,16 @@ def hold_study(
 ) -> Path:
     """Let simulated raters vote on the clips of two systems; return the export of their votes.
 
-    An interrupted study is held again from its beginning, with the same raters.
+    The second system is Turbo-4. An interrupted study is held again from its beginning, with the
+    same raters.
     """
     export, unfinished = study / "export", study.with_name(f"{study.name}.unfinished")
     if study.exists():
         return export
     shutil.rmtree(unfinished, ignore_errors=True)
-    definition = write_lines(prompts.with_name("study.toml"), [STUDY])
+    definition = write_lines(
+        prompts.with_name("study.toml"), [Template(STUDY).substitute(system=next(iter(clips)))]
+    )
     human_eval(
         ["create", str(unfinished), "--definition", str(definition), "--prompts", str(prompts)]
     )
@@ -291,27 +324,33 @@ def measure_wins(export: Path) -> dict[str, float]:
     return {"mean": share.mean, "low": share.low, "high": share.high, "votes": len(votes)}
 
 
-def measure_right(export: Path, scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
+def measure_right(
+    export: Path, system: str, scenes: Sequence[Scene]
+) -> dict[str, dict[str, float]]:
     """Return the share of a study's clips with all four attributes of their scenes right.
+
+    Args:
+        system: that was compared with Turbo-4.
 
     Raises:
         ValueError: a system has not one clip of each scene.
     """
     table = pd.read_csv(export / CLIPS)
     right, clusters = {}, {"scene": np.array([repr(scene) for scene in scenes])}
-    for system, rows in table.groupby("system"):
+    for key in (system, "turbo"):
+        rows = table[table["system"] == key]
         names = {prompt: [*names] for prompt, names in rows.groupby("prompt")["stored_name"]}
         hits = []
         for scene in scenes:
             found = names.get(scene.caption(), [])
             if len(found) != 1:
                 raise ValueError(
-                    f"Expected one clip of {system} for {scene.caption()!r} in {export / CLIPS}, "
+                    f"Expected one clip of {key} for {scene.caption()!r} in {export / CLIPS}, "
                     f"got {len(found)}. Remove {export.parent} and run the same command again."
                 )
             hits.append(read_clip(read_shapes(export / FILES / found[0])).matches(scene)["all"])
-        right[system] = np.array(hits)
-    difference = right["student"].astype(float) - right["turbo"]
+        right[key] = np.array(hits)
+    difference = right[system].astype(float) - right["turbo"]
     rates = {
         f"right, {key}": asdict(mean_over_scenes(hit, clusters, bounds=SHARE))
         for key, hit in right.items()
@@ -320,33 +359,35 @@ def measure_right(export: Path, scenes: Sequence[Scene]) -> dict[str, dict[str, 
     return rates | {"right, difference": asdict(apart)}
 
 
-def plot_turns(results: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None:
-    """Plot the win rate over Turbo-4 by taste, and the share of right clips, of every turn."""
+def plot_turns(results: Mapping[str, Any], file: Path) -> None:
+    """Plot the win rate over Turbo-4 by taste, and the share of right clips.
+
+    The control comes first, then the student of every turn.
+    """
+    control, turns = results["control"], results["turns"]
+    shown = [control | {"right, student": control["right, control"]}, *turns]
     panels = {
-        "votes for the student over Turbo-4, %": ("planted taste", "opposite taste"),
-        "all four attributes right, %": ("right, student", "right, turbo"),
+        "votes for it over Turbo-4, %": {key: key for key in TASTES},
+        "all four attributes right, %": {"right, student": "it", "right, turbo": "Turbo-4"},
     }
     colours = (HUES["Turbo"], HUES["VCM"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8), layout="constrained")
-        for axis, (title, keys) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            for offset, key, colour in zip((-0.05, 0.05), keys, colours, strict=True):
-                rows = 100 * np.array(
-                    [[r[key][k] for k in ("mean", "low", "high")] for r in results]
-                )
+        for axis, (title, labels) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for offset, key, colour in zip((-0.05, 0.05), labels, colours, strict=True):
+                rows = 100 * np.array([[r[key][k] for k in ("mean", "low", "high")] for r in shown])
                 mean, low, high = rows.T
-                turns = np.arange(1, len(results) + 1) + offset
-                axis.errorbar(
-                    turns, mean, (mean - low, high - mean), fmt="o", color=colour, label=key
-                )
-            axis.set_xticks(range(1, len(results) + 1))
-            axis.set_xlim(0.5, len(results) + 0.5)
+                places, bars = np.arange(len(shown)) + offset, (mean - low, high - mean)
+                axis.errorbar(places, mean, bars, fmt="o", color=colour, label=labels[key])
+            names = (f"student {turn}" for turn in range(1, len(shown)))
+            axis.set_xticks(range(len(shown)), ["control", *names])
+            axis.set_xlim(-0.5, len(shown) - 0.5)
             axis.set_ylim(0, 100)
-            axis.set_xlabel("turn")
             axis.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
             axis.set_title(title, fontsize=9, color=INK)
             axis.legend(frameon=False)
-        figure.suptitle("SIMULATED raters; 95 % intervals", fontsize=9, color=INK)
+        title = "SIMULATED raters; 95 % intervals; the control has no reward of votes"
+        figure.suptitle(title, fontsize=9, color=INK)
         with open_whole(file) as whole:
             figure.savefig(whole, format="svg", metadata={"Date": None})
 

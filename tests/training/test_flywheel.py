@@ -34,9 +34,9 @@ from training.shapes.world.scenes import (
     draw_background,
     draw_clip,
 )
+from turbo.models.registry import find_card
 from turbo.video import Video
 
-RIGHT = ("right, student", "right, turbo", "right, difference")
 SIZES = ["--pairs", "8", "--steps", "1", "--unseen", "3", "--processes", "1"]
 
 
@@ -57,8 +57,11 @@ def instant(monkeypatch):
         "train_reward": lambda arguments: None,
         "distil": lambda name, start, folder, *rest: str(folder / "run" / "models" / name),
         "measure_wins": lambda export: share,
-        "measure_right": lambda *arguments: dict.fromkeys(RIGHT, share),
+        "measure_right": lambda export, system, scenes: {
+            f"right, {key}": share for key in (system, "turbo", "difference")
+        },
     }
+    monkeypatch.setattr(flywheel, "CONTROL", flywheel.BASELINE)  # whose weights are there
     for name, stage in stages.items():
         monkeypatch.setattr(flywheel, name, stage)
     return seeds
@@ -97,7 +100,7 @@ def test_a_number_below_one_is_refused_before_anything_is_written(tmp_path, name
 
 def test_fewer_turns_than_were_taken_keep_the_results_of_all(tmp_path, instant):
     def turns() -> int:
-        return len(json.loads((tmp_path / "flywheel" / "results.json").read_text()))
+        return len(json.loads((tmp_path / "flywheel" / "results.json").read_text())["turns"])
 
     out = ["--out", str(tmp_path / "flywheel"), *SIZES]
     main([*out, "--turns", "2"])
@@ -167,6 +170,7 @@ def test_results_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypa
     [
         ("BASELINE", "shapes-vcm"),
         ("CHANGES", ()),
+        ("CONTROL", "shapes-vcm"),
         ("CROWD", replace(flywheel.CROWD, raters=41)),
         ("FAKE_WARMUP", 61),
         ("LIKING", 0.4),
@@ -229,7 +233,27 @@ def test_raters_of_equal_clips_prefer_neither_system(tmp_path):
 def test_every_study_has_raters_of_its_own(tmp_path, instant):
     main(["--out", str(tmp_path / "flywheel"), *SIZES, "--turns", "2"])
 
-    assert len(set(instant)) == len(instant) == 6
+    assert len(set(instant)) == len(instant) == 8
+
+
+def test_the_control_is_compared_once_by_raters_of_both_tastes(tmp_path, instant):
+    main(["--out", str(tmp_path), *SIZES, "--turns", "2"])
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["simulated"]
+    assert {"planted taste", "opposite taste", "right, control"} <= set(results["control"])
+    assert len(results["turns"]) == 2
+    assert {path.name for path in (tmp_path / "control").iterdir()} == {"planted", "opposite"}
+
+
+def test_a_control_without_weights_is_refused_before_a_stage(tmp_path, monkeypatch, instant):
+    card = replace(find_card("shapes-vcm"), lora="missing")
+    monkeypatch.setattr(flywheel, "find_card", lambda name: card)
+
+    with pytest.raises(SystemExit, match="shapes-vcm"):
+        main(["--out", str(tmp_path), *SIZES])
+
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_equal_clips_leave_a_difference_possible(tmp_path):
@@ -238,7 +262,7 @@ def test_equal_clips_leave_a_difference_possible(tmp_path):
 
     export = hold(tmp_path, scenes, {"student": folder, "turbo": folder})
 
-    difference = measure_right(export, scenes)["right, difference"]
+    difference = measure_right(export, "student", scenes)["right, difference"]
     assert difference["low"] < difference["mean"] == 0 < difference["high"]
 
 
@@ -250,7 +274,7 @@ def test_the_clips_that_raters_saw_are_measured(tmp_path):
     export = hold(tmp_path, scenes, {"student": right, "turbo": wrong})
     shutil.rmtree(wrong)
 
-    measured = measure_right(export, scenes)
+    measured = measure_right(export, "student", scenes)
     assert measured["right, student"]["mean"] == 1
     assert measured["right, turbo"]["mean"] == 0
 
@@ -264,7 +288,7 @@ def test_two_clips_of_a_system_for_one_prompt_are_refused(tmp_path):
     table.write_text("\n".join([*rows, rows[-1]]))
 
     with pytest.raises(ValueError, match="one clip"):
-        measure_right(export, scenes)
+        measure_right(export, "student", scenes)
 
 
 @pytest.mark.slow
@@ -277,13 +301,18 @@ def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkey
     out = tmp_path / "flywheel"
     main(["--out", str(out), *SIZES])
 
-    [turn] = json.loads((out / "results.json").read_text())
-    assert {"planted taste", "opposite taste", "right, difference"} <= set(turn)
-    assert turn["planted taste"]["votes"] == 12
-    for study in ("votes", "planted", "opposite"):
-        votes, _ = read_export(out / "turn-1" / study / "export")
-        assert votes["simulated"].all()
+    results = json.loads((out / "results.json").read_text())
+    [turn] = results["turns"]
+    assert results["simulated"]
+    for compared in (results["control"], turn):
+        assert {"planted taste", "opposite taste", "right, difference"} <= set(compared)
+        assert compared["planted taste"]["votes"] == 12
+    studies = [*out.glob("*/*/export")]
+    assert len(studies) == 5
+    assert all(read_export(study)[0]["simulated"].all() for study in studies)
     assert json.loads((out / "turn-1" / "mine" / "reward.json").read_text())["simulated"]
+    student = out / "turn-1" / "run" / "models" / "flywheel-1"
+    assert "SIMULATED" in (student / "README.md").read_text()
 
     kept = {file: file.stat().st_mtime for file in out.rglob("*.mp4")}
     main(["--out", str(out), *SIZES])
