@@ -47,7 +47,7 @@ from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN
 from turbo.card import describe_remedy
 from turbo.models.registry import find_card
 from turbo.rewards.published import EMBEDDED
-from turbo.rewards.vote_reward import hash_weights
+from turbo.rewards.vote_reward import hash_weights, read_vote_card
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
@@ -144,7 +144,8 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         models = folder / "run" / "models"
         start = distil(name, start, folder, distilled, sizes.steps, processes)
         generate(name, unseen, folder / "unseen", processes, models=models)
-        results["turns"].append(compare("student", folder, unseen, scenes, turn))
+        compared = compare("student", folder, unseen, scenes, turn)
+        results["turns"].append(measure_reward(folder / "mine") | compared)
         if turn >= taken:
             with open_whole(out / "results.json") as whole:
                 whole.write((json.dumps(results, indent=2) + "\n").encode())
@@ -316,6 +317,21 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     return str(made)
 
 
+def measure_reward(folder: Path) -> dict[str, Any]:
+    """Return the share of held-out votes that a reward predicts, and whether it is useless.
+
+    It is if the clips tell it nothing: `training.reward` warns of the same.
+    """
+    card = read_vote_card(folder)
+    found = card.measured[card.primary]
+    assert isinstance(found, dict)
+    share = {"mean": found["accuracy"]} | {key: found[key] for key in ("low", "high", "votes")}
+    return {
+        "reward, held-out accuracy": share,
+        "reward, no better than ignoring the clips": found["loss"] >= found["loss_without"],
+    }
+
+
 def measure_wins(export: Path) -> dict[str, float]:
     """Return the share of votes for the student, with its interval over prompts and raters."""
     votes, _ = read_export(export)
@@ -367,8 +383,11 @@ def plot_turns(results: Mapping[str, Any], file: Path) -> None:
     control, turns = results["control"], results["turns"]
     shown = [control | {"right, student": control["right, control"]}, *turns]
     panels = {
-        "votes for it over Turbo-4, %": {key: key for key in TASTES},
-        "all four attributes right, %": {"right, student": "it", "right, turbo": "Turbo-4"},
+        "preferred to Turbo-4, % of votes": {key: key for key in TASTES},
+        "all four attributes right, %": {
+            "right, student": "control, student",
+            "right, turbo": "Turbo-4",
+        },
     }
     colours = (HUES["Turbo"], HUES["VCM"])
     with matplotlib.rc_context(STYLE):

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from training.flywheel import (
     crowd_seed,
     hold_study,
     main,
+    measure_reward,
     measure_right,
     measure_wins,
     rate_height,
@@ -35,6 +36,7 @@ from training.shapes.world.scenes import (
     draw_clip,
 )
 from turbo.models.registry import find_card
+from turbo.rewards.vote_reward import VoteRewardCard
 from turbo.video import Video
 
 SIZES = ["--pairs", "8", "--steps", "1", "--unseen", "3", "--processes", "1"]
@@ -56,6 +58,7 @@ def instant(monkeypatch):
         "hold_study": hold_study,
         "train_reward": lambda arguments: None,
         "distil": lambda name, start, folder, *rest: str(folder / "run" / "models" / name),
+        "measure_reward": lambda folder: {},
         "measure_wins": lambda export: share,
         "measure_right": lambda export, system, scenes: {
             f"right, {key}": share for key in (system, "turbo", "difference")
@@ -88,6 +91,27 @@ def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
         main(["--out", str(tmp_path), "--unseen", "195"])
 
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("loss, useless", [(0.6, False), (0.7, True)])
+def test_the_results_say_what_the_reward_is_worth(tmp_path, loss, useless):
+    measured = {"votes": 40, "accuracy": 0.53, "low": 0.41, "high": 0.65}
+    card = VoteRewardCard(
+        backbones={},
+        num_frames=8,
+        questions=["Q1"],
+        primary="Q1",
+        title="",
+        simulated=True,
+        measured={"Q1": measured | {"loss": loss, "loss_without": 0.69}},
+    )
+    (tmp_path / "reward.json").write_text(json.dumps(asdict(card)))
+
+    found = measure_reward(tmp_path)
+
+    share = {"mean": 0.53, "low": 0.41, "high": 0.65, "votes": 40}
+    assert found["reward, held-out accuracy"] == share
+    assert found["reward, no better than ignoring the clips"] == useless
 
 
 @pytest.mark.parametrize("name", ["--steps", "--turns", "--processes"])
@@ -307,6 +331,7 @@ def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkey
     for compared in (results["control"], turn):
         assert {"planted taste", "opposite taste", "right, difference"} <= set(compared)
         assert compared["planted taste"]["votes"] == 12
+    assert turn["reward, held-out accuracy"]["votes"] > 0
     studies = [*out.glob("*/*/export")]
     assert len(studies) == 5
     assert all(read_export(study)[0]["simulated"].all() for study in studies)
