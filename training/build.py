@@ -50,7 +50,7 @@ from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline, load_card
 from turbo.rewards import WeightedReward, Window, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
-from turbo.rewards.published import load_reward
+from turbo.rewards.published import EMBEDDED, REWARDS, load_reward
 from turbo.rewards.vote_reward import CARD, read_vote_card
 from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder
 
@@ -377,6 +377,25 @@ def count_reward_frames(table: RewardTable) -> int:
             f"rewards: {table.name} has no frames. Set how many frames of a video it scores."
         )
     return read_vote_card(folder).num_frames
+
+
+def simulated_rewards(config: Config) -> list[str]:
+    """Return the names of the rewards that were trained on simulated votes.
+
+    Raises:
+        ValueError: the card of a vote-trained reward is damaged.
+    """
+    others = {*TRIALS, *EMBEDDED, *REWARDS}
+    folders = {
+        table.name: reward_folder(table.name, table.folder)
+        for table in config.rewards
+        if table.name not in others
+    }
+    return [
+        name
+        for name, folder in folders.items()
+        if (folder / CARD).is_file() and read_vote_card(folder).simulated
+    ]
 
 
 def of_others(frames: Frames, prompts: list[str]) -> PerVideo:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from training.build import build_parts, student_with
 from training.checkpoints import FAKE, STUDENT, find_newest, only_process_in, open_whole
 from training.config import Config, load_config
-from training.export import export_student
+from training.export import describe_simulated, export_student
 from training.forecast import describe_run
 from training.log import Log
 from training.loop import Slot, StepStats, deal, fit
@@ -346,6 +346,8 @@ def _train_and_export(config: Config, accelerator: Accelerator) -> Path:
     out = Path(config.run.out)
     if accelerator.is_main_process:
         keep_settings(config)
+        for told in describe_simulated(config):
+            print(told)
     if config.run.trackers:
         start_trackers(config, accelerator)
     parts = build_parts(config, accelerator)

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.build import Parts, count_reward_frames
+from training.build import Parts, count_reward_frames, simulated_rewards
 from training.config import Config
 from turbo.card import ModelCard
 from turbo.models.local import CARD, write_card
@@ -71,6 +71,14 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
     )
 
 
+def describe_simulated(config: Config) -> list[str]:
+    """Return a sentence for each reward that was trained on simulated votes."""
+    return [
+        f"The reward {name} was trained on SIMULATED votes. The student says nothing about people."
+        for name in simulated_rewards(config)
+    ]
+
+
 def describe_student(card: ModelCard, teacher: ModelCard, config: Config, step: int) -> str:
     """Return the model card, in Markdown; for `step` see `export_student`."""
     data = config.data
@@ -102,6 +110,7 @@ def describe_student(card: ModelCard, teacher: ModelCard, config: Config, step: 
             "|---|---|---|",
             *rewards,
             "",
+            *(line for told in describe_simulated(config) for line in (f"**{told}**", "")),
             f"Data: {source}, {config.data.fps:g} frames per second, "
             f"{card.num_frames} frames of {card.width} x {card.height}.",
             "",

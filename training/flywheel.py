@@ -7,30 +7,35 @@ which no prompt asks for. Nothing about people follows. Each stage is another co
 repository; what it made is kept, and the same command again continues.
 
 The student is compared with Turbo-4 on scenes that nothing was trained on, by raters of that taste
-and by raters of the opposite one.
+and by raters of the opposite one. So is a control, distribution matching without the votes' reward.
 """
 
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from string import Template
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from human_eval.cli.main import main as human_eval
-from human_eval.reporting.export import read_export
+from human_eval.errors import StudyError
+from human_eval.reporting.export import CLIPS, FILES, read_export
 from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
-from training.checkpoints import open_whole
+from training.checkpoints import only_process_in, open_whole
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
@@ -39,10 +44,15 @@ from training.shapes.evaluation.intervals import clustered_mean as mean_over_sce
 from training.shapes.evaluation.metrics import sprite_row
 from training.shapes.evaluation.probes import read_clip, read_shapes
 from training.shapes.world.scenes import HELD_OUT_SCENES, SIZE, TEMPLATES, TRAIN_SCENES, Scene
-from turbo.manifest import Manifest
+from turbo.card import describe_remedy
+from turbo.models.registry import find_card
+from turbo.rewards.published import EMBEDDED
+from turbo.rewards.vote_reward import hash_weights, read_vote_card
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
+CONTROL = "shapes-turbo-dmd"  # distribution matching as well, but no reward of votes
+BACKBONES = ("shapes-image", "shapes-video")  # of the votes' reward
 STUDY = """
 name = "flywheel"
 version = 1
@@ -51,16 +61,22 @@ prompts = "prompts.txt"
 raters_per_pair = 4
 anonymous = true
 match_seeds = false
-systems = [{ key = "student", title = "Student" }, { key = "turbo", title = "Turbo-4" }]
-comparisons = [{ key = "C1", a = "student", b = "turbo" }]
+systems = [{ key = "$system", title = "$system" }, { key = "turbo", title = "Turbo-4" }]
+comparisons = [{ key = "C1", a = "$system", b = "turbo" }]
 questions = [{ key = "Q1", wording = "Which video do you prefer?", primary = true }]
 consent = { text = "Simulated raters only." }
 """
-CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.3, abandon=0.0)
+# No rater leans towards a system, so equal clips win half of the votes in expectation.
+CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.0, abandon=0.0)
+STUDIES = ("votes", "planted", "opposite")  # of a turn; the control, turn 0, has the last two
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
 VOTE_WEIGHT = 1.0  # of the reward; the shipped rewards keep their weights
+SHIPPED_REWARDS = """\
+{ name = "shapes-image", weight = 0.4, frames = 4 }, \
+{ name = "shapes-video", weight = 0.5, frames = 8 }"""
+AGAIN = "When the cause is removed, the same command again continues."
 SLOTS = 4  # micro-batches of a step, shared by the processes
 FAKE_WARMUP = 60  # steps in which the fake of distribution matching learns alone
 CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-4
@@ -80,6 +96,8 @@ class Sizes:
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Expected one or more steps, got {self.steps}.")
         bounds = {"pairs": (MIN_PROMPTS, len(TRAIN_SCENES)), "unseen": (2, len(HELD_OUT_SCENES))}
         for name, (low, high) in bounds.items():
             if not low <= (value := getattr(self, name)) <= high:
@@ -89,10 +107,16 @@ class Sizes:
 def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     """Take every turn and write results.json and flywheel.svg after each.
 
+    Both hold every turn that the folder has, also those that an earlier command took.
+
     Raises:
-        ValueError: the folder was made with other sizes.
+        ValueError: as for `keep_settings`.
+        StudyError: a study or its export is damaged.
+        OSError: a file cannot be read or written.
+        CalledProcessError, SystemExit: a stage has failed, and has said why.
     """
-    keep_sizes(out, sizes)
+    keep_settings(out, sizes)
+    taken = len([*out.glob(f"turn-*/{STUDIES[-1]}")])
     spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
     scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
@@ -103,37 +127,98 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     known = out / "turbo"
     generate(BASELINE, voted, known / "voted", processes)
     generate(BASELINE, unseen, known / "unseen", processes)
-    start, models, results = BASELINE, out, []
-    for turn in range(1, turns + 1):
+    generate(CONTROL, unseen, out / "control" / "unseen", processes)
+    results: dict[str, Any] = {
+        "simulated": True,
+        "control": compare("control", out / "control", unseen, scenes, 0),
+        "turns": [],
+    }
+    start, models = BASELINE, out
+    for turn in range(1, max(turns, taken) + 1):
         folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
         generate(Path(start).name, voted, folder / "voted", processes, OTHER_SEEDS, models)
         clips = {"student": folder / "voted", "turbo": known / "voted"}
-        votes = hold_study(folder / "votes", voted, clips, LIKING)
+        votes = hold_study(folder / "votes", voted, clips, LIKING, turn)
         if not (folder / "mine").exists():
-            backbones = ("--backbone", "shapes-image", "shapes-video")
-            train_reward([str(votes), "--out", str(folder / "mine"), *backbones])
+            train_reward([str(votes), "--out", str(folder / "mine"), "--backbone", *BACKBONES])
         models = folder / "run" / "models"
         start = distil(name, start, folder, distilled, sizes.steps, processes)
         generate(name, unseen, folder / "unseen", processes, models=models)
-        clips = {"student": folder / "unseen", "turbo": known / "unseen"}
-        preferred = {
-            taste: measure_wins(hold_study(folder / taste.split()[0], unseen, clips, liking))
-            for taste, liking in TASTES.items()
-        }
-        results.append(preferred | measure_right(clips, scenes))
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        plot_turns(results, out / "flywheel.svg")
+        compared = compare("student", folder, unseen, scenes, turn)
+        results["turns"].append(measure_reward(folder / "mine") | compared)
+        if turn >= taken:
+            with open_whole(out / "results.json") as whole:
+                whole.write((json.dumps(results, indent=2) + "\n").encode())
+            plot_turns(results, out / "flywheel.svg")
 
 
-def keep_sizes(out: Path, sizes: Sizes) -> None:
-    """Store the sizes in a new folder; check those of one to continue."""
-    file, wanted = out / "sizes.json", asdict(sizes)
-    if file.exists() and (kept := json.loads(file.read_text())) != wanted:
-        raise ValueError(f"{out} was made with {kept}, not {wanted}. Name another folder.")
-    if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        with open_whole(file) as whole:
-            whole.write(json.dumps(wanted).encode())
+def compare(
+    system: str, folder: Path, prompts: Path, scenes: Sequence[Scene], turn: int
+) -> dict[str, Any]:
+    """Let raters of both tastes compare a system with Turbo-4; return their votes and right clips.
+
+    Args:
+        folder: holds the system's clips of the prompts in unseen/, and the studies.
+    """
+    clips = {system: folder / "unseen", "turbo": prompts.parent / "turbo" / "unseen"}
+    exports = {
+        taste: hold_study(folder / taste.split()[0], prompts, clips, liking, turn)
+        for taste, liking in TASTES.items()
+    }
+    preferred = {taste: measure_wins(export) for taste, export in exports.items()}
+    return preferred | measure_right(exports["planted taste"], system, scenes)
+
+
+def keep_settings(out: Path, sizes: Sizes) -> None:
+    """Store the settings in settings.json of a new folder; check those of one to continue.
+
+    Raises:
+        ValueError: the folder was made with other settings, or does not say with which; or a model
+            has no weights.
+    """
+    file, wanted = out / "settings.json", describe_settings(sizes)
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if others := [name for name, value in wanted.items() if kept.get(name) != value]:
+            raise ValueError(
+                f"{out} was made with other settings: {', '.join(others)}. The former ones are in "
+                f"{file}. Name another folder."
+            )
+        return
+    if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
+        raise ValueError(f"{out} has files but no {file.name}. Name another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    with open_whole(file) as whole:
+        whole.write((json.dumps(wanted, indent=2) + "\n").encode())
+
+
+def describe_settings(sizes: Sizes) -> dict[str, Any]:
+    """Return all that decides the results, as JSON stores it.
+
+    Raises:
+        ValueError: a model has no weights.
+    """
+    cards = [find_card(name) for name in (BASELINE, CONTROL)]
+    for card in cards:
+        if not card.is_ready():
+            raise ValueError(f"{card.name} has no weights. {describe_remedy(card)}")
+    models = {card.name: card.weights_sha256() for card in cards}
+    rewards = {
+        name: hash_weights(sorted(EMBEDDED[name][0].glob("*.safetensors"))) for name in BACKBONES
+    }
+    settings = asdict(sizes) | {
+        "liking": LIKING,
+        "crowd": asdict(CROWD),
+        "study": STUDY,
+        "other_seeds": OTHER_SEEDS,
+        "vote_weight": VOTE_WEIGHT,
+        "shipped_rewards": SHIPPED_REWARDS,
+        "fake_warmup": FAKE_WARMUP,
+        "changes": CHANGES,
+        "config": STUDENT_CONFIG.read_text(),
+        "weights": models | rewards,
+    }
+    return json.loads(json.dumps(settings))
 
 
 def write_lines(file: Path, lines: Sequence[str]) -> Path:
@@ -170,22 +255,34 @@ def generate(
     run("turbo.generate", *map(str, arguments), processes=processes, models=models)
 
 
-def hold_study(study: Path, prompts: Path, clips: Mapping[str, Path], liking: float) -> Path:
+def crowd_seed(study: str, turn: int) -> int:
+    """Return the seed of a study's raters: three times the turn, plus the place in `STUDIES`."""
+    return len(STUDIES) * turn + STUDIES.index(study)
+
+
+def hold_study(
+    study: Path, prompts: Path, clips: Mapping[str, Path], liking: float, turn: int
+) -> Path:
     """Let simulated raters vote on the clips of two systems; return the export of their votes.
 
-    An interrupted study is held again from its beginning.
+    The second system is Turbo-4. An interrupted study is held again from its beginning, with the
+    same raters.
     """
     export, unfinished = study / "export", study.with_name(f"{study.name}.unfinished")
     if study.exists():
         return export
     shutil.rmtree(unfinished, ignore_errors=True)
-    definition = write_lines(prompts.with_name("study.toml"), [STUDY])
+    definition = write_lines(
+        prompts.with_name("study.toml"), [Template(STUDY).substitute(system=next(iter(clips)))]
+    )
     human_eval(
         ["create", str(unfinished), "--definition", str(definition), "--prompts", str(prompts)]
     )
     human_eval(["ingest", str(unfinished), *(f"{key}={folder}" for key, folder in clips.items())])
-    store = open_study(unfinished)
-    simulate(store, CROWD, utility=cache(lambda clip: rate_height(clip, liking)))
+    seed = crowd_seed(study.name, turn)
+    store = replace(open_study(unfinished), rng=random.Random(seed))  # of the order of the pairs
+    crowd = replace(CROWD, seed=seed)
+    simulate(store, crowd, utility=cache(lambda clip: rate_height(clip, liking)))
     store.close()
     target = ("--out", str(unfinished / "export"))
     human_eval(["export", str(unfinished), "--simulated", "--clips", *target])
@@ -206,11 +303,8 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     """Train a student with the reward of the votes and the shipped ones; return its folder."""
     out = folder / "run"
     made = out / "models" / name
-    rewards = (
-        f'[{{ name = "mine", folder = "{folder}/mine", weight = {VOTE_WEIGHT} }}, '
-        '{ name = "shapes-image", weight = 0.4, frames = 4 }, '
-        '{ name = "shapes-video", weight = 0.5, frames = 8 }]'
-    )
+    mine = f'{{ name = "mine", folder = "{folder}/mine", weight = {VOTE_WEIGHT} }}'
+    rewards = f"[{mine}, {SHIPPED_REWARDS}]"
     changes = {
         "name": name, "student.start": start, "data.prompts": prompts, "rewards": rewards,
         "run.out": out, "run.steps": FAKE_WARMUP + steps, "matching.warmup": FAKE_WARMUP,
@@ -223,6 +317,21 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
     return str(made)
 
 
+def measure_reward(folder: Path) -> dict[str, Any]:
+    """Return the share of held-out votes that a reward predicts, and whether it is useless.
+
+    It is if the clips tell it nothing: `training.reward` warns of the same.
+    """
+    card = read_vote_card(folder)
+    found = card.measured[card.primary]
+    assert isinstance(found, dict)
+    share = {"mean": found["accuracy"]} | {key: found[key] for key in ("low", "high", "votes")}
+    return {
+        "reward, held-out accuracy": share,
+        "reward, no better than ignoring the clips": found["loss"] >= found["loss_without"],
+    }
+
+
 def measure_wins(export: Path) -> dict[str, float]:
     """Return the share of votes for the student, with its interval over prompts and raters."""
     votes, _ = read_export(export)
@@ -232,52 +341,74 @@ def measure_wins(export: Path) -> dict[str, float]:
 
 
 def measure_right(
-    clips: Mapping[str, Path], scenes: Sequence[Scene]
+    export: Path, system: str, scenes: Sequence[Scene]
 ) -> dict[str, dict[str, float]]:
-    """Return the share of clips with all four attributes of their scenes right."""
+    """Return the share of a study's clips with all four attributes of their scenes right.
+
+    Args:
+        system: that was compared with Turbo-4.
+
+    Raises:
+        ValueError: a system has not one clip of each scene.
+    """
+    table = pd.read_csv(export / CLIPS)
     right, clusters = {}, {"scene": np.array([repr(scene) for scene in scenes])}
-    for system, folder in clips.items():
-        files = {row["prompt"]: path for path, row in Manifest(folder).rows().items()}
-        read = [read_clip(read_shapes(folder / files[scene.caption()])) for scene in scenes]
-        right[system] = np.array(
-            [found.matches(scene)["all"] for found, scene in zip(read, scenes, strict=True)]
-        )
-    difference = right["student"].astype(float) - right["turbo"]
+    for key in (system, "turbo"):
+        rows = table[table["system"] == key]
+        names = {prompt: [*names] for prompt, names in rows.groupby("prompt")["stored_name"]}
+        hits = []
+        for scene in scenes:
+            found = names.get(scene.caption(), [])
+            if len(found) != 1:
+                raise ValueError(
+                    f"Expected one clip of {key} for {scene.caption()!r} in {export / CLIPS}, "
+                    f"got {len(found)}. Remove {export.parent} and run the same command again."
+                )
+            hits.append(read_clip(read_shapes(export / FILES / found[0])).matches(scene)["all"])
+        right[key] = np.array(hits)
+    difference = right[system].astype(float) - right["turbo"]
     rates = {
         f"right, {key}": asdict(mean_over_scenes(hit, clusters, bounds=SHARE))
         for key, hit in right.items()
     }
-    return rates | {"right, difference": asdict(mean_over_scenes(difference, clusters))}
+    apart = mean_over_scenes(difference, clusters, bounds=(-1.0, 1.0))
+    return rates | {"right, difference": asdict(apart)}
 
 
-def plot_turns(results: Sequence[Mapping[str, Mapping[str, float]]], file: Path) -> None:
-    """Plot the win rate over Turbo-4 by taste, and the share of right clips, of every turn."""
+def plot_turns(results: Mapping[str, Any], file: Path) -> None:
+    """Plot the win rate over Turbo-4 by taste, and the share of right clips.
+
+    The control comes first, then the student of every turn.
+    """
+    control, turns = results["control"], results["turns"]
+    shown = [control | {"right, student": control["right, control"]}, *turns]
     panels = {
-        "votes for the student over Turbo-4, %": ("planted taste", "opposite taste"),
-        "all four attributes right, %": ("right, student", "right, turbo"),
+        "preferred to Turbo-4, % of votes": {key: key for key in TASTES},
+        "all four attributes right, %": {
+            "right, student": "control, student",
+            "right, turbo": "Turbo-4",
+        },
     }
     colours = (HUES["Turbo"], HUES["VCM"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 2.8), layout="constrained")
-        for axis, (title, keys) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            for offset, key, colour in zip((-0.05, 0.05), keys, colours, strict=True):
-                rows = 100 * np.array(
-                    [[r[key][k] for k in ("mean", "low", "high")] for r in results]
-                )
+        for axis, (title, labels) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+            for offset, key, colour in zip((-0.05, 0.05), labels, colours, strict=True):
+                rows = 100 * np.array([[r[key][k] for k in ("mean", "low", "high")] for r in shown])
                 mean, low, high = rows.T
-                turns = np.arange(1, len(results) + 1) + offset
-                axis.errorbar(
-                    turns, mean, (mean - low, high - mean), fmt="o", color=colour, label=key
-                )
-            axis.set_xticks(range(1, len(results) + 1))
-            axis.set_xlim(0.5, len(results) + 0.5)
+                places, bars = np.arange(len(shown)) + offset, (mean - low, high - mean)
+                axis.errorbar(places, mean, bars, fmt="o", color=colour, label=labels[key])
+            names = (f"student {turn}" for turn in range(1, len(shown)))
+            axis.set_xticks(range(len(shown)), ["control", *names])
+            axis.set_xlim(-0.5, len(shown) - 0.5)
             axis.set_ylim(0, 100)
-            axis.set_xlabel("turn")
             axis.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
             axis.set_title(title, fontsize=9, color=INK)
             axis.legend(frameon=False)
-        figure.suptitle("SIMULATED raters; 95 % intervals", fontsize=9, color=INK)
-        figure.savefig(file, metadata={"Date": None})
+        title = "SIMULATED raters; 95 % intervals; the control has no reward of votes"
+        figure.suptitle(title, fontsize=9, color=INK)
+        with open_whole(file) as whole:
+            figure.savefig(whole, format="svg", metadata={"Date": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,9 +431,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         sizes = Sizes(options.pairs, options.steps, options.unseen)
-        turn_flywheel(options.out, options.turns, sizes, options.processes)
-    except (ValueError, subprocess.CalledProcessError) as failure:
+        for name in ("turns", "processes"):
+            if (value := getattr(options, name)) < 1:
+                raise ValueError(f"Expected one or more {name}, got {value}.")
+        with only_process_in(options.out):
+            turn_flywheel(options.out, options.turns, sizes, options.processes)
+    except (ValueError, OSError, StudyError) as failure:
         sys.exit(f"{parser.prog}: {failure}")
+    except subprocess.CalledProcessError as failure:
+        sys.exit(f"{parser.prog}: {failure} {AGAIN}")
+    except SystemExit as stop:  # of a command in this process; with a number, it has printed why
+        why = stop.code if isinstance(stop.code, str) else f"{parser.prog}: a stage has failed."
+        sys.exit(f"{why} {AGAIN}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Configurations: what is refused, and that the committed ones say what the papers say."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from training import distil as command
 from training.build import (
     build_fake,
     build_reward,
@@ -30,6 +32,7 @@ from turbo.diffusion.consistency import embed_guidance_scale
 from turbo.models.local import write_card
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
+from turbo.rewards.vote_reward import CARD, VoteRewardCard
 from turbo.types import Conditioning
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
@@ -156,6 +159,37 @@ def export(tmp_path: Path, name: str, *changes: str) -> str:
         SimpleNamespace(card=card, student=build_student(teacher, config)), config, folder, 1
     )
     return f"student.start={folder}"
+
+
+def voted(tmp_path: Path, *, simulated: bool) -> str:
+    """Write the card of a reward that was trained on votes; return the rewards of a run."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    card = VoteRewardCard(
+        backbones={}, num_frames=2, questions=["Q1"], primary="Q1", title="", simulated=simulated
+    )
+    (folder / CARD).write_text(json.dumps(asdict(card)))
+    return f'rewards=[{{ name = "mine", folder = "{folder}", weight = 1.0 }}]'
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_model_card_says_whether_the_votes_of_its_reward_were_simulated(tmp_path, simulated):
+    export(tmp_path, "tiny_vc2", voted(tmp_path, simulated=simulated))
+
+    assert ("SIMULATED" in (tmp_path / "start" / "README.md").read_text()) == simulated
+
+
+def test_a_run_says_once_that_the_votes_of_a_reward_were_simulated(tmp_path, monkeypatch, capsys):
+    def stop(config: object, accelerator: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(command, "build_parts", stop)
+    config = load_config(TINY, [f"run.out={tmp_path}", voted(tmp_path, simulated=True)])
+
+    with pytest.raises(InterruptedError):
+        command.run(config)
+
+    assert capsys.readouterr().out.count("SIMULATED") == 1
 
 
 def start(tmp_path: Path, name: str, *changes: str) -> None:
