@@ -322,6 +322,7 @@ def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkey
 
     forked = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
     monkeypatch.setattr(flywheel, "subprocess", forked)
+    monkeypatch.setattr(flywheel, "FAKE_WARMUP", 1)
     out = tmp_path / "flywheel"
     main(["--out", str(out), *SIZES])
 
