@@ -38,6 +38,7 @@ from human_eval.study.store import open_study
 from training.checkpoints import only_process_in, open_whole
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
+from training.reward.measurements import Measured
 from training.shapes.evaluation.figures import GREY, HUES, INK, STYLE
 from training.shapes.evaluation.intervals import SHARE
 from training.shapes.evaluation.intervals import clustered_mean as mean_over_scenes
@@ -318,17 +319,16 @@ def distil(name: str, start: str, folder: Path, prompts: Path, steps: int, proce
 
 
 def measure_reward(folder: Path) -> dict[str, Any]:
-    """Return the share of held-out votes that a reward predicts, and whether it is useless.
+    """Return the share of held-out votes that a reward predicts, and whether that shows anything.
 
-    It is if the clips tell it nothing: `training.reward` warns of the same.
+    `training.reward` warns if it does not.
     """
     card = read_vote_card(folder)
-    found = card.measured[card.primary]
-    assert isinstance(found, dict)
-    share = {"mean": found["accuracy"]} | {key: found[key] for key in ("low", "high", "votes")}
+    found = Measured(**card.measured[card.primary])  # type: ignore[arg-type]
+    share = {"mean": found.accuracy, "low": found.low, "high": found.high, "votes": found.votes}
     return {
         "reward, held-out accuracy": share,
-        "reward, no better than ignoring the clips": found["loss"] >= found["loss_without"],
+        "reward, shown to be better than ignoring the clips": found.beats_baseline,
     }
 
 
