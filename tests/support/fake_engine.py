@@ -21,6 +21,7 @@ from demo.session import CompareRow, GeneratedClip, Update, Updates
 from demo.world import World
 from human_eval.server.study_mount import StudyMount
 from turbo.models.registry import MODELS as CARDS
+from turbo.video import X264_OPTIONS
 
 FRAMES, SIDE, FPS = 16, 64, 8
 CONTACT = "operator@lab.example"
@@ -135,11 +136,11 @@ def create_fake_context(
 
 
 def save_colours(model: str, request: Request, path: Path) -> None:
-    """Write frames of one colour each, determined by model and request."""
+    """Write frames of one colour each; model and request determine every byte."""
     digest = hashlib.sha256(f"{model} {request}".encode()).digest()
     with av.open(str(path), "w", format="mp4") as container:
         container.metadata["comment"] = json.dumps({"model": model, **asdict(request)})
-        stream = container.add_stream("libx264", rate=FPS)
+        stream = container.add_stream("libx264", rate=FPS, options=X264_OPTIONS)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for index in range(FRAMES):
