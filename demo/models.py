@@ -40,7 +40,7 @@ COMPARE_ROWS = [
     CompareRow(model="shapes-vcm", steps=4, title="VCM · 4 steps"),
     CompareRow(model="shapes-turbo", steps=4, title="Turbo · 4 steps"),
     CompareRow(model="shapes-turbo", steps=8, title="Turbo · 8 steps"),
-    CompareRow(model="shapes-turbo-dmd", steps=4, title="Turbo, distribution matching · 4 steps"),
+    CompareRow(model="shapes-turbo-dmd", steps=4, title="Turbo-DMD · 4 steps"),
 ]
 GB_A_SECOND = 0.5  # of weights, from the disk onto a GPU
 MEGAPIXELS_A_SECOND = 8  # of a video, through a network on a GPU
