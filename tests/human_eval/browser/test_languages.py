@@ -57,7 +57,7 @@ def test_a_scale_is_answered_with_one_key_of_any_layout(rate_study, open_rater):
     until(page, "document.querySelector('#undo-bar').hidden === false")
 
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # long words
+    until(page, "document.documentElement.scrollWidth <= innerWidth")  # with long words
 
     votes = study.votes().set_index("question")
     side = {"left": "b", "right": "a"}[votes.loc["Q4", "side_a"]]
