@@ -9,15 +9,9 @@ import torch
 # The last bit of a frequency, times timestep 999, shows in a recording made in float64.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
-pytest_plugins = [
+pytest_plugins = [  # `studies` before those that import it
     f"tests.support.{name}"
-    for name in (
-        "studies",
-        "browser",
-        "golden",
-        "rated_study",
-        "tiny_models",
-    )  # imported before its users
+    for name in ("studies", "browser", "golden", "rated_study", "tiny_models")
 ]
 
 

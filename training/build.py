@@ -385,15 +385,12 @@ def simulated_rewards(config: Config) -> list[str]:
     Raises:
         ValueError: the card of a vote-trained reward is damaged.
     """
-    others = {*TRIALS, *EMBEDDED, *REWARDS}
-    folders = {
-        table.name: reward_folder(table.name, table.folder)
-        for table in config.rewards
-        if table.name not in others
-    }
+    known = {*TRIALS, *EMBEDDED, *REWARDS}
+    others = [table for table in config.rewards if table.name not in known]
+    folders = [reward_folder(table.name, table.folder) for table in others]
     return [
-        name
-        for name, folder in folders.items()
+        table.name
+        for table, folder in zip(others, folders, strict=True)
         if (folder / CARD).is_file() and read_vote_card(folder).simulated
     ]
 

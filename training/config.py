@@ -20,9 +20,7 @@ class TeacherTable(_Table):
 
     model: str  # name in `python -m turbo.models list`, or a folder with a card.json
     grid_steps: int = Field(ge=1)  # of its solver: 50 in T2V-Turbo, 200 in v2
-    guidance: tuple[float, float] = Field(
-        strict=False
-    )  # range of w, drawn uniformly; TOML has lists
+    guidance: tuple[float, float] = Field(strict=False)  # range of w, drawn uniformly
 
     @field_validator("guidance")
     @classmethod

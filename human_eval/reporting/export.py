@@ -165,7 +165,7 @@ def read_export(folder: Path) -> tuple[pd.DataFrame, StudyDefinition]:
     check_sums(folder, DEFINITION, table)
     votes = read_votes(folder / table)
     definition = parse_definition(text, origin=str(folder / DEFINITION))
-    definition = replace(definition, earlier=_read_earlier(folder / EARLIER))
+    definition = replace(definition, earlier=_read_earlier(folder))
     foreign = set(votes["definition_hash"]) - {entry.hash for entry in definition.versions}
     if foreign:
         raise StudyError(
@@ -188,10 +188,11 @@ def read_exported_pairs(folder: Path) -> pd.DataFrame | None:
     return pd.read_csv(path)
 
 
-def _read_earlier(path: Path) -> tuple[StudyDefinition, ...]:
+def _read_earlier(folder: Path) -> tuple[StudyDefinition, ...]:
+    path = folder / EARLIER
     if not path.is_file():  # an export of a former version of this program
         return ()
-    check_sums(path.parent, path.name)
+    check_sums(folder, EARLIER)
     lines = path.read_text(encoding="utf-8").splitlines()
     sources = [json.loads(line)["definition"] for line in lines if line]
     return tuple(parse_definition(source, origin=str(path)) for source in sources)
