@@ -16,7 +16,7 @@ from training.shapes.evaluation.systems import (
 )
 from turbo.types import Reward
 
-COUNT = 512  # held-out prompts
+COUNT = 1024  # held-out prompts
 SHEET_ROWS = tuple(range(0, 192, 24))  # of these prompts: evenly spaced, chosen before looking
 
 

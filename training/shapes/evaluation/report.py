@@ -49,9 +49,14 @@ COMPARISONS = (
     ("Turbo-4", "teacher-50"),
     ("Turbo-4", "teacher-50 ODE"),
     ("Turbo-8", "Turbo-4"),
+    ("Turbo-8", "teacher-50"),
+    ("Turbo-8", "teacher-50 ODE"),
     ("Turbo-DMD-4", "Turbo-4"),
     ("Turbo-DMD-4", "teacher-50"),
     ("Turbo-DMD-4", "teacher-50 ODE"),
+    ("Turbo-DMD-8", "Turbo-DMD-4"),
+    ("Turbo-DMD-8", "teacher-50"),
+    ("Turbo-DMD-8", "teacher-50 ODE"),
     ("VCM+R_img-4", "VCM-4"),
     ("VCM+R_vid-4", "VCM-4"),
     ("Turbo-4", "VCM+R_img-4"),
@@ -267,7 +272,7 @@ def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
         claim(text, "all correct: interval above 0", pair["all"], "points", pair["all"]["low"] > 0)
         vote = pair["preference"]
         claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
-    for student in ("Turbo-4", "Turbo-DMD-4"):
+    for student in ("Turbo-4", "Turbo-8", "Turbo-DMD-4", "Turbo-DMD-8"):
         for label, sampler in TEACHERS.items():
             if pair := pairs.get(f"{student} vs {label}"):
                 text, vote, hits = (
@@ -284,10 +289,11 @@ def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
     if pair := pairs.get("Turbo-4 flow vs Turbo-4"):
         text, hits = "Turbo-4 of the flow teacher is no worse than the UNet's", pair["all"]
         claim(text, "all correct: interval above -3 points", hits, "points", hits["low"] > -3)
-    if pair := pairs.get("Turbo-8 vs Turbo-4"):
-        vote = pair["preference"]
-        bar = "judge: 50 % or more within the interval"
-        claim("8 steps are no worse than 4", bar, vote, "%", vote["high"] >= 50)
+    for student in ("Turbo", "Turbo-DMD"):
+        if pair := pairs.get(f"{student}-8 vs {student}-4"):
+            text, vote = f"{student}: 8 steps are no worse than 4", pair["preference"]
+            bar = "judge: 50 % or more within the interval"
+            claim(text, bar, vote, "%", vote["high"] >= 50)
     return claims
 
 

@@ -173,6 +173,7 @@ SYSTEMS = (
     System("Turbo-4", "shapes-turbo", 4),
     System("Turbo-8", "shapes-turbo", 8),
     System("Turbo-DMD-4", "shapes-turbo-dmd", 4),
+    System("Turbo-DMD-8", "shapes-turbo-dmd", 8),
 )
 FLOW_SYSTEMS = (  # the transformer and its students, and the UNet's student that they must equal
     System("teacher-50 flow", "shapes-flow-teacher", 50),

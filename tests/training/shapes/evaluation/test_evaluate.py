@@ -278,9 +278,9 @@ def test_systems_of_different_runs_are_refused_before_clips_are_made(tmp_path: P
 def test_claims_are_met_by_better_clips_and_not_by_worse_ones(report):
     met = {(claim["claim"], claim["bar"]): claim["met"] for claim in report["claims"]}
     assert met[("Turbo-4 beats VCM-4", "judge: interval above 50 %")]
-    assert met[("8 steps are no worse than 4", "judge: 50 % or more within the interval")]
+    assert met[("Turbo: 8 steps are no worse than 4", "judge: 50 % or more within the interval")]
     about_teachers = [name for name in met if "50 steps" in name[0]]
-    assert len(about_teachers) == 4  # two bars for each of its samplers
+    assert len(about_teachers) == 8  # 4 and 8 steps, two samplers, two bars
     assert all(met[name] for name in about_teachers)
 
     turned = json.loads(json.dumps(report))
