@@ -249,7 +249,7 @@ def add_runs(weights: Path, *students: str) -> None:
     "students",
     [
         (),
-        ("2/turbo", "3/turbo"),  # as in the repository
+        ("2/turbo", "3/turbo"),
         ("2/turbo", "3/turbo", "2/vcm", "3/vcm"),
         ("2/vcm-image", "3/vcm-image", "2/vcm-video"),  # not compared with each other
     ],
