@@ -27,6 +27,7 @@ ORDER = {
         "types",
         "text_files",
         "display",
+        "whole_file",
         "manifest",
         "provenance",
         "video",

@@ -35,7 +35,7 @@ from human_eval.reporting.export import CLIPS, FILES, read_export
 from human_eval.statistics.intervals import clustered_mean
 from human_eval.study.simulation import Crowd, simulate
 from human_eval.study.store import open_study
-from training.checkpoints import only_process_in, open_whole
+from training.checkpoints import only_process_in
 from training.reward.__main__ import main as train_reward
 from training.reward.comparisons import MIN_PROMPTS
 from training.reward.measurements import Measured
@@ -49,6 +49,7 @@ from turbo.card import describe_remedy
 from turbo.models.registry import find_card
 from turbo.rewards.published import EMBEDDED
 from turbo.rewards.vote_reward import hash_weights, read_vote_card
+from turbo.whole_file import open_whole, write_whole
 
 STUDENT_CONFIG = Path(__file__).parent / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
@@ -148,8 +149,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         compared = compare("student", folder, unseen, scenes, turn)
         results["turns"].append(measure_reward(folder / "mine") | compared)
         if turn >= taken:
-            with open_whole(out / "results.json") as whole:
-                whole.write((json.dumps(results, indent=2) + "\n").encode())
+            write_whole(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
             plot_turns(results, out / "flywheel.svg")
 
 
@@ -189,8 +189,7 @@ def keep_settings(out: Path, sizes: Sizes) -> None:
     if out.exists() and any(path.name != ".lock" for path in out.iterdir()):
         raise ValueError(f"{out} has files but no {file.name}. Name another folder.")
     out.mkdir(parents=True, exist_ok=True)
-    with open_whole(file) as whole:
-        whole.write((json.dumps(wanted, indent=2) + "\n").encode())
+    write_whole(file, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
 def describe_settings(sizes: Sizes) -> dict[str, Any]:
