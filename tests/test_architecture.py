@@ -62,7 +62,10 @@ SEAMS = {
     },
     ("demo", "turbo"): {"demo.models"},
     ("training", "human_eval"): {
-        "training.flywheel",
+        "training.flywheel.__main__",
+        "training.flywheel.results",
+        "training.flywheel.settings",
+        "training.flywheel.studies",
         "training.shapes.evaluation.intervals",
         "training.shapes.evaluation.judge_study",
         "training.reward.__main__",
