@@ -1,18 +1,18 @@
 """Checkpoints of a run: one file per saved step, complete or absent, the newest ones kept."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-SUFFIX, PARTIAL = ".pt", ".partial"
+from turbo.whole_file import PARTIAL, open_whole, write_whole
+
+SUFFIX = ".pt"
 STUDENT, FAKE = "student.", "fake."  # before the names of weights, where two networks are trained
 
 
@@ -24,7 +24,6 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     Raises:
         OSError: it could not be written; the earlier ones are still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(f"*{PARTIAL}"):  # of a killed process, which was the only one
         partial.unlink()
     path = folder / f"{step:08d}{SUFFIX}"
@@ -74,36 +73,8 @@ def averaged_student(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors. The file is complete or absent, as by `open_whole`.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except SafetensorError as failure:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {failure}. Free some space.") from failure
-
-
-@contextmanager
-def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing. It is complete or absent, whenever process or machine stops."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:  # also KeyboardInterrupt, and the RuntimeError of torch's writer
-        partial.unlink(missing_ok=True)  # a full disk needs the space
-        raise
+    """Write tensors as safetensors. The file is complete or absent, as by `open_whole`."""
+    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.build import build_parts, student_with
-from training.checkpoints import FAKE, STUDENT, find_newest, only_process_in, open_whole
+from training.checkpoints import FAKE, STUDENT, find_newest, only_process_in
 from training.config import Config, load_config
 from training.export import describe_simulated, export_student
 from training.forecast import describe_run
@@ -63,6 +63,7 @@ from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
 from turbo.rewards import WeightedReward, mix_rewards
 from turbo.types import Latents, PerVideo
+from turbo.whole_file import write_whole
 
 SOURCES = ("folder", "hub", "record", "prompts")  # of the data
 FREE_SETTINGS: dict[str, Any] = {  # may change while a run is continued
@@ -397,8 +398,7 @@ def keep_settings(config: Config) -> None:
     sources = {name: bool(getattr(config.data, name)) for name in SOURCES}  # folders may be moved
     settings["data"] |= sources
     if not (find_newest(out / "checkpoints") and file.exists()):
-        with open_whole(file) as whole:
-            whole.write((json.dumps(settings, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps(settings, indent=2) + "\n").encode())
         return
     former = json.loads(file.read_text())
     for name, now, then in _differences(former, settings):

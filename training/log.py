@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
 
-from training.checkpoints import open_whole
 from training.loop import StepStats
+from turbo.whole_file import write_whole
 
 
 class Log:
@@ -32,8 +32,6 @@ class Log:
         names = [field.name for field in fields(StepStats)]
         rows = list(csv.reader(self.path.read_text().splitlines())) if self.path.exists() else []
         kept = [row for row in rows[1:] if len(row) == len(names) and int(row[0]) < step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         text = StringIO(newline="")
         csv.writer(text).writerows([names, *kept])
-        with open_whole(self.path) as file:
-            file.write(text.getvalue().encode())
+        write_whole(self.path, text.getvalue().encode())

@@ -22,7 +22,6 @@ from training.checkpoints import (
     averaged_student,
     find_newest,
     load_checkpoint,
-    open_whole,
     save_weights,
 )
 from training.config import Config, JudgeTable
@@ -35,6 +34,7 @@ from turbo.rewards import WeightedReward
 from turbo.text_files.prompts import read_prompt_file
 from turbo.types import Frames, Reward
 from turbo.video import Video
+from turbo.whole_file import open_whole
 
 
 @dataclass(frozen=True)

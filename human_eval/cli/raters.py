@@ -1,6 +1,5 @@
 """The command about raters: who did what, what they are owed, who is excluded or blocked."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from human_eval.cli.command import Commands, add_command, opened
 from human_eval.collection.raters import identify_rater
 from human_eval.errors import StudyError
 from human_eval.storage.events import block, exclude_by_hand, unblock
+from human_eval.storage.private_file import create_private
 from human_eval.study.store import StudyStore
 
 DECISIONS = {"exclude": exclude_by_hand, "block": block, "unblock": unblock}
@@ -109,7 +109,7 @@ def _list(store: StudyStore, options: Namespace) -> None:
             print(f"Gave a code that this study did not tell them: {', '.join(export.other_codes)}")
         shown = joined.drop(columns="rater_number")
     if options.out:
-        _create_private(options.out)
+        create_private(options.out)
         write_csv(shown, options.out)
         print(options.out)
         if options.platform:
@@ -130,7 +130,3 @@ def _list(store: StudyStore, options: Namespace) -> None:
         left_out = int((table["decision"] != "").sum())
         print(f"{options.bonus}: {total} {store.definition.pay.currency} in all.")
         print(f"Excluded and blocked raters get no bonus: {left_out}.")
-
-
-def _create_private(path: Path) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

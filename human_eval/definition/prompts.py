@@ -53,7 +53,6 @@ class Prompt:
 def load_prompts(
     source: Path | str,
     *,
-    cache: Path | None = None,
     column: str | None = None,
     max_length: int = MAX_LENGTH,
 ) -> list[Prompt]:
@@ -62,7 +61,6 @@ def load_prompts(
     Args:
         source: "evalcrafter"; a folder with the two files of EvalCrafter; or a file of prompts, see
             `turbo.text_files.prompts.read_prompt_file`.
-        cache: folder for downloaded files.
         column: name of the column or key with the prompts; None finds the usual ones.
         max_length: characters that a prompt may have.
 
@@ -71,7 +69,7 @@ def load_prompts(
     """
     path = Path(source)
     if str(source) == EVALCRAFTER:
-        return read_evalcrafter(fetch_evalcrafter(cache or Path.home() / ".cache" / "human_eval"))
+        return read_evalcrafter(fetch_evalcrafter(Path.home() / ".cache" / "human_eval"))
     if path.is_dir():
         return read_evalcrafter(path)
     if path.name == TEXTS and (path.parent / ATTRIBUTES).is_file():

@@ -5,7 +5,6 @@ transaction takes the write lock at its start: one that reads first and asks for
 fail at once, whatever its timeout.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, make
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, TimeoutError
 
 from human_eval.errors import StorageBusy, StorageDamaged, StorageFull, StudyError
+from human_eval.storage.private_file import create_private
 
 SAFE_SQLITE = (3, 51, 3)  # before it, two connections could corrupt a WAL database
 WITHDRAWN_SQLITE = (3, 52, 0)
@@ -124,7 +124,7 @@ def create_file(path: Path, *, driver: ModuleType | None = None) -> None:
         StudyError: it could not be written, and does not exist.
     """
     driver = driver or safe_sqlite()
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    create_private(path)
     try:
         with driver_errors(driver), closing(driver.connect(str(path))) as connection:
             # Set once, here: setting it on each connect fails while another connection writes.

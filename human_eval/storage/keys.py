@@ -16,6 +16,7 @@ from typing import Any, Literal
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from human_eval.errors import NotYours, StudyError
+from human_eval.storage.private_file import create_private
 
 Purpose = Literal["rater", "assignment", "media", "invitation", "link", "clip", "operator"]
 MIN_SECRET = 32  # characters
@@ -75,9 +76,7 @@ class Keys:
 
 def create_secret(path: Path) -> Keys:
     """Create a secret in a file that only its owner can read."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex())
+    create_private(path, secrets.token_hex())
     return load_secret(path)
 
 

@@ -6,7 +6,6 @@ pseudonyms of the raters, so both meet here only while a command runs.
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -17,6 +16,7 @@ import pandas as pd
 from human_eval.collection.endings import read_told_outcomes
 from human_eval.errors import StudyError
 from human_eval.storage.events import record
+from human_eval.storage.private_file import create_private
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 from turbo.text_files.decoding import FileRefused
@@ -227,7 +227,5 @@ def write_bonuses(
                 now=store.clock(),
                 payload={"amount": str(amount)},
             )
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(lines.getvalue())
+        create_private(path, lines.getvalue())
     return sum((amount for _, amount in paid.values()), Decimal(0))

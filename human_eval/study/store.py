@@ -9,7 +9,6 @@ backups/    copies of the database
 """
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +24,7 @@ from human_eval.errors import StudyError
 from human_eval.storage.database import Database, create_file, now_ms, open_database
 from human_eval.storage.keys import Keys, create_secret, load_secret
 from human_eval.storage.migrate import upgrade_tables
+from human_eval.storage.private_file import create_private
 from human_eval.storage.tables import Event, Study
 
 
@@ -93,7 +93,7 @@ def create_study(
         raise
     (folder / "study.toml").write_text(definition.source, encoding="utf-8")
     if database_url is not None:
-        _write_private(folder / "study.url", database_url)
+        create_private(folder / "study.url", database_url)
     return StudyStore(folder, database, definition, create_secret(folder / "secret"))
 
 
@@ -130,7 +130,6 @@ def _disposed_on_failure(database: Database) -> Iterator[None]:
 def open_study(
     folder: Path,
     *,
-    database_url: str | None = None,
     when_empty: Callable[[], StudyDefinition] | None = None,
 ) -> StudyStore:
     """Open a study and upgrade its tables to this version.
@@ -147,7 +146,7 @@ def open_study(
         raise StudyError(
             f"There is no study at {folder}. Create one with `python -m human_eval create`."
         )
-    where = database_url or (url.read_text().strip() if url.is_file() else folder / "study.db")
+    where = url.read_text().strip() if url.is_file() else folder / "study.db"
     keys = load_secret(folder / "secret")
     database = open_database(where)
     with _disposed_on_failure(database), database.write() as connection:
@@ -175,9 +174,3 @@ def _follow_amendments(connection: Connection, first: StudyDefinition) -> StudyD
         following = parse_definition(json.loads(payload)["definition"], origin="the database")
         definition = replace(following, earlier=definition.versions)
     return definition
-
-
-def _write_private(path: Path, text: str) -> None:
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)

@@ -16,17 +16,11 @@ from filelock import FileLock
 from human_eval.errors import StudyError
 from human_eval.reporting.export import read_export
 from tests.kills.programs import start_program, wait_for
-from training import flywheel
-from training.flywheel import (
-    crowd_seed,
-    hold_study,
-    main,
-    measure_reward,
-    measure_right,
-    measure_wins,
-    rate_height,
-    write_lines,
-)
+from training.flywheel import __main__ as command
+from training.flywheel import settings, stages
+from training.flywheel.__main__ import main
+from training.flywheel.results import measure_reward, measure_right, measure_wins
+from training.flywheel.studies import crowd_seed, hold_study, rate_height, write_lines
 from training.reward.measurements import Measured
 from training.shapes.world.scenes import (
     FPS,
@@ -54,8 +48,8 @@ def instant(monkeypatch):
         return study
 
     share = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    stages = {
-        "generate": lambda *arguments, **settings: None,
+    instantly = {
+        "generate": lambda *arguments, **named: None,
         "hold_study": hold_study,
         "train_reward": lambda arguments: None,
         "distil": lambda name, start, folder, *rest: str(folder / "run" / "models" / name),
@@ -65,9 +59,9 @@ def instant(monkeypatch):
             f"right, {key}": share for key in (system, "turbo", "difference")
         },
     }
-    monkeypatch.setattr(flywheel, "CONTROL", flywheel.BASELINE)  # whose weights are there
-    for name, stage in stages.items():
-        monkeypatch.setattr(flywheel, name, stage)
+    monkeypatch.setattr(settings, "CONTROL", settings.BASELINE)  # whose weights are there
+    for name, stage in instantly.items():
+        monkeypatch.setattr(command, name, stage)
     return seeds
 
 
@@ -147,7 +141,7 @@ def test_a_folder_in_which_another_process_works_is_refused(tmp_path, instant):
 
 
 def fail(error: BaseException) -> Callable[..., None]:
-    def stage(*arguments: object, **settings: object) -> None:
+    def stage(*arguments: object, **named: object) -> None:
         raise error
 
     return stage
@@ -166,7 +160,7 @@ def test_after_a_failed_stage_the_same_command_continues(
 ):
     out = ["--out", str(tmp_path / "flywheel"), *SIZES]
     with monkeypatch.context() as broken:
-        broken.setattr(flywheel, stage, fail(error))
+        broken.setattr(command, stage, fail(error))
         with pytest.raises(SystemExit, match="same command again continues"):
             main(out)
 
@@ -175,7 +169,7 @@ def test_after_a_failed_stage_the_same_command_continues(
 
 @pytest.mark.parametrize("error", [StudyError("No pairs are left."), OSError("The disk is full.")])
 def test_an_error_of_a_study_or_a_disk_is_one_message(tmp_path, monkeypatch, instant, error):
-    monkeypatch.setattr(flywheel, "hold_study", fail(error))
+    monkeypatch.setattr(command, "hold_study", fail(error))
 
     with pytest.raises(SystemExit, match=str(error)):
         main(["--out", str(tmp_path / "flywheel"), *SIZES])
@@ -199,13 +193,13 @@ def test_results_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypa
         ("BASELINE", "shapes-vcm"),
         ("CHANGES", ()),
         ("CONTROL", "shapes-vcm"),
-        ("CROWD", replace(flywheel.CROWD, raters=41)),
+        ("CROWD", replace(settings.CROWD, raters=41)),
         ("FAKE_WARMUP", 61),
         ("LIKING", 0.4),
         ("OTHER_SEEDS", 1),
         ("SHIPPED_REWARDS", ""),
         ("STUDENT_CONFIG", Path(__file__)),
-        ("STUDY", f"{flywheel.STUDY}\n"),
+        ("STUDY", f"{settings.STUDY}\n"),
         ("VOTE_WEIGHT", 2.0),
     ],
 )
@@ -216,7 +210,7 @@ def test_a_folder_that_was_made_with_other_settings_is_refused(
     main(["--out", out, *SIZES])
     main(["--out", out, *SIZES])
 
-    monkeypatch.setattr(flywheel, name, value)
+    monkeypatch.setattr(settings, name, value)
     with pytest.raises(SystemExit, match="Name another folder"):
         main(["--out", out, *SIZES])
 
@@ -243,7 +237,7 @@ def draw_clips(folder: Path, prompted: Sequence[Scene], drawn: Sequence[Scene]) 
 def hold(tmp_path: Path, scenes: Sequence[Scene], clips: dict[str, Path]) -> Path:
     """Hold a study of the planted taste; return its export."""
     prompts = write_lines(tmp_path / "unseen.txt", [scene.caption() for scene in scenes])
-    return hold_study(tmp_path / "planted", prompts, clips, flywheel.LIKING, turn=1)
+    return hold_study(tmp_path / "planted", prompts, clips, settings.LIKING, turn=1)
 
 
 def test_raters_of_equal_clips_prefer_neither_system(tmp_path):
@@ -253,7 +247,7 @@ def test_raters_of_equal_clips_prefer_neither_system(tmp_path):
 
     won = measure_wins(hold(tmp_path, scenes, {"student": folder, "turbo": folder}))
 
-    assert flywheel.CROWD.rater_spread == 0
+    assert settings.CROWD.rater_spread == 0
     assert won["votes"] == 80
     assert won["low"] < 0.5 < won["high"]
 
@@ -276,7 +270,7 @@ def test_the_control_is_compared_once_by_raters_of_both_tastes(tmp_path, instant
 
 def test_a_control_without_weights_is_refused_before_a_stage(tmp_path, monkeypatch, instant):
     card = replace(find_card("shapes-vcm"), lora="missing")
-    monkeypatch.setattr(flywheel, "find_card", lambda name: card)
+    monkeypatch.setattr(settings, "find_card", lambda name: card)
 
     with pytest.raises(SystemExit, match="shapes-vcm"):
         main(["--out", str(tmp_path), *SIZES])
@@ -325,8 +319,8 @@ def test_a_turn_ends_with_marked_results_and_is_not_taken_again(tmp_path, monkey
         assert wait_for(start_program(*command[2:], variables=env)) == 0
 
     forked = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
-    monkeypatch.setattr(flywheel, "subprocess", forked)
-    monkeypatch.setattr(flywheel, "FAKE_WARMUP", 1)
+    monkeypatch.setattr(stages, "subprocess", forked)
+    monkeypatch.setattr(settings, "FAKE_WARMUP", 1)
     out = tmp_path / "flywheel"
     main(["--out", str(out), *SIZES])
 

@@ -21,8 +21,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from training.checkpoints import open_whole
 from turbo.manifest import sha256_of
+from turbo.whole_file import write_whole
 
 SETTINGS = "dataset.json"
 _REMEDY = "It is damaged: delete it, and run the command that made it again."
@@ -183,10 +183,8 @@ def write_shard(
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that is complete or absent, whenever the process or the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open_whole(path) as file:
-            file.write(content)
+        write_whole(path, content)
     except OSError as failure:
         raise OSError(
             f"{path} could not be written: {failure}. Free some space and run the same command "

@@ -36,7 +36,7 @@ from training.shapes.evaluation.systems import (
     with_further_runs,
 )
 from training.shapes.models import rewards, student, teacher, text, vae
-from training.shapes.models.export import export_module, export_tokenizer, export_world
+from training.shapes.models.export import export_module, export_world
 from training.shapes.models.reward_card import write_reward_card
 from training.shapes.models.student_estimates import StudentEstimates, draw_student_estimates
 from training.shapes.world.encoded_clips import CAPTIONS, EncodedClips, encode_clips
@@ -86,7 +86,7 @@ def train_text(folders: Folders) -> None:
     run("text", steps, text.CONFIG.steps, folders)
     export(network, folders.weights / "text_encoder")
     if process().is_main_process:
-        export_tokenizer(tokenizer, folders.weights / "tokenizer")
+        tokenizer.save_pretrained(folders.weights / "tokenizer")
         export_world(folders.weights / "world.json")
 
 

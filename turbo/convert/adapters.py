@@ -19,6 +19,7 @@ from turbo.convert.unet import modelscope_part, videocrafter_part
 from turbo.networks.families import network_on_meta
 from turbo.networks.lora import DOWN, LORA_FILE, UP
 from turbo.networks.unet import VideoUNet
+from turbo.whole_file import open_whole
 
 PROJECTION = "time_embedding.cond_proj"
 LARGEST_SEED = 2**63 - 1
@@ -159,14 +160,8 @@ def export_adapters(card: ModelCard, path: Path) -> None:
         raise ValueError(f"No list was published for networks of the kind {type(unet).__name__}.")
     part = videocrafter_part(unet) if unet.takes_fps else modelscope_part(unet)
     adapters = list_adapters(named, part)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(adapters, file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        torch.save(adapters, file)
 
 
 def read_projection(choice: str | None, shape: tuple[int, ...], path: Path) -> Tensor:

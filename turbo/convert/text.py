@@ -73,15 +73,12 @@ def open_clip_part(encoder: CLIPTextModel, names: Iterable[str] = (), prefix: st
     return Part(encoder, origins, frozenset(prefix + name for name in unused))
 
 
-def map_transformers_text(
-    shapes: Shapes, *, heads: int | None = None, blocks: int | None = None
-) -> Part:
+def map_transformers_text(shapes: Shapes, *, blocks: int | None = None) -> Part:
     """Return the text encoder with tensors of these shapes, under transformers' names.
 
     In transformers < 5, and so in ModelScope's file, they have the prefix `text_model.`.
 
     Args:
-        heads: as for `map_open_clip_text`.
         blocks: to use; None means all.
 
     Raises:
@@ -95,7 +92,6 @@ def map_transformers_text(
         positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
         hidden=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
         blocks=blocks,
-        heads=heads,
     )
     return transformers_part(encoder, prefix)
 

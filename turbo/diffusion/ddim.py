@@ -12,34 +12,28 @@ from turbo.card import Spacing
 from turbo.diffusion.schedule import NoiseSchedule, step_noises
 from turbo.types import Denoiser, Latents, Level, SamplerStep, Schedule, Timesteps
 
+NUM_TIMESTEPS = 1000  # of every published teacher
 
-def ddim_timesteps(
-    num_steps: int,
-    offset: int = 1,
-    *,
-    spacing: Spacing = "leading",
-    num_timesteps: int = 1000,
-) -> Int[Tensor, " steps"]:
+
+def ddim_timesteps(num_steps: int, *, spacing: Spacing = "leading") -> Int[Tensor, " steps"]:
     """Choose the timesteps to visit, from high to low.
 
     Args:
-        offset: added to every "leading" timestep; both published teachers use 1.
         spacing: "leading" is that of the published teachers (981, 961, ... 1 for 50 steps);
             "trailing" starts at the last timestep (999, 979, ... 19), where the latents are nearly
             pure noise, as at sampling; this matters most in few steps.
 
     Source: Common Diffusion Noise Schedules and Sample Steps Are Flawed, arXiv:2305.08891, table 2.
     """
-    if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"Expected num_steps between 1 and {num_timesteps}, got {num_steps}.")
+    if not 1 <= num_steps <= NUM_TIMESTEPS:
+        raise ValueError(f"Expected num_steps between 1 and {NUM_TIMESTEPS}, got {num_steps}.")
     if spacing == "leading":
-        stride = num_timesteps // num_steps
-        return torch.arange(num_steps).flip(0) * stride + offset
-    ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * num_timesteps / num_steps
+        return torch.arange(num_steps).flip(0) * (NUM_TIMESTEPS // num_steps) + 1
+    ends = torch.arange(num_steps, 0, -1, dtype=torch.float64) * NUM_TIMESTEPS / num_steps
     return ends.round().long() - 1
 
 
-def signal_scales(num_timesteps: int = 1000) -> Float[Tensor, " T"]:
+def signal_scales(num_timesteps: int = NUM_TIMESTEPS) -> Float[Tensor, " T"]:
     """Return the factor by which VideoCrafter2's training scaled latents before adding noise.
 
     That teacher learned from `alpha * scale * clean + sigma * noise`, so its estimate of the clean

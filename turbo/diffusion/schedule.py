@@ -129,10 +129,8 @@ class FlowSchedule(_Mixture):
     sigmas: Float[Tensor, " T"]  # per timestep, rising; 0 at timestep 0
 
     @classmethod
-    def shifted(
-        cls, shift: float, *, num_timesteps: int = 1000, dtype: torch.dtype = torch.float32
-    ) -> "FlowSchedule":
-        """Build sigma_t = shift u / (1 + (shift - 1) u) with u = t / num_timesteps.
+    def shifted(cls, shift: float, *, dtype: torch.dtype = torch.float32) -> "FlowSchedule":
+        """Build sigma_t = shift u / (1 + (shift - 1) u) with u = t / 1000.
 
         Args:
             shift: above 1 spends more timesteps at high noise; larger videos need more.
@@ -141,7 +139,7 @@ class FlowSchedule(_Mixture):
         """
         if shift <= 0:
             raise ValueError(f"Expected a shift above 0, got {shift}. 1 leaves the times as is.")
-        times = torch.arange(num_timesteps, dtype=torch.float64) / num_timesteps
+        times = torch.arange(1000, dtype=torch.float64) / 1000
         return cls((shift * times / (1 + (shift - 1) * times)).to(dtype))
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo.card import ModelCard
+from turbo.whole_file import write_whole
 
 CARD = "card.json"
 PLACES = ("folder", "unet", "lora")  # "./" in them is the folder of the card
@@ -40,10 +41,9 @@ def write_card(card: ModelCard, folder: Path) -> Path:
         value = Path(values[place] or "")
         if value.is_absolute() and value.is_relative_to(here):
             values[place] = f"./{value.relative_to(here)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{CARD}.partial"  # a card is complete: it says that the model is there
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return partial.replace(folder / CARD)
+    path = folder / CARD  # complete, since it says that the model is there
+    write_whole(path, f"{json.dumps(values, indent=2)}\n".encode())
+    return path
 
 
 def find_local(folder: Path, others: Iterable[ModelCard] = ()) -> list[ModelCard]:

@@ -1,6 +1,5 @@
 """LoRA adapters of a network: add, save, load, merge."""
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -11,11 +10,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from turbo.networks.families import Network
 from turbo.networks.unet import TemporalConv
+from turbo.whole_file import write_whole
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
@@ -167,10 +167,7 @@ def inject_adapters(network: Network, ranks: Mapping[str, int]) -> None:
 
 
 def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save the adapters and the layers trained in full, by name, as safetensors.
-
-    The file is seen complete or not at all.
-    """
+    """Save the adapters and the layers trained in full, by name, as safetensors."""
     tensors = {
         name: parameter.detach().to("cpu", dtype).contiguous()
         for name, parameter in network.named_parameters()
@@ -179,10 +176,7 @@ def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) 
     ranks = [m.r["default"] for m in network.modules() if isinstance(m, LoraLayer)]
     if not ranks:
         raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, unfinished, metadata={"rank": str(max(ranks))})
-    unfinished.replace(path)
+    write_whole(path, save(tensors, metadata={"rank": str(max(ranks))}))
 
 
 def load_lora(network: Network, path: Path) -> Network:

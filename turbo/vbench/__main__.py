@@ -25,7 +25,7 @@ from turbo.models.registry import MODELS, PUBLISHED, check_local, find_card
 from turbo.pipeline import load_pipeline
 from turbo.vbench.compbench import compute_total, find_scores
 from turbo.vbench.flickering import score_clips
-from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan, read_info, write_whole
+from turbo.vbench.plan import CLIPS, SAMPLES, Plan, fetch_info, make_plan, read_info
 from turbo.vbench.scores import (
     DIMENSIONS,
     RESULTS,
@@ -40,6 +40,7 @@ from turbo.vbench.scores import (
     read_results,
 )
 from turbo.vbench.verify import TOTAL, compare
+from turbo.whole_file import write_whole
 
 CACHE = PUBLISHED / "vbench"
 FLICKERING = "temporal_flickering"

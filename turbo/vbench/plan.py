@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from turbo.manifest import Manifest, sha256_of
 from turbo.request import Request, check_request
 from turbo.text_files.decoding import read_text
 from turbo.vbench.scores import DIMENSIONS
+from turbo.whole_file import write_whole
 
 PLAN = "plan.json"
 CLIPS = "clips"  # the folder of the clips, beside it
@@ -73,7 +73,6 @@ class Plan:
         Raises:
             ValueError: the folder has another plan.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         path, text = folder / PLAN, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise ValueError(
@@ -260,13 +259,5 @@ def fetch_info(folder: Path) -> Path:
             ) from error
         if hashlib.sha256(content).hexdigest() != SHA256:
             raise ValueError(f"{UPSTREAM} is not the file that is known. Pass yours as --info.")
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is seen complete or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

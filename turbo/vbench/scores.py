@@ -102,9 +102,7 @@ def _totals(scores: Mapping[str, np.ndarray], table: Table) -> tuple[np.ndarray,
     return total, quality, semantic
 
 
-def bootstrap(
-    results: Results, table: Table = DIMENSIONS, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[Totals, Totals]:
+def bootstrap(results: Results, table: Table = DIMENSIONS) -> tuple[Totals, Totals]:
     """Return the lower and upper ends of the 95 % percentile intervals of the totals.
 
     Prompts are drawn with all their videos and dimensions, among those with the same dimensions:
@@ -128,11 +126,11 @@ def bootstrap(
     for prompt, dimensions in of_prompt.items():
         strata[tuple(dimensions)].append(prompt)
 
-    generator = np.random.default_rng(seed)
-    sums = {dimension: np.zeros(draws) for dimension in DIMENSIONS}
-    counts = {dimension: np.zeros(draws) for dimension in DIMENSIONS}
+    generator = np.random.default_rng(0)
+    sums = {dimension: np.zeros(DRAWS) for dimension in DIMENSIONS}
+    counts = {dimension: np.zeros(DRAWS) for dimension in DIMENSIONS}
     for shared, prompts in strata.items():
-        times = generator.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), draws)
+        times = generator.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), DRAWS)
         for dimension in shared:
             values = [of_prompt[prompt][dimension] for prompt in prompts]
             sums[dimension] += times @ np.array([sum(found) for found in values])

@@ -5,7 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from diffusers import ModelMixin
-from transformers import CLIPTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from training.shapes.world.scenes import BACKGROUNDS, COLOURS, MOTIONS, SPRITES
 
@@ -34,11 +34,6 @@ def export_module(network: ModelMixin | PreTrainedModel, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.pop("_name_or_path", None)  # a path on the machine that trained it
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def export_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Save the tokenizer."""
-    tokenizer.save_pretrained(folder)
 
 
 def export_world(path: Path) -> None:
