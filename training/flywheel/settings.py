@@ -37,7 +37,7 @@ STUDIES = ("votes", "planted", "opposite")  # of a turn; the control, turn 0, ha
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
-VOTE_WEIGHT = 1.0  # of the reward; the shipped rewards keep their weights
+VOTE_WEIGHT = 0.3  # of the reward; the shipped rewards keep their weights
 SHIPPED_REWARDS = """\
 { name = "shapes-image", weight = 0.4, frames = 4 }, \
 { name = "shapes-video", weight = 0.5, frames = 8 }"""
