@@ -128,7 +128,12 @@ def _count(pattern: str, shapes: Shapes) -> int:
 
 
 def _on_meta(
-    embedding: tuple[int, ...], *, positions: int, hidden: int, blocks: int, heads: int | None
+    embedding: tuple[int, ...],
+    *,
+    positions: int,
+    hidden: int,
+    blocks: int,
+    heads: int | None = None,
 ) -> CLIPTextModel:
     vocabulary, width = embedding
     configuration = CLIPTextConfig(

@@ -34,11 +34,10 @@ def test_table_is_keyed_by_name_and_holds_the_default():
 
 
 def test_a_card_that_could_not_be_written_is_absent(tmp_path, monkeypatch):
-    def fail(path, text, encoding):
-        path.touch()
+    def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError):
         write_card(find_card(DEFAULT_MODEL), tmp_path)
 

@@ -1,12 +1,12 @@
 """The judge and its training pairs: clips with one more flaw score lower."""
 
+import os
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from training import checkpoints
 from training.shapes.evaluation.judge import (
     JUDGE,
     JUDGE_SCENES,
@@ -136,7 +136,7 @@ def test_a_bank_whose_writing_is_killed_leaves_no_file(vae, tmp_path, monkeypatc
     def kill(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", kill)
+    monkeypatch.setattr(os, "fsync", kill)
     with pytest.raises(KeyboardInterrupt):
         draw_bank(vae, JUDGE_SCENES[:3], 0, tmp_path / "bank.safetensors")
 

@@ -1,11 +1,11 @@
 """The student estimates that the image reward is trained on."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from training import checkpoints
 from training.shapes.evaluation.probes import read_clip
 from training.shapes.models.rewards import SCENES
 from training.shapes.models.student_estimates import StudentEstimates, draw_student_estimates
@@ -55,7 +55,7 @@ def test_estimates_whose_writing_is_killed_leave_no_file(tmp_path: Path, monkeyp
     def kill(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", kill)
+    monkeypatch.setattr(os, "fsync", kill)
     with pytest.raises(KeyboardInterrupt):
         _draw(tmp_path / "estimates.safetensors", 1)
 

@@ -1,11 +1,11 @@
 """The training clips, encoded once."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from training import checkpoints
 from training.shapes.world.encoded_clips import encode_clips
 from turbo.pipeline import load_pipeline
 
@@ -27,7 +27,7 @@ def test_clips_whose_writing_is_killed_leave_no_file(vae, tmp_path: Path, monkey
     def kill(_: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", kill)
+    monkeypatch.setattr(os, "fsync", kill)
     with pytest.raises(KeyboardInterrupt):
         encode_clips(vae, 2, 0, tmp_path / "clips.safetensors")
 
