@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from turbo.whole_file import PARTIAL, open_whole, write_whole
+from turbo.whole_file import PARTIAL, open_whole, whole_file
 
 SUFFIX = ".pt"
 STUDENT, FAKE = "student.", "fake."  # before the names of weights, where two networks are trained
@@ -73,8 +74,16 @@ def averaged_student(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors. The file is complete or absent, as by `open_whole`."""
-    write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    """Write tensors as safetensors, as by `whole_file`.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        with whole_file(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    except SafetensorError as failure:
+        raise OSError(f"{path} could not be written: {failure}. Free some space.") from failure
 
 
 @contextmanager

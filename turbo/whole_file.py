@@ -10,14 +10,13 @@ PARTIAL = ".partial"  # after the name of an unfinished file
 
 
 @contextmanager
-def open_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing. It takes its name, and the place of a former one, at the end."""
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file. It takes its name, and the place of a former one, at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:  # also KeyboardInterrupt, and the RuntimeError of torch's writer
@@ -25,7 +24,14 @@ def open_whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def open_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing, as by `whole_file`."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        yield file
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of these bytes, as by `open_whole`."""
-    with open_whole(path) as file:
-        file.write(content)
+    """Write a file of these bytes, as by `whole_file`."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
-from turbo.diffusion.schedule import step_noises
+from turbo.diffusion.schedule import NUM_TIMESTEPS, step_noises
 from turbo.types import (
     Conditioning,
     ConsistencyFunction,
@@ -145,7 +145,7 @@ def bind_clean_estimate(
 
 
 def few_step_timesteps(
-    num_steps: int, origin_steps: int, num_timesteps: int = 1000
+    num_steps: int, origin_steps: int, num_timesteps: int = NUM_TIMESTEPS
 ) -> Int[Tensor, " steps"]:
     """Choose the timesteps to visit: evenly strided points of the distillation grid, from the top.
 

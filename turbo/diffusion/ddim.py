@@ -9,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from turbo.card import Spacing
-from turbo.diffusion.schedule import NoiseSchedule, step_noises
+from turbo.diffusion.schedule import NUM_TIMESTEPS, NoiseSchedule, step_noises
 from turbo.types import Denoiser, Latents, Level, SamplerStep, Schedule, Timesteps
-
-NUM_TIMESTEPS = 1000  # of every published teacher
 
 
 def ddim_timesteps(num_steps: int, *, spacing: Spacing = "leading") -> Int[Tensor, " steps"]:

@@ -23,6 +23,7 @@ from turbo.diffusion.consistency import (
     sample_consistency,
 )
 from turbo.diffusion.guidance import bind_guided
+from turbo.diffusion.schedule import NUM_TIMESTEPS
 from turbo.networks.families import Network
 from turbo.types import (
     ConsistencyFunction,
@@ -45,7 +46,7 @@ class SolverGrid:
     """The timesteps at which a teacher's step may start: `stride` - 1, 2 `stride` - 1, ..."""
 
     num_steps: int = 50  # T2V-Turbo; 200 in v2
-    num_timesteps: int = 1000
+    num_timesteps: int = NUM_TIMESTEPS
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= self.num_timesteps:

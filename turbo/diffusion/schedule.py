@@ -11,6 +11,8 @@ from torch import Tensor
 from turbo.card import ModelCard, PredictionType
 from turbo.types import Latents, Level, NetworkTime, Schedule, Timesteps, checked
 
+NUM_TIMESTEPS = 1000  # of every published teacher
+
 
 class _Mixture:
     """What schedules share: noisy latents are `alpha * clean + sigma * noise`."""
@@ -60,7 +62,7 @@ class NoiseSchedule(_Mixture):
         beta_end: float = 0.012,
         *,
         prediction_type: PredictionType = "epsilon",
-        num_timesteps: int = 1000,
+        num_timesteps: int = NUM_TIMESTEPS,
     ) -> "NoiseSchedule":
         """Build the schedule of Stable Diffusion and of both published teachers.
 
@@ -130,7 +132,7 @@ class FlowSchedule(_Mixture):
 
     @classmethod
     def shifted(cls, shift: float, *, dtype: torch.dtype = torch.float32) -> "FlowSchedule":
-        """Build sigma_t = shift u / (1 + (shift - 1) u) with u = t / 1000.
+        """Build sigma_t = shift u / (1 + (shift - 1) u) with u = t / T, T = 1000.
 
         Args:
             shift: above 1 spends more timesteps at high noise; larger videos need more.
@@ -139,7 +141,7 @@ class FlowSchedule(_Mixture):
         """
         if shift <= 0:
             raise ValueError(f"Expected a shift above 0, got {shift}. 1 leaves the times as is.")
-        times = torch.arange(1000, dtype=torch.float64) / 1000
+        times = torch.arange(NUM_TIMESTEPS, dtype=torch.float64) / NUM_TIMESTEPS
         return cls((shift * times / (1 + (shift - 1) * times)).to(dtype))
 
     def __len__(self) -> int:

@@ -10,12 +10,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from turbo.networks.families import Network
 from turbo.networks.unet import TemporalConv
-from turbo.whole_file import write_whole
+from turbo.whole_file import whole_file
 
 LORA_FILE = "lora.safetensors"  # in a folder named after the student
 DOWN, UP = ".lora_A.default.weight", ".lora_B.default.weight"  # after the name of a layer
@@ -176,7 +176,8 @@ def save_lora(network: Network, path: Path, dtype: torch.dtype = torch.float32) 
     ranks = [m.r["default"] for m in network.modules() if isinstance(m, LoraLayer)]
     if not ranks:
         raise ValueError("Expected a network with adapters, got none. Call `add_lora` first.")
-    write_whole(path, save(tensors, metadata={"rank": str(max(ranks))}))
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"rank": str(max(ranks))})
 
 
 def load_lora(network: Network, path: Path) -> Network:
