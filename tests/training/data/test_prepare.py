@@ -144,7 +144,7 @@ def test_a_job_that_dies_continues_with_what_is_missing(videos, prepared, tmp_pa
 
 @pytest.mark.slow
 def test_a_full_disk_keeps_what_is_complete(videos, prepared, tmp_path, monkeypatch):
-    left = iter(range(4))  # settings, a shard, its index, a shard
+    left = iter(range(5))  # the trial teacher's card, settings, a shard, its index, a shard
     there: list[str] = []
 
     def sync(file: int) -> None:
