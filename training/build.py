@@ -91,7 +91,7 @@ def teacher_card(config: Config) -> ModelCard:
         return read_card(folder) if (folder / "card.json").exists() else write_tiny(name, folder)
     card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
     if card.role != "teacher":
-        raise ValueError(f"Expected a teacher in teacher.model, got the student {name}.")
+        raise ValueError(f"{name} is a student. Name a teacher in teacher.model.")
     return card
 
 
@@ -259,7 +259,7 @@ def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
     name = config.student.start
     card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
     if card.role != "student" or card.family != teacher.family:
-        raise ValueError(f"Expected a student of {teacher.name} in student.start, got {name}.")
+        raise ValueError(f"{name} is not a student of {teacher.name}. Name one in student.start.")
     own = {key: p for key, p in student.named_parameters() if p.requires_grad}
     if config.student.lora_rank and card.lora:
         weights = load_file(card.folder / card.lora / LORA_FILE)
@@ -323,8 +323,8 @@ def set_dropout(student: Network, share: float) -> None:
     ]
     if not layers:
         raise ValueError(
-            "Expected no student.temporal_dropout for this teacher: it has no temporal "
-            "convolutions. Leave it out."
+            "This teacher has no temporal convolutions, so student.temporal_dropout cannot be "
+            "applied. Leave it out."
         )
     for layer in layers:
         layer.p = share
@@ -443,8 +443,7 @@ def build_motion(config: Config, schedule: Schedule, teacher: Network) -> Motion
         )
     if not isinstance(teacher, VideoUNet):
         raise ValueError(
-            f"Expected a teacher with temporal attention for the energy {motion.energy!r}, got "
-            f"{type(teacher).__name__}. Remove [motion]."
+            f"The energy {motion.energy!r} needs a teacher with temporal attention. Remove [motion]."
         )
     timesteps = SolverGrid(config.teacher.grid_steps).timesteps
     layers = tuple(motion.layers or MOTION_LAYERS)

@@ -322,7 +322,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not TOML: {failure}.") from failure
     base = tables.pop("extends", None)
     if not isinstance(base, str | None):
-        raise ValueError(f"{path}: extends: Expected the name of a file, got {base!r}.")
+        raise ValueError(f"{path}: extends must be the name of a file in quotes, not {base!r}.")
     return tables if base is None else _merged(_read(path.parent / base), tables)
 
 
@@ -340,7 +340,7 @@ def _apply(tables: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     *parents, last = key.split(".")
     if not equals or not last:
-        raise ValueError(f"Expected a change as table.key=value, got {change!r}.")
+        raise ValueError(f"A change has the form table.key=value. {change!r} has not.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -52,8 +52,8 @@ class FitConfig:
         slots = self.slots or processes
         if slots % processes:
             raise ValueError(
-                f"Expected a number of processes that divides the {slots} micro-batches of a step, "
-                f"got {processes}. Start another number of processes, or change the batch."
+                f"{processes} processes cannot share the {slots} micro-batches of a step equally. "
+                "Start another number of processes, or change run.batch or run.micro_batch."
             )
         return slots // processes
 

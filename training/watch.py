@@ -70,7 +70,7 @@ def read_held_out(path: Path, captions: Sequence[str]) -> list[str]:
     """
     prompts = [entry.text for entry in read_prompt_file(path) if entry.text.strip()]
     if len(prompts) < 2:
-        raise ValueError(f"Expected at least 2 prompts in {path}, got {len(prompts)}. Add some.")
+        raise ValueError(f"{path} must have at least 2 prompts. It has {len(prompts)}.")
     trained = set(captions)
     if seen := [prompt for prompt in prompts if prompt in trained]:
         raise ValueError(
@@ -133,8 +133,8 @@ class Watch:
         for term in terms:
             if term.frames > parts.card.num_frames:
                 raise ValueError(
-                    f"Expected at most {parts.card.num_frames} frames for {term.name}, those of a "
-                    f"clip, got {term.frames}. Set fewer."
+                    f"{term.name} cannot score {term.frames} frames: a clip has "
+                    f"{parts.card.num_frames}. Set fewer."
                 )
         self.rewards = [Scorer(r.model, r.frames, r.weight) for r in parts.rewards]
         self.judges = {

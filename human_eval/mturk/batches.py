@@ -166,9 +166,8 @@ def _find_columns(
         present = [name for name in wanted if name in names]
         if not present:
             raise StudyError(
-                f"Expected the answers to {question.key} in the column {wanted[0]} of {path}, "
-                f"got {', '.join(name for name in names if name.startswith('Answer.'))}. Name the "
-                "column."
+                f"{path} has no column {wanted[0]} with the answers to {question.key}. It has "
+                f"{', '.join(name for name in names if name.startswith('Answer.'))}. Name the column."
             )
         found[question.key] = (present[0], question.choices)
     return found

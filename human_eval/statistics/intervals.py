@@ -131,7 +131,7 @@ def clustered_mean(
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
-        raise ValueError("Expected at least one vote, got none. Check how the votes were filtered.")
+        raise ValueError("There are no votes. Check how they were filtered.")
     counts = {kind: pd.Series(key).nunique() for kind, key in clusters.items()}
     fewest = min(counts, key=lambda kind: counts[kind])
     if np.ptp(values) == 0:
@@ -140,8 +140,7 @@ def clustered_mean(
     several = [kind for kind in clusters if counts[kind] > 1]
     if not several:
         raise ValueError(
-            f"Expected votes in at least two clusters, got a single {' and '.join(counts)}. "
-            "Collect more votes."
+            f"All votes have a single {' and '.join(counts)}. Collect more votes."
         )
     variance, df = crossed_variance(values, [clusters[kind] for kind in several], limit_df)
     mean, error = float(values.mean()), float(np.sqrt(variance))

@@ -57,8 +57,8 @@ def prediction_powered_rates(
         given = score.reindex(cell["prompt_index"])
         if given.isna().any():
             raise ValueError(
-                f"Expected a score for every pair with a vote, got none for {comparison.key}, "
-                f"prompt {given.index[given.isna()][0]}. Score every pair of the study."
+                f"{comparison.key}, prompt {given.index[given.isna()][0]} has votes and no score. "
+                "Score every pair of the study."
             )
         others = score[~score.index.isin(cell["prompt_index"])].to_numpy(float)
         row = {"comparison": comparison.key, "votes": len(cell), "judged": len(others)}

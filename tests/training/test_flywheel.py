@@ -59,7 +59,7 @@ def instant(monkeypatch):
             f"right, {key}": share for key in (system, "turbo", "difference")
         },
     }
-    monkeypatch.setattr(settings, "CONTROL", settings.BASELINE)  # whose weights are there
+    monkeypatch.setattr(settings, "START", settings.BASELINE)  # whose weights are there
     for name, stage in instantly.items():
         monkeypatch.setattr(command, name, stage)
     return seeds
@@ -82,7 +82,7 @@ def test_raters_of_either_taste_dislike_a_clip_without_a_sprite(tmp_path):
 
 
 def test_more_unseen_prompts_than_there_are_scenes_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="unseen, got 195"):
+    with pytest.raises(SystemExit, match="--unseen"):
         main(["--out", str(tmp_path), "--unseen", "195"])
 
     assert not [*tmp_path.iterdir()]
@@ -192,13 +192,14 @@ def test_results_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypa
     [
         ("BASELINE", "shapes-vcm"),
         ("CHANGES", ()),
-        ("CONTROL", "shapes-vcm"),
+        ("START", "shapes-vcm"),
         ("CROWD", replace(settings.CROWD, raters=41)),
         ("FAKE_WARMUP", 61),
         ("LIKING", 0.4),
         ("OTHER_SEEDS", 1),
         ("SHIPPED_REWARDS", ""),
         ("STUDENT_CONFIG", Path(__file__)),
+        ("STUDIES", settings.STUDIES | {"votes": 3}),
         ("STUDY", f"{settings.STUDY}\n"),
         ("VOTE_WEIGHT", 2.0),
     ],

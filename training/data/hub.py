@@ -43,8 +43,8 @@ def read_hub(name: str, split: str) -> list[Caption]:
     text = next((key for key in TEXT_NAMES if key in data.features), None)
     if video is None or text is None or not len(data):
         raise ValueError(
-            f"Expected a video and a text in every row of {name}, got {len(data)} rows of the "
-            f"columns {', '.join(data.features)}. Rename the columns to video and text."
+            f"{name} has {len(data)} rows with the columns {', '.join(data.features)}. Every row "
+            "must have a video and a text: rename the columns to video and text."
         )
     videos = data.select_columns([video]).cast_column(video, datasets.Video(decode=False))
     captions = []

@@ -248,7 +248,7 @@ def read_prompts(data: DataTable) -> list[str]:
     """
     prompts = [entry.text for entry in read_prompt_file(Path(data.prompts)) if entry.text.strip()]
     if not prompts:
-        raise ValueError(f"Expected at least 1 prompt in {data.prompts}, got none. Add some.")
+        raise ValueError(f"{data.prompts} has no prompts. Add some.")
     return prompts
 
 

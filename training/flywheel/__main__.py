@@ -6,8 +6,8 @@ The shapes world, and SIMULATED raters of a planted taste: they prefer sprites h
 which no prompt asks for. Nothing about people follows. Each stage is another command of this
 repository; what it made is kept, and the same command again continues.
 
-The student is compared with Turbo-4 on scenes that nothing was trained on, by raters of that taste
-and by raters of the opposite one. So is a control, distribution matching without the votes' reward.
+The first turn starts from Turbo-DMD. Its student is compared with Turbo-4 on scenes that nothing was
+trained on, by raters of that taste and by raters of the opposite one. So is Turbo-DMD, the control.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         CalledProcessError, SystemExit: a stage has failed, and has said why.
     """
     keep_settings(out, sizes)
-    taken = len([*out.glob(f"turn-*/{settings.STUDIES[-1]}")])
+    taken = len([*out.glob(f"turn-*/opposite")])
     spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
     scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
@@ -58,13 +58,13 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
     known = out / "turbo"
     generate(settings.BASELINE, voted, known / "voted", processes)
     generate(settings.BASELINE, unseen, known / "unseen", processes)
-    generate(settings.CONTROL, unseen, out / "control" / "unseen", processes)
+    generate(settings.START, unseen, out / "control" / "unseen", processes)
     results: dict[str, Any] = {
         "simulated": True,
         "control": compare("control", out / "control", unseen, scenes, 0),
         "turns": [],
     }
-    start, models = settings.BASELINE, out
+    start, models = settings.START, out
     for turn in range(1, max(turns, taken) + 1):
         folder, name = out / f"turn-{turn}", f"flywheel-{turn}"
         generate(Path(start).name, voted, folder / "voted", processes, settings.OTHER_SEEDS, models)
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/flywheel"))
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument(
-        "--pairs", type=int, default=Sizes.pairs, help="to vote on, four times each"
+        "--pairs", type=int, default=Sizes.pairs, help="to vote on, twice each"
     )
     parser.add_argument(
         "--steps", type=int, default=Sizes.steps, help="of the student, of 16 clips"
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sizes = Sizes(options.pairs, options.steps, options.unseen)
         for name in ("turns", "processes"):
             if (value := getattr(options, name)) < 1:
-                raise ValueError(f"Expected one or more {name}, got {value}.")
+                raise ValueError(f"--{name} must be at least 1, not {value}.")
         with only_process_in(options.out):
             turn_flywheel(options.out, options.turns, sizes, options.processes)
     except (ValueError, OSError, StudyError) as failure:

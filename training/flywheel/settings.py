@@ -16,14 +16,14 @@ from turbo.whole_file import write_whole
 
 STUDENT_CONFIG = Path(__file__).parents[1] / "configs" / "shapes_votes.toml"
 BASELINE = "shapes-turbo"
-CONTROL = "shapes-turbo-dmd"  # distribution matching as well, but no reward of votes
+START = "shapes-turbo-dmd"  # of the first turn, and the control: it has no reward of votes
 BACKBONES = ("shapes-image", "shapes-video")  # of the votes' reward
 STUDY = """
 name = "flywheel"
 version = 1
 title = "Simulated raters of a planted taste"
 prompts = "prompts.txt"
-raters_per_pair = 4
+raters_per_pair = $raters
 anonymous = true
 match_seeds = false
 systems = [{ key = "$system", title = "$system" }, { key = "turbo", title = "Turbo-4" }]
@@ -33,7 +33,8 @@ consent = { text = "Simulated raters only." }
 """
 # No rater leans towards a system, so equal clips win half of the votes in expectation.
 CROWD = Crowd(raters=40, win_rate=0.5, side_bias=0.05, rater_spread=0.0, abandon=0.0)
-STUDIES = ("votes", "planted", "opposite")  # of a turn; the control, turn 0, has the last two
+# The studies of a turn, and how many raters vote on a pair. The control, turn 0, has the last two.
+STUDIES = {"votes": 2, "planted": 4, "opposite": 4}
 LIKING = 0.3  # log-odds for each of the 32 rows that the sprite's centre is higher
 TASTES = {"planted taste": LIKING, "opposite taste": -LIKING}
 OTHER_SEEDS = 1_000_000  # of the second clip of a prompt
@@ -43,7 +44,7 @@ SHIPPED_REWARDS = """\
 { name = "shapes-video", weight = 0.5, frames = 8 }"""
 SLOTS = 4  # micro-batches of a step, shared by the processes
 FAKE_WARMUP = 60  # steps in which the fake of distribution matching learns alone
-CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-4
+CHANGES = (  # to the configuration: distribution matching at one w
     "student.method=matching", "student.target_ema=0.0", "teacher.guidance=[1.0, 1.0]",
     "matching.lora_rank=0", "matching.rate=2.0", "run.batch=16", f"run.micro_batch={16 // SLOTS}",
     "run.learning_rate=2e-4", "run.warmup=10", "run.decay=0.5", "run.weight_ema=0.98",
@@ -55,17 +56,17 @@ CHANGES = (  # to the configuration: distribution matching at one w, from Turbo-
 class Sizes:
     """How much a turn takes."""
 
-    pairs: int = 500  # to vote on, by four raters each
-    steps: int = 240  # of training, of 16 clips, after those of the fake alone
+    pairs: int = 1000  # to vote on, by two raters each
+    steps: int = 400  # of training, of 16 clips, after those of the fake alone
     unseen: int = len(HELD_OUT_SCENES)  # prompts of the comparison with Turbo-4
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"Expected one or more steps, got {self.steps}.")
+            raise ValueError(f"--steps must be at least 1, not {self.steps}.")
         bounds = {"pairs": (MIN_PROMPTS, len(TRAIN_SCENES)), "unseen": (2, len(HELD_OUT_SCENES))}
         for name, (low, high) in bounds.items():
             if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"Expected {low} to {high} {name}, got {value}.")
+                raise ValueError(f"--{name} must be from {low} to {high}, not {value}.")
 
 
 def keep_settings(out: Path, sizes: Sizes) -> None:
@@ -96,7 +97,7 @@ def describe_settings(sizes: Sizes) -> dict[str, Any]:
     Raises:
         ValueError: a model has no weights.
     """
-    cards = [find_card(name) for name in (BASELINE, CONTROL)]
+    cards = [find_card(name) for name in (BASELINE, START)]
     for card in cards:
         if not card.is_ready():
             raise ValueError(f"{card.name} has no weights. {describe_remedy(card)}")
@@ -108,6 +109,7 @@ def describe_settings(sizes: Sizes) -> dict[str, Any]:
         "liking": LIKING,
         "crowd": asdict(CROWD),
         "study": STUDY,
+        "studies": STUDIES,
         "other_seeds": OTHER_SEEDS,
         "vote_weight": VOTE_WEIGHT,
         "shipped_rewards": SHIPPED_REWARDS,

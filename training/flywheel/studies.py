@@ -29,7 +29,9 @@ def hold_study(
     if study.exists():
         return export
     shutil.rmtree(unfinished, ignore_errors=True)
-    text = Template(settings.STUDY).substitute(system=next(iter(clips)))
+    text = Template(settings.STUDY).substitute(
+        system=next(iter(clips)), raters=settings.STUDIES[study.name]
+    )
     definition = write_lines(prompts.with_name("study.toml"), [text])
     human_eval(
         ["create", str(unfinished), "--definition", str(definition), "--prompts", str(prompts)]
@@ -48,7 +50,7 @@ def hold_study(
 
 def crowd_seed(study: str, turn: int) -> int:
     """Return the seed of a study's raters: three times the turn, plus the place in `STUDIES`."""
-    return len(settings.STUDIES) * turn + settings.STUDIES.index(study)
+    return len(settings.STUDIES) * turn + [*settings.STUDIES].index(study)
 
 
 def rate_height(file: Path, liking: float) -> float:

@@ -130,8 +130,8 @@ def divide_prompts(prompts: set[str], seed: int) -> dict[str, int]:
     """
     if len(prompts) < MIN_PROMPTS:
         raise ValueError(
-            f"Expected votes on at least {MIN_PROMPTS} prompts, got {len(prompts)}: some are held "
-            "out to stop the training and to measure it. Collect votes on more prompts."
+            f"There are votes on {len(prompts)} prompts. At least {MIN_PROMPTS} are needed, since "
+            "some are held out to stop the training and to measure it. Collect votes on more."
         )
     order = sorted(prompts, key=lambda text: hashlib.sha256(f"{seed} {text}".encode()).digest())
     held_out = max(1, round(HELD_OUT * len(order)))

@@ -51,12 +51,12 @@ class SolverGrid:
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= self.num_timesteps:
             raise ValueError(
-                f"Expected num_steps between 1 and {self.num_timesteps}, got {self.num_steps}."
+                f"The grid must have from 1 to {self.num_timesteps} steps, not {self.num_steps}."
             )
         if self.num_timesteps % self.num_steps:  # else the grid would end below the last timestep
             raise ValueError(
-                f"Expected num_steps to divide {self.num_timesteps} timesteps evenly, "
-                f"got {self.num_steps}. The papers use 50 and 200."
+                f"{self.num_steps} steps do not divide {self.num_timesteps} timesteps evenly. "
+                "The papers use 50 and 200."
             )
 
     @property

@@ -211,7 +211,7 @@ def _find_attention(unet: VideoUNet, name: str) -> Attention:
     layer = dict(unet.named_modules()).get(name)
     if not isinstance(layer, Attention):
         raise ValueError(
-            f"Expected attention at {name!r} in this network, got {type(layer).__name__}. "
+            f"This network has no attention layer {name!r}. "
             f"Choose from: {', '.join(temporal_attention_layers(unet)) or 'none in its decoder'}."
         )
     return layer

@@ -94,8 +94,8 @@ def _class_of(folder: Path, table: dict[str, Any]) -> Any:
     name = _read_config(folder).get("_class_name")
     if name not in table:
         raise ValueError(
-            f"Expected one of {', '.join(table)} in {folder / 'config.json'}, got {name!r}. "
-            "Choose the folder of a model that this library knows."
+            f"{folder / 'config.json'} names the class {name!r}. "
+            f"This library reads {', '.join(table)}. Choose the folder of one of these."
         )
     return table[name]
 

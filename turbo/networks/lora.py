@@ -121,7 +121,7 @@ def add_lora(
     widths = _adapted_layers(network)
     if unknown := set(skip) - widths.keys():
         raise ValueError(
-            f"Expected layers that could be adapted in skip, got {min(unknown)!r}. Remove it."
+            f"{min(unknown)!r} is not a layer that can be adapted. Remove it from skip."
         )
     widths = {name: width for name, width in widths.items() if name not in skip}
     inject_adapters(network, {name: min(rank, width) for name, width in widths.items()})

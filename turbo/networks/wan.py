@@ -111,7 +111,7 @@ class WanNetwork(WanTransformer3DModel):
             ValueError: motion conditioning is asked for; only the video UNet has it.
         """
         if motion:
-            raise ValueError("Expected no motion conditioning: only the video UNet takes it.")
+            raise ValueError("This network takes no motion conditioning. Set motion to False.")
         weight = self.condition_embedder.time_embedder.linear_1.weight
         name = "condition_embedder.time_embedder.cond_proj.weight"
         return {"guidance_dim": size}, {name: weight.new_zeros(self.config.freq_dim, size)}

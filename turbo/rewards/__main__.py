@@ -54,7 +54,7 @@ def _fetch(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.name} is included in the package. There is nothing to fetch.")
     card = find_reward(options.name)
     if options.sha256 and len(options.sha256) != SHA256_DIGITS:
-        raise ValueError(f"Expected {SHA256_DIGITS} digits in --sha256, got {options.sha256!r}.")
+        raise ValueError(f"--sha256 must have {SHA256_DIGITS} digits. {options.sha256!r} has not.")
     files = []
     for file in card.files:
         if file.sha256 is None and file.size >= WEIGHTS_FROM:

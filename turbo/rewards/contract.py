@@ -70,10 +70,10 @@ def check_reward(
 def _check_scores(scores: Tensor, low: float, high: float) -> None:
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(PROMPTS),):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"Expected one score per video, of shape (2,), got {shape}.")
+        raise ValueError(f"The reward returns {shape} for two videos. It must return a tensor of shape (2,).")
     if not scores.isfinite().all() or scores.min() < low or scores.max() > high:
         raise ValueError(
-            f"Expected finite scores between {low:g} and {high:g}, got {scores.tolist()}."
+            f"The scores are {scores.tolist()}. They must be between {low:g} and {high:g}."
         )
     if not scores.requires_grad:
         raise ValueError(

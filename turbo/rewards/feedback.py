@@ -45,7 +45,7 @@ def stride_frames(available: int, count: int, generator: torch.Generator) -> Int
 
 def _check_count(count: int, available: int) -> None:
     if not 1 <= count <= available:
-        raise ValueError(f"Expected between 1 and {available} reward frames, got {count}.")
+        raise ValueError(f"A reward cannot score {count} frames of a window of {available}. Set fewer.")
 
 
 @dataclass(frozen=True)

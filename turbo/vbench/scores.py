@@ -168,7 +168,7 @@ def read_results(source: Path) -> Results:
                 _add(results, dimension.replace(" ", "_"), entry)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise ValueError(
-                f"{name} is not a result of VBench ({error}). Expected a score and a list of "
+                f"{name} is not a result of VBench ({error}). It must hold a score and a list of "
                 "videos for each dimension. Remove the file, or score again."
             ) from error
     return results

@@ -53,7 +53,7 @@ def find_scene(caption: str) -> Scene:
     """
     if caption not in _SCENE_OF:
         raise ValueError(
-            f"Expected a caption of the shapes world, got {caption!r}. "
+            f"{caption!r} is not a caption of the shapes world. "
             "The wordings are in training/shapes/world/scenes.py."
         )
     return _SCENE_OF[caption]
