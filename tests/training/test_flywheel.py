@@ -114,7 +114,7 @@ def test_the_results_say_what_the_reward_is_worth(tmp_path, low, better):
 
 @pytest.mark.parametrize("name", ["--steps", "--turns", "--processes"])
 def test_a_number_below_one_is_refused_before_anything_is_written(tmp_path, name):
-    with pytest.raises(SystemExit, match=f"{name[2:]}, got 0"):
+    with pytest.raises(SystemExit, match=name):
         main(["--out", str(tmp_path / "flywheel"), *SIZES, name, "0"])
 
     assert not [*tmp_path.iterdir()]
