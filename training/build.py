@@ -1,4 +1,4 @@
-"""From a configuration to its parts: teacher, student, data and rewards, on their device."""
+"""Build the parts that a configuration names: teacher, student, data and rewards."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -443,7 +443,8 @@ def build_motion(config: Config, schedule: Schedule, teacher: Network) -> Motion
         )
     if not isinstance(teacher, VideoUNet):
         raise ValueError(
-            f"The energy {motion.energy!r} needs a teacher with temporal attention. Remove [motion]."
+            f"The energy {motion.energy!r} needs temporal attention, which this teacher does not "
+            "have. Remove [motion]."
         )
     timesteps = SolverGrid(config.teacher.grid_steps).timesteps
     layers = tuple(motion.layers or MOTION_LAYERS)

@@ -46,10 +46,12 @@ def find_matrix(frame: av.VideoFrame) -> Colorspace:
 
 
 def square_size(frame: av.VideoFrame, aspect: Fraction | None) -> tuple[int, int]:
-    """Return the width and height with square pixels, which loses no row or column.
+    """Return the width and height of a frame when its pixels are made square.
+
+    Neither is smaller than before, so no row or column is lost.
 
     Raises:
-        DisplayError: a pixel is more than `MAX_ASPECT` times as wide as high, or as high as wide.
+        DisplayError: the sides of a pixel differ by more than a factor of `MAX_ASPECT`.
     """
     if not aspect or aspect == 1:
         return frame.width, frame.height

@@ -445,7 +445,7 @@ class VideoPipeline:
         return sampler, card.calls_per_step
 
     def _encode(self, prompts: list[str], batch: _Batch) -> PromptEmbeds:
-        """Return the embeddings given for the batch, if any, then those of the prompts."""
+        """Return the embeddings of a batch: those that were given, then those of the prompts."""
         encoded = [self.text_encoder.encode(prompts)] if prompts else []
         if batch.prompt_embeds is not None:
             encoded.insert(0, batch.prompt_embeds.to(self.placement.device, self.unet.dtype))

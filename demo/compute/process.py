@@ -102,7 +102,7 @@ class ModelProcess:
             self.load(name)
 
     def _call(self, function: Callable[..., Iterator[Any]], *arguments: Any) -> Generator[Any]:
-        """Yield what a function of this module yields in the process; raise what it raises."""
+        """Run a function of this module in the process: yield its results, raise its exceptions."""
         try:
             with self._connected() as connection:
                 connection.send((function, arguments))

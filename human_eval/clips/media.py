@@ -64,7 +64,7 @@ class Footage:
         return Shape(width, height, self.fps, count)
 
     def fit(self, shape: Shape) -> "Footage":
-        """Shrink to a smaller shape at the same speed; surplus frames are left out."""
+        """Return the video in a smaller shape, at the same speed, without the surplus frames."""
         times = [number / shape.fps for number in range(shape.frames)]
         chosen = [min(int(time * self.fps), len(self.pixels) - 1) for time in times]
         pixels = self.pixels[chosen]

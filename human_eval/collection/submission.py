@@ -215,7 +215,7 @@ def _check_viewing(
 
 
 def _choice(answer: Answer, side_a: str) -> _Stored:
-    """Convert a side to the system shown there, a or b; ties stay as they are."""
+    """Return the system (a or b) in place of the side; a tie stays as it is."""
     if answer.shown not in ("left", "right"):
         return answer.shown, answer.strength
     return "a" if answer.shown == side_a else "b", answer.strength

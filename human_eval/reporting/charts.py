@@ -191,7 +191,7 @@ def _width_of(axes: Axes) -> float:
 
 @cache
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Return the width of a text as printed, in points; of several lines, the widest."""
+    """Return the printed width of a text in points: that of its widest line."""
     font = FontProperties(family=STYLE["font.family"], weight=weight, size=size)
     # The advance widths of the letters; their outlines would take 20 times as long.
     return max(

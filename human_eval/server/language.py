@@ -53,7 +53,7 @@ class Language:
         return f"export default {json.dumps(dict(self.catalogue))};\n"
 
     def labels(self, question: Question) -> list[str]:
-        """Return what is written on the choices of a question."""
+        """Return the labels of the choices of a question."""
         by_default = [self.translate(LABELS[choice]) for choice in question.offered]
         return list(question.labels) or by_default
 

@@ -1,9 +1,8 @@
-"""The variance of a mean of clustered votes, valid where clusters have very different sizes.
+"""The variance of the mean of clustered votes, for clusters of any size.
 
-A rater who gives a third of the votes moves the mean by a third of his or her own taste, and hides
-that from a variance of residuals, since the mean follows this rater. Two corrections are made: the
-variance is the jackknife's, of leaving out one cluster at a time, and Student's t has
-Satterthwaite's degrees of freedom for clusters of these sizes.
+A variance computed from residuals is too small if one rater gives many of the votes, because the
+mean follows that rater. So the variance is that of the jackknife, which leaves out one cluster at a
+time, and Student's t has Satterthwaite's degrees of freedom for clusters of these sizes.
 """
 
 import numpy as np

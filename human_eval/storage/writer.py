@@ -1,8 +1,8 @@
 """A queue of writes and the threads that carry them out.
 
-SQLite lets waiting connections retry at random times, so that under load some raters wait for
-seconds. A single thread that commits everything in the queue together is fair, and faster too: one
-sync to disk serves many answers. PostgreSQL needs no such batches and has several threads.
+Connections that wait for SQLite retry at random times, so some raters would wait for seconds under
+load. A single thread that commits the whole queue at once serves answers in order, and is faster:
+many answers share one sync to disk. PostgreSQL needs no batches and has several threads.
 """
 
 import queue

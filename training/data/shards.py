@@ -46,7 +46,7 @@ class RecordSettings(_Json):
 
 
 class DatasetSettings(_Json):
-    """What a folder of shards holds."""
+    """The settings of a folder of shards."""
 
     format: Literal[1, 2] = 2  # 1: colours, rotation and pixels of videos were read otherwise
     kind: Literal["clips", "teacher"]

@@ -6,8 +6,9 @@ The shapes world, and SIMULATED raters of a planted taste: they prefer sprites h
 which no prompt asks for. Nothing about people follows. Each stage is another command of this
 repository; what it made is kept, and the same command again continues.
 
-The first turn starts from Turbo-DMD. Its student is compared with Turbo-4 on scenes that nothing was
-trained on, by raters of that taste and by raters of the opposite one. So is Turbo-DMD, the control.
+The first turn starts from Turbo-DMD. Its student is compared with Turbo-4 on scenes that nothing
+was trained on, by raters of that taste and by raters of the opposite one. Turbo-DMD itself is the
+control: it is compared with Turbo-4 in the same way.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def turn_flywheel(out: Path, turns: int, sizes: Sizes, processes: int) -> None:
         CalledProcessError, SystemExit: a stage has failed, and has said why.
     """
     keep_settings(out, sizes)
-    taken = len([*out.glob(f"turn-*/opposite")])
+    taken = len([*out.glob("turn-*/opposite")])
     spread = np.arange(sizes.unseen) * len(HELD_OUT_SCENES) // sizes.unseen
     scenes = [HELD_OUT_SCENES[i] for i in spread]
     order = np.random.default_rng(0).permutation(len(TRAIN_SCENES))[: sizes.pairs]
@@ -108,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/flywheel"))
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument(
-        "--pairs", type=int, default=Sizes.pairs, help="to vote on, twice each"
-    )
+    parser.add_argument("--pairs", type=int, default=Sizes.pairs, help="to vote on, twice each")
     parser.add_argument(
         "--steps", type=int, default=Sizes.steps, help="of the student, of 16 clips"
     )

@@ -16,7 +16,7 @@ def generate(
     seed: int = 0,
     models: Path | None = None,
 ) -> None:
-    """Generate a clip of each prompt; those that exist are not made again."""
+    """Generate the clips of the prompts that do not exist yet."""
     arguments = ("--prompts", prompts, "--model", model, "--seed", seed, "--out", clips)
     run("turbo.generate", *map(str, arguments), processes=processes, models=models)
 

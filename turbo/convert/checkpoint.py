@@ -92,11 +92,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a weight file; its content decides the format. Nothing in it is executed.
+    """Open a weight file. Its format is found from its content; no code in it is run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not weights, truncated, damaged, or contains code.
+        ValueError: the file has no weights, is truncated or damaged, or contains code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")

@@ -156,19 +156,19 @@ def wan_text_part(model: UMT5EncoderModel) -> Part:
 
 
 def published_wan_network() -> WanNetwork:
-    """Return Wan2.1-T2V-1.3B, on the meta device."""
+    """Return the network of Wan2.1-T2V-1.3B on the meta device."""
     with torch.device("meta"):
         return WanNetwork()
 
 
 def published_wan_vae() -> AutoencoderKLWan:
-    """Return Wan2.1's VAE, on the meta device."""
+    """Return the VAE of Wan2.1 on the meta device."""
     with torch.device("meta"):
         return AutoencoderKLWan()
 
 
 def published_wan_text() -> UMT5EncoderModel:
-    """Return Wan's text encoder, umt5-xxl, on the meta device."""
+    """Return the text encoder of Wan2.1 (umt5-xxl) on the meta device."""
     config = UMT5Config(
         vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64
     )

@@ -70,7 +70,9 @@ def check_reward(
 def _check_scores(scores: Tensor, low: float, high: float) -> None:
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(PROMPTS),):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"The reward returns {shape} for two videos. It must return a tensor of shape (2,).")
+        raise ValueError(
+            f"The reward returns {shape} for two videos. It must return a tensor of shape (2,)."
+        )
     if not scores.isfinite().all() or scores.min() < low or scores.max() > high:
         raise ValueError(
             f"The scores are {scores.tolist()}. They must be between {low:g} and {high:g}."

@@ -45,7 +45,10 @@ def stride_frames(available: int, count: int, generator: torch.Generator) -> Int
 
 def _check_count(count: int, available: int) -> None:
     if not 1 <= count <= available:
-        raise ValueError(f"A reward cannot score {count} frames of a window of {available}. Set fewer.")
+        raise ValueError(
+            f"A reward cannot score {count} frames of a window of {available}. Set from 1 to "
+            f"{available}."
+        )
 
 
 @dataclass(frozen=True)
