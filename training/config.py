@@ -204,7 +204,7 @@ class Config(_Table):
         return self
 
     def _check_no_target(self, *unused: str) -> None:
-        """Check that there are no settings of a target, nor of these, which the method lacks."""
+        """Refuse settings of a target, and the others that this method does not have."""
         method = self.student.method
         if self.student.target_ema or not self.student.target_dropout:
             raise ValueError(

@@ -179,7 +179,7 @@ def test_answers_in_other_columns_are_found_by_name(store, batch, tmp_path):
     [ballot] = read_results(path, store, columns={"Q1": "Answer.fine"})
 
     assert set(ballot.answers) == {"Q1", "Q2"}
-    with pytest.raises(StudyError, match=r"the column Answer.Q1 of .* got Answer.fine, Answer.Q2"):
+    with pytest.raises(StudyError, match=r"no column Answer.Q1 .* Answer.fine, Answer.Q2"):
         read_results(path, store)
 
 

@@ -28,7 +28,7 @@ def test_a_file_of_blank_lines_has_no_prompts(tmp_path: Path):
     file = tmp_path / "prompts.txt"
     file.write_text("\n   \n")
 
-    with pytest.raises(ValueError, match="at least 1 prompt"):
+    with pytest.raises(ValueError, match="has no prompts"):
         prompts_of(file)
 
 

@@ -137,7 +137,7 @@ def test_grid_steps_down_to_zero(num_steps, starts, ends):
 
 
 def test_grid_refuses_no_steps():
-    with pytest.raises(ValueError, match="Expected num_steps between 1 and 1000, got 0."):
+    with pytest.raises(ValueError, match="from 1 to 1000 steps, not 0"):
         SolverGrid(0)
 
 
