@@ -169,7 +169,7 @@ def test_a_published_configuration_is_forecast_without_its_weights(name):
     "change, message",
     [
         ("data.folder=nowhere", "captions"),
-        ("teacher.model=shapes-turbo", "Expected a teacher"),
+        ("teacher.model=shapes-turbo", "is a student"),
         ("teacher.model=none", "There is no model 'none'"),
         ("rewards=[{name='viclip', weight=1.0, frames=8, select='stride'}]", "ViCLIP"),
     ],

@@ -75,7 +75,7 @@ def _check_scores(scores: Tensor, low: float, high: float) -> None:
         )
     if not scores.isfinite().all() or scores.min() < low or scores.max() > high:
         raise ValueError(
-            f"The scores are {scores.tolist()}. They must be between {low:g} and {high:g}."
+            f"The scores are {scores.tolist()}. They must be finite, between {low:g} and {high:g}."
         )
     if not scores.requires_grad:
         raise ValueError(
