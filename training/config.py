@@ -311,7 +311,9 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
         ) from failure
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if (resolved := path.resolve()) in extending:
+        raise ValueError(f"{path} extends itself. Name another file in extends.")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as failure:
@@ -323,7 +325,9 @@ def _read(path: Path) -> dict[str, Any]:
     base = tables.pop("extends", None)
     if not isinstance(base, str | None):
         raise ValueError(f"{path}: extends must be the name of a file in quotes, not {base!r}.")
-    return tables if base is None else _merged(_read(path.parent / base), tables)
+    if base is None:
+        return tables
+    return _merged(_read(path.parent / base, (*extending, resolved)), tables)
 
 
 def _merged(base: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:

@@ -327,6 +327,14 @@ def test_a_configuration_that_extends_another_changes_only_what_it_says():
     assert other.run.model_copy(update={"out": base.run.out}) == base.run
 
 
+def test_configurations_that_extend_each_other_are_refused(tmp_path):
+    (tmp_path / "first.toml").write_text('extends = "second.toml"')
+    (tmp_path / "second.toml").write_text('extends = "first.toml"')
+
+    with pytest.raises(ValueError, match="extends itself"):
+        load_config(tmp_path / "first.toml")
+
+
 @pytest.mark.parametrize(
     "line, key",
     [("student = false", "student"), ("motion = 1", "motion"), ("extends = 1", "extends")],
