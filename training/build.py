@@ -89,10 +89,19 @@ def teacher_card(config: Config) -> ModelCard:
     if name in TINY:
         folder = Path(config.run.out) / "models" / name
         return read_card(folder) if (folder / "card.json").exists() else write_tiny(name, folder)
-    card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
+    card = named_card(name)
     if card.role != "teacher":
         raise ValueError(f"{name} is a student. Name a teacher in teacher.model.")
     return card
+
+
+def named_card(name: str) -> ModelCard:
+    """Return the card of a model by its name, or by its folder.
+
+    Raises:
+        ValueError: there is no such model, or its card cannot be read.
+    """
+    return read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
 
 
 def load_teacher(card: ModelCard, config: Config, device: torch.device) -> VideoPipeline:
@@ -257,7 +266,7 @@ def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
             trains: it takes no guidance scale, or its adapters or motion layers differ.
     """
     name = config.student.start
-    card = read_card(Path(name)) if (Path(name) / "card.json").is_file() else find_card(name)
+    card = named_card(name)
     if card.role != "student" or card.family != teacher.family:
         raise ValueError(f"{name} is not a student of {teacher.name}. Name one in student.start.")
     own = {key: p for key, p in student.named_parameters() if p.requires_grad}

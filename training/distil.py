@@ -494,7 +494,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         transformers.utils.logging.disable_progress_bar()  # of loading weights
         config = load_config(options.config, options.changes)
         if options.dry_run:
-            print(describe_run(config))
+            print("\n".join([describe_run(config), *describe_simulated(config)]))
         else:
             folder = run(config)
             if PartialState().is_main_process:

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from training.build import Parts, count_reward_frames, simulated_rewards
+from training.build import Parts, count_reward_frames, named_card, simulated_rewards
 from training.config import Config
 from turbo.card import ModelCard
 from turbo.models.local import CARD, write_card
@@ -67,15 +67,24 @@ def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:
         default_guidance=min(max(GUIDANCE, low), high),
         min_guidance=low,
         max_guidance=high,
+        simulated_votes=bool(describe_simulated(config)),
         guidance_kind="Embedded guidance w: an input of the network, one call per step.",
     )
 
 
 def describe_simulated(config: Config) -> list[str]:
-    """Return a sentence for each reward that was trained on simulated votes."""
+    """Return a sentence for each reward, and for a start, that was trained on simulated votes.
+
+    Raises:
+        ValueError: the card of a reward or of the start is damaged, or there is no such start.
+    """
+    trained = [f"The reward {name}" for name in simulated_rewards(config)]
+    start = config.student.start
+    if start and named_card(start).simulated_votes:
+        trained.append(f"The student from which this one starts, {Path(start).name},")
     return [
-        f"The reward {name} was trained on SIMULATED votes. The student says nothing about people."
-        for name in simulated_rewards(config)
+        f"{which} was trained on SIMULATED votes. The student says nothing about people."
+        for which in trained
     ]
 
 

@@ -71,6 +71,7 @@ class ModelCard:
     motion_layers: MotionLayers = "never"  # whether the network has v2's motion projections
     motion_strength: float | None = None  # v2's m; None: no motion embedding, which differs from 0
     motion_share: float = 0.5  # the noisiest share of timesteps, where m applies; 0 elsewhere
+    simulated_votes: bool = False  # it, or what it started from, was trained on such votes
     cpu_threads: int | None = None  # a tiny network is fastest on one; None: torch's default
 
     default_steps: int

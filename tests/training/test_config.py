@@ -29,7 +29,7 @@ from training.distil import keep_settings, start_trackers
 from training.export import export_student
 from training.loop import FitConfig, Slot
 from turbo.diffusion.consistency import embed_guidance_scale
-from turbo.models.local import write_card
+from turbo.models.local import read_card, write_card
 from turbo.models.registry import MODELS
 from turbo.rewards.published import REWARDS
 from turbo.rewards.vote_reward import CARD, VoteRewardCard
@@ -177,6 +177,17 @@ def test_a_model_card_says_whether_the_votes_of_its_reward_were_simulated(tmp_pa
     export(tmp_path, "tiny_vc2", voted(tmp_path, simulated=simulated))
 
     assert ("SIMULATED" in (tmp_path / "start" / "README.md").read_text()) == simulated
+
+
+def test_a_student_that_starts_from_one_of_simulated_votes_is_marked_too(tmp_path):
+    start = export(tmp_path, "tiny_vc2", voted(tmp_path, simulated=True))
+
+    folder = tmp_path / "next"
+    folder.mkdir()
+    export(folder, "tiny_vc2", start)
+
+    assert read_card(folder / "start").simulated_votes
+    assert "SIMULATED" in (folder / "start" / "README.md").read_text()
 
 
 def test_a_run_says_once_that_the_votes_of_a_reward_were_simulated(tmp_path, monkeypatch, capsys):

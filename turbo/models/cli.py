@@ -69,6 +69,8 @@ def _show(options: argparse.Namespace) -> None:
         "memory": f"{card.memory_gb:g} GB on an accelerator, in half precision, with all parts on "
         "it (estimate)",
     }
+    if card.simulated_votes:
+        lines["votes"] = "It was trained on SIMULATED votes, which say nothing about people."
     for source in card.sources:
         lines[source.path] = f"{source.size / 1e9:.2f} GB, {source.address}"
         if source.sha256:
