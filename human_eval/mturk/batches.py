@@ -167,7 +167,8 @@ def _find_columns(
         if not present:
             raise StudyError(
                 f"{path} has no column {wanted[0]} with the answers to {question.key}. It has "
-                f"{', '.join(name for name in names if name.startswith('Answer.'))}. Name the column."
+                f"{', '.join(name for name in names if name.startswith('Answer.'))}. Name the "
+                "column."
             )
         found[question.key] = (present[0], question.choices)
     return found

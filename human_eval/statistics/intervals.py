@@ -139,9 +139,7 @@ def clustered_mean(
         return _unanimous(float(values[0]), independent, null, bounds, confidence)
     several = [kind for kind in clusters if counts[kind] > 1]
     if not several:
-        raise ValueError(
-            f"All votes have a single {' and '.join(counts)}. Collect more votes."
-        )
+        raise ValueError(f"All votes have a single {' and '.join(counts)}. Collect more votes.")
     variance, df = crossed_variance(values, [clusters[kind] for kind in several], limit_df)
     mean, error = float(values.mean()), float(np.sqrt(variance))
     start, width = bounds[0], bounds[1] - bounds[0]
