@@ -265,22 +265,16 @@ def download_model(name: str) -> Updates:
         ) from failure
 
 
-def fetch_missing(name: str) -> None:
-    """Download and convert a model's weights if they are not on this machine.
+def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name: str) -> Loaded:
+    """Load a model; download and convert its weights before if it is one of `fetched`.
 
     Raises:
         EngineError: as for `download_model`.
     """
     card = MODELS[name]
-    if not card.is_ready():
+    if name in fetched and not card.is_ready():
         logger.warning("Fetching %s: it %s.", name, describe_state(card))
         deque(download_model(name), maxlen=0)
-
-
-def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name: str) -> Loaded:
-    """Load a model; download its weights before if it is one of `fetched`."""
-    if name in fetched:
-        fetch_missing(name)
     return load(name)
 
 
