@@ -28,15 +28,11 @@ MAX_SAVED = 20_000  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """What a browser has kept. Settings that this server does not accept are None."""
+    """What a browser has kept."""
 
-    prompt: str | None = None
-    model: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int | None = None
-    clips: tuple[GeneratedClip, ...] = ()  # those that still exist, newest first
-    unfinished: bool = False  # a computation ran when the page was left
+    settings: dict[str, Any]  # for `show_settings`; none if this server does not accept them
+    clips: tuple[GeneratedClip, ...]  # those that still exist, newest first
+    unfinished: bool  # a computation ran when the page was left
 
 
 def read_visit(saved: object, models: Mapping[str, ModelInfo], store: ClipStore) -> Visit | None:
@@ -54,7 +50,7 @@ def read_visit(saved: object, models: Mapping[str, ModelInfo], store: ClipStore)
     return Visit(
         clips=tuple(clip for clip in found if clip is not None and clip.recipe["model"] in models),
         unfinished=kept.get("unfinished") is True,
-        **_read_settings(kept, models),
+        settings=_read_settings(kept, models),
     )
 
 
@@ -67,7 +63,7 @@ def _read_settings(kept: Mapping[str, Any], models: Mapping[str, ModelInfo]) -> 
     except RequestError:
         return {}
     return {
-        "prompt": prompt,
+        "prompt": prompt or "",
         "model": kept["model"],
         "steps": request.steps,
         "guidance": request.guidance,
@@ -93,16 +89,8 @@ def connect_visit(
     def on_load(saved: str, link: str) -> dict[Any, Any]:
         kept = read_visit(saved, context.models, context.engine.clips)
         shown: dict[Any, Any] = {outputs.clips: gr.skip()}
-        if kept and kept.model and kept.seed is not None:
-            shown |= show_settings(
-                context,
-                controls,
-                kept.model,
-                kept.prompt or "",
-                steps=kept.steps,
-                guidance=kept.guidance,
-                seed=kept.seed,
-            )
+        if kept and kept.settings:
+            shown |= show_settings(context, controls, **kept.settings)
         if kept and kept.clips:
             shown |= {outputs.clips: [*kept.clips], outputs.history: show_history(kept.clips)}
         if kept and kept.unfinished:
