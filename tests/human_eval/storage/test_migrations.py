@@ -11,12 +11,7 @@ from human_eval.collection.quarantine import list_withheld
 from human_eval.collection.submission import give_back
 from human_eval.storage.database import create_file, open_database
 from human_eval.storage.events import record
-from human_eval.storage.migrate import (
-    downgrade_tables,
-    list_differences,
-    table_version,
-    upgrade_tables,
-)
+from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import AssignmentRow, Base
 from human_eval.study.backup import open_to_restore, restore
 from human_eval.study.queries import read_study_progress, read_votes
@@ -26,6 +21,7 @@ from tests.support.studies import (
     answer,
     claim_pair,
     find_defects,
+    find_table_differences,
     fresh_schema,
     submit_answers,
     sweep_expired,
@@ -163,7 +159,7 @@ def test_an_upgraded_study_has_the_schema_of_a_new_one(version_1, make_store):
 
     with new.read() as left, upgraded.write() as right:
         assert describe_schema(right) == describe_schema(left)
-        assert list_differences(right) == []
+        assert find_table_differences(right) == []
     upgraded.close()
 
 

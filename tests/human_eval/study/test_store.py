@@ -22,12 +22,7 @@ from human_eval.statistics.votes import check_votes
 from human_eval.storage import events
 from human_eval.storage.database import create_file, open_database, safe_sqlite, translate
 from human_eval.storage.events import block, exclude_by_hand
-from human_eval.storage.migrate import (
-    downgrade_tables,
-    list_differences,
-    table_version,
-    upgrade_tables,
-)
+from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import AssignmentRow, Event, PairRow, Rater, Study
 from human_eval.study.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.study.erasure import erase_rater, erase_simulation
@@ -43,6 +38,7 @@ from tests.support.studies import (
     enter_rater,
     exclude,
     find_defects,
+    find_table_differences,
     fresh_schema,
     make_clip,
     pair_clips,
@@ -140,11 +136,11 @@ def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
 def test_the_tables_are_those_that_the_code_describes(make_store):
     store = make_store()
     with store.write() as connection:
-        assert list_differences(connection) == []
+        assert find_table_differences(connection) == []
         downgrade_tables(connection, "base")
         assert table_version(connection) is None
         upgrade_tables(connection)
-        assert list_differences(connection) == []
+        assert find_table_differences(connection) == []
 
 
 def test_tables_of_a_newer_program_are_refused(make_store):
