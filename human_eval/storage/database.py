@@ -93,11 +93,8 @@ class Database:
         self.reading.dispose()
 
 
-def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Database:
+def open_database(where: Path | str) -> Database:
     """Connect to the SQLite file or the `postgresql://` URL.
-
-    Args:
-        driver: the DB-API module for SQLite; by default one whose SQLite is safe.
 
     Raises:
         StudyError: the file does not exist, the URL is not valid, or SQLite is too old.
@@ -109,21 +106,21 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
             f"The database {where} does not exist. Restore a backup with "
             "`python -m human_eval restore`."
         )
-    driver = driver or safe_sqlite()
+    driver = safe_sqlite()
     return Database(
         writing=_sqlite_engine(where, driver, "BEGIN IMMEDIATE"),
         reading=_sqlite_engine(where, driver, "BEGIN"),
     )
 
 
-def create_file(path: Path, *, driver: ModuleType | None = None) -> None:
+def create_file(path: Path) -> None:
     """Create an empty SQLite database that only its owner can read.
 
     Raises:
         FileExistsError: the file exists.
         StudyError: it could not be written, and does not exist.
     """
-    driver = driver or safe_sqlite()
+    driver = safe_sqlite()
     create_private(path)
     try:
         with driver_errors(driver), closing(driver.connect(str(path))) as connection:

@@ -700,7 +700,7 @@ def test_damage_that_is_read_after_the_first_rows_is_told_plainly(make_store):
         read_votes(store, simulated=True)
 
 
-def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path):
+def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path, monkeypatch):
     class Driver:
         Error = safe_sqlite().Error
 
@@ -708,8 +708,9 @@ def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path):
         def connect(path):
             raise safe_sqlite().OperationalError("disk I/O error")
 
+    monkeypatch.setattr("human_eval.storage.database.safe_sqlite", lambda: Driver)
     with pytest.raises(StorageBusy):
-        create_file(tmp_path / "study.db", driver=Driver)
+        create_file(tmp_path / "study.db")
 
     assert list(tmp_path.iterdir()) == []
 
