@@ -87,7 +87,7 @@ class Database:
         with translated_errors(), self.reading.connect() as connection:
             yield connection
 
-    def dispose(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
         self.writing.dispose()
         self.reading.dispose()

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,15 +142,13 @@ def _is_sound(path: Path) -> bool:
     """Return whether a file is an intact database of a study, of any version."""
     if not _is_sqlite(path):
         return False
-    database = open_database(path)
-    try:
-        with database.read() as connection:
-            has_study = connection.execute(select(Study.id)).first() is not None
-            return has_study and not list_damage(connection)
-    except (DBAPIError, StorageDamaged):
-        return False
-    finally:
-        database.dispose()
+    with closing(open_database(path)) as database:
+        try:
+            with database.read() as connection:
+                has_study = connection.execute(select(Study.id)).first() is not None
+                return has_study and not list_damage(connection)
+        except (DBAPIError, StorageDamaged):
+            return False
 
 
 def restore(store: StudyStore, backup: Path) -> list[Clip]:
@@ -213,11 +211,8 @@ def _opened(backup: Path, folder: Path) -> Iterator[Database]:
         copy = Path(scratch) / "study.db"
         shutil.copyfile(backup, copy)
         _check_copy(copy, backup)
-        database = open_database(copy)
-        try:
+        with closing(open_database(copy)) as database:
             yield database
-        finally:
-            database.dispose()
 
 
 def _is_stored(store: StudyStore, clip: Clip) -> bool:
@@ -259,25 +254,21 @@ def _copy_rows(source: Connection, target: Connection) -> None:
 def _copy_file(database: Database, path: Path) -> None:
     """Copy the pages of an SQLite database as of one moment."""
     create_file(path)
-    target = open_database(path)
-    try:
-        with (
-            translated_errors(),
-            database.reading.connect() as source,
-            target.writing.connect() as copy,
-            _driver(source) as from_driver,
-            _driver(copy) as to_driver,
-        ):
-            from_driver.backup(to_driver)
-            to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
-    finally:
-        target.dispose()
+    with (
+        closing(open_database(path)) as target,
+        translated_errors(),
+        database.reading.connect() as source,
+        target.writing.connect() as copy,
+        _driver(source) as from_driver,
+        _driver(copy) as to_driver,
+    ):
+        from_driver.backup(to_driver)
+        to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
 
 
 def _copy_into_file(database: Database, path: Path) -> None:
     create_file(path)
-    target = open_database(path)
-    try:
+    with closing(open_database(path)) as target:
         with database.read() as source, target.write() as connection:
             upgrade_tables(connection)
             _copy_rows(source, connection)
@@ -287,8 +278,6 @@ def _copy_into_file(database: Database, path: Path) -> None:
             _driver(connection) as driver,
         ):
             driver.execute("PRAGMA journal_mode=DELETE")
-    finally:
-        target.dispose()
 
 
 @contextmanager
@@ -313,9 +302,8 @@ def _check_copy(path: Path, name: Path) -> None:
     Args:
         name: the file that messages name.
     """
-    database = open_database(path)
     try:
-        with database.write() as connection:
+        with closing(open_database(path)) as database, database.write() as connection:
             if table_version(connection) is not None:
                 upgrade_tables(connection)
             study = connection.execute(select(Study.id)).first()
@@ -325,8 +313,6 @@ def _check_copy(path: Path, name: Path) -> None:
             f"{name} is not a backup of a study ({error.orig}). The folder backups/ of the study "
             "holds its backups."
         ) from error
-    finally:
-        database.dispose()
     if study is None:
         raise StudyError(
             f"{name} holds no study. The folder backups/ of the study holds its backups."

@@ -62,7 +62,7 @@ def write_version_1(store, where):
                 connection.exec_driver_sql(
                     f"SELECT setval(pg_get_serial_sequence('{target.name}', 'id'), {len(rows)})"
                 )
-    database.dispose()
+    database.close()
 
 
 def to_version_1(row, table):
@@ -172,7 +172,7 @@ def test_the_migrations_make_what_the_tables_declare(make_store, tmp_path, datab
     with declared.write() as connection, store.read() as migrated:
         Base.metadata.create_all(connection)
         assert describe_schema(connection)[0] == describe_schema(migrated)[0]
-    declared.dispose()
+    declared.close()
 
 
 def test_an_upgraded_study_refuses_what_a_new_one_refuses(version_1):

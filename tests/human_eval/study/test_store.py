@@ -320,7 +320,7 @@ def test_a_database_that_holds_no_study_is_no_backup(make_store, tmp_path, capsy
         database = open_database(other)
         with database.write() as connection:
             upgrade_tables(connection)
-        database.dispose()
+        database.close()
 
     for lost in (False, True):
         if lost:
@@ -687,7 +687,7 @@ def test_damage_that_is_read_after_the_first_rows_is_told_plainly(make_store):
         leaf = connection.exec_driver_sql("SELECT rootpage FROM sqlite_master WHERE name = 'vote'")
         root = leaf.scalar_one()
         size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
-    store.database.dispose()
+    store.database.close()
     path = store.folder / "study.db"
     content = bytearray(path.read_bytes())
     page = content[(root - 1) * size : root * size]
