@@ -79,10 +79,7 @@ def connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) 
     dropped.zone.upload(
         on_drop,
         None,
-        [
-            *(*controls.settings, controls.fitted, controls.download, controls.examples),
-            *(outputs.recipe, outputs.status, dropped.name, dropped.check),
-        ],
+        [*controls.shown, outputs.recipe, outputs.status, dropped.name, dropped.check],
         **NO_QUEUE,
     )
     return dropped.check.click(

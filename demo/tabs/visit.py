@@ -122,10 +122,7 @@ def connect_visit(
 
     page = tab.parent and tab.parent.parent
     assert isinstance(page, gr.Blocks)
-    restored = [
-        *(*controls.settings, controls.fitted, controls.download, controls.examples),
-        *(outputs.clips, outputs.history, outputs.status),
-    ]
+    restored = [*controls.shown, outputs.clips, outputs.history, outputs.status]
     saved, link = gr.Textbox(visible=False), gr.Textbox(visible=False)  # arguments of `on_load`
     page.load(on_load, [saved, link], restored, js=READ, **NO_QUEUE)
     changes = [control.change for control in controls.settings]
@@ -134,10 +131,8 @@ def connect_visit(
     clear = outputs.clear
     for ended in (generating.success, generating.failure, controls.stop.click, clear.click):
         ended(None, js=END, **NO_QUEUE)
-    cleared = [
-        *(*restored, outputs.player, outputs.recipe, outputs.dropped.check),
-        *(controls.run, controls.stop),
-    ]
+    buttons = [outputs.dropped.check, controls.run, controls.stop]
+    cleared = [*restored, outputs.player, outputs.recipe, *buttons]
     # A computation that goes on would bring back the videos and the prompt of its start.
     connect_end(computing, clear).then(on_clear, None, cleared, **NO_QUEUE)
 
