@@ -167,7 +167,7 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
         _opened(backup, store.folder) as source,
         alone(store.database, store.folder),
         source.read() as copy,
-        _guarded(store) as connection,
+        store.write() as connection,
     ):
         hashes = [
             side.execute(select(Study.definition_hash)).scalar() for side in (copy, connection)
@@ -177,7 +177,8 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
                 f"{backup.name} is a backup of another study. Restore it into the folder of that "
                 "study."
             )
-        _empty(connection)
+        downgrade_tables(connection, "base")  # their triggers refuse to delete rows
+        upgrade_tables(connection)
         _copy_rows(copy, connection)
         events.record(
             connection,
@@ -187,7 +188,10 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
             now=store.clock(),
             payload={"backup": backup.name},
         )
-        return [clip for clip in list_clips(copy, None) if not _is_stored(store, clip)]
+        if defects := list_defects(connection):
+            raise StudyError(f"The backup is damaged ({defects[0]}). Nothing was restored.")
+        clips = list_clips(copy, None)
+    return [clip for clip in clips if not (store.media / clip.stored_name).is_file()]
 
 
 @contextmanager
@@ -213,25 +217,6 @@ def _opened(backup: Path, folder: Path) -> Iterator[Database]:
         _check_copy(copy, backup)
         with closing(open_database(copy)) as database:
             yield database
-
-
-def _is_stored(store: StudyStore, clip: Clip) -> bool:
-    return (store.media / clip.stored_name).is_file()
-
-
-@contextmanager
-def _guarded(store: StudyStore) -> Iterator[Connection]:
-    """Open a transaction that is rolled back if the database has defects at its end."""
-    with store.write() as connection:
-        yield connection
-        if defects := list_defects(connection):
-            raise StudyError(f"The backup is damaged ({defects[0]}). Nothing was restored.")
-
-
-def _empty(connection: Connection) -> None:
-    """Drop and create all tables; their triggers refuse to delete rows."""
-    downgrade_tables(connection, "base")
-    upgrade_tables(connection)
 
 
 def _copy_rows(source: Connection, target: Connection) -> None:
