@@ -306,8 +306,8 @@ def choose_sides(words: Sequence[str], definition: StudyDefinition) -> Sides:
 
 def _answer_names(rows: list[WinRateRow], sides: Sides) -> dict[str, str]:
     """Return the words of the legend by answer."""
-    names = {"a": f"prefer {sides[0]}", "tie": "tie", "both_bad": "both bad"}
-    names["b"] = f"prefer {sides[1]}"
+    names = {"a": f"prefer {sides[0]}", "b": f"prefer {sides[1]}"}
+    names |= {"tie": "tie", "both_bad": "both bad"}
     return {choice: names[choice] for choice in answers_in_legend(rows)}
 
 
@@ -597,27 +597,20 @@ def draw_e_values(
         title += f" ({MAX_COMPARISONS} of {len(paths)} comparisons)"
         most = sorted(paths, key=lambda key: len(paths[key]), reverse=True)[:MAX_COMPARISONS]
         paths = {key: path for key, path in paths.items() if key in most}
-    compared = {entry.key: (entry.a, entry.b) for entry in definition.comparisons}
-    drawn = 0
     with matplotlib.rc_context(STYLE):
-        names = {
-            key: " vs. ".join(definition.system(system).title for system in compared[key])
-            for key in paths
-        }
-        room = width * POINTS - 40
         with_legend = 0 < len(paths) <= MAX_LEGEND
-        labels = {
-            key: "\n".join(_wrap(f"{key}: {name}", room, SMALLEST))
-            for key, name in names.items()
-            if with_legend
-        }
+        labels = {}
+        for key in paths if with_legend else ():
+            pair = definition.comparison(key)
+            name = " vs. ".join(definition.system(system).title for system in (pair.a, pair.b))
+            labels[key] = "\n".join(_wrap(f"{key}: {name}", width * POINTS - 40, SMALLEST))
         widest = max((text_width(label, SMALLEST) for label in labels.values()), default=0.0)
         columns = max(1, int((width * POINTS - 10) // (widest + 45)))
         lines = sum(label.count("\n") + 1 for label in labels.values()) / columns
         height = 0.25 * width + 1.6 + (11 * ceil(lines) / POINTS if with_legend else 0)
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
-        for key, path in paths.items():
+        for drawn, (key, path) in enumerate(paths.items()):
             # At most 1,000 to 2,000 points: more than pixels would only make the file large.
             shown = path.iloc[:: max(1, len(path) // 1000)]
             exponent = np.log10(np.maximum(shown["e"], 1e-3))
@@ -631,7 +624,6 @@ def draw_e_values(
                 color=[pale + (1 - pale) * channel for channel in to_rgb(colour)],
                 linestyle=DASHES[drawn % len(DASHES)],
             )  # fmt: skip
-            drawn += 1
         line = float(np.log10(threshold))
         axes.axhline(line, color=INK, linestyle="--", linewidth=0.8)
         bottom, top = axes.get_ylim()
