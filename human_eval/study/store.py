@@ -166,10 +166,9 @@ def open_study(
     return StudyStore(folder, database, definition, keys)
 
 
-def _follow_amendments(connection: Connection, first: StudyDefinition) -> StudyDefinition:
-    """Return the definition after all amendments, with the earlier ones."""
+def _follow_amendments(connection: Connection, definition: StudyDefinition) -> StudyDefinition:
+    """Return the first definition after all amendments, with the earlier ones."""
     amended = select(Event.payload).where(Event.kind == "amended").order_by(Event.id)
-    definition = first
     for payload in connection.execute(amended).scalars():
         following = parse_definition(json.loads(payload)["definition"], origin="the database")
         definition = replace(following, earlier=definition.versions)
