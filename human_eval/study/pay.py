@@ -36,7 +36,7 @@ class PlatformExport:
     id_column: str
     rows: pd.DataFrame  # of the export, as text, with rater_number; missing who never entered
     absent: list[str]  # pseudonyms of raters of this platform whom the export lacks
-    other_codes: list[str]  # pseudonyms of raters who gave a code that their session did not
+    other_codes: list[str]  # pseudonyms of raters who gave a code that they were not told
 
 
 def read_platform_export(
