@@ -15,13 +15,7 @@ from demo.tabs.controls import Controls, show_request
 from demo.tabs.outputs import Outputs
 from demo.widgets.history import add_to_history, show_history
 from demo.widgets.player import show_clip
-from demo.widgets.status import (
-    StatusLine,
-    busy_buttons,
-    idle_buttons,
-    show_idle,
-    show_refusal,
-)
+from demo.widgets.status import StatusLine, busy_buttons, idle_buttons, show_idle, show_refusal
 
 
 def connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:

@@ -148,12 +148,7 @@ def mount_options(context: PageContext) -> dict[str, Any]:
 def serve(app: FastAPI, listener: socket) -> None:
     """Serve until interrupted."""
     print(f"The page is at {address_of(listener)}", flush=True)
-    serve_on(
-        listener,
-        app,
-        limit_concurrency=2_000,
-        timeout_graceful_shutdown=5,
-    )
+    serve_on(listener, app, limit_concurrency=2_000, timeout_graceful_shutdown=5)
 
 
 def _keep_dropped(context: PageContext) -> Callable[[Request], Any]:

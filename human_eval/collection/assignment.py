@@ -27,14 +27,7 @@ from human_eval.collection.quotas import read_quota_use
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import NotYours
 from human_eval.storage.study_state import check_not_paused, check_open
-from human_eval.storage.tables import (
-    OPEN_PAIR,
-    AnyRow,
-    AssignmentRow,
-    Count,
-    PairRow,
-    Rater,
-)
+from human_eval.storage.tables import OPEN_PAIR, AnyRow, AssignmentRow, Count, PairRow, Rater
 
 BLOCK = 4  # assignments of one rater in one comparison; A is on the left in half of them
 SWEEP = 500  # expired assignments returned at once
@@ -195,11 +188,7 @@ def _find(
 
 
 def _take(
-    connection: Connection,
-    pair: AnyRow,
-    rater: AnyRow,
-    values: dict[str, Any],
-    rng: random.Random,
+    connection: Connection, pair: AnyRow, rater: AnyRow, values: dict[str, Any], rng: random.Random
 ) -> Assignment:
     """Store the assignment. A pair that returns to the same rater keeps its sides."""
     connection.execute(_COUNT, {"pair": pair.id, "change": 1})

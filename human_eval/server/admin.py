@@ -245,9 +245,7 @@ def _exclude(store: StudyStore, form: Form, author: str) -> None:
     raise StudyError("This rater no longer fails the rule. Reload the page.")
 
 
-def _decide_by_hand(
-    decision: Callable[..., int],
-) -> Callable[[StudyStore, Form, str], None]:
+def _decide_by_hand(decision: Callable[..., int]) -> Callable[[StudyStore, Form, str], None]:
     """Return the action that excludes, blocks or unblocks a rater for a given reason."""
 
     def act(store: StudyStore, form: Form, author: str) -> None:

@@ -13,12 +13,7 @@ from human_eval.reporting.live_results import is_published
 from human_eval.storage.events import Exclusion, blocks, exclusions
 from human_eval.storage.tables import AssignmentRow, Event
 from human_eval.study.backup import list_backups
-from human_eval.study.queries import (
-    count_answers,
-    find_settled,
-    read_study_progress,
-    read_votes,
-)
+from human_eval.study.queries import count_answers, find_settled, read_study_progress, read_votes
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 

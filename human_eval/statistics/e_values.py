@@ -28,11 +28,7 @@ Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e
 
 
 def e_value(
-    wins: float | np.ndarray,
-    losses: float | np.ndarray,
-    *,
-    prior: float = PRIOR,
-    null: float = 0.5,
+    wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR, null: float = 0.5
 ) -> np.ndarray:
     """Return the e-value of independent decisive votes against a win rate q.
 
@@ -103,11 +99,7 @@ def e_value_path(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def design_effects(
-    values: np.ndarray,
-    prompts: pd.Series,
-    raters: pd.Series,
-    *,
-    shared: float | np.ndarray = 0.0,
+    values: np.ndarray, prompts: pd.Series, raters: pd.Series, *, shared: float | np.ndarray = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, after every vote, the design effect and the smaller number of clusters.
 

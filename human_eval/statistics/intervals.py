@@ -209,11 +209,7 @@ def _effective_interval(
 
 
 def _unanimous(
-    value: float,
-    clusters: int,
-    null: float,
-    bounds: tuple[float, float],
-    confidence: float,
+    value: float, clusters: int, null: float, bounds: tuple[float, float], confidence: float
 ) -> Mean:
     """Bound the mean of values that are all equal: each cluster counts as one independent value.
 

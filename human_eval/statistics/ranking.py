@@ -120,9 +120,7 @@ def _groups(votes: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
     ]
 
 
-def _fit(
-    votes: pd.DataFrame,
-) -> tuple[list[str], np.ndarray, float, bool, np.ndarray, np.ndarray]:
+def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.ndarray, np.ndarray]:
     """Return systems, strengths, nu, whether a prior was added, influence and covariance.
 
     The covariance is that of the strengths if votes are independent, H^-1. The influence of a vote

@@ -37,11 +37,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 # intervention, input or output.
 TEMPORARY_CLASSES = {"08", "40", "53", "55", "57", "58"}
 FULL_TEXTS = ("database or disk is full", "No space left on device")
-DAMAGED_TEXTS = (
-    "disk image is malformed",
-    "file is not a database",
-    "malformed database schema",
-)
+DAMAGED_TEXTS = ("disk image is malformed", "file is not a database", "malformed database schema")
 DAMAGED_CODES = {"XX001", "XX002"}  # PostgreSQL: data_corrupted, index_corrupted
 UNREADABLE_TEXTS = ("locked", "disk I/O", "unable to open database file", "locking protocol")
 READ_ONLY_TEXTS = ("readonly database", "read-only transaction")

@@ -158,11 +158,7 @@ def _read_export(path: Path) -> pd.DataFrame:
 
 
 def owed_bonuses(
-    raters: pd.DataFrame,
-    *,
-    per_pair: float,
-    reward: float,
-    again: bool = False,
+    raters: pd.DataFrame, *, per_pair: float, reward: float, again: bool = False
 ) -> dict[int, Decimal]:
     """Return what each rater is still owed, by number: pay per pair, less what was paid.
 

@@ -128,9 +128,7 @@ def _closed_on_failure(database: Database) -> Iterator[None]:
 
 
 def open_study(
-    folder: Path,
-    *,
-    when_empty: Callable[[], StudyDefinition] | None = None,
+    folder: Path, *, when_empty: Callable[[], StudyDefinition] | None = None
 ) -> StudyStore:
     """Open a study and upgrade its tables to this version.
 
