@@ -164,9 +164,9 @@ def _find_columns(
         present = [name for name in wanted if name in names]
         if not present:
             raise StudyError(
-                f"{path} has no column {wanted[0]} with the answers to {question.key}. It has "
-                f"{', '.join(name for name in names if name.startswith('Answer.'))}. Name the "
-                "column."
+                f"{path} has no column {wanted[0]} with the answers to {question.key}. Name one "
+                "of: "
+                f"{', '.join(name for name in names if name.startswith('Answer.'))}."
             )
         found[question.key] = (present[0], question.choices)
     return found
