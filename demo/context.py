@@ -14,11 +14,7 @@ from demo.session import CompareRow, Download
 from human_eval.server.study_mount import StudyMount
 
 # Options of every event that does not compute. Such events skip the queue of computations.
-NO_QUEUE: dict[str, Any] = {
-    "queue": False,
-    "show_progress": "hidden",
-    "api_visibility": "private",
-}
+NO_QUEUE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # Options of every event that computes: they share one queue and run one at a time.
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "engine", "concurrency_limit": 1}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.clip_store import ClipStore
-from demo.models import compare_clips, read_provenance
+from demo.models import read_apart
 
 KEPT = 20
 MAX_BYTES = 32 * 2**20  # twice the largest clip of a published model
@@ -38,7 +38,7 @@ class DroppedClips:
             reason = failure.strerror or type(failure).__name__
             raise DropError(f"The video cannot be stored on this machine ({reason}).") from failure
         try:
-            found = read_provenance(path)
+            found = read_apart(path)
             if not found["recipe"]:
                 raise DropError("This video carries no recipe. Videos of this page carry one.")
             path.with_suffix(".json").write_text(json.dumps(found))
@@ -62,7 +62,7 @@ class DroppedClips:
             DropError: there is no such video any more, or it is damaged.
         """
         try:
-            return compare_clips(self._path(name), made)
+            return read_apart(self._path(name), made)
         except ValueError as refusal:
             raise DropError(str(refusal)) from refusal
 

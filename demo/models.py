@@ -265,45 +265,31 @@ def download_model(name: str) -> Updates:
         ) from failure
 
 
-def fetch_missing(name: str) -> None:
-    """Download and convert a model's weights if they are not on this machine.
+def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name: str) -> Loaded:
+    """Load a model; download and convert its weights before if it is one of `fetched`.
 
     Raises:
         EngineError: as for `download_model`.
     """
     card = MODELS[name]
-    if not card.is_ready():
+    if name in fetched and not card.is_ready():
         logger.warning("Fetching %s: it %s.", name, describe_state(card))
         deque(download_model(name), maxlen=0)
-
-
-def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name: str) -> Loaded:
-    """Load a model; download its weights before if it is one of `fetched`."""
-    if name in fetched:
-        fetch_missing(name)
     return load(name)
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """Return the fields of `turbo.provenance.Provenance` of an untrusted file.
+def read_apart(*files: Path) -> dict[str, Any]:
+    """Read files in a process of its own: a decoder may crash on an untrusted file, or not end.
+
+    Args:
+        files: an untrusted one, and perhaps one of ours to compare it with.
+
+    Returns:
+        The fields of `turbo.provenance.Provenance` of a single file, or of `Comparison` of two.
 
     Raises:
         ValueError: it is not an mp4 file, or is damaged; visitors see the text.
     """
-    return _read_apart(path)
-
-
-def compare_clips(clip: Path, reference: Path) -> dict[str, Any]:
-    """Return the fields of `turbo.provenance.Comparison` of an untrusted file with one of ours.
-
-    Raises:
-        ValueError: it is not an mp4 file, or is damaged; visitors see the text.
-    """
-    return _read_apart(clip, reference)
-
-
-def _read_apart(*files: Path) -> dict[str, Any]:
-    """Read files in a process of its own: a decoder may crash on an untrusted file, or not end."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "turbo.provenance", *(str(file.resolve()) for file in files)],

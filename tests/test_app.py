@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import app
-from demo.models import fetch_missing, models_to_preload
+from demo.models import fetch_and_load, models_to_preload
 from human_eval.hosting.listener import listen
 from turbo.card import HubFile
 from turbo.models import fetch
@@ -164,8 +164,8 @@ def test_a_missing_model_is_shown_first_if_it_is_preloaded(tmp_path, monkeypatch
     assert models_to_preload(flags.model, flags.preload)[:2] == ["shapes-turbo", "shapes-vcm"]
     fetched = []
     monkeypatch.setattr(fetch, "fetch_model", lambda card: iter([fetched.append(card.name)] and []))
-    fetch_missing("shapes-turbo")
-    fetch_missing("shapes-vcm")
+    for name in flags.preload:
+        assert fetch_and_load(str.upper, flags.preload, name) == name.upper()
     assert fetched == ["shapes-turbo"]
 
 

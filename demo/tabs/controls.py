@@ -32,6 +32,11 @@ class Controls:
         """What a recipe is made of."""
         return self.prompt, self.model, self.steps, self.guidance, self.seed
 
+    @property
+    def shown(self) -> list[gr.components.Component]:
+        """What `show_settings` changes."""
+        return [*self.settings, self.fitted, self.download, self.examples]
+
 
 def lay_out_controls(context: PageContext) -> Controls:
     """Lay out the controls, set for the default model."""

@@ -15,13 +15,7 @@ from demo.tabs.controls import Controls, show_request
 from demo.tabs.outputs import Outputs
 from demo.widgets.history import add_to_history, show_history
 from demo.widgets.player import show_clip
-from demo.widgets.status import (
-    StatusLine,
-    busy_buttons,
-    idle_buttons,
-    show_idle,
-    show_refusal,
-)
+from demo.widgets.status import StatusLine, busy_buttons, idle_buttons, show_idle, show_refusal
 
 
 def connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) -> Dependency:
@@ -79,10 +73,7 @@ def connect_dropped(context: PageContext, controls: Controls, outputs: Outputs) 
     dropped.zone.upload(
         on_drop,
         None,
-        [
-            *(*controls.settings, controls.fitted, controls.download, controls.examples),
-            *(outputs.recipe, outputs.status, dropped.name, dropped.check),
-        ],
+        [*controls.shown, outputs.recipe, outputs.status, dropped.name, dropped.check],
         **NO_QUEUE,
     )
     return dropped.check.click(

@@ -168,9 +168,6 @@ def _connect_history(context: PageContext, controls: Controls, outputs: Outputs)
     outputs.history.restore(
         on_restore,
         outputs.clips,
-        [
-            *(*controls.settings, controls.fitted, controls.download, controls.examples),
-            *(outputs.player, outputs.status, outputs.recipe),
-        ],
+        [*controls.shown, outputs.player, outputs.status, outputs.recipe],
         **NO_QUEUE,
     )

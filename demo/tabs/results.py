@@ -63,13 +63,6 @@ class _Parts:
     pair: gr.HTML
     timer: gr.Timer
 
-    def refreshed(self) -> list[Any]:
-        """Return the components that a refresh updates."""
-        return [
-            *(self.votes, self.summary, self.win_rates, self.agreement, self.categories),
-            *(self.downloads, self.pairs, self.number),
-        ]
-
 
 def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
     """Lay out the tab inside the open `gr.Blocks`."""
@@ -85,7 +78,10 @@ def build_results_tab(context: PageContext, tab: gr.Tab) -> None:
         [tab.select, parts.timer.tick, parts.votes.input, parts.excluded.input],
         on_refresh,
         [parts.votes, parts.excluded],
-        parts.refreshed(),
+        [
+            *(parts.votes, parts.summary, parts.win_rates, parts.agreement, parts.categories),
+            *(parts.downloads, parts.pairs, parts.number),
+        ],
         **NO_QUEUE,
     )
     gr.on(

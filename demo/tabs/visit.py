@@ -28,15 +28,11 @@ MAX_SAVED = 20_000  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """What a browser has kept. Settings that this server does not accept are None."""
+    """What a browser has kept."""
 
-    prompt: str | None = None
-    model: str | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    seed: int | None = None
-    clips: tuple[GeneratedClip, ...] = ()  # those that still exist, newest first
-    unfinished: bool = False  # a computation ran when the page was left
+    settings: dict[str, Any]  # for `show_settings`; none if this server does not accept them
+    clips: tuple[GeneratedClip, ...]  # those that still exist, newest first
+    unfinished: bool  # a computation ran when the page was left
 
 
 def read_visit(saved: object, models: Mapping[str, ModelInfo], store: ClipStore) -> Visit | None:
@@ -54,7 +50,7 @@ def read_visit(saved: object, models: Mapping[str, ModelInfo], store: ClipStore)
     return Visit(
         clips=tuple(clip for clip in found if clip is not None and clip.recipe["model"] in models),
         unfinished=kept.get("unfinished") is True,
-        **_read_settings(kept, models),
+        settings=_read_settings(kept, models),
     )
 
 
@@ -67,7 +63,7 @@ def _read_settings(kept: Mapping[str, Any], models: Mapping[str, ModelInfo]) -> 
     except RequestError:
         return {}
     return {
-        "prompt": prompt,
+        "prompt": prompt or "",
         "model": kept["model"],
         "steps": request.steps,
         "guidance": request.guidance,
@@ -93,16 +89,8 @@ def connect_visit(
     def on_load(saved: str, link: str) -> dict[Any, Any]:
         kept = read_visit(saved, context.models, context.engine.clips)
         shown: dict[Any, Any] = {outputs.clips: gr.skip()}
-        if kept and kept.model and kept.seed is not None:
-            shown |= show_settings(
-                context,
-                controls,
-                kept.model,
-                kept.prompt or "",
-                steps=kept.steps,
-                guidance=kept.guidance,
-                seed=kept.seed,
-            )
+        if kept and kept.settings:
+            shown |= show_settings(context, controls, **kept.settings)
         if kept and kept.clips:
             shown |= {outputs.clips: [*kept.clips], outputs.history: show_history(kept.clips)}
         if kept and kept.unfinished:
@@ -134,10 +122,7 @@ def connect_visit(
 
     page = tab.parent and tab.parent.parent
     assert isinstance(page, gr.Blocks)
-    restored = [
-        *(*controls.settings, controls.fitted, controls.download, controls.examples),
-        *(outputs.clips, outputs.history, outputs.status),
-    ]
+    restored = [*controls.shown, outputs.clips, outputs.history, outputs.status]
     saved, link = gr.Textbox(visible=False), gr.Textbox(visible=False)  # arguments of `on_load`
     page.load(on_load, [saved, link], restored, js=READ, **NO_QUEUE)
     changes = [control.change for control in controls.settings]
@@ -146,10 +131,8 @@ def connect_visit(
     clear = outputs.clear
     for ended in (generating.success, generating.failure, controls.stop.click, clear.click):
         ended(None, js=END, **NO_QUEUE)
-    cleared = [
-        *(*restored, outputs.player, outputs.recipe, outputs.dropped.check),
-        *(controls.run, controls.stop),
-    ]
+    buttons = [outputs.dropped.check, controls.run, controls.stop]
+    cleared = [*restored, outputs.player, outputs.recipe, *buttons]
     # A computation that goes on would bring back the videos and the prompt of its start.
     connect_end(computing, clear).then(on_clear, None, cleared, **NO_QUEUE)
 

@@ -67,11 +67,7 @@ def create_page_app(
     app.add_middleware(CORSMiddleware, allow_origins=[])
     tools = add_mcp(app, page, context) if mcp else nullcontext()
     study = context.study
-    for path, mounted in (
-        ("/study", study.vote_app),
-        ("/results", study.results_app),
-        ("/admin", study.admin_app),
-    ):
+    for path, mounted in study.apps.items():
         app.add_route(path, _add_slash)
         app.mount(path, mounted)
     app.add_route("/rate", _lead_to_study)  # the address of `human_eval serve`
@@ -152,12 +148,7 @@ def mount_options(context: PageContext) -> dict[str, Any]:
 def serve(app: FastAPI, listener: socket) -> None:
     """Serve until interrupted."""
     print(f"The page is at {address_of(listener)}", flush=True)
-    serve_on(
-        listener,
-        app,
-        limit_concurrency=2_000,
-        timeout_graceful_shutdown=5,
-    )
+    serve_on(listener, app, limit_concurrency=2_000, timeout_graceful_shutdown=5)
 
 
 def _keep_dropped(context: PageContext) -> Callable[[Request], Any]:

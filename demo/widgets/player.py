@@ -66,7 +66,8 @@ def show_clip(clip: GeneratedClip) -> str:
         " autoplay loop muted playsinline controls></video></div>"
         '<div class="links">'
         f'<a href="{file_url(clip.path)}" download="{escape(name)}.mp4">Download video</a>'
-        f'<a href="{_data_url(recipe)}" download="{escape(name)}.json">Download recipe</a>'
+        f'<a href="data:application/json;charset=utf-8,{quote(recipe)}" '
+        f'download="{escape(name)}.json">Download recipe</a>'
         f'<a href="{link_to(clip.recipe)}">Link to this recipe</a>'
         "</div></div>"
     )
@@ -121,10 +122,6 @@ def _tile(tile: Tile, slowest: float) -> str:
         f'<a href="{link_to(tile.clip.recipe)}" aria-label="Link to {escape(tile.title)}">link</a>'
         f'</div><i class="bar" style="width:{max(100 * total / slowest, 1):.1f}%"></i></figure>'
     )
-
-
-def _data_url(text: str) -> str:
-    return f"data:application/json;charset=utf-8,{quote(text)}"
 
 
 # All videos stay paused, and a clock seeks them to the middle of the same frame. They cannot drift

@@ -12,12 +12,7 @@ from human_eval.collection.quotas import add_default_quota, describe_quotas, ses
 from human_eval.definition.definition import PRESETS, load_definition
 from human_eval.definition.prompts import EVALCRAFTER, load_prompts
 from human_eval.errors import StudyError, list_names
-from human_eval.reporting.foreign_votes import (
-    MAPPINGS,
-    MAX_BAD,
-    load_mapping,
-    read_foreign_votes,
-)
+from human_eval.reporting.foreign_votes import MAPPINGS, MAX_BAD, load_mapping, read_foreign_votes
 from human_eval.reporting.win_rate_rows import count_of
 from human_eval.storage.study_state import check_open
 from human_eval.study.attention_checks import make_gold

@@ -120,12 +120,7 @@ def _list(store: StudyStore, options: Namespace) -> None:
             per_pair = store.definition.pay.per_pair
         if not per_pair:
             raise StudyError("The definition has no per_pair in [pay]. Give --per-pair.")
-        owed = owed_bonuses(
-            table,
-            per_pair=per_pair,
-            reward=options.reward,
-            again=options.again,
-        )
+        owed = owed_bonuses(table, per_pair=per_pair, reward=options.reward, again=options.again)
         total = write_bonuses(store, export, owed, options.bonus, author=options.author)
         left_out = int((table["decision"] != "").sum())
         print(f"{options.bonus}: {total} {store.definition.pay.currency} in all.")

@@ -44,11 +44,7 @@ def serve(options: Namespace) -> None:
     from human_eval.hosting.proxies import BehindProxy
     from human_eval.server.vote_api import create_app
 
-    deployment = read_deployment(
-        options.root_path,
-        options.frame_ancestors,
-        proxies="127.0.0.1",
-    )
+    deployment = read_deployment(options.root_path, options.frame_ancestors, proxies="127.0.0.1")
     with opened(options) as store:
         with lock.serving(store.database, store.folder):
             pass  # a refusal is a message here; inside uvicorn it would be a traceback

@@ -27,14 +27,7 @@ from human_eval.collection.quotas import read_quota_use
 from human_eval.definition.definition import StudyDefinition
 from human_eval.errors import NotYours
 from human_eval.storage.study_state import check_not_paused, check_open
-from human_eval.storage.tables import (
-    OPEN_PAIR,
-    AnyRow,
-    AssignmentRow,
-    Count,
-    PairRow,
-    Rater,
-)
+from human_eval.storage.tables import OPEN_PAIR, AnyRow, AssignmentRow, Count, PairRow, Rater
 
 BLOCK = 4  # assignments of one rater in one comparison; A is on the left in half of them
 SWEEP = 500  # expired assignments returned at once
@@ -195,11 +188,7 @@ def _find(
 
 
 def _take(
-    connection: Connection,
-    pair: AnyRow,
-    rater: AnyRow,
-    values: dict[str, Any],
-    rng: random.Random,
+    connection: Connection, pair: AnyRow, rater: AnyRow, values: dict[str, Any], rng: random.Random
 ) -> Assignment:
     """Store the assignment. A pair that returns to the same rater keeps its sides."""
     connection.execute(_COUNT, {"pair": pair.id, "change": 1})
@@ -255,22 +244,21 @@ def _side(
 _Mine = aliased(AssignmentRow)
 
 
-def unseen_by_rater() -> ColumnElement[bool]:
-    """Match pairs that the rater was never assigned, or let expire."""
-    return ~exists().where(
+# Pairs that a rater may get: the quota of the comparison is not full, and the rater was never
+# assigned the pair, or let it expire.
+FOR_RATER: tuple[ColumnElement[bool], ...] = (
+    PairRow.simulated == bindparam("simulated"),
+    PairRow.comparison.not_in(bindparam("full", expanding=True)),
+    ~exists().where(
         _Mine.pair_id == PairRow.id, _Mine.rater_id == bindparam("rater"), _Mine.state != "expired"
-    )
+    ),
+)
 
 
 def _next(*order: Any) -> Select[*tuple[Any, ...]]:
     return (
         select(PairRow.id, PairRow.comparison, PairRow.kind)
-        .where(
-            PairRow.simulated == bindparam("simulated"),
-            text(OPEN_PAIR),
-            PairRow.comparison.not_in(bindparam("full", expanding=True)),
-            unseen_by_rater(),
-        )
+        .where(text(OPEN_PAIR), *FOR_RATER)
         .order_by(*order)
         .limit(1)
     )
@@ -343,20 +331,14 @@ _GIVEN_AHEAD = (
         ),
         PairRow.kind == "real",
         ~PairRow.withheld,
-        PairRow.simulated == bindparam("simulated"),
-        PairRow.comparison.not_in(bindparam("full", expanding=True)),
-        unseen_by_rater(),
+        *FOR_RATER,
     )
     .order_by(_Ahead.assigned_at.desc(), _Ahead.id)
     .limit(1)
     .with_for_update(of=[_Ahead, _Current], skip_locked=True)
 )
 _GOLD = select(PairRow.id, PairRow.comparison, PairRow.kind).where(
-    PairRow.kind.in_(["gold", "identical"]),
-    PairRow.simulated == bindparam("simulated"),
-    ~PairRow.withheld,
-    PairRow.comparison.not_in(bindparam("full", expanding=True)),
-    unseen_by_rater(),
+    PairRow.kind.in_(["gold", "identical"]), ~PairRow.withheld, *FOR_RATER
 )
 _Original = aliased(PairRow)
 _Earlier = aliased(AssignmentRow)
@@ -378,12 +360,10 @@ _MIRRORS = (
     .where(
         PairRow.kind == "mirror",
         ~PairRow.withheld,
-        PairRow.simulated == bindparam("simulated"),
-        PairRow.comparison.not_in(bindparam("full", expanding=True)),
+        *FOR_RATER,
         _Earlier.rater_id == bindparam("rater"),
         _Earlier.state == "submitted",
         _LATER.correlate(_Earlier).scalar_subquery() >= bindparam("distance"),
-        unseen_by_rater(),
     )
     .order_by(_Earlier.submitted_at)
     .limit(1)

@@ -80,12 +80,9 @@ def list_clips(connection: Connection, variant: str | None = "") -> list[Clip]:
     )
     if variant is not None:
         statement = statement.where(ClipRow.variant == variant)
-    names = [*table.columns.keys(), "prompt"]
-    unneeded = {"id", "variant"}
-    return [
-        Clip(**{name: getattr(row, name) for name in names if name not in unneeded})
-        for row in connection.execute(statement)
-    ]
+    names = {*table.columns.keys(), "prompt"} - {"id", "variant"}
+    rows = connection.execute(statement)
+    return [Clip(**{name: getattr(row, name) for name in names}) for row in rows]
 
 
 def make_pairs(

@@ -88,8 +88,7 @@ def stopping(progress: Progress, shortage: Shortage | None, *, technical: bool) 
 _STATES = (
     select(AssignmentRow.state, func.count())
     .where(
-        AssignmentRow.rater_id == bindparam("rater"),
-        AssignmentRow.session == bindparam("session"),
+        AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.session == bindparam("session")
     )
     .group_by(AssignmentRow.state)
 )

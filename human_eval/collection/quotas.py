@@ -90,8 +90,7 @@ _HAD = (
         func.count().filter(AssignmentRow.assigned_at > bindparam("yesterday")).label("today"),
     )
     .where(
-        AssignmentRow.rater_id == bindparam("rater"),
-        AssignmentRow.state.in_(["open", "submitted"]),
+        AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state.in_(["open", "submitted"])
     )
     .group_by(AssignmentRow.comparison)
 )

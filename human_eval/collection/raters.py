@@ -25,7 +25,6 @@ def enter(
     *,
     now: int,
     simulated: bool = False,
-    consented: bool = True,
 ) -> int:
     """Return the number of a rater, who is added if unknown.
 
@@ -35,14 +34,8 @@ def enter(
     Raises:
         StudyError: a rater of the provider "simulated" is not simulated, or vice versa.
     """
-    return enter_pseudonym(
-        connection,
-        provider,
-        keys.pseudonym(provider, name),
-        now=now,
-        simulated=simulated,
-        consented=consented,
-    )
+    hashed = keys.pseudonym(provider, name)
+    return enter_pseudonym(connection, provider, hashed, now=now, simulated=simulated)
 
 
 def enter_pseudonym(

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, select
 
-from human_eval.collection.assignment import NEXT_LISTED, unseen_by_rater
+from human_eval.collection.assignment import FOR_RATER, NEXT_LISTED
 from human_eval.collection.quotas import read_quota_use
 from human_eval.definition.definition import StudyDefinition
 from human_eval.storage.study_state import is_closed
@@ -35,13 +35,6 @@ def find_shortage(
 _HELD = (
     select(AssignmentRow.id)
     .join(PairRow, PairRow.id == AssignmentRow.pair_id)
-    .where(
-        AssignmentRow.state == "open",
-        PairRow.kind == "real",
-        ~PairRow.withheld,
-        PairRow.simulated == bindparam("simulated"),
-        PairRow.comparison.not_in(bindparam("full", expanding=True)),
-        unseen_by_rater(),
-    )
+    .where(AssignmentRow.state == "open", PairRow.kind == "real", ~PairRow.withheld, *FOR_RATER)
     .limit(1)
 )

@@ -130,10 +130,8 @@ def _resubmit(
     stored: dict[str, _Stored] = {}
     newest = 0
     for vote in connection.execute(_STORED, {"assignment": row.id}):
-        stored[vote.question] = (
-            vote.choice,
-            vote.strength,
-        )  # ordered by revision: the last one counts
+        # Ordered by revision: the last one counts.
+        stored[vote.question] = vote.choice, vote.strength
         newest = vote.revision
     if stored == choices and submission.revision <= newest:
         return _receipt(row, newest, stored, duplicate=True)

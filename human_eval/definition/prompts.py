@@ -51,10 +51,7 @@ class Prompt:
 
 
 def load_prompts(
-    source: Path | str,
-    *,
-    column: str | None = None,
-    max_length: int = MAX_LENGTH,
+    source: Path | str, *, column: str | None = None, max_length: int = MAX_LENGTH
 ) -> list[Prompt]:
     """Load the prompts of a study.
 

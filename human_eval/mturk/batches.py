@@ -31,9 +31,7 @@ HIT = "pair"  # the variable that identifies a pair and its sides, by a pseudony
 WORDS = {"left", "right", "tie", "both_bad"}
 
 
-def write_batches(
-    store: StudyStore, url: str, path: Path, *, seed: int = 0
-) -> list[tuple[Path, int]]:
+def write_batches(store: StudyStore, url: str, path: Path) -> list[tuple[Path, int]]:
     """Write one row for each pair of the study that still lacks raters.
 
     A batch is published as a whole, for one number of workers. So pairs that lack one rater, two
@@ -70,7 +68,7 @@ def write_batches(
     pairs = pairs[(pairs["kind"] == "real") & (pairs["taken"] < pairs["target"])]
     if pairs.empty:
         raise StudyError("No pair needs more raters. Ingest clips, or see `status`.")
-    rng = random.Random(seed)
+    rng = random.Random(0)
     batches: dict[int, list[list[str]]] = {}
     for _, cell in pairs.groupby("comparison"):
         sides = (["left", "right"] * len(cell))[: len(cell)]

@@ -2,13 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from human_eval.collection.raters import enter, enter_pseudonym
+from human_eval.collection.raters import enter_pseudonym
 from human_eval.definition.definition import Choice, StudyDefinition
 from human_eval.errors import StudyError, list_names
 from human_eval.storage import events
@@ -115,7 +115,15 @@ def import_submissions(
                 rules, differences = _compare_exclusions(past, stored, submission)
                 excluded += len(rules)
                 differing += [f"{submission.source}: {each}" for each in differences]
-            _exclude(connection, store, stored, rules)
+            for rule in rules:
+                events.record(
+                    connection,
+                    "exclude",
+                    actor=ACTOR,
+                    subject=f"assignment:{stored.number}",
+                    now=store.clock(),
+                    payload={"rule": rule, "evidence": {"imported": True}},
+                )
         if problems:
             listed = list_names(problems, "\n  ")
             raise StudyError(
@@ -157,8 +165,10 @@ def _add(connection: Connection, store: StudyStore, submission: ImportedSubmissi
             f"no {submission.kind} pair of {submission.comparison} for prompt "
             f"{submission.prompt_index}; ingest its clips"
         )
+    provider, name = submission.provider, submission.rater
+    hashed = name if submission.is_pseudonym else store.keys.pseudonym(provider, name)
     try:
-        rater_id = _enter(connection, store, submission, moment)
+        rater_id = enter_pseudonym(connection, provider, hashed, now=moment)
     except StudyError as error:
         raise _Problem(str(error)) from error
     earlier = connection.execute(_EARLIER, {"pair": pair.id, "rater": rater_id}).one_or_none()
@@ -244,28 +254,6 @@ def _compare_exclusions(
         if entry.rule not in submission.exclusion_rules
     ]
     return new, differences
-
-
-def _exclude(
-    connection: Connection, store: StudyStore, stored: _Stored, rules: Iterable[str]
-) -> None:
-    for rule in rules:
-        events.record(
-            connection,
-            "exclude",
-            actor=ACTOR,
-            subject=f"assignment:{stored.number}",
-            now=store.clock(),
-            payload={"rule": rule, "evidence": {"imported": True}},
-        )
-
-
-def _enter(
-    connection: Connection, store: StudyStore, submission: ImportedSubmission, moment: int
-) -> int:
-    if submission.is_pseudonym:
-        return enter_pseudonym(connection, submission.provider, submission.rater, now=moment)
-    return enter(connection, store.keys, submission.provider, submission.rater, now=moment)
 
 
 def _add_assignment(

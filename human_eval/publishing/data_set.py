@@ -10,7 +10,7 @@ twice; here the next round lists the files first, and repeats what is missing.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,7 @@ class DataSet:
 
     def read_version(self, folder: Path) -> str:
         """Return the version of the published study."""
-        with self._translated():
-            path = hf_hub_download(
-                self.name, VERSION, repo_type=KIND, local_dir=folder, token=self.token
-            )
-        return Path(path).read_text().strip()
+        return self._download(VERSION, folder).read_text().strip()
 
     def download_study(self, folder: Path) -> None:
         """Download the published study into a folder below this one."""
@@ -88,11 +84,7 @@ class DataSet:
 
     def read(self, file: JournalFile, folder: Path) -> bytes:
         """Return the content of a file of a journal; a folder keeps a copy of it."""
-        with self._translated():
-            path = hf_hub_download(
-                self.name, file.path, repo_type=KIND, local_dir=folder, token=self.token
-            )
-        return Path(path).read_bytes()
+        return self._download(file.path, folder).read_bytes()
 
     def add(self, file: JournalFile, content: bytes) -> None:
         """Commit a file of a journal: completely or not at all."""
@@ -105,10 +97,14 @@ class DataSet:
                 commit_message="Votes",
             )
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        with translated_errors(f"The data set {self.name}"):
-            yield
+    def _download(self, path: str, folder: Path) -> Path:
+        with self._translated():
+            return Path(
+                hf_hub_download(self.name, path, repo_type=KIND, local_dir=folder, token=self.token)
+            )
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated_errors(f"The data set {self.name}")
 
 
 class _NoEntry(HubProblem):

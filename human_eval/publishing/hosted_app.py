@@ -33,11 +33,7 @@ def create_hosted_app(replica: Replica, deployment: Deployment, *, every: float)
                 await syncing
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    for path, mounted in (
-        ("/study", mount.vote_app),
-        ("/results", mount.results_app),
-        ("/admin", mount.admin_app),
-    ):
+    for path, mounted in mount.apps.items():
         app.mount(path, mounted)
 
     @app.api_route("/", methods=READ)

@@ -326,10 +326,7 @@ def _merge_event(
 
 
 def _find_thing(
-    connection: Connection,
-    origin: Origin,
-    exclusions: Mapping[tuple[str, int], int],
-    named: Any,
+    connection: Connection, origin: Origin, exclusions: Mapping[tuple[str, int], int], named: Any
 ) -> str:
     """Return an actor or a subject with its number in this database."""
     if isinstance(named, str):

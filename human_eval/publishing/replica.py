@@ -89,10 +89,8 @@ class Replica:
                     "the study."
                 )
             return _as_replica(open_study(self.place.study))
-        if there:
-            store = self._continue(self.data_set)
-            if store is not None:
-                return store
+        if there and (store := self._continue(self.data_set)) is not None:
+            return store
         return self._rebuild(self.data_set)
 
     def _continue(self, data_set: DataSet) -> StudyStore | None:
@@ -102,7 +100,8 @@ class Replica:
             self.sync()
             if self.status.problem and not self.place.kept:
                 raise HubProblem(self.status.problem)
-            if self.status.problem or self._is_current(data_set):
+            version = _version(self.place.study)
+            if self.status.problem or data_set.read_version(self.place.downloads) == version:
                 return store
             if self.status.pending:
                 raise HubProblem("A new version was published while votes are being journalled.")
@@ -113,9 +112,6 @@ class Replica:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         self.place.study.rename(self.place.folder / f"study-until-{stamp}")
         return None
-
-    def _is_current(self, data_set: DataSet) -> bool:
-        return data_set.read_version(self.place.downloads) == _version(self.place.study)
 
     def _rebuild(self, data_set: DataSet) -> StudyStore:
         """Download the study and take in all journals; only a complete study gets its name."""

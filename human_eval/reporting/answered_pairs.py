@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 from sqlalchemy import select
-from sqlalchemy.orm import aliased
 
 from human_eval.errors import StudyError
 from human_eval.reporting.live_results import Results
@@ -73,17 +72,9 @@ def _check_named(results: Results) -> None:
         raise StudyError("Votes are shown when the study is closed.")
 
 
-_ClipA, _ClipB = aliased(ClipRow), aliased(ClipRow)
 _PAIR = (
-    select(
-        PairRow.comparison,
-        PromptRow.display,
-        PairRow.clip_a,
-        PairRow.clip_b,
-        _ClipA.fps,
-        _ClipA.frames,
-    )
+    select(PairRow.comparison, PairRow.clip_a, PairRow.clip_b)
+    .add_columns(PromptRow.display, ClipRow.fps, ClipRow.frames)
     .join(PromptRow, PromptRow.prompt_index == PairRow.prompt_index)
-    .join(_ClipA, _ClipA.id == PairRow.clip_a)
-    .join(_ClipB, _ClipB.id == PairRow.clip_b)
+    .join(ClipRow, ClipRow.id == PairRow.clip_a)  # both clips have the same shape
 )

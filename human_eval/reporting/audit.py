@@ -55,7 +55,7 @@ def _side_effect(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.Dat
     if table.empty:
         return ""
     table = table[holm(table["p"].to_numpy()) <= LEVEL]
-    return _list(
+    return "; ".join(
         f"{row.question}: the left clip won {100 * row.left_share:.0f} % of the decisive votes"
         for row in table.itertuples()
     )
@@ -63,7 +63,7 @@ def _side_effect(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.Dat
 
 def _busiest_rater(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     busy = rates[(rates["busiest"] > BUSY) & (rates["votes"] >= MIN_VOTES)]
-    return _list(
+    return "; ".join(
         f"{row.comparison} {row.question}: one rater gave {100 * row.busiest:.0f} %"
         for row in busy.itertuples()
     )
@@ -72,7 +72,7 @@ def _busiest_rater(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.D
 def _few_prompts(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     prompts = votes.groupby("comparison", observed=True)["prompt"].nunique()
     few = prompts[prompts < FEW_PROMPTS]
-    return _list(f"{key}: prompts of {count} different texts" for key, count in few.items())
+    return "; ".join(f"{key}: prompts of {count} different texts" for key, count in few.items())
 
 
 def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
@@ -81,7 +81,7 @@ def _intransitivity(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.
     lost = np.where(clear["rate"] > 0.5, clear["system_b"], clear["system_a"])
     beats = set(zip(won, lost, strict=True))
     systems = sorted({name for pair in beats for name in pair})
-    return _list(
+    return "; ".join(
         f"{a} beats {b}, {b} beats {c}, {c} beats {a}"
         for a, b, c in permutations(systems, 3)
         if a == min(a, b, c) and {(a, b), (b, c), (c, a)} <= beats
@@ -100,7 +100,7 @@ def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFr
         if orders[0] != orders[1]:
             changed.append(f"without ties {' > '.join(orders[0])}, as half wins "
                            f"{' > '.join(orders[1])}")  # fmt: skip
-    return _list(changed)
+    return "; ".join(changed)
 
 
 def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
@@ -118,7 +118,7 @@ def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition, rates: pd
             without = _order(count_votes(left))[0]
             if first != without:
                 changed.append(f"without rater {rater}, {without} is first instead of {first}")
-    return _list(changed)
+    return "; ".join(changed)
 
 
 def _unseparated(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
@@ -126,7 +126,7 @@ def _unseparated(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.Dat
     if table.empty:
         return ""
     close = table[table["neighbours"].astype(bool) & ~table["separated"].astype(bool)]
-    return _list(
+    return "; ".join(
         f"{row.first} and {row.second} (adjusted p = {row.p_family:.2g})"
         for row in close.itertuples()
     )
@@ -142,7 +142,7 @@ def _imbalance(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataF
 
 def _disconnected(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
     groups = list(connected_groups(votes))
-    return _list(" and ".join(group) for group in groups) if len(groups) > 1 else ""
+    return "; ".join(" and ".join(group) for group in groups) if len(groups) > 1 else ""
 
 
 def _duplicates(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
@@ -192,7 +192,3 @@ def _order(tallies: Tallies) -> list[str]:
     strengths, _ = fit_strengths(tallies, prior=not has_finite_strengths(tallies))
     strengths = strengths.round(9)
     return sorted(strengths.index, key=lambda name: (-strengths[name], name))
-
-
-def _list(texts: Iterator[str] | list[str]) -> str:
-    return "; ".join(texts)

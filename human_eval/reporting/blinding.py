@@ -11,10 +11,8 @@ import pandas as pd
 
 from human_eval.definition.definition import Comparison, StudyDefinition, System
 from human_eval.errors import StudyError
+from human_eval.statistics.votes import OTHER
 from human_eval.storage.keys import Keys
-
-OTHER_CHOICE = {"a": "b", "b": "a"}
-OTHER_SIDE = {"left": "right", "right": "left"}
 
 
 def mask_definition(definition: StudyDefinition, keys: Keys) -> StudyDefinition:
@@ -40,13 +38,9 @@ def mask_votes(votes: pd.DataFrame, definition: StudyDefinition, keys: Keys) -> 
     turned = {entry.key for entry in definition.comparisons if letters[entry.a] > letters[entry.b]}
     flip = votes["comparison"].isin(turned)
     masked = votes.assign(definition_hash="")
-    for column, other in (
-        ("choice", OTHER_CHOICE),
-        ("side_a", OTHER_SIDE),
-        ("gold_answer", OTHER_CHOICE),
-    ):
+    for column in ("choice", "side_a", "gold_answer"):
         values = masked[column].astype(object)
-        masked[column] = values.where(~flip, values.map(other).fillna(values))
+        masked[column] = values.where(~flip, values.map(OTHER).fillna(values))
     first, second = masked["system_a"], masked["system_b"]
     masked["system_a"] = first.where(~flip, second).map(letters).astype("str")
     masked["system_b"] = second.where(~flip, first).map(letters).astype("str")

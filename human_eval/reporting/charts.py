@@ -33,7 +33,6 @@ from human_eval.reporting.win_rate_rows import (
 )
 from human_eval.statistics.votes import BUSY
 
-FORMATS = ("svg", "png", "pdf")
 # Distinct in every kind of colour blindness, and by lightness when printed in grey.
 COLOURS = {"a": "#1f5a96", "tie": "#c9c9c9", "both_bad": "#8d8d8d", "b": "#e59a3c"}
 INK, GRID = "#1c1c1c", "#dddddd"
@@ -58,7 +57,7 @@ STYLE: Any = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-NO_DATES: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {  # and their metadata, without dates and versions
     "svg": {"Date": None},
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -93,18 +92,13 @@ def _drawn(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def draw_win_rates(
-    table: pd.DataFrame,
-    definition: StudyDefinition,
-    *,
-    simulated: bool = False,
-    sides: Sides = SIDES,
+    table: pd.DataFrame, definition: StudyDefinition, *, simulated: bool = False
 ) -> Figure:
     """Draw one bar for each comparison and question, with its interval and number of votes.
 
     Args:
         table: the table of `human_eval.statistics.win_rates.win_rates`.
         simulated: print "SIMULATED VOTES" across the chart.
-        sides: words for the two systems of a comparison, in the legend.
 
     Raises:
         StudyError: the table is empty.
@@ -129,9 +123,9 @@ def draw_win_rates(
                 axes.spines[side].set_visible(False)
         _draw_questions(questions, rows, positions)
         _draw_bars(bars, rows, positions)
-        _draw_rates(rates, rows, positions, sides)
+        _draw_rates(rates, rows, positions)
         _draw_headings(bars, headings)
-        _draw_title(figure, definition.title or definition.name, rows, height, sides)
+        _draw_title(figure, definition.title or definition.name, rows, height)
         note = textwrap.fill(_explain_marks(table, rows, left_out), 190)
         figure.text(0.02, 0.2 / height, note, fontsize=7, va="center")
         if simulated:
@@ -247,7 +241,7 @@ def _draw_bars(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> Non
     axes.set_xlabel("share of all votes", fontsize=8)
 
 
-def _draw_rates(axes: Axes, rows: list[WinRateRow], positions: np.ndarray, sides: Sides) -> None:
+def _draw_rates(axes: Axes, rows: list[WinRateRow], positions: np.ndarray) -> None:
     """Draw the share of decisive votes with its interval, and print both."""
     decisive = [row for row in rows if not isnan(row.rate)]
     # Round outward to tenths, and always show 40 to 60 %, so that a small difference looks small.
@@ -260,7 +254,7 @@ def _draw_rates(axes: Axes, rows: list[WinRateRow], positions: np.ndarray, sides
     ticks = np.arange(round(10 * left), round(10 * right) + 1) / 10
     ticks = ticks if len(ticks) <= 6 else ticks[np.round(10 * ticks) % 5 == 0]
     axes.set_xticks(ticks, [f"{share:.0%}" for share in ticks])
-    axes.set_xlabel(f"decisive votes won by {_noun(sides[0])}", loc="left", fontsize=8)
+    axes.set_xlabel(f"decisive votes won by {_noun(SIDES[0])}", loc="left", fontsize=8)
     axes.vlines(
         ticks, 0, 1, color=GRID, linewidth=0.5, zorder=0, transform=axes.get_xaxis_transform()
     )
@@ -312,17 +306,15 @@ def choose_sides(words: Sequence[str], definition: StudyDefinition) -> Sides:
 
 def _answer_names(rows: list[WinRateRow], sides: Sides) -> dict[str, str]:
     """Return the words of the legend by answer."""
-    names = {"a": f"prefer {sides[0]}", "tie": "tie", "both_bad": "both bad"}
-    names["b"] = f"prefer {sides[1]}"
+    names = {"a": f"prefer {sides[0]}", "b": f"prefer {sides[1]}"}
+    names |= {"tie": "tie", "both_bad": "both bad"}
     return {choice: names[choice] for choice in answers_in_legend(rows)}
 
 
-def _draw_title(
-    figure: Figure, title: str, rows: list[WinRateRow], height: float, sides: Sides
-) -> None:
+def _draw_title(figure: Figure, title: str, rows: list[WinRateRow], height: float) -> None:
     """Print the title of the study, and the legend of the bars."""
     line = 1 - 0.3 / height
-    names = _answer_names(rows, sides)
+    names = _answer_names(rows, SIDES)
     room = figure.get_figwidth() * POINTS * 0.94
     room -= sum(text_width(name, 8) + 32 for name in names.values())
     figure.text(
@@ -605,27 +597,20 @@ def draw_e_values(
         title += f" ({MAX_COMPARISONS} of {len(paths)} comparisons)"
         most = sorted(paths, key=lambda key: len(paths[key]), reverse=True)[:MAX_COMPARISONS]
         paths = {key: path for key, path in paths.items() if key in most}
-    compared = {entry.key: (entry.a, entry.b) for entry in definition.comparisons}
-    drawn = 0
     with matplotlib.rc_context(STYLE):
-        names = {
-            key: " vs. ".join(definition.system(system).title for system in compared[key])
-            for key in paths
-        }
-        room = width * POINTS - 40
         with_legend = 0 < len(paths) <= MAX_LEGEND
-        labels = {
-            key: "\n".join(_wrap(f"{key}: {name}", room, SMALLEST))
-            for key, name in names.items()
-            if with_legend
-        }
+        labels = {}
+        for key in paths if with_legend else ():
+            pair = definition.comparison(key)
+            name = " vs. ".join(definition.system(system).title for system in (pair.a, pair.b))
+            labels[key] = "\n".join(_wrap(f"{key}: {name}", width * POINTS - 40, SMALLEST))
         widest = max((text_width(label, SMALLEST) for label in labels.values()), default=0.0)
         columns = max(1, int((width * POINTS - 10) // (widest + 45)))
         lines = sum(label.count("\n") + 1 for label in labels.values()) / columns
         height = 0.25 * width + 1.6 + (11 * ceil(lines) / POINTS if with_legend else 0)
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
-        for key, path in paths.items():
+        for drawn, (key, path) in enumerate(paths.items()):
             # At most 1,000 to 2,000 points: more than pixels would only make the file large.
             shown = path.iloc[:: max(1, len(path) // 1000)]
             exponent = np.log10(np.maximum(shown["e"], 1e-3))
@@ -639,7 +624,6 @@ def draw_e_values(
                 color=[pale + (1 - pale) * channel for channel in to_rgb(colour)],
                 linestyle=DASHES[drawn % len(DASHES)],
             )  # fmt: skip
-            drawn += 1
         line = float(np.log10(threshold))
         axes.axhline(line, color=INK, linestyle="--", linewidth=0.8)
         bottom, top = axes.get_ylim()
@@ -665,20 +649,17 @@ logarithm of the e-value. A comparison is decided once it has reached the dashed
 the results were looked at. A line has the colour of the system that leads after the last vote."""
 
 
-def save_chart(
-    figure: Figure, folder: Path, name: str, *, formats: Sequence[str] = FORMATS
-) -> list[Path]:
+def save_chart(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a chart in each format and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in formats]
-    for path, kind in zip(paths, formats, strict=True):
-        path.write_bytes(render_chart(figure, kind))
-    return paths
+    for kind in FORMATS:
+        (folder / f"{name}.{kind}").write_bytes(render_chart(figure, kind))
+    return [folder / f"{name}.{kind}" for kind in FORMATS]
 
 
 def render_chart(figure: Figure, kind: str) -> bytes:
     """Return a chart as "svg", "png" or "pdf". The same figure gives the same bytes."""
     content = BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(content, format=kind, dpi=DPI, metadata=NO_DATES[kind])
+        figure.savefig(content, format=kind, dpi=DPI, metadata=FORMATS[kind])
     return content.getvalue()

@@ -16,10 +16,9 @@ from human_eval.definition.definition import KEY, StudyDefinition, parse_definit
 from human_eval.errors import StudyError
 from human_eval.reporting.export import DEFINITION, SUMS, VOTES, sum_line, write_csv
 from human_eval.reporting.foreign_votes import ForeignVotes, parse_time
-from human_eval.statistics.votes import COLUMNS, FOREIGN, check_votes
+from human_eval.statistics.votes import COLUMNS, FOREIGN, OTHER, check_votes
 
 BAD_ROWS = "bad-rows.csv"
-OTHER = {"a": "b", "b": "a", "left": "right", "right": "left"}
 
 
 def write_foreign_study(

@@ -37,15 +37,8 @@ def _add_clips(pairs: pd.DataFrame, clips: pd.DataFrame) -> pd.DataFrame:
     about = good.assign(path=MEDIA + good["stored_name"].astype(str))
     about = about[["system", "prompt_index", "path", "fps", "frames"]]
     for side in ("a", "b"):
-        named = about.rename(
-            columns={
-                "system": f"system_{side}",
-                "path": f"path_{side}",
-                "fps": f"fps_{side}",
-                "frames": f"frames_{side}",
-            }
-        )
-        pairs = pairs.merge(named, on=[f"system_{side}", "prompt_index"])
+        names = {name: f"{name}_{side}" for name in ("system", "path", "fps", "frames")}
+        pairs = pairs.merge(about.rename(columns=names), on=[names["system"], "prompt_index"])
     return pairs
 
 

@@ -30,21 +30,10 @@ from human_eval.reporting.charts import (
 from human_eval.reporting.export import read_export, read_exported_pairs, write_csv
 from human_eval.reporting.judge_scores import read_scores
 from human_eval.reporting.methods_text import describe_unknown, is_foreign, methods_paragraph
-from human_eval.reporting.win_rate_rows import (
-    count_of,
-    format_p,
-    latex_table,
-    tabulate_for_paper,
-)
+from human_eval.reporting.win_rate_rows import count_of, format_p, latex_table, tabulate_for_paper
 from human_eval.statistics.agreement import tabulate_agreement, tabulate_majorities
 from human_eval.statistics.contrasts import tabulate_contrasts
-from human_eval.statistics.e_values import (
-    LEVEL,
-    NEEDS,
-    Paths,
-    tabulate_decisions,
-    trace_e_values,
-)
+from human_eval.statistics.e_values import LEVEL, NEEDS, Paths, tabulate_decisions, trace_e_values
 from human_eval.statistics.leave_one_out import tabulate_leave_one_out
 from human_eval.statistics.power import forecast_decisions
 from human_eval.statistics.prediction_powered import prediction_powered_rates
@@ -122,11 +111,7 @@ RATES = [
     *["high", "wilson_low", "wilson_high", "sign_p", "p_family", "claim", "note"],
 ]
 TABLES = [
-    ReportTable(
-        name="win_rates",
-        columns=RATES,
-        make=lambda votes: votes.rates,
-    ),
+    ReportTable(name="win_rates", columns=RATES, make=lambda votes: votes.rates),
     ReportTable(
         name="win_rates_with_excluded",
         columns=RATES,

@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from human_eval.collection.pairs import list_clips
-from human_eval.collection.quarantine import release_pair
+from human_eval.collection.quarantine import list_refused, list_withheld, release_pair
 from human_eval.collection.raters import check_rater
 from human_eval.errors import NotAcceptable, NotYours, StudyError
 from human_eval.reporting.live_results import set_published, table_as_csv
@@ -245,9 +245,7 @@ def _exclude(store: StudyStore, form: Form, author: str) -> None:
     raise StudyError("This rater no longer fails the rule. Reload the page.")
 
 
-def _decide_by_hand(
-    decision: Callable[..., int],
-) -> Callable[[StudyStore, Form, str], None]:
+def _decide_by_hand(decision: Callable[..., int]) -> Callable[[StudyStore, Form, str], None]:
     """Return the action that excludes, blocks or unblocks a rater for a given reason."""
 
     def act(store: StudyStore, form: Form, author: str) -> None:
@@ -301,16 +299,18 @@ ACTIONS: dict[str, Callable[[StudyStore, Form, str], Any]] = {  # by the address
 
 
 def _read_facts(store: StudyStore, request: Request) -> dict[str, Any]:
-    quarantine = dashboard.read_quarantine(store)
+    with store.read() as connection:
+        withheld, refused = list_withheld(connection), list_refused(connection)
     return {
         "study": store.definition,
         "counts": dashboard.read_counts(store),
         "checks": dashboard.read_rater_checks(store),
         "raters": dashboard.read_raters(store),
-        "quarantine": quarantine,
+        "withheld": withheld,
+        "refused": refused,
         "clips": {
             number: "clips/" + store.keys.sign("clip", [number])
-            for pair in quarantine.withheld
+            for pair in withheld
             for number in (pair.clip_a, pair.clip_b)
         },
         "storage": dashboard.read_storage(store),

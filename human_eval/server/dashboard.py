@@ -1,4 +1,4 @@
-"""The figures of the dashboard: counts, checks of raters, withheld pairs, storage, events."""
+"""The figures of the dashboard: counts, raters and checks of them, storage, events."""
 
 import shutil
 from dataclasses import dataclass
@@ -6,19 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
-from human_eval.collection.quarantine import RefusedClip, WithheldPair, list_refused, list_withheld
+from human_eval.collection.raters import find_rater
 from human_eval.reporting.live_results import is_published
 from human_eval.storage.events import Exclusion, blocks, exclusions
-from human_eval.storage.tables import AssignmentRow, Event, Rater
+from human_eval.storage.tables import AssignmentRow, Event
 from human_eval.study.backup import list_backups
-from human_eval.study.queries import (
-    count_answers,
-    find_settled,
-    read_study_progress,
-    read_votes,
-)
+from human_eval.study.queries import count_answers, find_settled, read_study_progress, read_votes
 from human_eval.study.rater_table import tabulate_raters
 from human_eval.study.store import StudyStore
 
@@ -87,14 +82,6 @@ class RaterList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quarantine:
-    """Pairs withheld after reports, and clips rejected on import."""
-
-    withheld: list[WithheldPair]
-    rejected: list[RefusedClip]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Storage:
     """The state of the database and its backups."""
 
@@ -160,12 +147,10 @@ def read_rater_checks(store: StudyStore) -> RaterChecks:
     proposed = screen(votes, store.definition)
     with store.read() as connection:
         in_force, settled = exclusions(connection), find_settled(connection)
-        numbers = _rater_numbers(connection, list(proposed["rater"]))
+        subjects = [f"rater:{find_rater(connection, rater)}" for rater in proposed["rater"]]
     known = {(entry.subject, entry.rule) for entry in in_force}
-    proposals = []
-    for row in proposed.to_dict("records"):
-        subject = f"rater:{numbers[row['rater']]}"
-        proposals.append(
+    return RaterChecks(
+        proposals=[
             Proposal(
                 rater=row["rater"],
                 subject=subject,
@@ -174,9 +159,8 @@ def read_rater_checks(store: StudyStore) -> RaterChecks:
                 in_force=(subject, row["rule"]) in known,
                 revoked=(subject, row["rule"]) in settled - known,
             )
-        )
-    return RaterChecks(
-        proposals=proposals,
+            for subject, row in zip(subjects, proposed.to_dict("records"), strict=True)
+        ],
         exclusions=in_force,
         consistency=consistency(votes).to_dict("records"),
     )
@@ -192,19 +176,6 @@ def read_raters(store: StudyStore) -> RaterList:
         total=len(table),
         newest=[{**row, "blocked": row["rater_number"] in blocked} for row in rows],
     )
-
-
-def read_quarantine(store: StudyStore) -> Quarantine:
-    """List what raters do not see."""
-    with store.read() as connection:
-        return Quarantine(withheld=list_withheld(connection), rejected=list_refused(connection))
-
-
-def _rater_numbers(connection: Connection, pseudonyms: list[str]) -> dict[str, int]:
-    rows = connection.execute(
-        select(Rater.pseudonym, Rater.id).where(Rater.pseudonym.in_(pseudonyms))
-    )
-    return {str(pseudonym): int(number) for pseudonym, number in rows}
 
 
 def read_storage(store: StudyStore) -> Storage:

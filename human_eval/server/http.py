@@ -95,10 +95,7 @@ class BodyRoute(APIRoute):
 
 
 def create_json_app(
-    on_refusal: Callable[[str, Request], None],
-    *,
-    lead_page: LeadPage,
-    **options: Any,
+    on_refusal: Callable[[str, Request], None], *, lead_page: LeadPage, **options: Any
 ) -> FastAPI:
     """Create an application without API documentation that answers errors with {"error": ...}.
 

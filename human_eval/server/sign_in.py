@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -196,14 +195,6 @@ def entry_links(store: StudyStore, page: str) -> dict[str, str]:
     if read_accounts(store.folder):
         links["staff"] = f"{page}?staff"
     return links
-
-
-def entry_options(store: StudyStore) -> dict[str, Any]:
-    """Return which ways to enter need no link."""
-    return {
-        "anonymous": store.definition.anonymous,
-        "staff": bool(read_accounts(store.folder)),
-    }
 
 
 _KNOWN = select(Rater.id).where(Rater.id == bindparam("rater"), Rater.erased_at.is_(None))

@@ -64,16 +64,17 @@ class StudyMount:
     """
 
     def __init__(self, open_store: Callable[[], StudyStore], *, frames: Sequence[str] = ()) -> None:
-        self.vote_app, self.results_app, self.admin_app = (DeferredApp() for _ in range(3))
-        self.store: StudyStore | None = None
+        self.apps = {path: DeferredApp() for path in ("/study", "/results", "/admin")}
+        self.store: StudyStore | None = None  # this and the next two: None until it is open
         self.live_results: LiveResults | None = None
+        self.service: VoteService | None = None
         self._open_store = open_store
         self._frames = tuple(frames)
 
     @property
     def note(self) -> str:
         """Why the study is not available; empty if it is."""
-        return "" if self.store else self.vote_app.note
+        return "" if self.store else self.apps["/study"].note
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -87,14 +88,6 @@ class StudyMount:
                     opening.cancel()
                 with suppress(asyncio.CancelledError):
                     await opening
-
-    @property
-    def service(self) -> VoteService | None:
-        """The service of the study; None until it is open."""
-        if self.store is None or not isinstance(self.vote_app.app, FastAPI):
-            return None
-        service: VoteService = self.vote_app.app.state.service
-        return service
 
     async def problems(self) -> list[str]:
         """Return what is wrong with the study; empty while it is being prepared."""
@@ -110,13 +103,11 @@ class StudyMount:
             logger.error("The study could not be opened: %s", error, exc_info=unknown)
             self._show(FAILED)
             return
-        live_results = LiveResults(store)
-        self.vote_app.app = vote_app
-        self.results_app.app = create_results_app(store, live_results)
-        self.admin_app.app = create_admin_app(
-            store, vote_app.state.service, embedded=vote_app.state.embedded
-        )
-        self.store, self.live_results = store, live_results
+        live_results, service = LiveResults(store), vote_app.state.service
+        self.apps["/study"].app = vote_app
+        self.apps["/results"].app = create_results_app(store, live_results)
+        self.apps["/admin"].app = create_admin_app(store, service, embedded=vote_app.state.embedded)
+        self.store, self.live_results, self.service = store, live_results, service
         await asyncio.to_thread(live_results.read)  # so that the first reader does not wait
 
     async def _wait_for_study(self, stack: AsyncExitStack) -> tuple[StudyStore, FastAPI]:
@@ -137,5 +128,5 @@ class StudyMount:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _show(self, note: str) -> None:
-        for app in (self.vote_app, self.results_app, self.admin_app):
+        for app in self.apps.values():
             app.note = note

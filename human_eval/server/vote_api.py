@@ -31,7 +31,7 @@ from human_eval.collection.submission import Answer, Detail, Reason, Submission
 from human_eval.definition.definition import Codes
 from human_eval.errors import NotYours, StudyClosed, StudyPaused
 from human_eval.server import sign_in
-from human_eval.server.accounts import Authenticator
+from human_eval.server.accounts import Authenticator, read_accounts
 from human_eval.server.clip_server import ClipServer
 from human_eval.server.http import READ, BodyRoute, create_json_app, reply
 from human_eval.server.language import Language, load_language
@@ -359,7 +359,7 @@ def _describe_study(store: StudyStore, language: Language, *, entered: bool) -> 
     return {
         "consent": definition.consent.text.strip(),
         "instructions": definition.instructions.strip(),
-        "entry": sign_in.entry_options(store),
+        "entry": {"anonymous": definition.anonymous, "staff": bool(read_accounts(store.folder))},
         "entered": entered,
         "min_loops": definition.viewing.min_loops,
         "wanted": session_quota(definition),

@@ -18,9 +18,7 @@ NO_VARIATION = "undefined: every answer is the same, so that chance would agree 
 NO_OVERLAP = "undefined: no pair was answered by two raters"
 
 
-def tabulate_agreement(
-    votes: pd.DataFrame, definition: StudyDefinition, *, seed: int = 0
-) -> pd.DataFrame:
+def tabulate_agreement(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     """Tabulate the agreement of raters, by comparison and question.
 
     Returns:
@@ -30,7 +28,7 @@ def tabulate_agreement(
         every pair has equally many answers; `ac1`, Gwet's, which does not fall to 0 where nearly
         all answers are the same; `note`, the reason why a number is missing or alpha is low.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = []
     for (comparison, question), cell in votes.groupby(["comparison", "question"], observed=True):
         counts = answer_counts(cell)

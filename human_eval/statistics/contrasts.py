@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from human_eval.definition.definition import Comparison, StudyDefinition
-from human_eval.statistics.intervals import crossed_variance
+from human_eval.statistics.intervals import CONFIDENCE, crossed_variance
 from human_eval.statistics.votes import cluster_kinds, describe_clusters, split_primary
 from human_eval.statistics.win_rates import holm, mean_of
 
@@ -23,9 +23,7 @@ COLUMNS = ["first", "second", "opponent", "system_first", "system_second", "vote
 COLUMNS += ["rate_second", "difference", "low", "high", "p", "note", "p_family"]
 
 
-def tabulate_contrasts(
-    votes: pd.DataFrame, definition: StudyDefinition, *, confidence: float = 0.95
-) -> pd.DataFrame:
+def tabulate_contrasts(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     """Tabulate, on the primary question, every two comparisons with the same opponent.
 
     The opponent may be either system of a comparison. With more than 500 such contrasts, a
@@ -47,7 +45,7 @@ def tabulate_contrasts(
     }
     compared = [entry for entry in definition.comparisons if entry.key in cells]
     rows = [
-        _contrast(cells, first, second, opponent, met, confidence)
+        _contrast(cells, first, second, opponent, met)
         for opponent, first, second in _pairs(compared, cells)
     ]
     table = pd.DataFrame(rows, columns=COLUMNS[:-1])
@@ -86,7 +84,6 @@ def _contrast(
     second: Comparison,
     opponent: str,
     met: dict[frozenset[str], str],
-    confidence: float,
 ) -> dict[str, Any]:
     """Return one row. A vote counts by its distance from the rate of its own comparison.
 
@@ -116,7 +113,7 @@ def _contrast(
     several = [kind for kind in kinds if kinds[kind].nunique() > 1]
     difference, p = rates[0] - rates[1], 1.0
     below = above = np.inf  # the interval's halves
-    quantile = (1 + confidence) / 2
+    quantile = (1 + CONFIDENCE) / 2
     if several:
         clusters = [cluster_kinds(cells[entry.key]) for entry in (first, second)]
         fewest = min(kind.nunique() for cell in clusters for kind in cell.values())
@@ -125,7 +122,7 @@ def _contrast(
         below = above = float(stdtrit(df, quantile) * np.sqrt(variance))
         if any(np.ptp(values) == 0 for values in won):
             one, two = (
-                mean_of(cells[entry.key], values, confidence)
+                mean_of(cells[entry.key], values)
                 for entry, values in zip((first, second), won, strict=True)
             )
             below = float(np.hypot(one.mean - one.low, two.high - two.mean))

@@ -28,11 +28,7 @@ Paths = dict[tuple[str, str], pd.DataFrame]  # by comparison and question, of `e
 
 
 def e_value(
-    wins: float | np.ndarray,
-    losses: float | np.ndarray,
-    *,
-    prior: float = PRIOR,
-    null: float = 0.5,
+    wins: float | np.ndarray, losses: float | np.ndarray, *, prior: float = PRIOR, null: float = 0.5
 ) -> np.ndarray:
     """Return the e-value of independent decisive votes against a win rate q.
 
@@ -72,7 +68,7 @@ def anytime_interval(wins: float, losses: float) -> Interval:
     return Interval(low, high)
 
 
-def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
+def e_value_path(votes: pd.DataFrame) -> pd.DataFrame:
     """Return the e-value after each decisive vote of one comparison and question, in time.
 
     Votes on one prompt, or of one rater, resemble each other and so weigh less than independent
@@ -89,9 +85,7 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
     wins = np.cumsum(won)
     losses = np.cumsum(1 - won)
     effect, clusters = design_effects(won, decisive["prompt"], decisive["rater"])
-    adjusted = np.where(
-        clusters >= MIN_CLUSTERS, e_value(wins / effect, losses / effect, prior=prior), 1.0
-    )
+    adjusted = np.where(clusters >= MIN_CLUSTERS, e_value(wins / effect, losses / effect), 1.0)
     return pd.DataFrame(
         {
             "answered_at": decisive["answered_at"].array,  # as NumPy objects: 100 times slower
@@ -99,17 +93,13 @@ def e_value_path(votes: pd.DataFrame, *, prior: float = PRIOR) -> pd.DataFrame:
             "losses": losses,
             "design_effect": effect,
             "e": adjusted,
-            "e_independent": e_value(wins, losses, prior=prior),
+            "e_independent": e_value(wins, losses),
         }
     )
 
 
 def design_effects(
-    values: np.ndarray,
-    prompts: pd.Series,
-    raters: pd.Series,
-    *,
-    shared: float | np.ndarray = 0.0,
+    values: np.ndarray, prompts: pd.Series, raters: pd.Series, *, shared: float | np.ndarray = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return, after every vote, the design effect and the smaller number of clusters.
 

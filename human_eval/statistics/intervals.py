@@ -21,6 +21,7 @@ from human_eval.statistics.clusters import cluster_variance, combine_variances, 
 # from 0.74 on. A larger prior gives wider intervals.
 PRIOR_VOTES = 0.7
 FEW_CLUSTERS = 30  # below it, Student's t is visibly wider than the normal distribution
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,18 @@ class Mean:
     df: float = np.nan  # degrees of freedom of the error; NaN where there is no error
 
 
-def wilson(wins: int, votes: int, *, confidence: float = 0.95) -> Interval:
-    """Return the score interval of a share, taking votes as independent.
+def wilson(wins: int, votes: int) -> Interval:
+    """Return the score interval of a share, 95 %, taking votes as independent.
 
     Raises:
         ValueError: there are no votes, or more wins than votes.
 
     Source: Wilson (1927), JASA 22(158), 209-212.
     """
-    return _interval(wins, votes, confidence, "wilson")
+    return _interval(wins, votes, CONFIDENCE, "wilson")
 
 
-def clopper_pearson(wins: int, votes: int, *, confidence: float = 0.95) -> Interval:
+def clopper_pearson(wins: int, votes: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Return the exact interval of a share of independent votes. It covers at least `confidence`.
 
     Raises:
@@ -92,7 +93,7 @@ def clustered_mean(
     *,
     null: float = 0.5,
     bounds: tuple[float, float] = (0.0, 1.0),
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     limit_df: bool = True,
 ) -> Mean:
     """Return the mean of values that may depend on each other within clusters, with its interval.
@@ -208,11 +209,7 @@ def _effective_interval(
 
 
 def _unanimous(
-    value: float,
-    clusters: int,
-    null: float,
-    bounds: tuple[float, float],
-    confidence: float,
+    value: float, clusters: int, null: float, bounds: tuple[float, float], confidence: float
 ) -> Mean:
     """Bound the mean of values that are all equal: each cluster counts as one independent value.
 

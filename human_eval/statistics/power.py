@@ -59,36 +59,32 @@ def plan_study(definition: StudyDefinition, prompts: int) -> Plan:
     )
 
 
-def votes_needed(
-    rate: float, *, level: float = LEVEL, power: float = POWER, tie_share: float = 0.0
-) -> float:
-    """Return how many independent votes detect that a win rate is not one half.
+def votes_needed(rate: float, *, level: float = LEVEL, power: float = POWER) -> float:
+    """Return how many independent decisive votes detect that a win rate is not one half.
 
-    n = ((z_{1 - level/2} / 2 + z_power sqrt(p (1 - p))) / (p - 1/2))^2 decisive votes, divided by
-    the share of votes that are decisive.
+    n = ((z_{1 - level/2} / 2 + z_power sqrt(p (1 - p))) / (p - 1/2))^2.
 
     Args:
         rate: p, the true win rate.
         level: of the two-sided test.
         power: probability of detecting it.
-        tie_share: share of votes that are ties, in [0, 1).
 
     Raises:
-        ValueError: `rate` is one half, or an argument is out of range.
+        ValueError: `rate` is one half, or out of range.
 
     Source: the normal approximation of the binomial test; Fleiss, Levin and Paik (2003),
     "Statistical Methods for Rates and Proportions", section 2.5.
     """
-    if not 0 < rate < 1 or rate == 0.5 or not 0 <= tie_share < 1:
+    if not 0 < rate < 1 or rate == 0.5:
         raise ValueError(
-            f"Expected a win rate in (0, 1) other than 0.5 and a tie share below 1, got {rate} "
-            f"and {tie_share}. No number of votes detects a rate of 0.5."
+            f"Expected a win rate in (0, 1) other than 0.5, got {rate}. No number of votes detects "
+            "a rate of 0.5."
         )
     spread = np.sqrt(rate * (1 - rate))
-    decisive = normal_sample_size_one_tail(
+    needed = normal_sample_size_one_tail(
         abs(rate - 0.5), power, level / 2, std_null=0.5, std_alternative=spread
     )
-    return float(decisive) / (1 - tie_share)
+    return float(needed)
 
 
 def smallest_win(votes: int, *, level: float = LEVEL) -> int:
@@ -102,14 +98,14 @@ def exact_power(rate: float, votes: int, *, level: float = LEVEL) -> float:
     return float(binom.sf(wins - 1, votes, max(rate, 1 - rate)))
 
 
-def detectable_rate(votes: int, *, level: float = LEVEL, power: float = POWER) -> float:
-    """Return the smallest win rate above one half that the exact test finds with the power.
+def detectable_rate(votes: int, *, level: float = LEVEL) -> float:
+    """Return the smallest win rate above one half that the exact test finds with `POWER`.
 
     1 if even unanimous votes would be too few.
     """
-    if exact_power(1.0, votes, level=level) < power:
+    if exact_power(1.0, votes, level=level) < POWER:
         return 1.0
-    return float(brentq(lambda rate: exact_power(rate, votes, level=level) - power, 0.5, 1 - 1e-12))
+    return float(brentq(lambda rate: exact_power(rate, votes, level=level) - POWER, 0.5, 1 - 1e-12))
 
 
 def design_effect(raters_per_pair: int, correlation: float) -> float:
@@ -209,11 +205,7 @@ def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:
 
 
 def forecast_decisions(
-    votes: pd.DataFrame,
-    definition: StudyDefinition,
-    *,
-    seed: int = 0,
-    paths: Paths | None = None,
+    votes: pd.DataFrame, definition: StudyDefinition, *, paths: Paths | None = None
 ) -> pd.DataFrame:
     """Forecast how many more votes the primary question of each comparison takes to be decided.
 
@@ -238,7 +230,7 @@ def forecast_decisions(
     own = [paths.get((key, primary), nothing) for key in keys]
     wins, losses, effect, e = np.array([_last_stage(path) for path in own]).T
     decided = np.array([bool((path["e"] >= threshold).any()) for path in own])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     won, lost = (np.repeat((count / effect)[~decided], DRAWS) for count in (wins, losses))
     futures = votes_to_decide(rng.beta(1 + won, 1 + lost), threshold, rng, wins=won, losses=lost)
     given = votes.loc[votes["question"] == primary, "comparison"].value_counts()

@@ -6,13 +6,7 @@ from scipy.special import stdtr, stdtrit
 
 from human_eval.definition.definition import StudyDefinition
 from human_eval.statistics.clusters import sum_by_cluster
-from human_eval.statistics.e_values import (
-    LEVEL,
-    NEEDS,
-    anytime_interval,
-    design_effects,
-    e_value,
-)
+from human_eval.statistics.e_values import LEVEL, NEEDS, anytime_interval, design_effects, e_value
 from human_eval.statistics.intervals import crossed_variance
 from human_eval.statistics.votes import find_unknown, split_primary
 from human_eval.statistics.win_rates import half_wins

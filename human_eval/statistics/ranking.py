@@ -13,12 +13,11 @@ from human_eval.statistics.bradley_terry import (
     fit_strengths,
     has_finite_strengths,
 )
-from human_eval.statistics.intervals import crossed_variance
+from human_eval.statistics.intervals import CONFIDENCE, crossed_variance
 from human_eval.statistics.votes import cluster_kinds, describe_clusters, find_unknown
 from human_eval.statistics.win_rates import LEVEL, holm
 
 MIN_CLUSTERS = 5  # prompts or raters, below which intervals say too little
-CONFIDENCE = 0.95
 DIFFERENCES = ["question", "group", "first", "second", "difference", "low", "high", "wins"]
 DIFFERENCES += ["p", "p_family", "neighbours", "separated"]
 
@@ -121,9 +120,7 @@ def _groups(votes: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
     ]
 
 
-def _fit(
-    votes: pd.DataFrame,
-) -> tuple[list[str], np.ndarray, float, bool, np.ndarray, np.ndarray]:
+def _fit(votes: pd.DataFrame) -> tuple[list[str], np.ndarray, float, bool, np.ndarray, np.ndarray]:
     """Return systems, strengths, nu, whether a prior was added, influence and covariance.
 
     The covariance is that of the strengths if votes are independent, H^-1. The influence of a vote

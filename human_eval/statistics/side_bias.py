@@ -60,7 +60,7 @@ def tabulate_side_adjusted(votes: pd.DataFrame, definition: StudyDefinition) -> 
         elif decisive["prompt"].nunique() < MIN_PROMPTS:
             row["note"] = f"undefined: fewer than {MIN_PROMPTS} prompts"
         else:
-            row |= side_adjusted(decisive, sides).iloc[0].to_dict()
+            row |= side_adjusted(decisive, sides)
         rows.append(row)
     columns = ["log_odds", "error", "side", "side_error", "correlation", "note"]
     table = pd.DataFrame(rows, columns=["comparison", "votes", *columns])
@@ -134,8 +134,8 @@ def _without_errors(rate: float, error: float) -> float:
 
 
 def side_adjusted(
-    votes: pd.DataFrame, sides: Sequence[float] | np.ndarray | None = None
-) -> pd.DataFrame:
+    decisive: pd.DataFrame, sides: Sequence[float] | np.ndarray | None = None
+) -> dict[str, float]:
     """Fit the log-odds that system_a wins, adjusted for its side.
 
     A generalised estimating equation: logit P(a wins) = log_odds + side * s, with s = 1 where
@@ -146,12 +146,11 @@ def side_adjusted(
         sides: s of each decisive vote; None leaves the term out.
 
     Returns:
-        One row: `log_odds` with its standard error `error`; with sides, also `side` and
+        `log_odds` with its standard error `error`; with sides, also `side` and
         `side_error`; `correlation` of two votes on one prompt.
 
     Source: Liang and Zeger (1986), Biometrika 73(1), 13-22.
     """
-    decisive = votes[votes["choice"].isin(["a", "b"])]
     wins = decisive["choice"].eq("a").to_numpy(float)
     design = np.ones((len(decisive), 1))
     if sides is not None:
@@ -167,4 +166,4 @@ def side_adjusted(
     row = {"log_odds": fit.params[0], "error": fit.bse[0]}
     if sides is not None:
         row |= {"side": fit.params[1], "side_error": fit.bse[1]}
-    return pd.DataFrame([{**row, "correlation": model.cov_struct.dep_params}])
+    return {**row, "correlation": model.cov_struct.dep_params}

@@ -3,7 +3,7 @@
 Votes that were collected elsewhere may lack prompts, raters, sides, times, seconds or loops. Then
 the whole column is empty, and statistics that need it are left out (`find_unknown`).
 
-`StudyStore.votes()` builds it, an export stores it, and `check_votes` refuses anything else.
+`study.queries.read_votes` builds it, an export stores it, and `check_votes` refuses anything else.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from human_eval.errors import StudyError
 Choice = Literal["a", "b", "tie", "both_bad"]
 Side = Literal["left", "right"]
 Kind = Literal["real", "gold", "mirror", "identical"]
+OTHER = {"a": "b", "b": "a", "left": "right", "right": "left"}  # of two systems or sides
 
 COLUMNS = {  # name -> kind of value; "?" marks columns whose values may be missing
     "vote_id": "any",

@@ -27,9 +27,7 @@ STRENGTHS = ["comparison", "question", "votes", "a_much", "a_slightly", "tie", "
 STRENGTHS += ["b_much"]
 
 
-def win_rates(
-    votes: pd.DataFrame, definition: StudyDefinition, *, confidence: float = 0.95
-) -> pd.DataFrame:
+def win_rates(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
     """Tabulate every comparison and question that has votes, in the order of the definition.
 
     Args:
@@ -56,7 +54,7 @@ def win_rates(
             "system_b": comparison.b,
         }
         counts = count_votes(cell)
-        rows.append({**names, **counts, **_rates(cell, counts, confidence)})
+        rows.append({**names, **counts, **_rates(cell, counts)})
     table = pd.DataFrame(rows)
     if rows:
         table["p_family"] = adjust_family(table, comparisons=len(definition.comparisons))
@@ -79,10 +77,10 @@ def count_votes(votes: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def _rates(votes: pd.DataFrame, counts: dict[str, int], confidence: float) -> dict[str, Any]:
+def _rates(votes: pd.DataFrame, counts: dict[str, int]) -> dict[str, Any]:
     wins, losses = counts["wins"], counts["losses"]
     undecided = (counts["ties"] + counts["both_bad"]) / counts["votes"]
-    half = mean_of(votes, half_wins(votes), confidence)
+    half = mean_of(votes, half_wins(votes))
     shares = {
         "tie_share": undecided,
         "half_tie_rate": half.mean,
@@ -97,8 +95,8 @@ def _rates(votes: pd.DataFrame, counts: dict[str, int], confidence: float) -> di
     robust, decisive = half, votes
     if undecided:
         decisive = votes[votes["choice"].isin(["a", "b"])]
-        robust = mean_of(decisive, decisive["choice"].eq("a").to_numpy(float), confidence)
-    independent = wilson(wins, wins + losses, confidence=confidence)
+        robust = mean_of(decisive, decisive["choice"].eq("a").to_numpy(float))
+    independent = wilson(wins, wins + losses)
     sign_p = sign_test(wins, losses)
     busiest = np.nan
     if not find_unknown(decisive, ["rater"]):
@@ -124,11 +122,7 @@ def describe_busiest(share: float) -> str:
 
 
 def mean_of(
-    votes: pd.DataFrame,
-    values: np.ndarray,
-    confidence: float = 0.95,
-    *,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    votes: pd.DataFrame, values: np.ndarray, *, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Mean:
     """Return the mean of one value per vote, clustered by prompt and rater.
 
@@ -145,8 +139,7 @@ def mean_of(
         note = f"one {next(iter(kinds))} only" if unknown else "one rater's votes on one prompt"
         note = "; ".join(filter(None, [note, unknown]))
         return Mean(float(np.mean(values)), 0.0, *bounds, 1.0, note)
-    null = sum(bounds) / 2
-    mean = clustered_mean(values, kinds, null=null, bounds=bounds, confidence=confidence)
+    mean = clustered_mean(values, kinds, null=sum(bounds) / 2, bounds=bounds)
     if not unknown:
         return mean
     note = "; ".join(filter(None, [mean.note, unknown]))

@@ -37,11 +37,7 @@ INSUFFICIENT_PRIVILEGE = "42501"
 # intervention, input or output.
 TEMPORARY_CLASSES = {"08", "40", "53", "55", "57", "58"}
 FULL_TEXTS = ("database or disk is full", "No space left on device")
-DAMAGED_TEXTS = (
-    "disk image is malformed",
-    "file is not a database",
-    "malformed database schema",
-)
+DAMAGED_TEXTS = ("disk image is malformed", "file is not a database", "malformed database schema")
 DAMAGED_CODES = {"XX001", "XX002"}  # PostgreSQL: data_corrupted, index_corrupted
 UNREADABLE_TEXTS = ("locked", "disk I/O", "unable to open database file", "locking protocol")
 READ_ONLY_TEXTS = ("readonly database", "read-only transaction")
@@ -87,17 +83,14 @@ class Database:
         with translated_errors(), self.reading.connect() as connection:
             yield connection
 
-    def dispose(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
         self.writing.dispose()
         self.reading.dispose()
 
 
-def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Database:
+def open_database(where: Path | str) -> Database:
     """Connect to the SQLite file or the `postgresql://` URL.
-
-    Args:
-        driver: the DB-API module for SQLite; by default one whose SQLite is safe.
 
     Raises:
         StudyError: the file does not exist, the URL is not valid, or SQLite is too old.
@@ -109,21 +102,21 @@ def open_database(where: Path | str, *, driver: ModuleType | None = None) -> Dat
             f"The database {where} does not exist. Restore a backup with "
             "`python -m human_eval restore`."
         )
-    driver = driver or safe_sqlite()
+    driver = safe_sqlite()
     return Database(
         writing=_sqlite_engine(where, driver, "BEGIN IMMEDIATE"),
         reading=_sqlite_engine(where, driver, "BEGIN"),
     )
 
 
-def create_file(path: Path, *, driver: ModuleType | None = None) -> None:
+def create_file(path: Path) -> None:
     """Create an empty SQLite database that only its owner can read.
 
     Raises:
         FileExistsError: the file exists.
         StudyError: it could not be written, and does not exist.
     """
-    driver = driver or safe_sqlite()
+    driver = safe_sqlite()
     create_private(path)
     try:
         with driver_errors(driver), closing(driver.connect(str(path))) as connection:

@@ -6,7 +6,7 @@ when it restarts: a service has to renew its lock.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,7 +41,18 @@ class SessionLock:
         Raises:
             StudyInUse: another process excludes it.
         """
-        if not self._acquire():
+        taken = False
+        with translated_errors():
+            self._connection = self._database.writing.connect().execution_options(
+                isolation_level="AUTOCOMMIT"
+            )
+            acquire = text(f"SELECT {self._function}({POSTGRESQL_LOCK})")
+            try:
+                taken = self._connection.scalar(acquire)
+            finally:
+                if not taken:
+                    self.release()
+        if not taken:
             raise StudyInUse(self._refusal)
 
     def renew(self) -> None:
@@ -57,25 +68,13 @@ class SessionLock:
                 return
             except DBAPIError:
                 self.release()
-        if not self._acquire():
+        try:
+            self.take()
+        except StudyInUse as error:
             raise LockLost(
                 "The connection to PostgreSQL was lost, and another command has changed the study "
                 "since then. Start the service again."
-            )
-
-    def _acquire(self) -> bool:
-        with translated_errors():
-            self._connection = self._database.writing.connect().execution_options(
-                isolation_level="AUTOCOMMIT"
-            )
-            acquire = text(f"SELECT {self._function}({POSTGRESQL_LOCK})")
-            taken = False
-            try:
-                taken = self._connection.scalar(acquire)
-            finally:
-                if not taken:
-                    self.release()
-        return taken
+            ) from error
 
     def release(self) -> None:
         """Release the lock and close its connection."""
@@ -87,12 +86,11 @@ class SessionLock:
             self._connection = None
 
 
-@contextmanager
-def serving(database: Database, folder: Path) -> Iterator[Callable[[], None]]:
+def serving(database: Database, folder: Path) -> AbstractContextManager[Callable[[], None]]:
     """Hold the lock of a service until the end of the block.
 
-    Yields:
-        a function that takes the lock again if PostgreSQL has dropped it; see `SessionLock.renew`.
+    The block gets a function that takes the lock again if PostgreSQL has dropped it; see
+    `SessionLock.renew`.
 
     Raises:
         StudyInUse: another service uses this SQLite study, or a backup is being restored.
@@ -103,19 +101,16 @@ def serving(database: Database, folder: Path) -> Iterator[Callable[[], None]]:
         if database.is_sqlite
         else f"A backup is being restored into {folder}. Start again afterwards."
     )
-    with _lock(database, folder, "pg_try_advisory_lock_shared", refusal) as renew:
-        yield renew
+    return _lock(database, folder, "pg_try_advisory_lock_shared", refusal)
 
 
-@contextmanager
-def alone(database: Database, folder: Path) -> Iterator[None]:
+def alone(database: Database, folder: Path) -> AbstractContextManager[object]:
     """Exclude every service until the end of the block.
 
     Raises:
         StudyInUse: a service is running.
     """
-    with _lock(database, folder, "pg_try_advisory_lock", SERVICE_RUNS.format(folder=folder)):
-        yield
+    return _lock(database, folder, "pg_try_advisory_lock", SERVICE_RUNS.format(folder=folder))
 
 
 @contextmanager

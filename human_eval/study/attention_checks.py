@@ -25,9 +25,7 @@ NOISE = 25.0  # its standard deviation, of 255 levels
 Progress = Callable[[int, int], None]
 
 
-def make_gold(
-    store: StudyStore, *, seed: int = 0, progress: Progress = lambda done, total: None
-) -> int:
+def make_gold(store: StudyStore, *, progress: Progress = lambda done, total: None) -> int:
     """Make the definition's gold pairs for every comparison that has pairs; return their number.
 
     Those that exist are kept and counted, so that an interrupted run goes on where it stopped,
@@ -41,7 +39,7 @@ def make_gold(
         clips = {(clip.system, clip.prompt_index): clip for clip in pairs.list_clips(connection)}
     for comparison in store.definition.comparisons:
         spoiled = _spoiled_prompts(store, comparison)
-        rng = random.Random(f"{seed} {comparison.key} {len(spoiled)}")
+        rng = random.Random(f"0 {comparison.key} {len(spoiled)}")
         indices = sorted(
             index
             for system, index in clips

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,15 +142,13 @@ def _is_sound(path: Path) -> bool:
     """Return whether a file is an intact database of a study, of any version."""
     if not _is_sqlite(path):
         return False
-    database = open_database(path)
-    try:
-        with database.read() as connection:
-            has_study = connection.execute(select(Study.id)).first() is not None
-            return has_study and not list_damage(connection)
-    except (DBAPIError, StorageDamaged):
-        return False
-    finally:
-        database.dispose()
+    with closing(open_database(path)) as database:
+        try:
+            with database.read() as connection:
+                has_study = connection.execute(select(Study.id)).first() is not None
+                return has_study and not list_damage(connection)
+        except (DBAPIError, StorageDamaged):
+            return False
 
 
 def restore(store: StudyStore, backup: Path) -> list[Clip]:
@@ -169,7 +167,7 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
         _opened(backup, store.folder) as source,
         alone(store.database, store.folder),
         source.read() as copy,
-        _guarded(store) as connection,
+        store.write() as connection,
     ):
         hashes = [
             side.execute(select(Study.definition_hash)).scalar() for side in (copy, connection)
@@ -179,7 +177,8 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
                 f"{backup.name} is a backup of another study. Restore it into the folder of that "
                 "study."
             )
-        _empty(connection)
+        downgrade_tables(connection, "base")  # their triggers refuse to delete rows
+        upgrade_tables(connection)
         _copy_rows(copy, connection)
         events.record(
             connection,
@@ -189,7 +188,10 @@ def restore(store: StudyStore, backup: Path) -> list[Clip]:
             now=store.clock(),
             payload={"backup": backup.name},
         )
-        return [clip for clip in list_clips(copy, None) if not _is_stored(store, clip)]
+        if defects := list_defects(connection):
+            raise StudyError(f"The backup is damaged ({defects[0]}). Nothing was restored.")
+        clips = list_clips(copy, None)
+    return [clip for clip in clips if not (store.media / clip.stored_name).is_file()]
 
 
 @contextmanager
@@ -213,30 +215,8 @@ def _opened(backup: Path, folder: Path) -> Iterator[Database]:
         copy = Path(scratch) / "study.db"
         shutil.copyfile(backup, copy)
         _check_copy(copy, backup)
-        database = open_database(copy)
-        try:
+        with closing(open_database(copy)) as database:
             yield database
-        finally:
-            database.dispose()
-
-
-def _is_stored(store: StudyStore, clip: Clip) -> bool:
-    return (store.media / clip.stored_name).is_file()
-
-
-@contextmanager
-def _guarded(store: StudyStore) -> Iterator[Connection]:
-    """Open a transaction that is rolled back if the database has defects at its end."""
-    with store.write() as connection:
-        yield connection
-        if defects := list_defects(connection):
-            raise StudyError(f"The backup is damaged ({defects[0]}). Nothing was restored.")
-
-
-def _empty(connection: Connection) -> None:
-    """Drop and create all tables; their triggers refuse to delete rows."""
-    downgrade_tables(connection, "base")
-    upgrade_tables(connection)
 
 
 def _copy_rows(source: Connection, target: Connection) -> None:
@@ -259,25 +239,21 @@ def _copy_rows(source: Connection, target: Connection) -> None:
 def _copy_file(database: Database, path: Path) -> None:
     """Copy the pages of an SQLite database as of one moment."""
     create_file(path)
-    target = open_database(path)
-    try:
-        with (
-            translated_errors(),
-            database.reading.connect() as source,
-            target.writing.connect() as copy,
-            _driver(source) as from_driver,
-            _driver(copy) as to_driver,
-        ):
-            from_driver.backup(to_driver)
-            to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
-    finally:
-        target.dispose()
+    with (
+        closing(open_database(path)) as target,
+        translated_errors(),
+        database.reading.connect() as source,
+        target.writing.connect() as copy,
+        _driver(source) as from_driver,
+        _driver(copy) as to_driver,
+    ):
+        from_driver.backup(to_driver)
+        to_driver.execute("PRAGMA journal_mode=DELETE")  # one file, without a -wal beside it
 
 
 def _copy_into_file(database: Database, path: Path) -> None:
     create_file(path)
-    target = open_database(path)
-    try:
+    with closing(open_database(path)) as target:
         with database.read() as source, target.write() as connection:
             upgrade_tables(connection)
             _copy_rows(source, connection)
@@ -287,8 +263,6 @@ def _copy_into_file(database: Database, path: Path) -> None:
             _driver(connection) as driver,
         ):
             driver.execute("PRAGMA journal_mode=DELETE")
-    finally:
-        target.dispose()
 
 
 @contextmanager
@@ -313,9 +287,8 @@ def _check_copy(path: Path, name: Path) -> None:
     Args:
         name: the file that messages name.
     """
-    database = open_database(path)
     try:
-        with database.write() as connection:
+        with closing(open_database(path)) as database, database.write() as connection:
             if table_version(connection) is not None:
                 upgrade_tables(connection)
             study = connection.execute(select(Study.id)).first()
@@ -325,8 +298,6 @@ def _check_copy(path: Path, name: Path) -> None:
             f"{name} is not a backup of a study ({error.orig}). The folder backups/ of the study "
             "holds its backups."
         ) from error
-    finally:
-        database.dispose()
     if study is None:
         raise StudyError(
             f"{name} holds no study. The folder backups/ of the study holds its backups."

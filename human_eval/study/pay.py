@@ -36,9 +36,7 @@ class PlatformExport:
     id_column: str
     rows: pd.DataFrame  # of the export, as text, with rater_number; missing who never entered
     absent: list[str]  # pseudonyms of raters of this platform whom the export lacks
-    other_codes: list[
-        str
-    ]  # pseudonyms of raters who gave a code that the session did not tell them
+    other_codes: list[str]  # pseudonyms of raters who gave a code that they were not told
 
 
 def read_platform_export(
@@ -160,11 +158,7 @@ def _read_export(path: Path) -> pd.DataFrame:
 
 
 def owed_bonuses(
-    raters: pd.DataFrame,
-    *,
-    per_pair: float,
-    reward: float,
-    again: bool = False,
+    raters: pd.DataFrame, *, per_pair: float, reward: float, again: bool = False
 ) -> dict[int, Decimal]:
     """Return what each rater is still owed, by number: pay per pair, less what was paid.
 

@@ -15,15 +15,7 @@ from human_eval.statistics.votes import COLUMNS
 from human_eval.storage.database import driver_errors
 from human_eval.storage.events import Exclusion, exclusions
 from human_eval.storage.study_state import State, read_state
-from human_eval.storage.tables import (
-    AssignmentRow,
-    ClipRow,
-    Event,
-    PairRow,
-    PromptRow,
-    Rater,
-    Vote,
-)
+from human_eval.storage.tables import AssignmentRow, ClipRow, Event, PairRow, PromptRow, Rater, Vote
 from human_eval.study.store import StudyStore
 
 

@@ -150,18 +150,8 @@ def _show_time(moment: int) -> str:
 
 
 COLUMNS = [
-    *[
-        "rater_number",
-        "rater",
-        "provider",
-        "entered",
-        "pairs",
-        "sessions_done",
-        "minutes",
-        "gold_right",
-        "gold_asked",
-    ],
-    *["returned", "outcome", "code", "decision", "bonus"],
+    *["rater_number", "rater", "provider", "entered", "pairs", "sessions_done", "minutes"],
+    *["gold_right", "gold_asked", "returned", "outcome", "code", "decision", "bonus"],
 ]
 _IS_BONUS = Event.kind == "bonus"
 _RATERS = (

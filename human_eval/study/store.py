@@ -59,7 +59,7 @@ class StudyStore:
 
     def close(self) -> None:
         """Close the connections."""
-        self.database.dispose()
+        self.database.close()
 
 
 def create_study(
@@ -101,7 +101,7 @@ def _fill_database(
     where: Path | str, definition: StudyDefinition, prompts: Sequence[Prompt]
 ) -> Database:
     database = open_database(where)
-    with _disposed_on_failure(database), database.write() as connection:
+    with _closed_on_failure(database), database.write() as connection:
         upgrade_tables(connection)
         if connection.execute(select(Study.name)).first():
             raise StudyError("The database already holds a study. Use another database.")
@@ -119,18 +119,16 @@ def _fill_database(
 
 
 @contextmanager
-def _disposed_on_failure(database: Database) -> Iterator[None]:
+def _closed_on_failure(database: Database) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        database.dispose()
+        database.close()
         raise
 
 
 def open_study(
-    folder: Path,
-    *,
-    when_empty: Callable[[], StudyDefinition] | None = None,
+    folder: Path, *, when_empty: Callable[[], StudyDefinition] | None = None
 ) -> StudyStore:
     """Open a study and upgrade its tables to this version.
 
@@ -149,7 +147,7 @@ def open_study(
     where = url.read_text().strip() if url.is_file() else folder / "study.db"
     keys = load_secret(folder / "secret")
     database = open_database(where)
-    with _disposed_on_failure(database), database.write() as connection:
+    with _closed_on_failure(database), database.write() as connection:
         upgrade_tables(connection)
         row = connection.execute(select(Study.definition, Study.definition_hash)).one_or_none()
         if row is not None:
@@ -166,10 +164,9 @@ def open_study(
     return StudyStore(folder, database, definition, keys)
 
 
-def _follow_amendments(connection: Connection, first: StudyDefinition) -> StudyDefinition:
-    """Return the definition after all amendments, with the earlier ones."""
+def _follow_amendments(connection: Connection, definition: StudyDefinition) -> StudyDefinition:
+    """Return the first definition after all amendments, with the earlier ones."""
     amended = select(Event.payload).where(Event.kind == "amended").order_by(Event.id)
-    definition = first
     for payload in connection.execute(amended).scalars():
         following = parse_definition(json.loads(payload)["definition"], origin="the database")
         definition = replace(following, earlier=definition.versions)

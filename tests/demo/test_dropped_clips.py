@@ -44,7 +44,7 @@ def test_what_is_no_video_of_this_page_is_refused_and_not_kept(dropped, clip):
 def test_only_the_newest_are_kept(dropped, clip, monkeypatch):
     monkeypatch.setattr(dropped_clips, "KEPT", 1)
     monkeypatch.setattr(
-        dropped_clips, "read_provenance", lambda path: {"recipe": {"model": "fake-student"}}
+        dropped_clips, "read_apart", lambda path: {"recipe": {"model": "fake-student"}}
     )
     first = dropped.keep(clip.read_bytes())
     time.sleep(0.02)

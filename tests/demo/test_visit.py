@@ -43,13 +43,13 @@ def test_settings_and_clips_come_back(store):
     visit = read(store, {**SETTINGS, "clips": [clip.path.stem], "unfinished": True})
 
     assert visit.clips == (clip,) and visit.unfinished
-    assert {name: getattr(visit, name) for name in SETTINGS} == SETTINGS
+    assert visit.settings == SETTINGS
 
 
 def test_an_empty_prompt_comes_back_empty(store):
     visit = read(store, {**SETTINGS, "prompt": ""})
 
-    assert (visit.prompt, visit.seed) == ("", 7)
+    assert visit.settings == {**SETTINGS, "prompt": ""}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_no_visit_is_ignored(store, kept):
 def test_settings_that_no_request_may_have_are_left_out(store, changes):
     visit = read(store, {**SETTINGS, **changes})
 
-    assert (visit.prompt, visit.model, visit.seed) == (None, None, None)
+    assert visit.settings == {}
 
 
 def test_only_clips_of_the_store_come_back(store):

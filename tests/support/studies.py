@@ -18,6 +18,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
 
 from human_eval.clips.ingest import Clip
 from human_eval.collection import pairs, raters
@@ -26,6 +29,7 @@ from human_eval.collection.submission import Answer, Receipt, Submission, submit
 from human_eval.definition.definition import StudyDefinition, parse_definition
 from human_eval.definition.prompts import Prompt
 from human_eval.storage import events, study_state
+from human_eval.storage.tables import Base
 from human_eval.study.queries import list_defects
 from human_eval.study.store import StudyStore, create_study
 
@@ -160,6 +164,11 @@ def sweep_expired(store: StudyStore) -> int:
 def find_defects(store: StudyStore) -> list[str]:
     with store.read() as connection:
         return list_defects(connection)
+
+
+def find_table_differences(connection: Connection) -> list:
+    """Return the differences between a database and `human_eval.storage.tables`."""
+    return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
 
 
 def exclude(store: StudyStore, subject: str, **about) -> int:

@@ -313,7 +313,7 @@ def test_health_reports_a_stopped_queue_or_writer_and_a_disk_that_takes_nothing(
             clips.rename(clips.with_name("moved"))
             unwritable = await server.client.get("/healthz")
             clips.with_name("moved").rename(clips)
-            service = server.study.vote_app.app.state.service
+            service = server.study.service
             await asyncio.to_thread(service._writer.close)
             silent = await server.client.get("/healthz")
 
@@ -406,11 +406,8 @@ def all_addresses(server) -> list[str]:
                 apps.append((inner, prefix + path))
             else:
                 found.add(prefix + path)
-    for app, prefix in (
-        (server.study.vote_app.app, "/study"),
-        (server.study.admin_app.app, "/admin"),
-    ):
-        found |= {prefix + getattr(route, "path", "") for route in app.routes}
+    for prefix, deferred in server.study.apps.items():
+        found |= {prefix + getattr(route, "path", "") for route in deferred.app.routes}
     return sorted(found)
 
 

@@ -36,7 +36,7 @@ def test_a_study_opens_once_another_program_has_released_its_lock(make_store):
         async with mount.running():
             with alone(store.database, store.folder):
                 await until(lambda: mount.note != PREPARING)
-                note, reply = mount.note, TestClient(mount.vote_app).get("/rate")
+                note, reply = mount.note, TestClient(mount.apps["/study"]).get("/rate")
                 problems = await mount.problems()
             await until_open(mount)
             return note, reply, problems, await mount.problems()

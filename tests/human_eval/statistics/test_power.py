@@ -42,11 +42,6 @@ def test_votes_needed_are_the_published_ones(rate, needed):
     assert found == pytest.approx(needed, abs=1)
 
 
-@pytest.mark.parametrize("tie_share, needed", [(0.1, 870), (0.2, 979), (0.3, 1119), (0.4, 1305)])
-def test_ties_ask_for_more_votes(tie_share, needed):
-    assert votes_needed(0.55, tie_share=tie_share) == pytest.approx(needed, abs=1.5)
-
-
 def test_exact_numbers_are_the_published_ones():
     for rate, power, needed in [(0.55, 0.8, 820), (0.55, 0.9, 1080), (0.6, 0.8, 210)]:
         assert exact_power(rate, needed - 1) < power  # the last number that is too few

@@ -25,7 +25,7 @@ def test_log_odds_within_prompts_are_the_published_ones():
         {"prompt": PROMPTS, "rater": RATERS, "choice": np.where(np.array(WINS) == 1, "a", "b")}
     )
 
-    [row] = side_adjusted(votes).to_dict("records")
+    row = side_adjusted(votes)
 
     assert row["log_odds"] == pytest.approx(0.5108256237659908, abs=1e-6)
     assert row["error"] == pytest.approx(0.46613726585340076, abs=1e-6)
@@ -35,7 +35,7 @@ def test_log_odds_within_prompts_are_the_published_ones():
 def test_sides_do_not_sway_the_adjusted_log_odds():
     votes = make_votes(define_pair(), prompts=200, left=1.0, prompt_spread=0, rater_spread=0)
 
-    [row] = side_adjusted(votes, votes["side_a"].map({"left": 1, "right": -1})).to_dict("records")
+    row = side_adjusted(votes, votes["side_a"].map({"left": 1, "right": -1}))
 
     assert abs(row["log_odds"]) < 2.5 * row["error"]
     assert row["side"] > 10 * row["side_error"]

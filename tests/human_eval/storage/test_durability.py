@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fastapi.testclient import TestClient
@@ -45,7 +46,8 @@ def cut_power(tmp_path, make_store, synchronous, cuts, seed):
     disk = Disk(tmp_path / "cuts", rng, chance=0.15)
     disk.folder.mkdir()
     with driver(disk, synchronous) as module:
-        database = open_database(store.folder / "study.db", driver=module)
+        with mock.patch("human_eval.storage.database.safe_sqlite", lambda: module):
+            database = open_database(store.folder / "study.db")
         store = StudyStore(store.folder, database, store.definition, store.keys, Clock(), rng)
         while len(disk.cuts) < cuts:
             rater = enter_rater(store, "lab", str(rng.randrange(30)))

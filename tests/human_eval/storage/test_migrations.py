@@ -11,12 +11,7 @@ from human_eval.collection.quarantine import list_withheld
 from human_eval.collection.submission import give_back
 from human_eval.storage.database import create_file, open_database
 from human_eval.storage.events import record
-from human_eval.storage.migrate import (
-    downgrade_tables,
-    list_differences,
-    table_version,
-    upgrade_tables,
-)
+from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import AssignmentRow, Base
 from human_eval.study.backup import open_to_restore, restore
 from human_eval.study.queries import read_study_progress, read_votes
@@ -26,6 +21,7 @@ from tests.support.studies import (
     answer,
     claim_pair,
     find_defects,
+    find_table_differences,
     fresh_schema,
     submit_answers,
     sweep_expired,
@@ -66,7 +62,7 @@ def write_version_1(store, where):
                 connection.exec_driver_sql(
                     f"SELECT setval(pg_get_serial_sequence('{target.name}', 'id'), {len(rows)})"
                 )
-    database.dispose()
+    database.close()
 
 
 def to_version_1(row, table):
@@ -163,7 +159,7 @@ def test_an_upgraded_study_has_the_schema_of_a_new_one(version_1, make_store):
 
     with new.read() as left, upgraded.write() as right:
         assert describe_schema(right) == describe_schema(left)
-        assert list_differences(right) == []
+        assert find_table_differences(right) == []
     upgraded.close()
 
 
@@ -176,7 +172,7 @@ def test_the_migrations_make_what_the_tables_declare(make_store, tmp_path, datab
     with declared.write() as connection, store.read() as migrated:
         Base.metadata.create_all(connection)
         assert describe_schema(connection)[0] == describe_schema(migrated)[0]
-    declared.dispose()
+    declared.close()
 
 
 def test_an_upgraded_study_refuses_what_a_new_one_refuses(version_1):

@@ -22,12 +22,7 @@ from human_eval.statistics.votes import check_votes
 from human_eval.storage import events
 from human_eval.storage.database import create_file, open_database, safe_sqlite, translate
 from human_eval.storage.events import block, exclude_by_hand
-from human_eval.storage.migrate import (
-    downgrade_tables,
-    list_differences,
-    table_version,
-    upgrade_tables,
-)
+from human_eval.storage.migrate import downgrade_tables, table_version, upgrade_tables
 from human_eval.storage.tables import AssignmentRow, Event, PairRow, Rater, Study
 from human_eval.study.backup import back_up, list_backups, open_to_restore, replace_backups, restore
 from human_eval.study.erasure import erase_rater, erase_simulation
@@ -43,6 +38,7 @@ from tests.support.studies import (
     enter_rater,
     exclude,
     find_defects,
+    find_table_differences,
     fresh_schema,
     make_clip,
     pair_clips,
@@ -140,11 +136,11 @@ def test_an_exclusion_is_an_event_that_can_be_revoked(make_store):
 def test_the_tables_are_those_that_the_code_describes(make_store):
     store = make_store()
     with store.write() as connection:
-        assert list_differences(connection) == []
+        assert find_table_differences(connection) == []
         downgrade_tables(connection, "base")
         assert table_version(connection) is None
         upgrade_tables(connection)
-        assert list_differences(connection) == []
+        assert find_table_differences(connection) == []
 
 
 def test_tables_of_a_newer_program_are_refused(make_store):
@@ -324,7 +320,7 @@ def test_a_database_that_holds_no_study_is_no_backup(make_store, tmp_path, capsy
         database = open_database(other)
         with database.write() as connection:
             upgrade_tables(connection)
-        database.dispose()
+        database.close()
 
     for lost in (False, True):
         if lost:
@@ -691,7 +687,7 @@ def test_damage_that_is_read_after_the_first_rows_is_told_plainly(make_store):
         leaf = connection.exec_driver_sql("SELECT rootpage FROM sqlite_master WHERE name = 'vote'")
         root = leaf.scalar_one()
         size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
-    store.database.dispose()
+    store.database.close()
     path = store.folder / "study.db"
     content = bytearray(path.read_bytes())
     page = content[(root - 1) * size : root * size]
@@ -704,7 +700,7 @@ def test_damage_that_is_read_after_the_first_rows_is_told_plainly(make_store):
         read_votes(store, simulated=True)
 
 
-def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path):
+def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path, monkeypatch):
     class Driver:
         Error = safe_sqlite().Error
 
@@ -712,8 +708,9 @@ def test_a_database_that_cannot_be_created_leaves_no_file(tmp_path):
         def connect(path):
             raise safe_sqlite().OperationalError("disk I/O error")
 
+    monkeypatch.setattr("human_eval.storage.database.safe_sqlite", lambda: Driver)
     with pytest.raises(StorageBusy):
-        create_file(tmp_path / "study.db", driver=Driver)
+        create_file(tmp_path / "study.db")
 
     assert list(tmp_path.iterdir()) == []
 
