@@ -279,7 +279,7 @@ def fetch_and_load(load: Callable[[str], Loaded], fetched: Collection[str], name
 
 
 def read_apart(*files: Path) -> dict[str, Any]:
-    """Read files in a process of its own: a decoder may crash on an untrusted file, or not end.
+    """Read files in a separate process, since a decoder may crash or hang on an untrusted file.
 
     Args:
         files: an untrusted one, and perhaps one of ours to compare it with.

@@ -355,15 +355,24 @@ TRIALS: dict[str, Reward] = {"brightness": brightness, "contrast": contrast}
 def build_model(
     name: str,
     folder: str | None,
+    frames: int,
     device: torch.device,
     *,
     half: bool,
     question: str | None = None,
 ) -> Reward:
-    """Load a published or a vote-trained reward, or take one of the trials."""
+    """Load a published or a vote-trained reward, or take one of the trials.
+
+    Raises:
+        ValueError: it cannot be read, or scores another number of frames.
+    """
     if name in TRIALS:
         return TRIALS[name]
     loaded = load_reward(name, reward_folder(name, folder), question)
+    if (wanted := getattr(loaded, "num_frames", frames)) != frames:
+        raise ValueError(
+            f"{name} scores {wanted} frames of a video. Set its frames to {wanted}, not {frames}."
+        )
     return loaded.to(device, torch.bfloat16 if half else torch.float32)
 
 
@@ -422,15 +431,18 @@ def build_reward(
 ) -> WeightedReward:
     """Return one term of the mixture, with its model if this process needs it."""
     model: Reward = of_others
+    frames = count_reward_frames(table)
     if load:
-        model = build_model(table.name, table.folder, device, half=half, question=table.question)
+        model = build_model(
+            table.name, table.folder, frames, device, half=half, question=table.question
+        )
     if recompute:
         recompute_blocks(model)
     return WeightedReward(
         name=table.name,
         model=model,
         weight=table.weight,
-        frames=count_reward_frames(table),
+        frames=frames,
         select=SELECT[table.select],
         random_crop=table.crop == "random",
         window=Window(table.window, table.window_at == "start") if table.window else None,

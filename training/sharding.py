@@ -22,7 +22,7 @@ UNITS = 16  # a unit has at most this fraction of the weights; two are whole at 
 def shard(network: nn.Module, accelerator: Accelerator) -> None:
     """Divide the parameters of a network over all processes, in place.
 
-    Every process must then call it equally often. A single process keeps all.
+    Every process must then call it the same number of times. A single process keeps it whole.
     """
     if accelerator.num_processes == 1:
         return

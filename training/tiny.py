@@ -1,4 +1,4 @@
-"""Tiny random teachers: every path of a training in seconds, without a download."""
+"""Tiny random teachers, to try every path of a training in seconds, without a download."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +125,7 @@ def wan_parts() -> dict[str, Any]:
 
 
 def tiny_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> CLIPTokenizer:
-    """Return a tokenizer of single letters, and of what the merges make of them."""
+    """Return a tokenizer whose vocabulary is the single letters and the results of the merges."""
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

@@ -88,8 +88,8 @@ def find_best(evaluations: Sequence[Evaluation], judge: str) -> Evaluation:
 def find_hacking(evaluations: Sequence[Evaluation], patience: int) -> Evaluation | None:
     """Return a judge's best evaluation if the last ones all show reward hacking, else None.
 
-    An evaluation shows it where the reward is above that of a judge's best evaluation, and the
-    judge is below by more than two standard errors of the difference over the prompts.
+    An evaluation shows it if its reward is above that of a judge's best evaluation while the
+    judge's score is lower by more than two standard errors of the difference over the prompts.
 
     Args:
         patience: how many evaluations in a row must show it.
@@ -139,7 +139,7 @@ class Watch:
         self.rewards = [Scorer(r.model, r.frames, r.weight) for r in parts.rewards]
         self.judges = {
             judge.name: Scorer(
-                build_model(judge.name, judge.folder, device, half=half), judge.frames
+                build_model(judge.name, judge.folder, judge.frames, device, half=half), judge.frames
             )
             for judge in self.table.judges
         }
@@ -152,7 +152,7 @@ class Watch:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what scores depend on, besides the prompts and the settings of the run."""
+        """Return the settings that scores depend on, besides the prompts and those of the run."""
         judges = {
             judge.name: {
                 "folder": str(reward_folder(judge.name, judge.folder)),

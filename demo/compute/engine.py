@@ -133,7 +133,7 @@ def explained_load(name: str) -> Iterator[None]:
 
 
 def log_load_failure(name: str, failure: BaseException) -> None:
-    """Log why a model did not load, unless it is the end of the server that stopped it."""
+    """Log why a model did not load, unless the server was shutting down."""
     if not isinstance(failure, ServerStopping):
         logger.error("Model %s did not load: %s: %s", name, type(failure).__name__, failure)
 

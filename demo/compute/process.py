@@ -29,11 +29,11 @@ JOIN_SECONDS = 5  # for the process to end by itself
 
 
 class ModelProcess:
-    """Starts the process when a model is needed, and ends it after a time without use.
+    """Starts the process when a model is needed, and ends it when it is idle.
 
     Args:
         load: loads a model by name. The process imports it, so it is a function of a module.
-        kept: the models that stay in memory. Of others, only the last one does.
+        kept: the models that stay in memory. Of the others, only the most recent one stays.
         idle_seconds: after which the process may end; None keeps it.
     """
 

@@ -14,7 +14,7 @@ DECISIONS = {"exclude": exclude_by_hand, "block": block, "unblock": unblock}
 
 
 def add_commands(commands: Commands) -> None:
-    """Add raters."""
+    """Add the command `raters`."""
     parser = add_command(
         commands,
         "raters",

@@ -52,7 +52,9 @@ def is_screened_out(connection: Connection, rater_id: int) -> bool:
 
 
 def ending(progress: Progress, shortage: Shortage) -> Outcome:
-    """Return how it ends for a rater who gets no pair; the code for pay needs a complete session.
+    """Return the outcome for a rater who gets no pair.
+
+    Only a complete session earns the code for pay.
 
     Args:
         shortage: why there is no pair.

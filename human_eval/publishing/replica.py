@@ -248,7 +248,7 @@ def merge_all(
 
 
 def prepare_snapshot(folder: Path) -> None:
-    """Make the copy of a database a database that a server may use."""
+    """Prepare a copied database for use by a server."""
     connection = safe_sqlite().connect(str(folder / "study.db"))
     connection.execute("PRAGMA journal_mode=WAL")
     connection.close()
@@ -260,7 +260,7 @@ def prepare_snapshot(folder: Path) -> None:
 def _as_replica(store: StudyStore) -> StudyStore:
     """Return the study as a server of its own: with a journal, and with cookies of its own.
 
-    Raters' cookies hold their number, which is another one in each database.
+    Raters' cookies hold their number, which differs between databases.
     """
     with store.write() as connection:
         origin = journal.read_origin(connection)

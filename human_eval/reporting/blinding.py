@@ -1,7 +1,7 @@
 """Masking: letters instead of systems, so that results can be read while a study is open.
 
-A masked table shows neither which system a letter is, nor which of two systems the study is about:
-both the letters and the order within a comparison follow from the study's secret key.
+A masked table shows neither which system a letter is, nor which of two systems is under test: both
+the letters and the order within a comparison follow from the study's secret key.
 """
 
 from dataclasses import replace

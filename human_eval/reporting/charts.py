@@ -437,7 +437,7 @@ def draw_panels(
 
 
 def _flow(widths: list[float], room: float) -> list[tuple[float, float]]:
-    """Return where entries begin that are set like words of a line, in points."""
+    """Return the positions of the entries in points, wrapped like the words of a paragraph."""
     x, y = 3.0, 8.0
     places = []
     for width in widths:

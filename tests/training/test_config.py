@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from training import distil as command
 from training.build import (
     build_fake,
+    build_model,
     build_reward,
     build_settings,
     build_student,
@@ -188,6 +189,11 @@ def test_a_student_that_starts_from_one_of_simulated_votes_is_marked_too(tmp_pat
 
     assert read_card(folder / "start").simulated_votes
     assert "SIMULATED" in (folder / "start" / "README.md").read_text()
+
+
+def test_a_reward_of_another_number_of_frames_is_refused_before_the_first_step():
+    with pytest.raises(ValueError, match="shapes-video scores 8 frames"):
+        build_model("shapes-video", None, 6, torch.device("cpu"), half=False)
 
 
 def test_a_run_says_once_that_the_votes_of_a_reward_were_simulated(tmp_path, monkeypatch, capsys):
