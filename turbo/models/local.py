@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,34 @@ def read_card(folder: Path) -> ModelCard:
             if (values.get(place) or "").startswith("./"):
                 values[place] = str((folder / values[place]).resolve())
         values["sigmas"] = tuple(values.get("sigmas", ()))
-        return ModelCard(**{**values, "folder": Path(values["folder"])})
+        card = ModelCard(**{**values, "folder": Path(values["folder"])})
+        _check_limits(card)
+        return card
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as failure:
         raise ValueError(f"{file} is not the card of a model: {failure}.") from failure
+
+
+def _check_limits(card: ModelCard) -> None:
+    """Check a card that a person may have written: its limits, and that its sampler takes them.
+
+    Raises:
+        ValueError: they contradict each other or the sampler.
+    """
+    steps = (1, card.min_steps, card.default_steps, card.max_steps)
+    guidance = (card.min_guidance, card.default_guidance, card.max_guidance)
+    on_grid = card.sampler == "consistency" and not card.sigmas
+    flows = card.flow_shift is not None
+    wrong = {
+        "min_steps (1 or more), default_steps and max_steps must rise": steps,
+        "min_guidance, default_guidance and max_guidance must rise": guidance,
+        "max_steps must be at most origin_steps": (card.max_steps, card.origin_steps) * on_grid,
+        "eta must be 0 where there is a flow_shift": (card.eta, 0) * flows,
+    }
+    for rule, values in wrong.items():
+        if any(low > high for low, high in pairwise(values)):
+            raise ValueError(rule)
+    if card.flow_shift is not None and card.flow_shift <= 0:
+        raise ValueError("flow_shift must be above 0")
 
 
 def write_card(card: ModelCard, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from turbo.card import describe_state
 from turbo.models import cli, fetch, registry
 from turbo.models.cli import main
 from turbo.models.fetch import check_proxies
-from turbo.models.local import CARD, find_local, write_card
+from turbo.models.local import CARD, find_local, read_card, write_card
 from turbo.models.registry import (
     CARDS,
     DEFAULT_MODEL,
@@ -60,6 +60,25 @@ def test_two_models_of_one_name_are_refused_with_the_places_of_both(tmp_path, ot
         find_local(tmp_path, CARDS)
     place = "registry.py" if other == DEFAULT_MODEL else str(tmp_path / "run-a")
     assert place in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_steps": 51, "origin_steps": 50},
+        {"default_steps": 9, "max_steps": 8},
+        {"min_steps": 0},
+        {"default_guidance": 0.0},
+        {"flow_shift": 0.0},
+        {"flow_shift": 3.0, "eta": 1.0},
+    ],
+    ids=str,
+)
+def test_a_card_that_contradicts_itself_or_its_sampler_is_refused_by_its_field(tmp_path, changes):
+    write_card(replace(find_card(DEFAULT_MODEL), **changes), tmp_path)
+
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        read_card(tmp_path)
 
 
 @pytest.mark.parametrize("trouble", ["no folder", "a damaged card"])
