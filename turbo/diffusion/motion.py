@@ -90,21 +90,6 @@ def guide_motion(
     return noise - rearrange(strength, "B -> B 1 1 1 1") * (1 - alpha).sqrt() * score
 
 
-def _call_and_invert(
-    teacher: VideoNetwork,
-    schedule: Schedule,
-    latents: Latents,
-    near: int,
-    far: int,
-    prompt_embeds: PromptEmbeds,
-    fps: FrameRate | None,
-) -> SamplerStep:
-    start, end = (torch.full_like(latents[:, 0, 0, 0, 0], t).long() for t in (near, far))
-    output = teacher(latents, schedule.network_time(end), prompt_embeds, Conditioning(fps=fps))
-    _, noise = schedule.split(latents, output, end)
-    return invert_step(schedule, latents, noise, start, end)
-
-
 def invert_step(
     schedule: Schedule, latents: Latents, noise: Latents, start: Timesteps, end: Timesteps
 ) -> SamplerStep:
@@ -141,11 +126,12 @@ def invert_to(
         going = start >= far
         if not going.any():
             break
-        rates = None if fps is None else fps[going]
-        step = _call_and_invert(
-            teacher, schedule, example[going], near, far, prompt_embeds[going], rates
-        )
-        example[going] = step.latents
+        latents = example[going]
+        here, there = (torch.full((len(latents),), t, device=latents.device) for t in (near, far))
+        conditioning = Conditioning(fps=None if fps is None else fps[going])
+        output = teacher(latents, schedule.network_time(there), prompt_embeds[going], conditioning)
+        _, noise = schedule.split(latents, output, there)
+        example[going] = invert_step(schedule, latents, noise, here, there).latents
     return example
 
 
