@@ -85,7 +85,7 @@ def fit_votes(features: Float[Tensor, "C D"], votes: Comparisons) -> Fitted:
     for penalty in PENALTIES:
         _minimise(model, features, votes, train, penalty)
         with torch.no_grad():
-            loss = float(answer_loss(model, features, votes, validation))
+            loss = float(answer_losses(model, features, votes, validation).mean())
         worse = worse + 1 if loss >= best.loss else 0
         if not worse:
             best = Fitted(copy.deepcopy(model), loss, penalty)
@@ -110,19 +110,12 @@ def _minimise(
 
     def cost() -> Tensor:
         optimiser.zero_grad()
-        loss = answer_loss(model, features, votes, rows) + model.prior() / len(rows)
+        loss = answer_losses(model, features, votes, rows).mean() + model.prior() / len(rows)
         loss = loss + penalty * model.head.weight.square().sum()
         loss.backward()
         return loss
 
     optimiser.step(cost)
-
-
-def answer_loss(
-    model: VoteModel, features: Tensor, votes: Comparisons, rows: Int[Tensor, " N"]
-) -> Float[Tensor, ""]:
-    """Return the mean of -log P(answer)."""
-    return answer_losses(model, features, votes, rows).mean()
 
 
 def answer_losses(
