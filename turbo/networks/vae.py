@@ -36,18 +36,16 @@ def latent_shape(vae: VAE, frames: int, height: int, width: int) -> tuple[int, i
 
 def latent_index(vae: VAE, frame: int) -> int:
     """Return which latent frame holds a frame."""
-    return -(-frame // vae.config.scale_factor_temporal) if _is_causal(vae) else frame
+    if not isinstance(vae, AutoencoderKLWan):
+        return frame
+    return -(-frame // vae.config.scale_factor_temporal)
 
 
 def first_frame(vae: VAE, latent: int) -> int:
     """Return the first frame that a latent frame holds; of the one after the last, their number."""
-    if not _is_causal(vae):
+    if not isinstance(vae, AutoencoderKLWan):
         return latent
     return max(0, vae.config.scale_factor_temporal * (latent - 1) + 1)
-
-
-def _is_causal(vae: VAE) -> bool:
-    return isinstance(vae, AutoencoderKLWan)
 
 
 def quicken_on_cpu(vae: VAE) -> VAE:
