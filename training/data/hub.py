@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from training.data.captions import Caption, check_texts, read_motion_flag
-from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES
-
-TEXT_NAMES = ("text", *PROMPT_NAMES)
+from training.data.captions import TEXT_NAMES, Caption, check_texts, read_motion_flag
+from turbo.text_files.tables import PATH_NAMES
 
 
 def read_hub(name: str, split: str) -> list[Caption]:

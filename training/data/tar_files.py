@@ -12,8 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from training.data.captions import Caption, Member, check_texts, read_motion_flag
-from turbo.text_files.tables import PROMPT_NAMES
+from training.data.captions import TEXT_NAMES, Caption, Member, check_texts, read_motion_flag
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "gif")
 MAX_END = 2**16  # bytes of zeros after the last file: of `tar -b 128`, the largest in use
@@ -80,7 +79,7 @@ def _caption(path: Path, key: str, sample: dict[str, Any]) -> Caption:
         raise ValueError(f"{path}: {key}.json is not JSON: {failure}.") from failure
     if not isinstance(facts, dict):
         raise ValueError(f"{path}: {key}.json is not an object.")
-    texts = (facts.get(name) for name in ("text", *PROMPT_NAMES))
+    texts = (facts.get(name) for name in TEXT_NAMES)
     text = sample.get("txt") or next((text for text in texts if text), "")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{path}: {key} has no text, expected {key}.txt or {key}.json.")
