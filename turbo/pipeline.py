@@ -451,10 +451,6 @@ class VideoPipeline:
             encoded.insert(0, batch.prompt_embeds.to(self.placement.device, self.unet.dtype))
         return torch.cat(encoded) if len(encoded) > 1 else encoded[0]
 
-    def unread(self, prompt: str) -> str:
-        """Return the words at the end of a prompt that the text encoder does not read."""
-        return self.text_encoder.unread(prompt)
-
     def _motion_at(self) -> Callable[[Timesteps], PerVideo] | None:
         if self.card.motion_strength is None:
             return None
@@ -482,7 +478,7 @@ class VideoPipeline:
             for name in ("prompt_embeds", "noise", "step_noise")
             if getattr(batch, name) is not None
         ]
-        unread = "" if batch.prompt_embeds is not None else self.unread(request.prompt)
+        unread = "" if batch.prompt_embeds is not None else self.text_encoder.unread(request.prompt)
         return {
             "model": self.card.name,
             "weights_sha256": self.weights_sha256,
@@ -544,7 +540,7 @@ def _own_precision(device: torch.device) -> Iterator[None]:
 
 def warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
     """Print the words of a prompt that the model will not read."""
-    if unread := pipeline.unread(request.prompt):
+    if unread := pipeline.text_encoder.unread(request.prompt):
         tqdm.write(
             f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
             f"{unread}",
