@@ -55,7 +55,7 @@ from turbo.rewards.vote_reward import CARD, read_vote_card
 from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder
 
 ENERGIES: dict[str, Callable[[VideoUNet, Schedule, Tensor, tuple[str, ...]], Energy]] = {
-    "motion": MotionEnergy,
+    "motion": MotionEnergy
 }
 SELECT = {"random": draw_frames, "stride": stride_frames}
 
@@ -353,12 +353,7 @@ TRIALS: dict[str, Reward] = {"brightness": brightness, "contrast": contrast}
 
 
 def build_model(
-    name: str,
-    folder: str | None,
-    device: torch.device,
-    *,
-    half: bool,
-    question: str | None = None,
+    name: str, folder: str | None, device: torch.device, *, half: bool, question: str | None = None
 ) -> Reward:
     """Load a published or a vote-trained reward, or take one of the trials."""
     if name in TRIALS:

@@ -23,24 +23,11 @@ import numpy as np
 import transformers
 from tqdm import tqdm
 
-from turbo.batch import (
-    Share,
-    bytes_of_clip,
-    check_room,
-    clip_name,
-    make_clips,
-    time_clip,
-)
+from turbo.batch import Share, bytes_of_clip, check_room, clip_name, make_clips, time_clip
 from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS, check_local
-from turbo.pipeline import (
-    Progress,
-    VideoPipeline,
-    check_loading,
-    load_pipeline,
-    warn_of_unread,
-)
+from turbo.pipeline import Progress, VideoPipeline, check_loading, load_pipeline, warn_of_unread
 from turbo.provenance import Signer
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file

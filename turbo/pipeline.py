@@ -33,13 +33,7 @@ from turbo.models.footprint import DECODE_CHUNK
 from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
-from turbo.networks.families import (
-    Network,
-    VideoVAE,
-    load_network,
-    load_text_encoder,
-    load_vae,
-)
+from turbo.networks.families import Network, VideoVAE, load_network, load_text_encoder, load_vae
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
 from turbo.networks.vae import decode_latents, latent_shape, quicken_on_cpu
 from turbo.request import Request, check_request
@@ -202,12 +196,7 @@ class VideoPipeline:
         return self
 
     def __call__(
-        self,
-        prompt: str,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
+        self, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
     ) -> Video:
         """Generate one video. `steps` and `guidance` default to the card's values."""
         *_, result = self.stream([prompt], [seed], steps=steps, guidance=guidance)

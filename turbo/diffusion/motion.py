@@ -71,11 +71,7 @@ def motion_strength(
 
 @checked
 def guide_motion(
-    noise: Latents,
-    score: Latents,
-    strength: PerVideo,
-    schedule: Schedule,
-    timesteps: Timesteps,
+    noise: Latents, score: Latents, strength: PerVideo, schedule: Schedule, timesteps: Timesteps
 ) -> Latents:
     """Return noise - m sqrt(1 - alpha) score, which steps down the motion energy.
 

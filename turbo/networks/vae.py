@@ -60,11 +60,7 @@ def quicken_on_cpu(vae: VAE) -> VAE:
 
 @checked
 def encode_frames(
-    vae: VAE,
-    frames: Frames,
-    generator: torch.Generator | None = None,
-    *,
-    chunk: int = 8,
+    vae: VAE, frames: Frames, generator: torch.Generator | None = None, *, chunk: int = 8
 ) -> Latents:
     """Encode frames to latents of unit variance, `chunk` frames at a time.
 

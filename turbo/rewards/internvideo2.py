@@ -16,12 +16,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import (
-    cosine_similarity,
-    interpolate,
-    linear,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import cosine_similarity, interpolate, linear, scaled_dot_product_attention
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from turbo.card import HubFile
