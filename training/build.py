@@ -55,7 +55,7 @@ from turbo.rewards.vote_reward import CARD, read_vote_card
 from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder
 
 ENERGIES: dict[str, Callable[[VideoUNet, Schedule, Tensor, tuple[str, ...]], Energy]] = {
-    "motion": MotionEnergy,
+    "motion": MotionEnergy
 }
 SELECT = {"random": draw_frames, "stride": stride_frames}
 

@@ -441,10 +441,7 @@ def start_trackers(config: Config, accelerator: Accelerator) -> None:
 
 
 def follow(
-    steps: Iterator[StepStats],
-    config: Config,
-    accelerator: Accelerator,
-    watch: Watch | None = None,
+    steps: Iterator[StepStats], config: Config, accelerator: Accelerator, watch: Watch | None = None
 ) -> int:
     """Run the steps and show progress; return the step whose weights the student has.
 

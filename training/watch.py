@@ -18,12 +18,7 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 from training.build import Parts, build_model, reward_folder, student_with
-from training.checkpoints import (
-    averaged_student,
-    find_newest,
-    load_checkpoint,
-    save_weights,
-)
+from training.checkpoints import averaged_student, find_newest, load_checkpoint, save_weights
 from training.config import Config, JudgeTable
 from training.export import student_card
 from training.sharding import copy_whole

@@ -23,25 +23,11 @@ import numpy as np
 import transformers
 from tqdm import tqdm
 
-from turbo.batch import (
-    Share,
-    bytes_of_clip,
-    check_room,
-    clip_name,
-    make_clips,
-    time_clip,
-)
+from turbo.batch import Share, bytes_of_clip, check_room, clip_name, make_clips, time_clip
 from turbo.card import Dtype, Memory, ModelCard, describe_state
 from turbo.manifest import Manifest
 from turbo.models.registry import DEFAULT_MODEL, MODELS, check_local
-from turbo.pipeline import (
-    Progress,
-    Result,
-    VideoPipeline,
-    check_loading,
-    load_pipeline,
-    warn_of_unread,
-)
+from turbo.pipeline import Progress, VideoPipeline, check_loading, load_pipeline, warn_of_unread
 from turbo.provenance import Signer
 from turbo.request import Request, check_request, check_seed
 from turbo.text_files.prompts import read_prompt_file
@@ -281,12 +267,14 @@ def _read_signer(options: argparse.Namespace) -> Signer | None:
 
 def make_one(
     pipeline: VideoPipeline, request: Request, out: Path, signer: Signer | None = None
-) -> Path:
+) -> None:
     """Make one clip, with a progress bar over its steps."""
     warn_of_unread(pipeline, request)
-    steps = tqdm(total=request.steps, unit="step", desc=pipeline.card.name)
-    with steps:
-        for update in _stream(pipeline, request):
+    updates = pipeline.stream(
+        [request.prompt], [request.seed], steps=request.steps, guidance=request.guidance
+    )
+    with tqdm(total=request.steps, unit="step", desc=pipeline.card.name) as steps:
+        for update in updates:
             if isinstance(update, Progress):
                 steps.update(update.step - steps.n)
             else:
@@ -294,13 +282,6 @@ def make_one(
     video.save(out, enlarge=pipeline.card.enlarge, signer=signer)
     stages = ", ".join(f"{stage} {timings[stage]:.2f} s" for stage in ("text", "denoise", "decode"))
     print(f"{out}: {stages}, {timings['unet_calls']:.0f} network calls")
-    return out
-
-
-def _stream(pipeline: VideoPipeline, request: Request) -> Iterator[Progress | Result]:
-    return pipeline.stream(
-        [request.prompt], [request.seed], steps=request.steps, guidance=request.guidance
-    )
 
 
 def _read_systems(options: argparse.Namespace) -> list[System]:

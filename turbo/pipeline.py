@@ -33,13 +33,7 @@ from turbo.models.footprint import DECODE_CHUNK
 from turbo.models.placement import Placement, explained_shortage, place
 from turbo.models.registry import DEFAULT_MODEL, find_card
 from turbo.networks.compilation import compile_blocks
-from turbo.networks.families import (
-    Network,
-    VideoVAE,
-    load_network,
-    load_text_encoder,
-    load_vae,
-)
+from turbo.networks.families import Network, VideoVAE, load_network, load_text_encoder, load_vae
 from turbo.networks.lora import LORA_FILE, load_lora, merge_lora
 from turbo.networks.vae import decode_latents, latent_shape, quicken_on_cpu
 from turbo.request import Request, check_request
@@ -202,12 +196,7 @@ class VideoPipeline:
         return self
 
     def __call__(
-        self,
-        prompt: str,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
+        self, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
     ) -> Video:
         """Generate one video. `steps` and `guidance` default to the card's values."""
         *_, result = self.stream([prompt], [seed], steps=steps, guidance=guidance)
@@ -451,10 +440,6 @@ class VideoPipeline:
             encoded.insert(0, batch.prompt_embeds.to(self.placement.device, self.unet.dtype))
         return torch.cat(encoded) if len(encoded) > 1 else encoded[0]
 
-    def unread(self, prompt: str) -> str:
-        """Return the words at the end of a prompt that the text encoder does not read."""
-        return self.text_encoder.unread(prompt)
-
     def _motion_at(self) -> Callable[[Timesteps], PerVideo] | None:
         if self.card.motion_strength is None:
             return None
@@ -482,7 +467,7 @@ class VideoPipeline:
             for name in ("prompt_embeds", "noise", "step_noise")
             if getattr(batch, name) is not None
         ]
-        unread = "" if batch.prompt_embeds is not None else self.unread(request.prompt)
+        unread = "" if batch.prompt_embeds is not None else self.text_encoder.unread(request.prompt)
         return {
             "model": self.card.name,
             "weights_sha256": self.weights_sha256,
@@ -544,7 +529,7 @@ def _own_precision(device: torch.device) -> Iterator[None]:
 
 def warn_of_unread(pipeline: VideoPipeline, request: Request) -> None:
     """Print the words of a prompt that the model will not read."""
-    if unread := pipeline.unread(request.prompt):
+    if unread := pipeline.text_encoder.unread(request.prompt):
         tqdm.write(
             f"The prompt is too long for {pipeline.card.name}, which will not read these words: "
             f"{unread}",

@@ -192,10 +192,7 @@ def _open(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         # The named format, so that no file is taken for a list of other files or addresses.
         with av.open(
-            path.absolute(),
-            format="mp4",
-            options={"export_xmp": "1"},
-            metadata_errors="replace",
+            path.absolute(), format="mp4", options={"export_xmp": "1"}, metadata_errors="replace"
         ) as container:
             if not container.streams.video:
                 raise ValueError("The file has no video.")

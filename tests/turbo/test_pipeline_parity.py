@@ -61,8 +61,10 @@ def _text_encoder(recorded: Golden) -> CLIPTextEncoder:
     words = torch.zeros(49408, width)
     words[recorded["token_rows/ids"]] = recorded["token_rows/values__f16"].float()
     weights["model.token_embedding.weight"] = words
-    heads = recorded.metadata("config")["arch"]["text_cfg"]["heads"]
-    part = map_open_clip_text(shapes_of(weights), "model.", heads=heads)
+    sizes = recorded.metadata("config")["arch"]["text_cfg"]
+    part = map_open_clip_text(
+        shapes_of(weights), "model.", blocks=sizes["layers"] - 1, heads=sizes["heads"]
+    )
     return CLIPTextEncoder(clip_tokenizer(), part.filled(weights))
 
 

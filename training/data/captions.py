@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from turbo.text_files.decoding import read_text
 from turbo.text_files.tables import PATH_NAMES, PROMPT_NAMES, parse_table, require_columns
 
-TEXT_NAMES = ("text", *PROMPT_NAMES)  # of a column of captions, the preferred first
+TEXT_NAMES = ("text", *PROMPT_NAMES)  # of the column of captions
 _COLUMNS = {"path": PATH_NAMES, "text": TEXT_NAMES}  # and, optionally, short_text
 MAX_BYTES = 2**30  # of a table: a million captions of 1,000 bytes
 _REMEDY = "Put the videos and their texts into tar files, or name a data set in data.hub."

@@ -170,10 +170,7 @@ def write_shard(
     """
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     index = ShardIndex(
-        sha256=hashlib.sha256(content).hexdigest(),
-        bytes=len(content),
-        clips=clips,
-        broken=broken,
+        sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), clips=clips, broken=broken
     )
     path = shard_path(folder, number)
     write_file(path, content)

@@ -268,11 +268,7 @@ def told_rates(
 
 
 def stack_records(
-    clips: Sequence[Clip | PreparedClip],
-    data: DataTable,
-    device: torch.device,
-    *,
-    takes_fps: bool,
+    clips: Sequence[Clip | PreparedClip], data: DataTable, device: torch.device, *, takes_fps: bool
 ) -> RecordedBatch:
     """Return the teacher's outputs for clips that have them."""
     recorded = [clip.tensors for clip in clips if isinstance(clip, PreparedClip)]

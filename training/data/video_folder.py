@@ -185,10 +185,7 @@ def _resized(
         height, width = max(height, shape.height), max(width, shape.width)
     stored = (height, width) if on_its_side else (width, height)
     scaled = frame.reformat(
-        *stored,
-        "rgb24",
-        src_colorspace=find_matrix(frame),
-        interpolation=Interpolation.LANCZOS,
+        *stored, "rgb24", src_colorspace=find_matrix(frame), interpolation=Interpolation.LANCZOS
     ).to_ndarray()
     top, left = (height - shape.height) // 2, (width - shape.width) // 2
     return turn(scaled, frame)[top : top + shape.height, left : left + shape.width]

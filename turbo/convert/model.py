@@ -27,11 +27,7 @@ DIFFUSERS_PARTS = ("unet", "vae", "text_encoder")  # folders of diffusers' layou
 
 
 def convert_model(
-    card: ModelCard,
-    paths: list[Path],
-    *,
-    projection: str | None = None,
-    replace: bool = False,
+    card: ModelCard, paths: list[Path], *, projection: str | None = None, replace: bool = False
 ) -> Iterator[tuple[int, int]]:
     """Write the folders of a model tensor by tensor; yield (bytes written, bytes in total).
 

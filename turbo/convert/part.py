@@ -72,9 +72,7 @@ class Part:
 
 
 def renamed_part(
-    network: nn.Module,
-    rename: Callable[[str], str] = str,
-    unused: frozenset[str] = frozenset(),
+    network: nn.Module, rename: Callable[[str], str] = str, unused: frozenset[str] = frozenset()
 ) -> Part:
     """Return a part whose tensors have the same shapes in the file, under other names.
 

@@ -3,7 +3,6 @@
 The prompt embedding is the output of the last but one block, normalised; the last block is unused.
 """
 
-import re
 from collections.abc import Iterable
 
 import torch
@@ -32,20 +31,18 @@ _UNUSED = ("text_projection", "logit_scale", "attn_mask")
 
 
 def map_open_clip_text(
-    shapes: Shapes, prefix: str = "", *, heads: int | None = None, blocks: int | None = None
+    shapes: Shapes, prefix: str = "", *, blocks: int, heads: int | None = None
 ) -> Part:
     """Return the text encoder with tensors of these shapes, under OpenCLIP's names.
 
     Args:
+        blocks: to use.
         heads: of its attention; cannot be inferred. None means heads of width 64, as published.
-        blocks: to use; None means all but the last.
 
     Raises:
         KeyError: name of a missing tensor that determines the configuration.
     """
     own = {name.removeprefix(prefix): s for name, s in shapes.items() if name.startswith(prefix)}
-    if blocks is None:
-        blocks = _count(r"transformer\.resblocks\.(\d+)\.ln_1\.weight", own) - 1
     encoder = _on_meta(
         own["token_embedding.weight"],
         positions=own["positional_embedding"][0],
@@ -73,20 +70,18 @@ def open_clip_part(encoder: CLIPTextModel, names: Iterable[str] = (), prefix: st
     return Part(encoder, origins, frozenset(prefix + name for name in unused))
 
 
-def map_transformers_text(shapes: Shapes, *, blocks: int | None = None) -> Part:
+def map_transformers_text(shapes: Shapes, *, blocks: int) -> Part:
     """Return the text encoder with tensors of these shapes, under transformers' names.
 
     In transformers < 5, and so in ModelScope's file, they have the prefix `text_model.`.
 
     Args:
-        blocks: to use; None means all.
+        blocks: to use.
 
     Raises:
         KeyError: name of a missing tensor that determines the configuration.
     """
     prefix = "text_model." if any(name.startswith("text_model.") for name in shapes) else ""
-    if blocks is None:
-        blocks = _count(rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.layer_norm1\.weight", shapes)
     encoder = _on_meta(
         shapes[f"{prefix}embeddings.token_embedding.weight"],
         positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
@@ -118,13 +113,6 @@ def open_clip_name(name: str) -> tuple[str, int | None]:
         return f"{prefix}.{OPEN_CLIP_LEAVES[leaf]}.{end}", None
     third = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].index(leaf)
     return f"{prefix}.attn.in_proj_{end}", third
-
-
-def _count(pattern: str, shapes: Shapes) -> int:
-    count = sum(bool(re.fullmatch(pattern, name)) for name in shapes)
-    if not count:
-        raise KeyError(pattern.replace("\\", "").replace("(d+)", "0"))
-    return count
 
 
 def _on_meta(

@@ -12,12 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from turbo.diffusion.consistency import TIMESTEP_SCALING, condition_student
-from turbo.diffusion.distillation import (
-    DistillationLoss,
-    SolverInput,
-    bind_student,
-    bind_teacher,
-)
+from turbo.diffusion.distillation import DistillationLoss, SolverInput, bind_student, bind_teacher
 from turbo.types import Latents, Schedule, Timesteps, VideoNetwork, checked
 
 NOISE_RANGE = (0.02, 0.98)  # of the timesteps, as in DMD2

@@ -71,11 +71,7 @@ def motion_strength(
 
 @checked
 def guide_motion(
-    noise: Latents,
-    score: Latents,
-    strength: PerVideo,
-    schedule: Schedule,
-    timesteps: Timesteps,
+    noise: Latents, score: Latents, strength: PerVideo, schedule: Schedule, timesteps: Timesteps
 ) -> Latents:
     """Return noise - m sqrt(1 - alpha) score, which steps down the motion energy.
 
@@ -126,13 +122,12 @@ def invert_to(
         going = start >= far
         if not going.any():
             break
-        latents, rates = example[going], None if fps is None else fps[going]
-        begin, end = (torch.full_like(start[going], t) for t in (near, far))
-        output = teacher(
-            latents, schedule.network_time(end), prompt_embeds[going], Conditioning(fps=rates)
-        )
-        _, noise = schedule.split(latents, output, end)
-        example[going] = invert_step(schedule, latents, noise, begin, end).latents
+        latents = example[going]
+        here, there = (torch.full((len(latents),), t, device=latents.device) for t in (near, far))
+        conditioning = Conditioning(fps=None if fps is None else fps[going])
+        output = teacher(latents, schedule.network_time(there), prompt_embeds[going], conditioning)
+        _, noise = schedule.split(latents, output, there)
+        example[going] = invert_step(schedule, latents, noise, here, there).latents
     return example
 
 

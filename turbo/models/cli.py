@@ -178,22 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     for command in (show, fetch, convert, verify, export):
         command.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     fetch.add_argument("--yes", action="store_true", help="download without asking")
-    convert.add_argument(
-        "files",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="a file, or a folder in diffusers' layout",
-    )
+    for command, nargs in ((convert, "+"), (verify, "*")):
+        command.add_argument(
+            "files", type=Path, nargs=nargs, metavar="FILE",
+            help="a file, or a folder in diffusers' layout",
+        )  # fmt: skip
     convert.add_argument(
         "--replace", action="store_true", help="overwrite parts that are converted already"
-    )
-    verify.add_argument(
-        "files",
-        type=Path,
-        nargs="*",
-        metavar="FILE",
-        help="a file, or a folder in diffusers' layout",
     )
     export.add_argument("file", type=Path, metavar="FILE", help="to write, such as unet_lora.pt")
     for command in (fetch, convert):

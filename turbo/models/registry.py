@@ -228,39 +228,18 @@ _SHAPES_CARDS = [
         eta=1.0,  # as VideoCrafter2's own script; ModelScope's has 0
         **_SHAPES_TEACHER,
     ),
-    ModelCard(
-        name="shapes-teacher-ode",
-        title="Shapes teacher, no fresh noise",
-        **_SHAPES_TEACHER,
-    ),
-    ModelCard(
-        name="shapes-vcm",
-        title="Shapes VCM",
-        lora="vcm",
-        **_SHAPES_STUDENT,
-    ),
-    ModelCard(
-        name="shapes-turbo",
-        title="Shapes Turbo",
-        lora="turbo",
-        **_SHAPES_STUDENT,
-    ),
+    ModelCard(name="shapes-teacher-ode", title="Shapes teacher, no fresh noise", **_SHAPES_TEACHER),
+    ModelCard(name="shapes-vcm", title="Shapes VCM", lora="vcm", **_SHAPES_STUDENT),
+    ModelCard(name="shapes-turbo", title="Shapes Turbo", lora="turbo", **_SHAPES_STUDENT),
     ModelCard(
         name="shapes-turbo-dmd",
         title="Shapes Turbo, distribution matching",
         lora="turbo-dmd",
         **_SHAPES_STUDENT | _ONE_GUIDANCE,
     ),
+    ModelCard(name="shapes-flow-teacher", title="Shapes flow teacher", **_SHAPES_TEACHER | _FLOW),
     ModelCard(
-        name="shapes-flow-teacher",
-        title="Shapes flow teacher",
-        **_SHAPES_TEACHER | _FLOW,
-    ),
-    ModelCard(
-        name="shapes-flow-vcm",
-        title="Shapes flow VCM",
-        lora="flow-vcm",
-        **_SHAPES_STUDENT | _FLOW,
+        name="shapes-flow-vcm", title="Shapes flow VCM", lora="flow-vcm", **_SHAPES_STUDENT | _FLOW
     ),
     ModelCard(
         name="shapes-flow-turbo",

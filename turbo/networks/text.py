@@ -11,8 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
+    BatchEncoding,
     CLIPTextModel,
     CLIPTokenizer,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     UMT5EncoderModel,
 )
@@ -59,19 +61,21 @@ def load_tokenizer(folder: Path, num_tokens: int) -> CLIPTokenizer:
     return tokenizer
 
 
+def pad_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> BatchEncoding:
+    """Return the token ids of texts, cut or padded to a length, and their attention mask."""
+    return tokenizer(
+        texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+
+
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "B L"]:
     """Return token ids, cut to the model's length and padded with id 0 after the end token.
 
     The UNet attends to padding too, so the padding id matters: OpenCLIP pads with 0, CLIP's own
     tokenizer with the end token.
     """
-    ids = tokenizer(
-        [clean_prompt(prompt) for prompt in prompts],
-        padding="max_length",
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
+    texts = [clean_prompt(prompt) for prompt in prompts]
+    ids = pad_tokens(tokenizer, texts, tokenizer.model_max_length).input_ids
     ended = (ids == tokenizer.eos_token_id).long().cumsum(dim=1)
     after_end = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1) > 0
     return ids.masked_fill(after_end, 0)
@@ -195,12 +199,7 @@ class UMT5TextEncoder:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """Embed every token of every prompt; zeros after the end token."""
-        tokens = self.tokenizer(
-            [clean_prompt(prompt) for prompt in prompts],
-            padding="max_length",
-            truncation=True,
-            max_length=self.num_tokens,
-            return_tensors="pt",
-        ).to(self.model.device)
+        texts = [clean_prompt(prompt) for prompt in prompts]
+        tokens = pad_tokens(self.tokenizer, texts, self.num_tokens).to(self.model.device)
         embeds = self.model(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return embeds * rearrange(tokens.attention_mask, "B L -> B L 1").to(embeds)

@@ -36,11 +36,9 @@ def latent_shape(vae: VAE, frames: int, height: int, width: int) -> tuple[int, i
 
 def latent_index(vae: VAE, frame: int) -> int:
     """Return which latent frame holds a frame."""
-    return (
-        -(-frame // vae.config.scale_factor_temporal)
-        if isinstance(vae, AutoencoderKLWan)
-        else frame
-    )
+    if not isinstance(vae, AutoencoderKLWan):
+        return frame
+    return -(-frame // vae.config.scale_factor_temporal)
 
 
 def first_frame(vae: VAE, latent: int) -> int:
@@ -62,11 +60,7 @@ def quicken_on_cpu(vae: VAE) -> VAE:
 
 @checked
 def encode_frames(
-    vae: VAE,
-    frames: Frames,
-    generator: torch.Generator | None = None,
-    *,
-    chunk: int = 8,
+    vae: VAE, frames: Frames, generator: torch.Generator | None = None, *, chunk: int = 8
 ) -> Latents:
     """Encode frames to latents of unit variance, `chunk` frames at a time.
 

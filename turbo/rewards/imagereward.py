@@ -23,6 +23,7 @@ from transformers import (
 from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
+from turbo.networks.text import pad_tokens
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
 from turbo.rewards.preprocess import (
     CLIP_MEAN,
@@ -111,13 +112,7 @@ class ImageReward(nn.Module):
         """
         if len(prompts) != len(frames):
             raise ValueError(f"Expected {len(frames)} prompts, one a video, got {len(prompts)}.")
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            truncation=True,
-            max_length=LENGTH,
-            return_tensors="pt",
-        ).to(frames.device)
+        tokens = pad_tokens(self.tokenizer, prompts, LENGTH).to(frames.device)
         ids, mask = (
             repeat(part, "B L -> (B F) L", F=frames.shape[1])
             for part in (tokens.input_ids, tokens.attention_mask)

@@ -16,17 +16,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import (
-    cosine_similarity,
-    interpolate,
-    linear,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import cosine_similarity, interpolate, linear, scaled_dot_product_attention
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
 from turbo.convert.part import Part, renamed_part
+from turbo.networks.text import pad_tokens
 from turbo.rewards.checkpoints import RewardCard, build_on_meta, read_part
 from turbo.rewards.preprocess import check_videos, prepare_videos
 from turbo.rewards.text_cache import cache_texts
@@ -252,13 +248,8 @@ class InternVideo2Reward(nn.Module):
 
     def _tokenize(self, prompts: list[str]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Return token ids, truncated or padded to the model's length, and the attention mask."""
-        tokens = self.tokenizer(
-            prompts,
-            padding="max_length",
-            truncation=True,
-            max_length=self.model.config.length,
-            return_tensors="pt",
-        ).to(self.model.vision_proj.weight.device)
+        tokens = pad_tokens(self.tokenizer, prompts, self.model.config.length)
+        tokens = tokens.to(self.model.vision_proj.weight.device)
         return tokens.input_ids, tokens.attention_mask
 
 

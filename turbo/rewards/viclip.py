@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPTokenizer
+from transformers.activations import QuickGELUActivation
 
 from turbo.card import HubFile
 from turbo.convert.checkpoint import open_checkpoint
@@ -45,11 +46,6 @@ class ViCLIPConfig:
     embed: int = 768  # dimension of the shared embedding space
 
 
-class QuickGELU(nn.Module):
-    def forward(self, values: Tensor) -> Tensor:
-        return values * (1.702 * values).sigmoid()
-
-
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -57,7 +53,7 @@ class _Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("gelu", QuickGELUActivation())
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

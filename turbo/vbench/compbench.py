@@ -8,7 +8,6 @@ Source: T2V-CompBench, arXiv:2407.14505, and the scripts of its repository.
 """
 
 import csv
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,9 @@ def compute_total(files: dict[str, Path]) -> dict[str, float]:
 
 def _read_score(path: Path) -> float:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        score = _last(csv.reader(file))
+        score: list[str] = []
+        for row in csv.reader(file):
+            score = row or score  # the last row that is not empty
     try:
         name, text = score
         value = float(text)
@@ -84,10 +85,3 @@ def _read_score(path: Path) -> float:
             "T2V-CompBench to its end."
         ) from error
     return value
-
-
-def _last(rows: Iterable[list[str]]) -> list[str]:
-    last: list[str] = []
-    for row in rows:
-        last = row or last
-    return last

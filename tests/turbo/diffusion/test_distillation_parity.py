@@ -222,7 +222,8 @@ def test_encoded_prompts_are_in_parity_with_the_published_step(step, golden):
     words = torch.zeros(architecture["vocab_size"], architecture["width"])
     words[tower["token_rows/ids"]] = tower["token_rows/values__f16"].float()
     weights["model.token_embedding.weight"] = words
-    part = map_open_clip_text(shapes_of(weights), "model.", heads=architecture["heads"])
+    blocks, heads = architecture["layers"] - 1, architecture["heads"]
+    part = map_open_clip_text(shapes_of(weights), "model.", blocks=blocks, heads=heads)
     encoder = CLIPTextEncoder(clip_tokenizer(), part.filled(weights))
     prompts = recorded.metadata("steps")[step]["prompts"]
 

@@ -8,12 +8,7 @@ from typing import Any
 from training.shapes.evaluation.figures import draw_contact_sheet, plot_systems
 from training.shapes.evaluation.measurements import measure_systems
 from training.shapes.evaluation.report import find_deviations, write_report
-from training.shapes.evaluation.systems import (
-    REAL,
-    RECONSTRUCTED,
-    Source,
-    held_out_prompts,
-)
+from training.shapes.evaluation.systems import REAL, RECONSTRUCTED, Source, held_out_prompts
 from turbo.types import Reward
 
 COUNT = 1024  # held-out prompts

@@ -108,9 +108,7 @@ def draw_contact_sheet(
     height, width = columns[0].shape[1:3]
     gap = 6
     sheet = Image.new(
-        "RGB",
-        (len(columns) * (width + gap) - gap, LABEL + len(rows) * (LABEL + height)),
-        "white",
+        "RGB", (len(columns) * (width + gap) - gap, LABEL + len(rows) * (LABEL + height)), "white"
     )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for column, (system, strips) in enumerate(zip(systems, columns, strict=True)):

@@ -115,21 +115,13 @@ class Judge(nn.Module):
 
     def rate_fit(self, features: Float[Tensor, "B D"], scenes: Sequence[Scene]) -> PerVideo:
         """Return the log-probability that the clips show their scenes, at most 0."""
-        return sum(
-            (
-                -nll_loss(logits.log_softmax(dim=1), labels, reduction="none")
-                for logits, labels in self._classify(features, scenes)
-            ),
-            start=features.new_zeros(len(features)),
-        )
-
-    def _classify(
-        self, features: Float[Tensor, "B D"], scenes: Sequence[Scene]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, per attribute, the logits (B, words) and the prompted word (B,)."""
+        fit = features.new_zeros(len(features))
         for name, words in WORDS.items():
             labels = [words.index(getattr(scene, name)) for scene in scenes]
-            yield self.words[name](features), torch.tensor(labels, device=features.device)
+            prompted = torch.tensor(labels, device=features.device)
+            logits = self.words[name](features)
+            fit = fit - nll_loss(logits.log_softmax(dim=1), prompted, reduction="none")
+        return fit
 
     def forward(self, frames: Frames, prompts: Sequence[Scene | str]) -> PerVideo:
         """Return the score of every clip for its scene or caption."""

@@ -7,10 +7,8 @@ from training.shapes.evaluation.probes import (
     SHOWN_PIXELS,
     SPRITE_DISTANCE,
     match_silhouettes,
-    read_background,
-    undo_wash_out,
+    split_sprite,
 )
-from training.shapes.world.scenes import draw_background
 
 Clip = UInt8[np.ndarray, "F H W 3"]
 
@@ -35,14 +33,7 @@ def frame_change(clip: Clip) -> float:
 
 def find_sprite(clip: Clip) -> Bool[np.ndarray, "F H W"]:
     """Return which pixels show the sprite; none in frames, or in a clip, without one."""
-    background = read_background(clip)
-    if background is None:
-        clip = undo_wash_out(clip)
-        background = read_background(clip)
-    if background is None:
-        return np.zeros(clip.shape[:3], dtype=bool)
-    away = np.linalg.norm(clip.astype(np.float32) - draw_background(background), axis=-1)
-    mask = away > SPRITE_DISTANCE
+    _, _, mask = split_sprite(clip)
     return mask & (mask.sum(axis=(1, 2), keepdims=True) >= SHOWN_PIXELS)
 
 

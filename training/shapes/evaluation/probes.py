@@ -79,15 +79,8 @@ def read_shapes(file: Path) -> np.ndarray:
 
 def read_clip(clip: np.ndarray) -> Reading:
     """Read the attributes of a clip, uint8 (FRAMES, SIZE, SIZE, 3)."""
-    background = read_background(clip)
-    washed_out = background is None
-    if background is None:
-        clip = undo_wash_out(clip)
-        background = read_background(clip)
-    if background is None:
-        return Reading(None, None, None, None)
-    away = np.linalg.norm(clip.astype(np.float32) - draw_background(background), axis=-1)
-    mask = away > SPRITE_DISTANCE
+    background, plain, mask = split_sprite(clip)
+    washed_out = plain is not clip
     shown = mask.sum(axis=(1, 2)) >= SHOWN_PIXELS
     if not shown.any():
         return Reading(None, None, None, background, washed_out)
@@ -95,9 +88,24 @@ def read_clip(clip: np.ndarray) -> Reading:
     mean_overlap = overlap[shown].mean(axis=0)
     best = int(mean_overlap.argmax())
     shape = list(SPRITES)[best] if mean_overlap[best] >= SHAPE_OVERLAP else None
-    colour = read_colour(clip[shown], corners[shown, best], list(SPRITES)[best])
+    colour = read_colour(plain[shown], corners[shown, best], list(SPRITES)[best])
     motion = read_motion(corners[:, best], shown)
     return Reading(colour, shape, motion, background, washed_out)
+
+
+def split_sprite(clip: np.ndarray) -> tuple[str | None, np.ndarray, Bool[np.ndarray, "F H W"]]:
+    """Return the background, the clip without a wash-out, and its pixels far from the background.
+
+    Without a background these are the clip as it is, and no pixels.
+    """
+    plain, background = clip, read_background(clip)
+    if background is None:
+        plain = undo_wash_out(clip)
+        background = read_background(plain)
+    if background is None:
+        return None, clip, np.zeros(clip.shape[:3], dtype=bool)
+    away = np.linalg.norm(plain.astype(np.float32) - draw_background(background), axis=-1)
+    return background, plain, away > SPRITE_DISTANCE
 
 
 def undo_wash_out(clip: np.ndarray) -> np.ndarray:

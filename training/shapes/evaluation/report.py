@@ -34,6 +34,7 @@ RATES = {
     "all": "hit_all",
     "watermark": "watermark",
     "washed out": "washed_out",
+    "no flaw": "clean",
 }
 MEANS = {
     "judge": "judge",
@@ -155,10 +156,9 @@ def _clusters_of(table: pd.DataFrame) -> Clusters:
 
 def _summarise(table: pd.DataFrame, real: pd.DataFrame | None) -> dict[str, Any]:
     clusters = _clusters_of(table)
-    rates = RATES | {"no flaw": "clean"}
     summary: dict[str, Any] = {
         name: _percent(clustered_mean(table[column].to_numpy(dtype=bool), clusters, bounds=SHARE))
-        for name, column in rates.items()
+        for name, column in RATES.items()
     }
     rewards = {c.replace("_", " "): c for c in table.columns if c.startswith("reward_")}
     summary |= {
@@ -192,7 +192,7 @@ def compare_systems(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict[str, Any]:
         "preference, quality": _percent(clustered_mean(expit(quality), clusters, 0.5, SHARE)),
         "wins": _percent(clustered_mean((1 + np.sign(ahead)) / 2, clusters, 0.5, SHARE)),
     }
-    for name, column in (RATES | {"no flaw": "clean"}).items():
+    for name, column in RATES.items():
         a, b = (side[column].to_numpy(dtype=bool) for side in (ours, theirs))
         difference = clustered_mean(a.astype(float) - b.astype(float), clusters, 0.0, (-1, 1))
         result[name] = _percent(difference) | {"mcnemar_p": mcnemar_p(a, b)}
@@ -316,8 +316,7 @@ def find_deviations(committed: dict[str, Any], fresh: dict[str, Any]) -> list[st
                 continue
             new = fresh["systems"][label][name]
             before, after = (v["mean"] if isinstance(v, dict) else v for v in (old, new))
-            in_points = name in RATES or name == "no flaw"
-            slack = RATE_TOLERANCE if in_points else MEAN_TOLERANCE * max(abs(before), 0.1)
+            slack = RATE_TOLERANCE if name in RATES else MEAN_TOLERANCE * max(abs(before), 0.1)
             if abs(after - before) > slack:
                 lines.append(f"{label}, {name}: {before:.4g} became {after:.4g}")
     return lines

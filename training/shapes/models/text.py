@@ -17,12 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.loop import FitConfig, Slot, StepStats, fit
-from training.shapes.world.scenes import (
-    SCENES,
-    TEMPLATES,
-    TRAIN_SCENES,
-    WORDS,
-)
+from training.shapes.world.scenes import SCENES, TEMPLATES, TRAIN_SCENES, WORDS
 from turbo.networks.text import tokenize
 
 LENGTH, WIDTH = 16, 96  # tokens, features
