@@ -57,8 +57,8 @@ def check_videos(frames: Frames, prompts: list[str], num_frames: int) -> None:
     """
     if len(prompts) != len(frames) or frames.shape[1] != num_frames:
         raise ValueError(
-            f"This reward scores videos of {num_frames} frames, each with one prompt. It was given "
-            f"{len(frames)} of {frames.shape[1]} frames and {len(prompts)} prompts."
+            f"Expected {len(frames)} prompts and {num_frames} frames a video, "
+            f"got {len(prompts)} and {frames.shape[1]}."
         )
 
 
