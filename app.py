@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def open_clip_store(data_dir: Path) -> ClipStore:
-    """Create the data folder with its clip store, or exit with the reason why not.
+    """Create the data folder with its clip store, or exit and say what prevents it.
 
     A folder that exists but is read-only is reported here and by /healthz. The page opens.
     """
@@ -99,7 +99,7 @@ def keep_temporary_files_in(folder: Path) -> None:
 
 
 def _can_write(folder: Path) -> bool:
-    """Return whether folders can be made in a folder, which is created if it does not exist."""
+    """Return whether folders can be made in a folder. It is created if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(dir=folder).cleanup()

@@ -1,1 +1,1 @@
-"""The page: layout and handlers. Everything that it knows of models is in `demo.models`."""
+"""The page: layout and handlers. Everything that it knows about models is in `demo.models`."""

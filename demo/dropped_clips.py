@@ -16,7 +16,7 @@ MAX_BYTES = 32 * 2**20  # twice the largest clip of a published model
 
 
 class DropError(ValueError):
-    """A dropped file is of no use; visitors see the text."""
+    """A dropped file cannot be used. Visitors see the text."""
 
 
 class DroppedClips:

@@ -63,7 +63,7 @@ class ModelInfo:
 
 
 def describe_models() -> dict[str, ModelInfo]:
-    """Return every model of the library by name, but those that only the recipe can make."""
+    """Return the models of the library by name, except those that only the recipe makes."""
     return {
         name: ModelInfo(card=card, world=_read_world(card))
         for name, card in MODELS.items()
@@ -160,7 +160,7 @@ def load_model(
 
 
 def _return_freed_memory() -> None:
-    """Give the system back what imports and loading have freed: 30 MB, which glibc would keep."""
+    """Return freed memory to the system: 30 MB after imports and loading that glibc keeps."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # macOS and musl have none
         trim(0)

@@ -11,7 +11,7 @@ class EngineError(RuntimeError):
 
 
 class ServerStopping(EngineError):
-    """The page's program ends, which is no failure of a model."""
+    """The page's program is ending; the model has not failed."""
 
     def __init__(self) -> None:
         super().__init__("The server is shutting down. Try again when it is back.")

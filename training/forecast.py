@@ -57,7 +57,7 @@ class Forecast:
         return self.weights + self.optimiser + self.step
 
     def memory_of(self, processes: int) -> int:
-        """Return the memory with run.shard, of one of so many processes.
+        """Return the memory of one process with run.shard, by the number of processes.
 
         Gradients of earlier micro-batches are there at the peak of the last. Two modules are
         whole, with their gradients: the one at work, and the next.

@@ -1,4 +1,4 @@
-"""The log of a run: one CSV row per step, each step once, also after a run has resumed."""
+"""The log of a run: one CSV row per step, each step once, even after the run was resumed."""
 
 import csv
 import os

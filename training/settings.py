@@ -1,4 +1,4 @@
-"""What a distillation works on: a batch of encoded videos, and its settings."""
+"""The inputs of a distillation: a batch of encoded videos, and its settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class RecordedBatch:
-    """A batch of training videos of which the teacher's outputs were recorded."""
+    """A batch of training videos for which the teacher's outputs were recorded."""
 
     record: TeacherRecord
     reward_prompts: list[str | None]  # as for `EncodedBatch`
@@ -59,7 +59,7 @@ class RecordedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MotionGuidance:
-    """T2V-Turbo-v2's: the teacher's step follows the motion of the training video."""
+    """Motion guidance of T2V-Turbo-v2: the teacher's step follows the training video's motion."""
 
     strength: float = STRENGTH
     percentage: float = PERCENTAGE  # the noisiest share of the timesteps

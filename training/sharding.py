@@ -1,4 +1,4 @@
-"""What is trained, divided over processes by FSDP2: weights, gradients and optimiser.
+"""Divide what is trained over processes, by FSDP2: weights, gradients and optimiser.
 
 accelerate shards by the same function of torch, but on accelerators only, and it would shard the
 frozen teacher too, which processes need not call equally often.

@@ -103,7 +103,7 @@ def bytes_of_clip(card: ModelCard) -> int:
 
 
 def check_room(folder: Path, clips: Iterable[tuple[ModelCard, Request]]) -> int:
-    """Return how many bytes the clips need at most that the folder's manifest does not list yet.
+    """Return how many bytes the clips that the folder's manifest does not list yet need at most.
 
     Raises:
         OSError: the disk has less free space.

@@ -1,4 +1,4 @@
-"""Rules for writing gigabytes: check the free disk space, wait for others that write the same."""
+"""Before writing gigabytes: check the free disk space, and wait for others that write the same."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A decoded frame as a player shows it: its colours, the form of its pixels, its rotation.
+"""A decoded frame as a player shows it: its colours, the shape of its pixels, its rotation.
 
 The study uses this module too, so it needs neither torch nor anything else of the library.
 """
@@ -15,7 +15,7 @@ MAX_ASPECT = 4  # width to height of a pixel
 
 
 class DisplayError(ValueError):
-    """The file asks for a form of pixels, a scale or a rotation that is not supported."""
+    """The file asks for a pixel shape, a scale or a rotation that is not supported."""
 
 
 def show(frame: av.VideoFrame, aspect: Fraction | None) -> np.ndarray:

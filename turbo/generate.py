@@ -156,7 +156,7 @@ def _plan(
     requests: Sequence[Sequence[Request]],
     sizes: Sequence[int],
 ) -> Iterator[str]:
-    """Yield the lines of a table of what a batch makes, and what it needs at most."""
+    """Yield the lines of a table: what a batch makes, and what it needs at most."""
     layout = "{:32} {:>6} {:>14} {:>7}  {}"
     yield layout.format("system", "clips", "network calls", "GB", "time in one process, about")
     load = _Loader(options, quiet=True)
@@ -174,7 +174,7 @@ def _plan(
 
 
 class _Loader:
-    """Loads a model where the options say. The next system of the same model gets it again."""
+    """Loads a model on the chosen device. The next system of the same model uses it again."""
 
     def __init__(self, options: argparse.Namespace, *, quiet: bool) -> None:
         self._options, self._quiet = options, quiet
@@ -252,7 +252,7 @@ def _check_clip_path(out: Path, name: str) -> None:
 
 
 def _read_signer(options: argparse.Namespace) -> Signer | None:
-    """Return the signer of the files, after a try; None without its options."""
+    """Return the signer of the files after testing it; None without its options."""
     files = (options.c2pa_certificate, options.c2pa_key)
     if files == (None, None):
         return None

@@ -1,4 +1,4 @@
-"""The manifest of a folder of clips: one row each, through which other programs know them."""
+"""The manifest of a folder of clips: one row for each, for other programs to read."""
 
 import csv
 import hashlib
@@ -145,7 +145,7 @@ def _without_cut_character(content: bytes) -> bytes:
 
 
 def _is_torn(line: str, delimiter: str) -> bool:
-    """Return whether a line without its end is a part of a row, as a killed process leaves it.
+    """Return whether a line without its end is part of a row that a killed process left.
 
     Our rows begin with the path of a clip and the name of its model, and end with 16 digits. What
     may be a person's note is no part of a row.

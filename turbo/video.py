@@ -91,7 +91,7 @@ class Video:
 
 
 def _own_prefix() -> str:
-    """Return how the names of unfinished files of this machine begin; short, and hidden."""
+    """Return the prefix of this machine's unfinished files; it is short, and hides them."""
     machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
     return f".unfinished-{machine}-"
 

@@ -11,7 +11,7 @@ PARTIAL = ".partial"  # after the name of an unfinished file
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield where to write a file. It takes its name, and the place of a former one, at the end."""
+    """Yield a path to write a file to. At the end it is renamed, and replaces a former file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:

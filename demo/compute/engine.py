@@ -124,7 +124,7 @@ class Engine:
 
 @contextmanager
 def explained_load(name: str) -> Iterator[None]:
-    """Log the failure of a load; turn it into what a visitor reads."""
+    """Log a failure to load, and turn it into a message for visitors."""
     try:
         yield
     except Exception as failure:
@@ -139,7 +139,7 @@ def log_load_failure(name: str, failure: BaseException) -> None:
 
 
 def explain_load_failure(name: str, failure: BaseException) -> EngineError:
-    """Return what a visitor reads about a model that did not load."""
+    """Return the message for visitors about a model that did not load."""
     if isinstance(failure, EngineError | MemoryError):  # written for visitors
         return EngineError(str(failure))
     return EngineError(

@@ -62,7 +62,7 @@ class ModelProcess:
         return partial(self._call, _generate, *self._models, name)
 
     def wake(self, name: str) -> None:
-        """Load a model in the background if the process has ended: a visitor has come."""
+        """A visitor has come: load a model in the background if the process has ended."""
         if self._process is not None and not self.is_running:
             threading.Thread(target=self._load_again, args=[name], daemon=True).start()
 
@@ -80,7 +80,7 @@ class ModelProcess:
                 self._end()
 
     def end(self) -> None:
-        """End the process for good: the page's program ends."""
+        """End the process for good, because the page's program ends."""
         with self._lock:
             self._is_over = True
             self._end()
@@ -200,7 +200,7 @@ def _send_failure(connection: Connection, failure: BaseException) -> None:
 
 
 def _find(load: Load, kept: Collection[str], name: str) -> Generate:
-    """Return a loaded model, which is loaded first if necessary."""
+    """Return a model. Load it first if necessary."""
     with _loading:
         if name not in _loaded:
             if name not in kept:

@@ -132,7 +132,7 @@ def add_mcp(app: FastAPI, page: Page, context: PageContext) -> AbstractAsyncCont
 
 
 def _create_server(name: str, **options: Any) -> Any:
-    """Create a server whose tools take no names that they do not know, and miss none."""
+    """Create a server whose tools refuse unknown and missing arguments."""
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
 

@@ -124,7 +124,7 @@ async def _ending_when_idle(process: ModelProcess | None, limits: Limits) -> Asy
 
 
 def mount_options(context: PageContext) -> dict[str, Any]:
-    """Return the keyword arguments of `gr.mount_gradio_app`: looks, and closed features."""
+    """Return the keyword arguments of `gr.mount_gradio_app`: appearance, and disabled features."""
     clips = context.engine.clips.folder
     return {
         "theme": theme.build_theme(),

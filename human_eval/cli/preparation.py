@@ -330,7 +330,7 @@ def simulate(options: Namespace) -> None:
 
 
 def _read_pair_rates(store: StudyStore, table: Path) -> dict[tuple[str, int], float]:
-    """Return a judge's probability that A wins, by comparison and prompt, of every pair."""
+    """Return a judge's probability that A wins each pair, by comparison and prompt."""
     from human_eval.reporting.judge_scores import read_scores
 
     pairs = read_pairs(store)

@@ -128,7 +128,7 @@ def status(options: Namespace) -> None:
 
 
 def _is_simulated(connection: Connection, exclusion: Exclusion) -> bool | None:
-    """Return whether an exclusion is of a simulated rater or assignment; None if it was erased."""
+    """Return whether an excluded rater or assignment is simulated; None if it was erased."""
     kind, _, number = exclusion.subject.partition(":")
     table: type[Rater | AssignmentRow] = Rater if kind == "rater" else AssignmentRow
     return connection.execute(select(table.simulated).where(table.id == int(number))).scalar()

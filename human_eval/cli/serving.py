@@ -56,7 +56,7 @@ def serve(options: Namespace) -> None:
 
 
 def _check_some_clip(store: StudyStore) -> None:
-    """Refuse to serve a study none of whose clips has its file, as after a move without them."""
+    """Refuse to serve a study without any of its video files, as after an incomplete move."""
     with store.read() as connection:
         clips = list_clips(connection, None)
     lost = find_lost_clips(store)

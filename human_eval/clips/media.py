@@ -195,7 +195,7 @@ def _check_count(stream: av.VideoStream, path: Path, decoded: int, shown: int) -
 
 
 def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
-    """Return a frame as a player shows it: its colours, the form of its pixels, its rotation."""
+    """Return a frame as a player shows it: its colours, the shape of its pixels, its rotation."""
     if frame.is_corrupt:
         raise StudyError("The video has a damaged frame. Copy or make it again.")
     if name := HDR.get(frame.color_trc):

@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which clips of a folder are meant, where its names alone do not say."""
+    """Which clips of a folder to take, if their names alone do not say."""
 
     first_number: int | None = None  # of numbered files: the number of the first prompt
     seed: int | None = None  # of several clips of a prompt; VBench's number of the sample

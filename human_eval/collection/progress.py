@@ -74,7 +74,7 @@ def ending(progress: Progress, shortage: Shortage) -> Outcome:
 
 
 def stopping(progress: Progress, shortage: Shortage | None, *, technical: bool) -> Outcome:
-    """Return how it ends for a rater who stops.
+    """Return the outcome for a rater who stops.
 
     Args:
         shortage: why there is no pair for them; None if there is one.

@@ -60,7 +60,7 @@ class JournalFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which rows of a database are its own."""
+    """Which rows of a database were made there."""
 
     replica: str  # empty for a study that is no server, such as the researcher's
     start: Position  # of its own rows

@@ -270,7 +270,7 @@ def _as_replica(store: StudyStore) -> StudyStore:
 
 
 def _last(origin: Origin, files: Iterable[JournalFile]) -> Position:
-    """Return how far the journal of this server is in the data set."""
+    """Return how much of this server's journal is in the data set."""
     mine = [file.end for file in files if file.replica == origin.replica]
     return max(mine, default=origin.start)
 

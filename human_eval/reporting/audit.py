@@ -104,7 +104,7 @@ def _tie_rule(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFr
 
 
 def _rank_volatility(votes: pd.DataFrame, definition: StudyDefinition, rates: pd.DataFrame) -> str:
-    """Leave out the busiest raters, one after another: does the first of the ranking change?"""
+    """Leave out the busiest raters one after another: does the leader of the ranking change?"""
     columns = ["system_a", "system_b", "choice", "rater"]
     asked = _primary(votes, definition)[columns].astype("category")  # filtered faster than text
     rankings = [(set(group.names), _order(group)[0]) for group in _connected(asked)]

@@ -199,7 +199,7 @@ def _read_earlier(folder: Path) -> tuple[StudyDefinition, ...]:
 
 
 def check_sums(folder: Path, *names: str) -> None:
-    """Refuse an export that is unfinished, or of which one of these files was changed.
+    """Refuse an export that is unfinished, or in which one of these files was changed.
 
     Raises:
         StudyError: SHA256SUMS is missing, or does not have the hash of a file.
@@ -258,7 +258,7 @@ def read_votes(path: Path) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, target: Path | BytesIO, *, verbatim: bool = False) -> None:
-    """Write a table as CSV of which a spreadsheet runs no cell as a formula.
+    """Write a table as CSV in which no cell is a formula to a spreadsheet.
 
     Args:
         verbatim: leave such cells as they are, for a program that shows them to people.

@@ -68,7 +68,7 @@ def find_value(record: Record, path: str) -> Any:
 
 
 def show_value(value: Any) -> str:
-    """Return a value as the text of a cell. Of an object of flags it is the only true one's name.
+    """Return a value as the text of a cell. Flags become the name of the only true one.
 
     A value that says nothing is "".
     """
@@ -81,7 +81,7 @@ def show_value(value: Any) -> str:
 
 
 def read_crowd_time(text: str) -> datetime | None:
-    """Read a time such as "Tue Mar 05 10:33:21 PST 2019"; None if it is none.
+    """Read a time such as "Tue Mar 05 10:33:21 PST 2019"; None if the text is not one.
 
     Raises:
         ValueError: its zone is not known.

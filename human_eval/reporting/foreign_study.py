@@ -151,7 +151,7 @@ def make_keys(noun: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def make_key(name: str) -> str:
-    """Return the name as a key, or "" if nothing of it may be in one."""
+    """Return the name as a key, or "" if a key may contain no character of it."""
     key = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:64]
     return key if KEY.fullmatch(key) else ""
 

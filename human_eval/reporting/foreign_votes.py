@@ -202,7 +202,7 @@ def _find_columns(
 def _read_vote(
     record: Record, columns: Mapping[str, str], mapping: VoteMapping
 ) -> tuple[dict[str, str], str]:
-    """Return a vote by the names of KNOWN, and why it is none, or ""."""
+    """Return a vote by the names of KNOWN, and why the row is not a vote, or ""."""
     row = {**dict.fromkeys(KNOWN, ""), **mapping.constants}
     cells: dict[str, str] = {}
     for name, place in columns.items():

@@ -197,7 +197,7 @@ def _draw(results: Results, kind: str) -> bytes:
 
 
 def table_as_csv(table: pd.DataFrame) -> bytes:
-    """Return a table as CSV of which a spreadsheet runs no cell as a formula."""
+    """Return a table as CSV in which no cell is a formula to a spreadsheet."""
     from human_eval.reporting.export import write_csv
 
     content = BytesIO()

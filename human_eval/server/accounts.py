@@ -69,7 +69,7 @@ class Authenticator:
         self._failures: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=ATTEMPTS))
 
     def check(self, name: str, password: str, role: Role | None = None) -> None:
-        """Return if the password belongs to the account, and the account has the role if given.
+        """Check that the password and, if one is given, the role are the account's.
 
         Takes about 50 ms of computation, to slow down guessing.
 

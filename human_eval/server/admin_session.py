@@ -29,7 +29,7 @@ def read_researcher(store: StudyStore, cookies: Mapping[str, str]) -> str | None
 
 
 def check_form_token(store: StudyStore, name: str, token: str) -> None:
-    """Return if the form was given to this researcher.
+    """Check that the form was given to this researcher.
 
     Raises:
         NotYours: it was not, or it is too old.

@@ -316,7 +316,7 @@ def _claim(
 
 
 def _current_token(connection: Connection, store: StudyStore, rater_id: int) -> str | None:
-    """Return the token of the rater's current assignment: one given ahead may be taken back."""
+    """Return the token of the rater's current assignment; one given early may be taken back."""
     current = assignment.find_current(connection, rater_id, now=store.clock())
     return current and store.keys.sign("assignment", list(current))
 

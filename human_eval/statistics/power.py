@@ -1,4 +1,4 @@
-"""Power: what a study costs and can detect, and how many more votes a decision takes."""
+"""Power: what a study costs, what it can detect, and how many more votes a decision needs."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,7 +128,7 @@ def votes_to_decide(
     wins: float | np.ndarray = 0,
     losses: float | np.ndarray = 0,
 ) -> np.ndarray:
-    """Simulate how many more independent votes the e-value takes to reach its threshold.
+    """Simulate how many more independent votes the e-value needs to reach its threshold.
 
     The lead, wins minus losses, has to reach a bound that does not fall with more votes. Each vote
     moves it by 1: where it is g short of the bound, the next g votes, rounded up, are drawn at
@@ -207,7 +207,7 @@ def forecast_power(definition: StudyDefinition, prompts: int) -> pd.DataFrame:
 def forecast_decisions(
     votes: pd.DataFrame, definition: StudyDefinition, *, paths: Paths | None = None
 ) -> pd.DataFrame:
-    """Forecast how many more votes the primary question of each comparison takes to be decided.
+    """Forecast how many more votes the primary question of each comparison needs to be decided.
 
     The true win rate of each simulated future is drawn from Beta(1 + wins / d, 1 + losses / d), its
     posterior with a uniform prior when votes weigh 1 / d, d the design effect.

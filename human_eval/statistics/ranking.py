@@ -1,4 +1,4 @@
-"""The ranking of all systems, with intervals that know prompts and raters."""
+"""The ranking of all systems, with intervals clustered by prompt and rater."""
 
 from itertools import combinations
 

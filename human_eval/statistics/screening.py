@@ -38,7 +38,7 @@ def screen(votes: pd.DataFrame, definition: StudyDefinition) -> pd.DataFrame:
 
 
 def fails_gold(votes: pd.DataFrame, definition: StudyDefinition) -> dict[str, Any] | None:
-    """Return the counts if a rater's accuracy on gold pairs is below the wanted one, else None.
+    """Return the counts if a rater's accuracy on gold pairs is below the required one, else None.
 
     With a uniform prior the posterior of the accuracy is Beta(1 + right, 1 + wrong); the rule
     applies if it puts at least 95 % below the wanted accuracy. With few gold pairs, no rater is

@@ -113,7 +113,7 @@ def _make_one(
 
 
 def _spoiled_prompts(store: StudyStore, comparison: Comparison) -> set[int]:
-    """Return the prompts of which a comparison has a gold pair."""
+    """Return the prompts for which a comparison has a gold pair."""
     made = select(PairRow.prompt_index).where(
         PairRow.comparison == comparison.key,
         PairRow.kind.in_(["gold", "identical"]),
@@ -159,7 +159,7 @@ def _shuffle(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def _degrade(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Make big squares of one colour each, and add noise."""
+    """Replace the picture by big squares of one colour each, and add noise."""
     coarse = pixels[:, ::BLOCKS, ::BLOCKS]
     large = coarse.repeat(BLOCKS, axis=1).repeat(BLOCKS, axis=2)
     large = large[:, : pixels.shape[1], : pixels.shape[2]]

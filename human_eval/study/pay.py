@@ -121,7 +121,7 @@ def count_countries(
 def _compare_codes(
     rows: pd.DataFrame, raters: pd.DataFrame, store: StudyStore, provider: str
 ) -> list[str]:
-    """Return who gave a code that they were not told in the session which the row names.
+    """Return who gave a code that they were not shown in the session of the row.
 
     In a row that names no session of theirs, the code may be that of any session.
     """

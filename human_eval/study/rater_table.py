@@ -86,7 +86,7 @@ def _outcome(
     decisions: Sequence[str],
     told: tuple[str, int] | None,
 ) -> str:
-    """Return how a rater's part ended: as they were told or will be, or why it has not ended.
+    """Return how a rater's part ended, as they were or will be told, or why it has not ended.
 
     Args:
         last_done: whether the session of their last pair is complete.

@@ -1,4 +1,4 @@
-"""Which training videos there are: a folder of files with a table of captions."""
+"""The list of training videos: a folder of files with a table of captions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Caption:
 
     @property
     def is_missing(self) -> bool:
-        """Return whether its file is not there."""
+        """Return whether the file is missing."""
         return self.content is None and not self.path.is_file()
 
     @property

@@ -13,7 +13,7 @@ from turbo.text_files.tables import PATH_NAMES
 
 
 def read_hub(name: str, split: str) -> list[Caption]:
-    """Read which videos a data set holds. Downloads it from the Hub, unless it is a folder.
+    """List the videos of a data set. It is downloaded from the Hub, unless it is a folder.
 
     Columns: the video, of the type Video or with a usual name; and `text`, or another usual name.
     Optional: `short_text` and `use_motion_guide`, as in a table of captions.

@@ -1,4 +1,4 @@
-"""Which clip stands at which position of a run, and who decodes it.
+"""The clip at each position of a run, and the process that decodes it.
 
 The order depends on the seed alone, so a resumed run continues with the clips that it would have
 seen.
@@ -44,7 +44,7 @@ Item_co = TypeVar("Item_co", bound=_Item, covariant=True)
 
 
 class ItemsByPosition(Protocol[Item_co]):
-    """A data set: what stands at a position of an endless run."""
+    """A data set of what is at each position of an endless run."""
 
     @property
     def captions(self) -> Sequence[Caption]:
@@ -52,7 +52,7 @@ class ItemsByPosition(Protocol[Item_co]):
         ...
 
     def __getitem__(self, position: int) -> Item_co:
-        """Return what stands at a position; positions have no end."""
+        """Return what is at a position; there are endlessly many positions."""
         ...
 
 
@@ -107,7 +107,7 @@ class ClipSource(Generic[Item]):
 
 
 def as_list(clips: list[Item]) -> list[Item]:
-    """Return a batch as it is, in place of torch's way of stacking."""
+    """Return a batch as it is, without torch's stacking."""
     return clips
 
 

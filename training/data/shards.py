@@ -1,4 +1,4 @@
-"""Shards: what is computed of a data set before training, written so that a killed job resumes.
+"""Shards: what is computed from a data set before training, so that a killed job can resume.
 
 A folder of shards holds
 
@@ -84,7 +84,7 @@ class DatasetSettings(_Json):
 
 
 class ClipFacts(_Json):
-    """What is known of one clip."""
+    """What is known about one clip."""
 
     row: int  # of the table of captions, from 0
     path: str
@@ -106,7 +106,7 @@ class ShardIndex(_Json):
 
 
 def start_folder(folder: Path, settings: DatasetSettings) -> None:
-    """Write the settings of a new folder, or check that it is the same job that continues.
+    """Write the settings of a new folder, or check that the same job continues.
 
     Raises:
         ValueError: the folder holds another data set.
@@ -256,11 +256,11 @@ class ShardFolder:
             raise ValueError(f"{folder} has no clips.")
 
     def facts(self, epoch: int, row: int) -> ClipFacts:
-        """Return what is known of a clip."""
+        """Return what is known about a clip."""
         return self._places[epoch % self.settings.passes, row][2]
 
     def tensors(self, epoch: int, row: int) -> dict[str, Tensor]:
-        """Read the tensors of a clip, but for its pictures."""
+        """Read the tensors of a clip, except its pictures."""
         number, place, _ = self._places[epoch % self.settings.passes, row]
         opened = _open(shard_path(self.folder, number))
         names = set(opened.keys()) - {PICTURES}

@@ -1,4 +1,4 @@
-"""The training data of a run: videos, or what was prepared of them; and how they are encoded."""
+"""The training data of a run: videos, or what was prepared from them; and their encoding."""
 
 import hashlib
 import json
@@ -133,7 +133,7 @@ def describe_record(config: Config) -> RecordSettings:
 
 
 def open_data(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
-    """Open what a run is trained on: teacher outputs, if the configuration names them, or clips.
+    """Open what a run trains on: teacher outputs, if the configuration names them, or clips.
 
     A record with an energy also serves a run without motion guidance, which does not read it.
 
@@ -171,7 +171,7 @@ def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
 
 
 def list_captions(folder: Path, file: str) -> list[Caption]:
-    """Read which videos there are: those of the table of captions, else those of the tar files.
+    """List the videos: those of the table of captions, else those of the tar files.
 
     Tar files take the place of a table with the default name alone: another one was asked for.
 

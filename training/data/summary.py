@@ -35,7 +35,7 @@ def inspect(folder: Path) -> str:
 
 
 def describe_shards(shards: ShardFolder) -> list[str]:
-    """Return counts, lengths and rates, a line each."""
+    """Return counts, lengths and rates, one per line."""
     settings = shards.settings
     facts = [shards.facts(0, row) for row in shards.rows]
     broken = {path: why for index in shards.indexes for path, why in index.broken.items()}

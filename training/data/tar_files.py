@@ -19,7 +19,7 @@ MAX_END = 2**16  # bytes of zeros after the last file: of `tar -b 128`, the larg
 
 
 def read_tars(folder: Path) -> list[Caption]:
-    """Read which videos the tars of a folder hold, by name of the tar, in their order.
+    """List the videos in the tar files of a folder, in the order of the names and of the files.
 
     Raises:
         ValueError: a tar cannot be read, or a sample has no video, several, or no text.

@@ -1,4 +1,4 @@
-"""Clips of training videos: which window of a video, at which rate, and of which size."""
+"""Clips of training videos: the window of a video, its frame rate and its size."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

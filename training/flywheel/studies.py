@@ -54,7 +54,7 @@ def crowd_seed(study: str, turn: int) -> int:
 
 
 def rate_height(file: Path, liking: float) -> float:
-    """Return the utility of a clip. Without a sprite it is that of one below the frame, or worse.
+    """Return the utility of a clip. A clip without a sprite is worse than any with one.
 
     Raters of the opposite taste like a missing sprite no better.
     """

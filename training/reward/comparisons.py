@@ -201,5 +201,5 @@ def _listed_clips(
 
 
 def _plain(prompt: str) -> str:
-    """Return the prompt without differences that do not make it another one."""
+    """Return the prompt without differences that do not matter, to compare it with others."""
     return " ".join(prompt.split()).casefold()

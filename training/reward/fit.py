@@ -126,7 +126,7 @@ def answer_losses(
 
 
 def start_model(features: Tensor, votes: Comparisons, train: Tensor) -> VoteModel:
-    """Return the model to train from: no preference, and ties as often as there are."""
+    """Return the model to start from: no preference, and ties at their observed rate."""
     head = VoteHead(features.shape[1], len(votes.questions))
     seen = features[torch.cat([votes.first[train], votes.second[train]]).unique()]
     head.mean.copy_(seen.mean(dim=0))

@@ -17,7 +17,7 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Measured:
-    """The votes of the test prompts on one question; shares are of those that are no ties."""
+    """The votes on the test prompts for one question; shares are of the votes that are not ties."""
 
     votes: int
     ties: int

@@ -148,7 +148,7 @@ def train_more_runs(folders: Folders) -> None:
 
 
 def match_turbo(folders: Folders) -> None:
-    """Turbo further, by distribution matching on its own samples"""
+    """Turbo, trained further by distribution matching on its own samples"""
     match_student(folders, folders.weights)
 
 
@@ -259,7 +259,7 @@ def match_student(folders: Folders, parent: Path, seed_run: int = 1) -> None:
 
 
 def run_title(name: str, seed_run: int) -> str:
-    """Return the name of a training: of the first run it is the student's own."""
+    """Return the name of a training run; the first has the name of the student."""
     return name if seed_run == 1 else f"{name}-{seed_run}"
 
 

@@ -134,7 +134,7 @@ def _table_fits(path: Path, head: bytes) -> bool:
 
 
 def _guess_text(head: bytes) -> str:
-    """Say what a file that is text may be; "" if it is none."""
+    """Say what a text file may be in place of weights; "" if it is not text."""
     if head.lstrip()[:1] == b"<":
         return ": a web page, perhaps one that asks you to log in"
     if head.lstrip()[:1] == b"{" or (head[:16].isascii() and head[:16].decode().isprintable()):

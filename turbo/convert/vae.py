@@ -53,7 +53,7 @@ def latent_diffusion_part(vae: AutoencoderKL, prefix: str = "") -> Part:
 
 
 def map_diffusers_vae(shapes: Shapes) -> Part:
-    """Return the VAE with tensors of these shapes, under diffusers' names, former or present.
+    """Return the VAE with tensors of these shapes, under diffusers' former or present names.
 
     Raises:
         KeyError: name of a missing tensor that determines the configuration.

@@ -42,7 +42,7 @@ def latent_index(vae: VAE, frame: int) -> int:
 
 
 def first_frame(vae: VAE, latent: int) -> int:
-    """Return the first frame that a latent frame holds; of the one after the last, their number."""
+    """Return the first frame of a latent frame; past the last one, the number of frames."""
     if not isinstance(vae, AutoencoderKLWan):
         return latent
     return max(0, vae.config.scale_factor_temporal * (latent - 1) + 1)

@@ -128,7 +128,7 @@ def _find_delimiter(text: str, columns: Mapping[str, Sequence[str]]) -> str:
 
 
 def _split(text: str, path: Path, delimiter: str) -> dict[int, list[str]]:
-    """Return the cells by the line on which their row begins; blank lines are left out."""
+    """Return the cells of each row by the line where it begins; blank lines are left out."""
     reader = _reader(text, delimiter)
     lines, begin = {}, 1
     try:

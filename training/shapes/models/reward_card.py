@@ -23,7 +23,7 @@ ROUNDS = 2  # clips per held-out scene
 
 @torch.no_grad()
 def measure_image_reward(reward: ImageTextReward) -> pd.Series:
-    """Return, per wrong word and per flaw, the share of pairs in which the better scores higher."""
+    """Return, per wrong word and per flaw, the share of pairs whose better frame scores higher."""
     rng = np.random.default_rng(21)
     won: dict[str, list[bool]] = {}
     for scene in HELD_OUT_SCENES * ROUNDS:

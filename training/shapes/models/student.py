@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def has_rewards(self) -> bool:
-        """Return whether it needs the reward models, which the common start is older than."""
+        """Return whether it needs the reward models, which do not exist yet at the common start."""
         return bool(self.image_weight or self.video_weight)
 
     def rewards(self, image: ImageTextReward, video: VideoTextReward) -> tuple[WeightedReward, ...]:

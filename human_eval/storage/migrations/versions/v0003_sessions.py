@@ -1,4 +1,4 @@
-"""Which session of its rater an assignment belongs to: quotas count by session.
+"""The rater's session that an assignment belongs to: quotas count by session.
 
 Until now all assignments of a rater counted together. They go to the session that the rater
 entered last, so that a rater who is in the middle of it goes on where they were.
