@@ -167,68 +167,40 @@ def denoising_loss(
     return (reduce(error, "B C F h w -> B F h w", "mean") * weight).sum() / weight.sum()
 
 
+# The phases of both teachers: appearance, then motion at half the cost, then whole clips.
+UNET_FRAMES = FitConfig(
+    steps=1200, learning_rate=2e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=200, seed=3
+)
+UNET_HALF_RATE = FitConfig(
+    steps=2400, learning_rate=1.2e-3, warmup=200, decay=0.05, ema=0.998,
+    checkpoint_every=200, seed=4,
+)  # fmt: skip
+UNET_WHOLE = FitConfig(
+    steps=1500, learning_rate=1e-3, warmup=50, decay=0.6, ema=0.998, checkpoint_every=100, seed=5
+)
+UNET_POLISH = FitConfig(
+    steps=2400, learning_rate=6e-4, warmup=100, decay=0.7, ema=0.999, checkpoint_every=100, seed=7
+)
+FLOW_FRAMES = FitConfig(
+    steps=900, learning_rate=1.5e-3, warmup=100, decay=0.1, ema=0.995, checkpoint_every=100, seed=43
+)
+FLOW_HALF_RATE = FitConfig(
+    steps=1000, learning_rate=1.5e-3, warmup=100, decay=0.05, ema=0.998,
+    checkpoint_every=50, seed=44,
+)  # fmt: skip
+FLOW_WHOLE = FitConfig(
+    steps=1500, learning_rate=1.2e-3, warmup=50, decay=0.7, ema=0.998, checkpoint_every=50, seed=45
+)
 UNET = Recipe(
     schedule=schedule_of(find_card("shapes-teacher")),
     prefix="",
     build=build_unet,
     curriculum=(
-        Phase(  # appearance
-            "frames",
-            FitConfig(
-                steps=1200,
-                learning_rate=2e-3,
-                warmup=100,
-                decay=0.1,
-                ema=0.995,
-                checkpoint_every=200,
-                seed=3,
-            ),
-            batch=128,
-            stride=None,
-        ),
-        Phase(  # motion, at half the cost
-            "half_rate",
-            FitConfig(
-                steps=2400,
-                learning_rate=1.2e-3,
-                warmup=200,
-                decay=0.05,
-                ema=0.998,
-                checkpoint_every=200,
-                seed=4,
-            ),
-            batch=16,
-            stride=2,
-        ),
-        Phase(
-            "teacher",
-            FitConfig(
-                steps=1500,
-                learning_rate=1e-3,
-                warmup=50,
-                decay=0.6,
-                ema=0.998,
-                checkpoint_every=100,
-                seed=5,
-            ),
-            batch=16,
-            stride=1,
-        ),
+        Phase("frames", UNET_FRAMES, batch=128, stride=None),
+        Phase("half_rate", UNET_HALF_RATE, batch=16, stride=2),
+        Phase("teacher", UNET_WHOLE, batch=16, stride=1),
     ),
-    polish=Phase(
-        "polish",
-        FitConfig(
-            steps=2400,
-            learning_rate=6e-4,
-            warmup=100,
-            decay=0.7,
-            ema=0.999,
-            checkpoint_every=100,
-            seed=7,
-        ),
-        batch=16,
-        stride=1,
-    ),
+    polish=Phase("polish", UNET_POLISH, batch=16, stride=1),
     rank=16,
 )
 FLOW = Recipe(
@@ -236,50 +208,11 @@ FLOW = Recipe(
     prefix="flow-",
     build=build_flow,
     curriculum=(
-        Phase(
-            "frames",
-            FitConfig(
-                steps=900,
-                learning_rate=1.5e-3,
-                warmup=100,
-                decay=0.1,
-                ema=0.995,
-                checkpoint_every=100,
-                seed=43,
-            ),
-            batch=128,
-            stride=None,
-        ),
-        Phase(
-            "half_rate",
-            FitConfig(
-                steps=1000,
-                learning_rate=1.5e-3,
-                warmup=100,
-                decay=0.05,
-                ema=0.998,
-                checkpoint_every=50,
-                seed=44,
-            ),
-            batch=32,
-            stride=2,
-        ),
-        Phase(
-            "teacher",
-            FitConfig(
-                steps=1500,
-                learning_rate=1.2e-3,
-                warmup=50,
-                decay=0.7,
-                ema=0.998,
-                checkpoint_every=50,
-                seed=45,
-            ),
-            batch=16,
-            stride=1,
-        ),
+        Phase("frames", FLOW_FRAMES, batch=128, stride=None),
+        Phase("half_rate", FLOW_HALF_RATE, batch=32, stride=2),
+        Phase("teacher", FLOW_WHOLE, batch=16, stride=1),
     ),
-    polish=replace(UNET.polish, fit=replace(UNET.polish.fit, checkpoint_every=50, seed=47)),
+    polish=replace(UNET.polish, fit=replace(UNET_POLISH, checkpoint_every=50, seed=47)),
     rank=32,
 )
 RECIPES = {"unet": UNET, "flow": FLOW}
