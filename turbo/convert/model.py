@@ -92,12 +92,9 @@ def _tokenizer(words: list[Path]) -> PreTrainedTokenizerBase:
 def _write(job: Job, folder: Path) -> Iterator[int]:
     """Write the folder of a job."""
     with _complete_folder(folder / job.folder) as partial:
-        for written in write_tensors(partial / job.file, job.slots, job.read):
-            if isinstance(written, int):
-                yield written
-            else:
-                record = {"sha256": written.sha256, **job.origin}
-                (partial / CONVERSION).write_text(json.dumps(record, indent=2) + "\n")
+        sha256 = yield from write_tensors(partial / job.file, job.slots, job.read)
+        record = {"sha256": sha256, **job.origin}
+        (partial / CONVERSION).write_text(json.dumps(record, indent=2) + "\n")
         _save_configuration(job.network, partial)
 
 

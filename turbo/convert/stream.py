@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,17 +32,10 @@ class Slot:
         return prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Written:
-    """The last item of `write_tensors`."""
-
-    sha256: str  # of the file, in hexadecimal
-
-
 def write_tensors(
     path: Path, slots: Mapping[str, Slot], read: Callable[[str], Tensor]
-) -> Iterator[int | Written]:
-    """Write one safetensors file; yield the size of each tensor, then the hash of the file.
+) -> Generator[int, None, str]:
+    """Write one safetensors file; yield the size of each tensor, and return the file's SHA-256.
 
     safetensors' `save_file` needs all tensors at once: for merged adapters, a second copy of the
     network in memory.
@@ -65,7 +58,7 @@ def write_tensors(
             assert (tensor.dtype, tuple(tensor.shape)) == (slot.dtype, slot.shape), name
             put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             yield slot.size
-    yield Written(digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _header(slots: Mapping[str, Slot]) -> bytes:
