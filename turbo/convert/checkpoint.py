@@ -120,7 +120,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path} is named .safetensors but is a torch pickle. Rename it to end in .pt."
         )
     if head.startswith(b"PK"):
-        return _open_archive(path)
+        checksums = _read_checksums(path)
+        return _from_object(path, _unpickle(path, mmap=True), checksums)
     if is_pickle:  # written by torch < 1.6, which cannot be memory-mapped
         return _from_object(path, _unpickle(path, mmap=False))
     raise ValueError(
@@ -140,11 +141,6 @@ def _guess_text(head: bytes) -> str:
     if head.lstrip()[:1] == b"{" or (head[:16].isascii() and head[:16].decode().isprintable()):
         return ": text, perhaps the message of a server or a pointer to the file"
     return ""
-
-
-def _open_archive(path: Path) -> Checkpoint:
-    checksums = _read_checksums(path)
-    return _from_object(path, _unpickle(path, mmap=True), checksums)
 
 
 def _read_checksums(path: Path) -> frozenset[int]:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from diffusers import ModelMixin
 from filelock import FileLock
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from turbo.card import CONVERSION, ModelCard
 from turbo.convert.checkpoint import open_checkpoint
@@ -81,12 +80,9 @@ def _convert_jobs(
             yield done, total
     if wants_tokenizer:
         with _complete_folder(card.folder / "tokenizer") as partial:
-            _tokenizer(words).save_pretrained(partial)
-
-
-def _tokenizer(words: list[Path]) -> PreTrainedTokenizerBase:
-    """Return the published tokenizer, or CLIP's, which is published nowhere beside the weights."""
-    return read_umt5_tokenizer(words[0]) if words else clip_tokenizer()
+            # CLIP's is published nowhere beside the weights.
+            tokenizer = read_umt5_tokenizer(words[0]) if words else clip_tokenizer()
+            tokenizer.save_pretrained(partial)
 
 
 def _write(job: Job, folder: Path) -> Iterator[int]:
@@ -95,7 +91,10 @@ def _write(job: Job, folder: Path) -> Iterator[int]:
         sha256 = yield from write_tensors(partial / job.file, job.slots, job.read)
         record = {"sha256": sha256, **job.origin}
         (partial / CONVERSION).write_text(json.dumps(record, indent=2) + "\n")
-        _save_configuration(job.network, partial)
+        if isinstance(job.network, PreTrainedModel):
+            job.network.config.save_pretrained(partial)
+        elif isinstance(job.network, ModelMixin):  # adapters have no configuration
+            job.network.save_config(partial)
 
 
 @contextmanager
@@ -111,14 +110,6 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder / "former", ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _save_configuration(network: nn.Module | None, folder: Path) -> None:
-    """Write a network's configuration; adapters have none."""
-    if isinstance(network, PreTrainedModel):
-        network.config.save_pretrained(folder)
-    elif isinstance(network, ModelMixin):
-        network.save_config(folder)
 
 
 def files_at(path: Path) -> list[Path]:

@@ -18,10 +18,6 @@ class Origin:
     shape: tuple[int, ...]  # in the file; ours has the same elements in the same order
     third: int | None = None  # 0, 1, 2 if queries, keys and values share one tensor in the file
 
-    def taken_from(self, tensor: Tensor) -> Tensor:
-        """Return our part of the published tensor, a view."""
-        return tensor if self.third is None else tensor.chunk(3)[self.third]
-
 
 @dataclass(frozen=True)
 class Part:
@@ -55,7 +51,9 @@ class Part:
 
     def ours(self, name: str, published: Tensor) -> Tensor:
         """Return our tensor of this name, a view of the published one."""
-        return self.origins[name].taken_from(published).reshape(self.shapes[name])
+        third = self.origins[name].third
+        own = published if third is None else published.chunk(3)[third]
+        return own.reshape(self.shapes[name])
 
     def filled(self, published: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
         """Return a new network with the published weights, in their dtype, frozen, in eval mode.

@@ -11,7 +11,6 @@ from turbo.convert.difference import find_differences
 from turbo.convert.part import Part, renamed_part
 from turbo.convert.plan import (
     GUIDANCE_SIZE,
-    Kind,
     NoTeacher,
     check_adapters,
     parts_of,
@@ -62,7 +61,8 @@ def verify_file(card: ModelCard, path: Path) -> Finding:
         try:
             parts = parts_of(checkpoint, kind)
         except ValueError as error:  # a tensor that determines the sizes is missing
-            missing = _missing_of_published(checkpoint, kind)
+            differences = find_differences(published_parts(checkpoint, kind), checkpoint.shapes)
+            missing = [str(d) for d in differences if d.kind == "missing"]
             return Finding(path, 0, missing or [str(error)])
         problems = []
         if parts:  # a list of adapters has no names to compare
@@ -79,11 +79,6 @@ def verify_file(card: ModelCard, path: Path) -> Finding:
     except (ValueError, FileNotFoundError) as error:
         return Finding(path, 0, [str(error)])
     return Finding(path, sum(part.parameters for part in parts.values()), problems)
-
-
-def _missing_of_published(checkpoint: Checkpoint, kind: Kind) -> list[str]:
-    differences = find_differences(published_parts(checkpoint, kind), checkpoint.shapes)
-    return [str(difference) for difference in differences if difference.kind == "missing"]
 
 
 def _strange_bytes(card: ModelCard, path: Path) -> list[str]:
