@@ -95,12 +95,9 @@ def map_rcm_network(shapes: Shapes) -> Part:
     depth, height, side = PATCH
     bare["patch_embedding.weight"] = (width, inputs // (depth * height * side), *PATCH)
     part = map_wan_network(bare)
-    origins = {
-        name: Origin(prefix + origin.name, shapes.get(prefix + origin.name, origin.shape))
-        if name == "patch_embedding.weight"
-        else Origin(prefix + origin.name, origin.shape)
-        for name, origin in part.origins.items()
-    }
+    origins = {name: Origin(prefix + o.name, o.shape) for name, o in part.origins.items()}
+    first = f"{prefix}patch_embedding.weight"
+    origins["patch_embedding.weight"] = Origin(first, shapes[first])
     counters = (name for name in shapes if name.removeprefix(prefix).startswith("accum_"))
     return Part(part.network, origins, frozenset(counters))
 
