@@ -79,12 +79,10 @@ def network_on_meta(folder: Path, changes: dict[str, Any] | None = None) -> Netw
 def part_on_meta(folder: Path) -> nn.Module:
     """Return the network, VAE or text model of a folder's configuration, on the meta device."""
     config = _read_config(folder)
+    kind: Any = {**VAES, **NETWORKS}.get(config.get("_class_name", ""))
     with torch.device("meta"):
-        if config.get("_class_name") in VAES:
-            kind = VAES[config["_class_name"]]
+        if kind is not None:
             return kind.from_config(kind.load_config(folder))
-        if config.get("_class_name") in NETWORKS:
-            return network_on_meta(folder)
         if config.get("model_type") == "umt5":
             return UMT5EncoderModel(UMT5Config.from_pretrained(folder))
         return CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
