@@ -152,7 +152,7 @@ class ConsistencyFunction(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SamplerStep:
-    """One step of a sampler, or of an inversion."""
+    """One step of a sampler."""
 
     clean: Latents  # the estimate of the clean latents
     latents: Latents  # at the timestep reached; after a sampler's last step, the sample

@@ -27,7 +27,6 @@ from turbo.types import (
     Latents,
     PerVideo,
     PromptEmbeds,
-    SamplerStep,
     Schedule,
     Timesteps,
     VideoNetwork,
@@ -88,10 +87,9 @@ def guide_motion(
 
 def invert_step(
     schedule: Schedule, latents: Latents, noise: Latents, start: Timesteps, end: Timesteps
-) -> SamplerStep:
+) -> Latents:
     """Take a DDIM step towards more noise; `ddim_step` back, with the same noise, undoes it."""
-    clean = schedule.remove_noise(latents, noise, start)
-    return SamplerStep(clean, schedule.ddim_step(clean, noise, end))
+    return schedule.ddim_step(schedule.remove_noise(latents, noise, start), noise, end)
 
 
 @checked
@@ -127,7 +125,7 @@ def invert_to(
         conditioning = Conditioning(fps=None if fps is None else fps[going])
         output = teacher(latents, schedule.network_time(there), prompt_embeds[going], conditioning)
         _, noise = schedule.split(latents, output, there)
-        example[going] = invert_step(schedule, latents, noise, here, there).latents
+        example[going] = invert_step(schedule, latents, noise, here, there)
     return example
 
 
