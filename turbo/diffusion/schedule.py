@@ -92,19 +92,15 @@ class NoiseSchedule(_Mixture):
         return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
 
     @checked
-    def velocity(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return the training target of a v-prediction network: alpha * noise - sigma * clean.
-
-        Source: Progressive Distillation, arXiv:2202.00512, appendix D.
-        """
-        alpha, sigma = self.levels(timesteps)
-        return alpha * noise - sigma * clean
-
     def target(self, clean: Latents, noise: Latents, timesteps: Timesteps) -> Latents:
-        """Return what a network of this schedule is trained to output."""
+        """Return what a network of this schedule is trained to output.
+
+        Source of the velocity: Progressive Distillation, arXiv:2202.00512, appendix D.
+        """
         if self.prediction_type == "epsilon":
             return noise
-        return self.velocity(clean, noise, timesteps)
+        alpha, sigma = self.levels(timesteps)
+        return alpha * noise - sigma * clean
 
     @checked
     def split(

@@ -48,7 +48,7 @@ class _Predicts:
         if self.schedule.prediction_type == "epsilon":
             return noise
         clean = self.schedule.remove_noise(noisy, noise, timesteps)
-        return self.schedule.velocity(clean, noise, timesteps)
+        return self.schedule.target(clean, noise, timesteps)
 
 
 def _worked_example(schedule, index):
