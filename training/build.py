@@ -47,7 +47,7 @@ from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
 from turbo.networks.lora import DOWN, LORA_FILE, add_lora
 from turbo.networks.unet import VideoUNet
-from turbo.pipeline import VideoPipeline, load_card
+from turbo.pipeline import VideoPipeline
 from turbo.rewards import WeightedReward, Window, stride_frames
 from turbo.rewards.feedback import draw_frames, recompute_blocks
 from turbo.rewards.published import EMBEDDED, REWARDS, load_reward
@@ -106,7 +106,7 @@ def named_card(name: str) -> ModelCard:
 
 def load_teacher(card: ModelCard, config: Config, device: torch.device) -> VideoPipeline:
     """Load the teacher with its VAE and text encoder."""
-    return load_card(
+    return VideoPipeline.load(
         card,
         "cpu" if device.type == "cpu" else str(device),  # accelerate numbers CPUs too
         dtype="bfloat16" if config.run.precision == "bf16" else "float32",
@@ -273,7 +273,7 @@ def load_start(student: Network, teacher: ModelCard, config: Config) -> None:
     if config.student.lora_rank and card.lora:
         weights = load_file(card.folder / card.lora / LORA_FILE)
     else:
-        weights = dict(load_card(card, "cpu", dtype="float32").unet.named_parameters())
+        weights = dict(VideoPipeline.load(card, "cpu", dtype="float32").unet.named_parameters())
     if {key: w.shape for key, w in weights.items()} != {key: p.shape for key, p in own.items()}:
         raise ValueError(
             f"The weights of student.start, {name}, are not those that this run trains. "

@@ -486,12 +486,7 @@ class VideoPipeline:
 
 def load_pipeline(name: str = DEFAULT_MODEL, device: str = "auto", **options: Any) -> VideoPipeline:
     """Load a model by name, from local files only; `options` are those of `VideoPipeline.load`."""
-    return load_card(find_card(name), device, **options)
-
-
-def load_card(card: ModelCard, device: str = "auto", **options: Any) -> VideoPipeline:
-    """Load the model that a card describes; the card need not be in the registry."""
-    return VideoPipeline.load(card, device, **options)
+    return VideoPipeline.load(find_card(name), device, **options)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from training.checkpoints import find_newest, load_checkpoint, load_newest, save
 from training.config import load_config
 from training.forecast import describe_run
 from turbo.models.local import read_card
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -48,14 +48,14 @@ def test_the_trained_student_is_what_the_exported_model_computes(videos, tmp_pat
     )
     folder = command.run(config)
 
-    exported = load_card(read_card(folder)).unet
+    exported = VideoPipeline.load(read_card(folder)).unet
 
     trained = load_newest(tmp_path / "checkpoints")["average"]
     name = "time_embedding.cond_proj.weight"
     assert trained[name].abs().sum() > 0
     assert_close(exported.state_dict()[name], trained[name])
     up, down = (trained[f"conv_in.lora_{side}.default.weight"].flatten(1) for side in ("B", "A"))
-    base = load_card(read_card(tmp_path / "models" / "tiny-vc2")).unet.conv_in.weight
+    base = VideoPipeline.load(read_card(tmp_path / "models" / "tiny-vc2")).unet.conv_in.weight
     assert_close(exported.conv_in.weight - base, (up @ down).view_as(base), atol=1e-6, rtol=1e-4)
 
 
@@ -275,7 +275,8 @@ def test_weights_divided_over_processes_take_the_same_steps_and_resume(videos, t
         for name, tensor in whole[kind].items():
             assert torch.equal(tensor, again[kind][name]), name
     assert float(losses(tmp_path / "one")[0].split(",")[1]) == pytest.approx(second[1], abs=1e-4)
-    exported = load_card(read_card(tmp_path / "sharded/models/tiny-v2-turbo")).unet.state_dict()
+    card = read_card(tmp_path / "sharded/models/tiny-v2-turbo")
+    exported = VideoPipeline.load(card).unet.state_dict()
     assert all(torch.equal(exported[name], tensor) for name, tensor in whole["average"].items())
 
 

@@ -17,7 +17,7 @@ from training.build import TRIALS
 from training.config import Config, load_config
 from training.watch import Evaluation, find_hacking, read_held_out
 from turbo.models.local import read_card
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 from turbo.video import load_video
 
 PROMPTS = ["a cat", "a dog", "a boat"]
@@ -186,7 +186,8 @@ def test_clips_have_true_labels_and_change_no_step(method, configure, videos, tm
         assert recipe["training_step"] == int(file.parent.name)
         assert recipe["prompt"] == PROMPTS[index]
         assert recipe["seed"] == 7 + index
-    last = load_card(read_card(folder))(PROMPTS[2], seed=9)  # the exported model makes the clip
+    exported = VideoPipeline.load(read_card(folder))
+    last = exported(PROMPTS[2], seed=9)  # the exported model makes the clip
     last.save(tmp_path / "last.mp4", enlarge=4)
     assert (load_video(tmp_path / "last.mp4").frames == load_video(files[-1]).frames).all()
     rows = [json.loads(line) for line in (out / "watch.jsonl").read_text().splitlines()]

@@ -32,7 +32,7 @@ from turbo.networks.lora import LORA_FILE, add_lora, load_lora, merge_lora, save
 from turbo.networks.text import UMT5TextEncoder
 from turbo.networks.vae import decode_latents
 from turbo.networks.wan import WanNetwork
-from turbo.pipeline import VideoPipeline, load_card
+from turbo.pipeline import VideoPipeline
 from turbo.types import Conditioning
 
 STEPS = 4
@@ -201,7 +201,7 @@ def test_the_network_refuses_latents_that_its_patches_do_not_fill():
 
 
 def test_a_folder_with_a_card_makes_a_clip(card):
-    video = load_card(card)("a cat", seed=1, steps=2)
+    video = VideoPipeline.load(card)("a cat", seed=1, steps=2)
 
     assert video.frames.shape == (9, 32, 32, 3)
     assert video.recipe["guidance"] == card.default_guidance

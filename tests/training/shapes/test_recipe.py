@@ -9,7 +9,7 @@ from training.shapes import __main__ as recipe
 from training.shapes.models import reward_card, rewards, student, teacher, text, vae
 from training.shapes.world.scenes import HELD_OUT_SCENES
 from turbo.models.registry import find_card
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 STAGES = ("vae", "text", "teacher", "polish", "rewards", "students", "matching", "runs")
 
@@ -59,7 +59,7 @@ def test_the_recipe_makes_models_that_the_library_loads(folders: recipe.Folders)
     first, second = (folders.weights / parent / "vcm/lora.safetensors" for parent in ("", "runs/2"))
     assert first.read_bytes() != second.read_bytes()
     for card in (teacher_card, *(replace(student_card, lora=lora) for lora in adapters)):
-        video = load_card(card)("a red star moving left on a black background", steps=2)
+        video = VideoPipeline.load(card)("a red star moving left on a black background", steps=2)
         assert video.frames.shape == (16, 32, 32, 3)
 
 

@@ -31,7 +31,7 @@ from turbo.models import cli
 from turbo.models.cli import main
 from turbo.models.registry import CARDS
 from turbo.networks.lora import add_lora, save_lora
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 ROOT = Path(__file__).parents[3]
 KEY_MAP = "vc2_unet_v2_key_map_to_diffusers"
@@ -96,7 +96,7 @@ def test_published_files_become_a_model_that_loads(steps, files, cards, capsys):
         name, *arguments = step.split()
         convert(name, *(files / word if (files / word).exists() else word for word in arguments))
 
-    pipeline = load_card(cards[name], "cpu")
+    pipeline = VideoPipeline.load(cards[name], "cpu")
 
     assert f"{name} is ready in" in capsys.readouterr().out
     assert pipeline.text_encoder.tokenize(["a cat"]).shape == (1, 77)
@@ -135,7 +135,7 @@ def test_conversion_of_the_recorded_checkpoint_parity(golden, cards, tmp_path):
     saved = load_file(folder / "teacher" / "diffusion_pytorch_model.safetensors")
     count = sum(tensor.numel() for tensor in networks["model.diffusion_model."].values())
     assert sum(tensor.numel() for tensor in saved.values()) == count
-    vae = load_card(cards["videocrafter2"], "cpu").vae
+    vae = VideoPipeline.load(cards["videocrafter2"], "cpu").vae
     decoded = vae.decode(golden("vae_tiny")["decode/z"]).sample
     assert_close(decoded, golden("vae_tiny")["decode/out"], rtol=0, atol=2e-5)
 
@@ -425,7 +425,8 @@ def test_merged_adapters_are_those_of_the_adapted_network(files, cards):
         convert(name, files / "unet_lora.pt", "--projection", "random:7")
 
     merged, adapted = (
-        load_card(cards[name], "cpu").unet.state_dict() for name in ("t2v-turbo-vc2", "vcm-vc2")
+        VideoPipeline.load(cards[name], "cpu").unet.state_dict()
+        for name in ("t2v-turbo-vc2", "vcm-vc2")
     )
 
     assert_close(merged, adapted, rtol=0, atol=1e-6)

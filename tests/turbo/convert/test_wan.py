@@ -34,7 +34,7 @@ from turbo.convert.wan import (
 from turbo.models.registry import find_card
 from turbo.models.verify import verify_model
 from turbo.networks.wan import WanNetwork
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_published_files_become_a_model_that_makes_clips(card, files, parts):
     list(convert_model(card, files))
 
     assert card.is_ready()
-    pipeline = load_card(card, "cpu")
+    pipeline = VideoPipeline.load(card, "cpu")
     assert pipeline("a cat").frames.shape == (5, 16, 16, 3)
     loaded = {
         "teacher": pipeline.unet,
@@ -161,7 +161,7 @@ def test_a_published_student_makes_the_clips_of_its_own_sampler(
 ):
     torch.save(rcm_weights(parts), tmp_path / "rcm.pt")
     list(convert_model(student_card, [tmp_path / "rcm.pt", *files[1:]]))
-    pipeline = load_card(student_card, "cpu")
+    pipeline = VideoPipeline.load(student_card, "cpu")
     noises = [torch.randn(1, *pipeline.latent_shape) for _ in range(4)]
 
     *_, result = pipeline.stream(["a cat"], [0], noise=noises[0], step_noise=noises[1:])

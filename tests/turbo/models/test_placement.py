@@ -37,7 +37,7 @@ from turbo.models.placement import (
 from turbo.models.registry import CARDS, find_card
 from turbo.networks.lora import LORA_FILE, add_lora, merge_lora, save_lora
 from turbo.networks.unet import VideoUNet
-from turbo.pipeline import VideoPipeline, load_card, load_pipeline
+from turbo.pipeline import VideoPipeline, load_pipeline
 from turbo.types import Conditioning
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -410,7 +410,7 @@ def test_the_devices_of_a_machine_are_its_cpu_and_each_of_its_accelerators(monke
     assert placement.available_devices() == ["cpu", "cuda", "cuda:0", "cuda:1"]
 
 
-def test_loading_by_name_goes_where_the_card_says(saved_card, tiny_pipeline, monkeypatch):
+def test_loading_by_name_goes_where_the_card_says(tiny_pipeline, monkeypatch):
     asked = []
 
     def load(card, device, **options):
@@ -420,9 +420,8 @@ def test_loading_by_name_goes_where_the_card_says(saved_card, tiny_pipeline, mon
     monkeypatch.setattr(VideoPipeline, "load", load)
 
     load_pipeline("shapes-turbo")
-    load_card(saved_card)
 
-    assert asked == ["auto", "auto"]
+    assert asked == ["auto"]
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_it_needs(saved_card, monkeypatch):

@@ -18,7 +18,7 @@ from turbo.models import cli
 from turbo.models.cli import main
 from turbo.models.registry import CARDS
 from turbo.models.verify import sha256_of, verify_file, verify_model
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_damage_after_the_conversion_is_told_by_verify_and_at_loading(part, dama
 
     assert any(f"delete {converted.folder / part}" in problem for problem in problems)
     with pytest.raises(ValueError, match=r"weights|tokenizer"):
-        load_card(converted, "cpu")
+        VideoPipeline.load(converted, "cpu")
 
 
 def test_a_missing_folder_is_named_with_what_gets_it(converted):

@@ -24,7 +24,7 @@ from turbo.diffusion.distillation import (
 from turbo.diffusion.schedule import schedule_of
 from turbo.networks import families
 from turbo.networks.lora import add_lora
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 from turbo.types import Conditioning
 
 
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     OtherTransformer().save_pretrained(folder / "teacher")
 
-    pipeline = load_card(card, "cpu")
+    pipeline = VideoPipeline.load(card, "cpu")
     video = pipeline("a cat", steps=2)
 
     assert video.frames.shape == (9, 32, 32, 3)

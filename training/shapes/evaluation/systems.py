@@ -28,7 +28,7 @@ from turbo.card import ModelCard
 from turbo.models.registry import find_card
 from turbo.networks.lora import LORA_FILE
 from turbo.networks.vae import decode_latents, encode_frames
-from turbo.pipeline import Result, VideoPipeline, load_card
+from turbo.pipeline import Result, VideoPipeline
 from turbo.video import Video
 
 CHUNK = 16  # prompts that are generated together and cached in one file
@@ -131,7 +131,7 @@ class System:
 @lru_cache(maxsize=1)
 def load_system(system: System, weights: Path) -> VideoPipeline:
     """Load the model of a system from the folder `weights`."""
-    return load_card(system.card(weights))
+    return VideoPipeline.load(system.card(weights))
 
 
 @dataclass(frozen=True)

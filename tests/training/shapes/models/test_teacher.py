@@ -11,7 +11,7 @@ from training.shapes.models.teacher import RECIPES, is_temporal, train_phase
 from training.shapes.world.encoded_clips import EncodedClips
 from turbo.models.footprint import measure_footprint
 from turbo.models.registry import WEIGHTS, find_card
-from turbo.pipeline import load_card
+from turbo.pipeline import VideoPipeline
 
 
 @pytest.mark.parametrize("network", RECIPES)
@@ -46,7 +46,7 @@ def test_a_flow_teacher_makes_clips_with_the_parts_of_the_shapes(tmp_path: Path)
     export_module(RECIPES["flow"].build(), tmp_path / "flow-teacher")
     card = replace(find_card("shapes-flow-teacher"), folder=tmp_path)
 
-    video = load_card(card)("a red star moving left on a black background", steps=2)
+    video = VideoPipeline.load(card)("a red star moving left on a black background", steps=2)
 
     assert video.frames.shape == (16, 32, 32, 3)
     assert measure_footprint(card).peak("full", 2) / 1e9 < card.memory_gb
