@@ -165,7 +165,11 @@ class VideoPipeline:
         ):
             pipeline = cls._read(card, placement)
         pipeline.visible_mark = visible_mark
-        return pipeline.compile() if compiled else pipeline
+        if compiled:
+            compile_blocks(pipeline.unet)
+            compile_blocks(pipeline.vae)
+            pipeline.compiled = True
+        return pipeline
 
     @classmethod
     def _read(cls, card: ModelCard, placement: Placement) -> "VideoPipeline":
@@ -187,13 +191,6 @@ class VideoPipeline:
             weights_sha256=card.weights_sha256(),
             placement=placement,
         )
-
-    def compile(self) -> "VideoPipeline":
-        """Set the repeated blocks to be compiled at the first video, in place."""
-        compile_blocks(self.unet)
-        compile_blocks(self.vae)
-        self.compiled = True
-        return self
 
     def __call__(
         self, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None
@@ -293,19 +290,13 @@ class VideoPipeline:
         samples: list[Latents] = []
         with explained_shortage(self.placement):
             for batch in batches:
-                made, latents = yield from self._make(batch, clock)
-                videos += made
-                samples.append(latents)
+                sampled = yield from self._sample_batch(batch, clock)
+                steps = batch.requests[0].steps
+                yield Progress("decode", steps, steps, clock.elapsed, batch.first)
+                videos += self._decode(sampled, clock)
+                samples.append(sampled.latents)
         timings = {**clock.timings, "total": clock.elapsed}
         yield Result(videos, timings, torch.cat(samples))
-
-    def _make(
-        self, batch: _Batch, clock: "_Clock"
-    ) -> Generator[Progress, None, tuple[list[Video], Latents]]:
-        samples = yield from self._sample_batch(batch, clock)
-        steps = batch.requests[0].steps
-        yield Progress("decode", steps, steps, clock.elapsed, batch.first)
-        return self._decode(samples, clock), samples.latents
 
     def _sample_batch(self, batch: _Batch, clock: "_Clock") -> Generator[Progress, None, Samples]:
         steps = batch.requests[0].steps
@@ -315,13 +306,13 @@ class VideoPipeline:
 
         yield progress("text", 0)
         with self._working(clock, "text"), self._on_device(self.text_encoder):
-            sampler, calls = self._sample(batch)
+            sampler = self._sample(batch)
         yield progress("denoise", 0)
         with self._on_device(self.unet):
             for step in range(1, steps + 1):
                 with self._working(clock, "denoise"):
                     state = next(sampler)
-                clock.timings["unet_calls"] += calls
+                clock.timings["unet_calls"] += self.card.calls_per_step
                 yield progress("denoise", step, state.clean)
         self._check_finite(state.latents)
         return Samples(state.latents, [self._recipe(request, batch) for request in batch.requests])
@@ -369,12 +360,8 @@ class VideoPipeline:
         finally:
             part.to("cpu")
 
-    def _sample(self, batch: _Batch) -> tuple[Iterator[SamplerStep], int]:
-        """Encode the prompts; return a sampler that computes as it is iterated.
-
-        Returns:
-            The sampler, and the network calls of each of its steps.
-        """
+    def _sample(self, batch: _Batch) -> Iterator[SamplerStep]:
+        """Encode the prompts; return a sampler that computes as it is iterated."""
         device, card, requests = self.placement.device, self.card, batch.requests
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         exact = torch.promote_types(self.placement.dtype, torch.float32)
@@ -408,7 +395,7 @@ class VideoPipeline:
                     timestep_scaling=card.timestep_scaling,
                 )
                 timesteps = few_step_timesteps(requests[0].steps, card.origin_steps).to(device)
-            sampler = sample_consistency(
+            return sample_consistency(
                 consistency_fn,
                 self.schedule,
                 noise,
@@ -416,12 +403,11 @@ class VideoPipeline:
                 generators,
                 step_noise=batch.step_noise,
             )
-            return sampler, card.calls_per_step
         embeds = self._encode([*prompts, ""], batch)
         uncond_embeds = embeds[-1:].expand(len(requests), -1, -1)
         denoiser = bind_guided(self.unet, self.schedule, embeds[:-1], uncond_embeds, scale, fps)
         timesteps = ddim_timesteps(requests[0].steps, spacing=card.spacing).to(device)
-        sampler = sample_ddim(
+        return sample_ddim(
             denoiser,
             self.schedule,
             noise,
@@ -431,7 +417,6 @@ class VideoPipeline:
             step_noise=batch.step_noise,
             scales=signal_scales().to(device) if card.clean_rescale else None,
         )
-        return sampler, card.calls_per_step
 
     def _encode(self, prompts: list[str], batch: _Batch) -> PromptEmbeds:
         """Return the embeddings of a batch: those that were given, then those of the prompts."""

@@ -460,7 +460,7 @@ def test_out_of_memory_names_the_next_smaller_option(memory, said, tiny_pipeline
 
     # As if on an accelerator: nothing is moved, since the parts stay on the CPU.
     tiny_pipeline.placement = Placement(CUDA, torch.float32, memory, peak=6_200_000_000)
-    monkeypatch.setattr(tiny_pipeline, "_make", fail)
+    monkeypatch.setattr(tiny_pipeline, "_sample_batch", fail)
 
     with pytest.raises(MemoryError, match=f"6.2 GB. {said}"):
         list(tiny_pipeline.stream(["a cat"], [0]))
@@ -480,7 +480,7 @@ def test_other_failures_stay_what_they_are(tiny_pipeline, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(tiny_pipeline, "_make", fail)
+    monkeypatch.setattr(tiny_pipeline, "_sample_batch", fail)
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(tiny_pipeline.stream(["a cat"], [0]))
