@@ -140,10 +140,6 @@ class CLIPTextEncoder:
         self.model.to(device)
         return self
 
-    def tokenize(self, prompts: list[str]) -> Int[Tensor, "B L"]:
-        """Tokenize prompts; see the function of this module."""
-        return tokenize(self.tokenizer, prompts)
-
     def unread(self, prompt: str) -> str:
         """Return the words at the end of a prompt that are beyond the tokens the model reads.
 
@@ -155,7 +151,7 @@ class CLIPTextEncoder:
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
         """Embed every token of every prompt; the empty prompt is the unconditional one."""
-        tokens = self.tokenize(prompts).to(self.model.device)
+        tokens = tokenize(self.tokenizer, prompts).to(self.model.device)
         return self.model(input_ids=tokens).last_hidden_state
 
 

@@ -31,6 +31,7 @@ from turbo.models import cli
 from turbo.models.cli import main
 from turbo.models.registry import CARDS
 from turbo.networks.lora import add_lora, save_lora
+from turbo.networks.text import tokenize
 from turbo.pipeline import VideoPipeline
 
 ROOT = Path(__file__).parents[3]
@@ -99,7 +100,7 @@ def test_published_files_become_a_model_that_loads(steps, files, cards, capsys):
     pipeline = VideoPipeline.load(cards[name], "cpu")
 
     assert f"{name} is ready in" in capsys.readouterr().out
-    assert pipeline.text_encoder.tokenize(["a cat"]).shape == (1, 77)
+    assert tokenize(pipeline.text_encoder.tokenizer, ["a cat"]).shape == (1, 77)
     assert pipeline.vae.config.scaling_factor == 0.18215
     assert (pipeline.unet.config.time_cond_proj_dim is None) == (cards[name].role == "teacher")
     assert len(pipeline.weights_sha256) == 16
