@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +22,8 @@ from training.data.shards import (
     start_folder,
     write_shard,
 )
-from training.data.source import PreparedClip
-from training.data.video_folder import Clip
+from training.data.source import PreparedClip, PreparedClips
+from training.data.video_folder import Clip, VideoFolder
 from turbo.batch import exit_with_launcher, exit_with_parent
 
 Place = tuple[int, int]  # pass over the data, and row of the table of captions
@@ -32,23 +31,10 @@ Place = tuple[int, int]  # pass over the data, and row of the table of captions
 Encode = Callable[[Sequence[Place], Sequence[Clip | PreparedClip]], dict[str, Tensor]]
 
 
-class Readable(Protocol):
-    """Clips by pass and row: `VideoFolder` and `PreparedClips`."""
-
-    @property
-    def captions(self) -> Sequence[Caption]:
-        """Return the caption of every row."""
-        ...
-
-    def read(self, epoch: int, row: int, /) -> Clip | PreparedClip:
-        """Return a clip; raise a ValueError if its video is unusable."""
-        ...
-
-
 class _Attempts(Dataset["Clip | PreparedClip | str"]):
     """Clips, or why there is none."""
 
-    def __init__(self, source: Readable) -> None:
+    def __init__(self, source: VideoFolder | PreparedClips) -> None:
         self.source = source
 
     def __getitem__(self, place: Place) -> Clip | PreparedClip | str:
@@ -69,7 +55,7 @@ def long_accelerator() -> Accelerator:
 def run_job(
     folder: Path,
     settings: DatasetSettings,
-    source: Readable,
+    source: VideoFolder | PreparedClips,
     encode: Encode,
     accelerator: Accelerator,
     data: DataTable,
@@ -130,7 +116,11 @@ def run_job(
 
 
 def _read(
-    source: Readable, settings: DatasetSettings, shards: Sequence[int], batch: int, workers: int
+    source: VideoFolder | PreparedClips,
+    settings: DatasetSettings,
+    shards: Sequence[int],
+    batch: int,
+    workers: int,
 ) -> Iterator[list[Clip | PreparedClip | str]]:
     places = [part for number in shards for part in _split(settings.items(number), batch)]
     return iter(
