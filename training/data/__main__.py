@@ -26,33 +26,28 @@ from training.data.summary import inspect
 
 
 def _prepare(options: argparse.Namespace) -> str:
-    broken = _run(prepare, options, f"data.folder={options.videos}")
-    return _describe(options, broken, "data.folder")
+    return _run(prepare, options, "data.folder", f"data.folder={options.videos}")
 
 
 def _record(options: argparse.Namespace) -> str:
-    return _describe(options, _run(record, options), "data.record")
+    return _run(record, options, "data.record")
 
 
-def _run(job: Callable[..., dict[str, str]], options: argparse.Namespace, *changes: str) -> int:
+def _run(
+    job: Callable[..., dict[str, str]], options: argparse.Namespace, key: str, *changes: str
+) -> str:
+    """Run a job; return what to do with its folder, which the `key` of a configuration names."""
     config = load_config(options.config, [*options.changes, *changes, f"run.out={options.out}"])
     accelerator = long_accelerator()
     alone = only_process_in(options.out) if accelerator.is_main_process else nullcontext()
     sizes = {"passes": options.passes, "clips_per_shard": options.clips_per_shard}
     with alone:
-        return len(job(config, options.out, accelerator, **sizes))
-
-
-def _describe(options: argparse.Namespace, broken: int, key: str) -> str:
+        broken = job(config, options.out, accelerator, **sizes)
     return (
-        f"{options.out} is complete; {broken} videos are left out.\n"
+        f"{options.out} is complete; {len(broken)} videos are left out.\n"
         f"Look at it: python -m training.data inspect {options.out}\n"
         f"Train on it: python -m training.distil {options.config} {key}={options.out}"
     )
-
-
-def _inspect(options: argparse.Namespace) -> str:
-    return inspect(options.out)
 
 
 def _count(text: str) -> int:
@@ -80,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="check shards, and describe them")
     command.add_argument("out", type=Path, help="folder of shards")
-    command.set_defaults(run=_inspect)
+    command.set_defaults(run=lambda options: inspect(options.out))
     return parser
 
 
