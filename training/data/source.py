@@ -77,8 +77,7 @@ class PreparedClips(Dataset[PreparedClip]):
         return len(self.shards.rows)
 
     def __getitem__(self, position: int) -> PreparedClip:
-        epoch, place = self.order(position)
-        return self.read(epoch, place)
+        return self.read(*self.order(position))
 
     def read(self, epoch: int, place: int) -> PreparedClip:
         """Return the clip that an epoch shows of one of the usable videos."""
@@ -113,11 +112,6 @@ def clip_shape(config: Config, card: ModelCard) -> ClipShape:
 def describe_clips(config: Config, card: ModelCard) -> dict[str, Any]:
     """Return the settings that prepared clips must share with a run, besides the weights."""
     return {"teacher": card.name, **vars(clip_shape(config, card))}
-
-
-def is_prepared(data: DataTable) -> bool:
-    """Return whether the folder holds prepared clips in place of videos."""
-    return bool(data.folder) and (Path(data.folder) / SETTINGS).is_file()
 
 
 def describe_record(config: Config) -> RecordSettings:
@@ -159,7 +153,7 @@ def open_clips(config: Config, card: ModelCard) -> VideoFolder | PreparedClips:
     """
     data, seed = config.data, config.run.seed
     folder = Path(data.folder)
-    if not is_prepared(data):
+    if not data.folder or not (folder / SETTINGS).is_file():
         captions = (
             read_hub(data.hub, data.split) if data.hub else list_captions(folder, data.captions)
         )
