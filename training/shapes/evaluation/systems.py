@@ -72,9 +72,6 @@ class System:
     model: str  # name of a card
     steps: int | None = None
     guidance: float | None = None
-    eta: float | None = (
-        None  # of a teacher's sampler: 0 is the ODE that students are distilled from
-    )
     lora: str | None = None  # folder of other adapters, relative to the weights or absolute
     run: int = 1  # of its training; the runs differ in their seeds
 
