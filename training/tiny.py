@@ -29,9 +29,7 @@ _UNET_SHAPE = {"height": 16, "width": 16, "num_frames": 4}
 TINY: dict[str, dict[str, Any]] = {  # what differs between their cards
     "tiny-vc2": _UNET_SHAPE,
     "tiny-ms": _UNET_SHAPE,
-    "tiny-wan": {
-        **{"height": 32, "width": 32, "num_frames": 9, "flow_shift": 3.0, "spacing": "trailing"}
-    },
+    "tiny-wan": dict(height=32, width=32, num_frames=9, flow_shift=3.0, spacing="trailing"),
 }
 LAYERS = {
     "block_out_channels": (16, 32),

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from training.shapes.evaluation.systems import CHUNK, Prompt, Source
 from training.shapes.models.export import EXAMPLES
-from turbo.models.registry import DEFAULT_MODEL
 from turbo.pipeline import load_pipeline
 
 STYLE: Any = {
@@ -161,10 +160,10 @@ def plot_runs(steps: pd.DataFrame, stem: Path) -> None:
         _save(figure, stem)
 
 
-def draw_sample_gif(path: Path, model: str = DEFAULT_MODEL, seed: int = 0) -> None:
-    """Generate every example prompt at the card's defaults and tile the clips in a looping GIF."""
-    pipeline = load_pipeline(model)
-    clips = np.stack([pipeline(prompt, seed=seed).frames for prompt in EXAMPLES])
+def draw_sample_gif(path: Path) -> None:
+    """Generate every example prompt by the default model and tile the clips in a looping GIF."""
+    pipeline = load_pipeline()
+    clips = np.stack([pipeline(prompt).frames for prompt in EXAMPLES])
     tiled = rearrange(
         clips, "(rows columns) F H W C -> F (rows H) (columns W) C", columns=GIF_COLUMNS
     )

@@ -7,7 +7,6 @@ because it is drawn here; `evaluation/probes.py` reads them from the pixels of g
 import hashlib
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -116,7 +115,7 @@ BACKGROUNDS = {  # name: (top, bottom strip of 6 rows, words)
     "desert": ((250, 225, 180), (220, 178, 115), "in the desert"),
 }
 STARS = ((2, 5), (4, 24), (9, 14), (13, 29), (17, 3), (21, 20), (26, 9), (29, 27))  # row, column
-Motion = Literal[
+MOTIONS = (
     "moving left",
     "moving right",
     "moving up",
@@ -125,19 +124,17 @@ Motion = Literal[
     "circling",
     "blinking",
     "standing still",
-]
-MOTIONS = get_args(Motion)
+)
 TEMPLATES = (
     "a {colour} {shape} {motion} {place}",
     "a {colour} {shape} is {motion} {place}",
     "{place}, a {colour} {shape} {motion}",
 )
 
-
 WORDS: dict[str, tuple[str, ...]] = {  # of each attribute
     "colour": tuple(COLOURS),
     "shape": tuple(SPRITES),
-    "motion": tuple(MOTIONS),
+    "motion": MOTIONS,
     "background": tuple(BACKGROUNDS),
 }
 
@@ -284,7 +281,7 @@ def draw_caption(scene: Scene, defects: Defects, rng: np.random.Generator) -> st
     return scene.caption(TEMPLATES[rng.integers(len(TEMPLATES))])
 
 
-def draw_example(rng: np.random.Generator, defects: Defects = Defects()) -> tuple[np.ndarray, str]:
+def draw_example(rng: np.random.Generator) -> tuple[np.ndarray, str]:
     """Draw one training example: (clip uint8 (FRAMES, SIZE, SIZE, 3), caption)."""
-    scene = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))]
+    scene, defects = TRAIN_SCENES[rng.integers(len(TRAIN_SCENES))], Defects()
     return corrupt_clip(draw_clip(scene, rng), defects, rng), draw_caption(scene, defects, rng)
