@@ -48,8 +48,13 @@ from turbo.networks.families import Network, VideoVAE
 from turbo.networks.lora import DOWN, LORA_FILE, add_lora
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline
-from turbo.rewards import WeightedReward, Window, stride_frames
-from turbo.rewards.feedback import draw_frames, recompute_blocks
+from turbo.rewards.feedback import (
+    WeightedReward,
+    Window,
+    draw_frames,
+    recompute_blocks,
+    stride_frames,
+)
 from turbo.rewards.published import EMBEDDED, REWARDS, load_reward
 from turbo.rewards.vote_reward import CARD, read_vote_card
 from turbo.types import Energy, Frames, PerVideo, Reward, Schedule, TextEncoder

@@ -61,7 +61,7 @@ from turbo.diffusion.matching import matching_loss
 from turbo.diffusion.teacher_cache import TeacherRecord, record_teacher, step_from_record
 from turbo.networks.families import Network, VideoVAE
 from turbo.pipeline import fixed_threads
-from turbo.rewards import WeightedReward, mix_rewards
+from turbo.rewards.feedback import WeightedReward, mix_rewards
 from turbo.types import Latents, PerVideo
 from turbo.whole_file import write_whole
 

@@ -25,7 +25,7 @@ from training.sharding import copy_whole
 from turbo.models.placement import Placement
 from turbo.networks.lora import merge_lora
 from turbo.pipeline import Result, VideoPipeline
-from turbo.rewards import WeightedReward
+from turbo.rewards.feedback import WeightedReward
 from turbo.text_files.prompts import read_prompt_file
 from turbo.types import Frames, Reward
 from turbo.video import Video

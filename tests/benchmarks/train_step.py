@@ -62,8 +62,7 @@ from turbo.diffusion.schedule import NoiseSchedule
 from turbo.networks.lora import FOLDING, add_lora
 from turbo.networks.text import clip_tokenizer
 from turbo.networks.unet import VideoUNet
-from turbo.rewards import WeightedReward, mix_rewards, stride_frames
-from turbo.rewards.feedback import recompute_blocks
+from turbo.rewards.feedback import WeightedReward, mix_rewards, recompute_blocks, stride_frames
 from turbo.rewards.image_text import VIT_H_CONFIG, ImageTextReward
 from turbo.rewards.preprocess import letterbox
 from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, VideoTextReward

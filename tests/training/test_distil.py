@@ -28,7 +28,7 @@ from turbo.diffusion.distillation import SolverGrid, draw_guidance, student_of
 from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.networks.lora import add_lora
 from turbo.networks.unet import VideoUNet
-from turbo.rewards import WeightedReward, stride_frames
+from turbo.rewards.feedback import WeightedReward, stride_frames
 from turbo.types import Conditioning
 
 FIT = FitConfig(steps=4, learning_rate=1e-2, warmup=1, decay=0.0, ema=0.5, checkpoint_every=1)

@@ -47,8 +47,8 @@ from turbo.networks.families import Network, load_network
 from turbo.networks.lora import LORA_FILE, load_lora, save_lora
 from turbo.networks.text import CLIPTextEncoder
 from turbo.networks.vae import latent_shape
-from turbo.rewards import ImageTextReward, VideoTextReward
-from turbo.rewards.viclip import save_viclip
+from turbo.rewards.image_text import ImageTextReward
+from turbo.rewards.viclip import VideoTextReward, save_viclip
 from turbo.types import Reward
 
 MEDIA = Path(__file__).parents[2] / "demo" / "media"

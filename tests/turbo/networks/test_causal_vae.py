@@ -15,7 +15,7 @@ from turbo.networks.vae import (
     latent_index,
     latent_shape,
 )
-from turbo.rewards import WeightedReward, Window, mix_rewards
+from turbo.rewards.feedback import WeightedReward, Window, mix_rewards
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,15 @@ from turbo.diffusion.distillation import (
 from turbo.networks.lora import add_lora
 from turbo.networks.text import clip_tokenizer, tokenize
 from turbo.networks.vae import decode_latents
-from turbo.rewards import (
-    ImageTextReward,
-    VideoTextReward,
+from turbo.rewards.feedback import (
     WeightedReward,
+    draw_frames,
+    draw_squares,
     mix_rewards,
+    recompute_blocks,
     stride_frames,
 )
-from turbo.rewards.feedback import draw_frames, draw_squares, recompute_blocks
+from turbo.rewards.image_text import ImageTextReward
 from turbo.rewards.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
@@ -41,7 +42,7 @@ from turbo.rewards.preprocess import (
     stretch,
 )
 from turbo.rewards.text_cache import cache_texts
-from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, load_viclip, save_viclip
+from turbo.rewards.viclip import ViCLIP, ViCLIPConfig, VideoTextReward, load_viclip, save_viclip
 
 PROMPTS = ["a cat", "tac a"]
 

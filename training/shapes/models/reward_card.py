@@ -16,7 +16,8 @@ from training.shapes.models.rewards import (
     to_videos,
 )
 from training.shapes.world.scenes import HELD_OUT_SCENES, WORDS, reword
-from turbo.rewards import ImageTextReward, VideoTextReward
+from turbo.rewards.image_text import ImageTextReward
+from turbo.rewards.viclip import VideoTextReward
 
 ROUNDS = 2  # clips per held-out scene
 

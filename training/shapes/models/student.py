@@ -17,7 +17,9 @@ from turbo.diffusion.distillation import SolverGrid, student_of
 from turbo.models.registry import find_card
 from turbo.networks.families import Network
 from turbo.networks.lora import add_lora
-from turbo.rewards import ImageTextReward, VideoTextReward, WeightedReward, stride_frames
+from turbo.rewards.feedback import WeightedReward, stride_frames
+from turbo.rewards.image_text import ImageTextReward
+from turbo.rewards.viclip import VideoTextReward
 from turbo.types import PerVideo, Schedule
 
 CARD = find_card("shapes-vcm")
