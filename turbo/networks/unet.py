@@ -315,16 +315,12 @@ class VideoUNet(UNet3DConditionModel):
         p = self.config.patch_size
         patches = rearrange(noisy, "B C F (h p) (w q) -> B (C p q) F h w", p=p, q=p)
         # The parent passes `timestep_cond` to `time_embedding` unchanged, so it can be our object.
-        output = (
-            super()
-            .forward(
-                patches.to(self.dtype),
-                timesteps,
-                prompt_embeds.to(self.dtype),
-                timestep_cond=conditioning,
-                cross_attention_kwargs={"frames": noisy.shape[2]},
-                return_dict=False,
-            )[0]
-            .to(noisy.dtype)
+        (output,) = super().forward(
+            patches.to(self.dtype),
+            timesteps,
+            prompt_embeds.to(self.dtype),
+            timestep_cond=conditioning,
+            cross_attention_kwargs={"frames": noisy.shape[2]},
+            return_dict=False,
         )
-        return rearrange(output, "B (C p q) F h w -> B C F (h p) (w q)", p=p, q=p)
+        return rearrange(output.to(noisy.dtype), "B (C p q) F h w -> B C F (h p) (w q)", p=p, q=p)
