@@ -275,12 +275,8 @@ def check_claims(report: dict[str, Any]) -> list[dict[str, Any]]:
     for student in ("Turbo-4", "Turbo-8", "Turbo-DMD-4", "Turbo-DMD-8"):
         for label, sampler in TEACHERS.items():
             if pair := pairs.get(f"{student} vs {label}"):
-                text, vote, hits = (
-                    f"{student} beats the teacher, {sampler}",
-                    pair["preference"],
-                    pair["all"],
-                )
-                bar = "all correct: interval above -2 points"
+                text, vote = f"{student} beats the teacher, {sampler}", pair["preference"]
+                hits, bar = pair["all"], "all correct: interval above -2 points"
                 claim(text, "judge: interval above 50 %", vote, "%", vote["low"] > 50)
                 claim(text, bar, hits, "points", hits["low"] > -2)
         if motion := systems.get(student, {}).get("motion, % of real"):
