@@ -53,9 +53,6 @@ class Checkpoint:
         self.checksums = checksums  # CRC-32 of the archive's records; empty without any
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def __repr__(self) -> str:
-        return f"{self.path} ({len(self.tensors)} tensors)"
-
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of a weight.
 

@@ -81,7 +81,10 @@ def _count_unet(card: ModelCard, unet: dict, vae: dict) -> float:
     _, space = _shrinkage(vae)
     downscale = space * unet.get("patch_size", 1)
     positions = (card.height // downscale) * (card.width // downscale)
-    return card.num_frames * positions * _activations_per_position(unet)
+    channels = unet["block_out_channels"][0]
+    inner = TRANSFORMER_IN_HEADS * unet["attention_head_dim"]
+    first = TRANSFORMER_IN_ACTIVATIONS * inner + channels  # the first temporal transformer
+    return card.num_frames * positions * max(first, UNET_ACTIVATIONS * channels)
 
 
 def _shrinkage(vae: dict) -> tuple[int, int]:
@@ -101,12 +104,6 @@ def _count_wan(card: ModelCard, network: dict, vae: dict) -> float:
     per_token = WAN_FEED_FORWARD_ACTIVATIONS * network["ffn_dim"] + WAN_ACTIVATIONS * channels
     text = WAN_TEXT_TOKENS * channels  # kept for every layer
     return tokens * per_token + text
-
-
-def _activations_per_position(unet: dict) -> float:
-    channels = unet["block_out_channels"][0]
-    inner = TRANSFORMER_IN_HEADS * unet["attention_head_dim"]
-    return max(TRANSFORMER_IN_ACTIVATIONS * inner + channels, UNET_ACTIVATIONS * channels)
 
 
 def count_weights(folder: Path) -> int:

@@ -137,21 +137,17 @@ def _split(text: str, path: Path, delimiter: str) -> dict[int, list[str]]:
                 lines[begin] = cells
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise _invalid(path, begin, error) from error
+        raise FileRefused(
+            f"{path} is not a valid CSV file: {error} in the row that begins in line {begin}. Put "
+            "cells with delimiters, quotes or line breaks in double quotes, and double the quotes "
+            "in them."
+        ) from error
     return lines
 
 
 def _reader(text: str, delimiter: str):  # type: ignore[no-untyped-def]  # csv._reader is private
     csv.field_size_limit(MAX_CELL)
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-
-
-def _invalid(path: Path, line: int, error: csv.Error) -> FileRefused:
-    return FileRefused(
-        f"{path} is not a valid CSV file: {error} in the row that begins in line {line}. Put "
-        "cells with delimiters, quotes or line breaks in double quotes, and double the quotes in "
-        "them."
-    )
 
 
 def _rename(header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[str]:
