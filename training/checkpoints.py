@@ -17,7 +17,7 @@ SUFFIX = ".pt"
 STUDENT, FAKE = "student.", "fake."  # before the names of weights, where two networks are trained
 
 
-def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> None:
     """Write the checkpoint of a step, then delete all but the `keep` newest.
 
     A file that has its name is complete, whenever the process or the machine stops.
@@ -38,7 +38,6 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
         ) from failure
     for old in saved_checkpoints(folder)[:-keep]:
         old.unlink()
-    return path
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:

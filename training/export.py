@@ -15,7 +15,7 @@ GUIDANCE = 7.5  # w at which the papers evaluate
 STEPS = {50: 4, 200: 16}  # at which the papers evaluate, by size of the solver's grid
 
 
-def export_student(parts: Parts, config: Config, folder: Path, step: int) -> ModelCard:
+def export_student(parts: Parts, config: Config, folder: Path, step: int) -> None:
     """Write the adapters or the whole network, with its cards; replaces an earlier export.
 
     `card.json` is the last file that is written and the first that is removed.
@@ -33,7 +33,6 @@ def export_student(parts: Parts, config: Config, folder: Path, step: int) -> Mod
     described = describe_student(card, parts.card, config, step)
     (folder / "README.md").write_text(described, encoding="utf-8")
     write_card(card, folder)
-    return card
 
 
 def student_card(teacher: ModelCard, config: Config, folder: Path) -> ModelCard:

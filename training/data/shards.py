@@ -162,7 +162,7 @@ def write_shard(
     tensors: dict[str, Tensor],
     clips: list[ClipFacts],
     broken: dict[str, str],
-) -> ShardIndex:
+) -> None:
     """Write a shard, then its index.
 
     Raises:
@@ -175,7 +175,6 @@ def write_shard(
     path = shard_path(folder, number)
     write_file(path, content)
     write_file(path.with_suffix(".json"), index.model_dump_json().encode())
-    return index
 
 
 def write_file(path: Path, content: bytes) -> None:

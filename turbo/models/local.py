@@ -57,7 +57,7 @@ def _check_limits(card: ModelCard) -> None:
         raise ValueError("flow_shift must be above 0")
 
 
-def write_card(card: ModelCard, folder: Path) -> Path:
+def write_card(card: ModelCard, folder: Path) -> None:
     """Write a card; what lies in `folder` moves with it."""
     here = folder.resolve()
     values: dict[str, Any] = {f.name: getattr(card, f.name) for f in fields(card)}
@@ -67,9 +67,8 @@ def write_card(card: ModelCard, folder: Path) -> Path:
         value = Path(values[place] or "")
         if value.is_absolute() and value.is_relative_to(here):
             values[place] = f"./{value.relative_to(here)}"
-    path = folder / CARD  # complete, since it says that the model is there
-    write_whole(path, f"{json.dumps(values, indent=2)}\n".encode())
-    return path
+    # Complete, since it says that the model is there.
+    write_whole(folder / CARD, f"{json.dumps(values, indent=2)}\n".encode())
 
 
 def find_local(folder: Path, others: Iterable[ModelCard] = ()) -> list[ModelCard]:

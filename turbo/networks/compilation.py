@@ -18,20 +18,16 @@ BLOCKS = (
 SHAPES = 64  # upper bound on the shapes of one block in any network here
 
 
-def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> list[nn.Module]:
+def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> None:
     """Let torch compile the repeated blocks of a network at their first call, in place.
 
     Each shape gets its own kernels, which are faster than kernels for all shapes.
-
-    Returns:
-        the blocks.
     """
     # Torch stops compiling a function after this number of shapes; its default is 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     # Traced into, einops would make its table of array types a guard: the first array of a new type
     # anywhere in the process, such as the pixels of a video, would compile the blocks again.
     torch.compiler.allow_in_graph(rearrange)
-    blocks = [module for module in network.modules() if type(module).__name__ in BLOCKS]
-    for block in blocks:
-        block.compile(backend=backend, dynamic=False, fullgraph=True)
-    return blocks
+    for module in network.modules():
+        if type(module).__name__ in BLOCKS:
+            module.compile(backend=backend, dynamic=False, fullgraph=True)
