@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from training.reward.comparisons import Comparisons
 from training.reward.fit import VoteModel, fit_votes
-from training.shapes.models.rewards import to_videos
+from training.shapes.models.rewards import to_tensor
 from training.shapes.world.scenes import (
     COLOURS,
     EYE,
@@ -110,7 +110,7 @@ def describe(clips: np.ndarray, prompts: list[str]) -> Float[Tensor, "C D"]:
     rows = [slice(start, start + 50) for start in range(0, len(clips), 50)]
     return torch.cat(
         [
-            describe_videos(backbones, to_videos(clips[row][:, ::2]), prompts[row])
+            describe_videos(backbones, to_tensor(clips[row][:, ::2]), prompts[row])
             for row in tqdm(rows, desc="features", unit="50 clips")
         ]
     )

@@ -27,7 +27,7 @@ from training.reward.comparisons import (
 )
 from training.reward.fit import VoteModel, fit_votes
 from training.reward.measurements import measure_agreement, measure_calibration, measure_fit
-from training.shapes.models.rewards import to_videos
+from training.shapes.models.rewards import to_tensor
 from training.shapes.world.scenes import SCENES, Defects, corrupt_clip, draw_clip
 from turbo.manifest import sha256_of
 from turbo.rewards import check_reward
@@ -90,7 +90,7 @@ def test_a_reward_of_votes_scores_what_people_prefer_higher(rewards):
 
     clean, washed = (
         reward.model(
-            to_videos(np.stack([draw(system, seed)[::2] for seed in seeds])),
+            to_tensor(np.stack([draw(system, seed)[::2] for seed in seeds])),
             [SCENES[seed].caption() for seed in seeds],
         )
         for system in ("ours", "theirs")

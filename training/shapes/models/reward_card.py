@@ -12,8 +12,7 @@ from training.shapes.models.rewards import (
     break_motion,
     draw_frame_pair,
     draw_half_rate_clip,
-    to_images,
-    to_videos,
+    to_tensor,
 )
 from training.shapes.world.scenes import HELD_OUT_SCENES, WORDS, reword
 from turbo.rewards.image_text import ImageTextReward
@@ -31,8 +30,8 @@ def measure_image_reward(reward: ImageTextReward) -> pd.Series:
         pairs = {flaw: draw_frame_pair(scene, rng, flaw) for flaw in FLAWS}
         if not all(shown for *_, shown in pairs.values()):
             continue  # the blinking sprite is hidden
-        good = to_images(np.stack([pair[0] for pair in pairs.values()]))
-        bad = to_images(np.stack([pair[1] for pair in pairs.values()]))
+        good = to_tensor(np.stack([pair[0] for pair in pairs.values()]))
+        bad = to_tensor(np.stack([pair[1] for pair in pairs.values()]))
         own = reward(torch.cat([good, bad])[:, None], [scene.caption()] * 2 * len(FLAWS))
         for flaw, better in zip(FLAWS, (own[: len(FLAWS)] > own[len(FLAWS) :]), strict=True):
             won.setdefault(f"flaw: {flaw}", []).append(bool(better))
@@ -50,11 +49,11 @@ def measure_video_reward(reward: VideoTextReward) -> pd.Series:
     for scene in HELD_OUT_SCENES * ROUNDS:
         clip = draw_half_rate_clip(scene, rng)
         prompts = [scene.caption(), *(reword(scene, name, rng).caption() for name in WORDS)]
-        own, *others = reward(to_videos(clip[None]).expand(len(prompts), -1, -1, -1, -1), prompts)
+        own, *others = reward(to_tensor(clip[None]).expand(len(prompts), -1, -1, -1, -1), prompts)
         for name, other in zip(WORDS, others, strict=True):
             won.setdefault(f"wrong {name}", []).append(bool(own > other))
         if scene.motion != "standing still":
-            broken = reward(to_videos(break_motion(clip, rng)[None]), prompts[:1])
+            broken = reward(to_tensor(break_motion(clip, rng)[None]), prompts[:1])
             won.setdefault("flaw: frozen or shuffled", []).append(bool(own > broken))
     return pd.Series({name: float(np.mean(wins)) for name, wins in won.items()})
 

@@ -122,7 +122,7 @@ def train_image_reward(
         estimated = [SCENES[i] for i in estimates.scene[rows].tolist()]
         pairs = [draw_frame_pair(scene, rng) for scene in drawn]
         pairs += [pick_frame_pair(estimates, row, rng) for row in rows]
-        good, bad = (to_images(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
+        good, bad = (to_tensor(np.stack(side)) for side in list(zip(*pairs, strict=True))[:2])
         scenes = [*drawn, *estimated, *estimated]
         shown = torch.tensor([pair[2] for pair in [*pairs, *pairs[len(drawn) :]]])
         images = torch.cat([good, bad[len(drawn) :], bad[: len(drawn)]]).to(model.device)
@@ -153,7 +153,7 @@ def train_video_reward(
         rng = np.random.default_rng(slot.generator.initial_seed())
         scenes = draw_scenes(rng, VIDEO_BATCH)
         clips = np.stack([draw_half_rate_clip(scene, rng) for scene in scenes])
-        embedded = embed_videos(model, to_videos(clips).to(model.temp.device))
+        embedded = embed_videos(model, to_tensor(clips).to(model.temp.device))
         good = normalize(embedded, dim=-1)
         own, others = _embed_captions(
             scenes,
@@ -164,7 +164,7 @@ def train_video_reward(
         aligned = contrastive_loss(good, own, others, _differ(scenes, tuple(WORDS)))
         moving = [i for i, scene in enumerate(scenes) if scene.motion != "standing still"]
         broken = np.stack([break_motion(clips[i], rng) for i in moving])
-        bad = normalize(embed_videos(model, to_videos(broken).to(model.temp.device)), dim=-1)
+        bad = normalize(embed_videos(model, to_tensor(broken).to(model.temp.device)), dim=-1)
         preferred = preference_loss(good[moving], bad, own[moving])
         counted = torch.ones(len(scenes), dtype=torch.bool)
         return aligned + preferred + network.loss(embedded, scenes, counted)
@@ -261,14 +261,9 @@ def blur(pixels: np.ndarray, share: float) -> np.ndarray:
     return (1 - share) * pixels + share * windows.mean(axis=(-2, -1))
 
 
-def to_images(pixels: np.ndarray) -> Tensor:
-    """Turn pixels (N, H, W, 3) in 0..255 into images (N, 3, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(pixels.astype(np.float32)) / 255, "N H W C -> N C H W")
-
-
-def to_videos(clips: np.ndarray) -> Tensor:
-    """Turn clips (B, F, H, W, 3) in 0..255 into frames (B, F, 3, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(clips.astype(np.float32)) / 255, "B F H W C -> B F C H W")
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Turn images or clips (..., H, W, 3) in 0..255 into (..., 3, H, W) in [0, 1]."""
+    return rearrange(torch.from_numpy(pixels.astype(np.float32)) / 255, "... H W C -> ... C H W")
 
 
 def _jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
