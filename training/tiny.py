@@ -76,7 +76,14 @@ def _unet_parts(name: str) -> dict[str, Any]:
     tokenizer = tiny_tokenizer()
     return {
         "teacher": VideoUNet(**(LAYERS | UNETS[name])),
-        "vae": _vae(),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        ),
         "text_encoder": tiny_text_model(tokenizer),
         "tokenizer": tokenizer,
     }
@@ -145,15 +152,4 @@ def tiny_text_model(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=0,
         )
-    )
-
-
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=16,
     )
