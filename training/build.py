@@ -46,6 +46,7 @@ from turbo.models.local import read_card
 from turbo.models.registry import find_card
 from turbo.networks.families import Network, VideoVAE
 from turbo.networks.lora import DOWN, LORA_FILE, add_lora
+from turbo.networks.text import KnownPrompts
 from turbo.networks.unet import VideoUNet
 from turbo.pipeline import VideoPipeline
 from turbo.rewards.feedback import (
@@ -129,10 +130,15 @@ def build_parts(config: Config, accelerator: Accelerator) -> Parts:
     with accelerator.main_process_first():  # it writes tiny models
         card = teacher_card(config)
     videos = None if config.data.prompts else open_data(config, card)
-    prompts = [c.text for c in videos.captions] if videos else read_prompts(config.data)
+    prompts = (
+        [c.text for c in videos.captions] if videos else read_prompts(Path(config.data.prompts))
+    )
     pipeline = load_teacher(card, config, device)
     if isinstance(videos, PreparedClips):
         videos.check_weights(pipeline.weights_sha256)
+        # The captions are embedded, and Wan's text encoder is four times as large as its network.
+        watched = read_prompts(Path(config.watch.prompts)) if config.watch else []
+        pipeline.text_encoder = KnownPrompts(pipeline.text_encoder, ["", *watched])
     teacher = pipeline.unet
     student = build_student(teacher, config)
     if config.student.start:

@@ -242,7 +242,9 @@ def describe_memory(found: Forecast, config: Config) -> str:
 def describe_data(config: Config, card: ModelCard) -> str:
     """Return how many videos there are, and how often a run shows them."""
     if config.data.prompts:
-        return f"{len(read_prompts(config.data))} prompts, for the student's own samples"
+        return (
+            f"{len(read_prompts(Path(config.data.prompts)))} prompts, for the student's own samples"
+        )
     if not (config.data.folder or config.data.hub or config.data.record):
         return "set data.folder=PATH"
     if config.data.hub and not Path(config.data.hub).is_dir():

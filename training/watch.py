@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from training.build import Parts, build_model, reward_folder, student_with
 from training.checkpoints import averaged_student, find_newest, load_checkpoint, save_weights
 from training.config import Config, JudgeTable
+from training.data.source import read_prompts
 from training.export import student_card
 from training.sharding import copy_whole
 from turbo.models.placement import Placement
 from turbo.networks.lora import merge_lora
 from turbo.pipeline import Result, VideoPipeline
 from turbo.rewards.feedback import WeightedReward
-from turbo.text_files.prompts import read_prompt_file
 from turbo.types import Frames, Reward
 from turbo.video import Video
 from turbo.whole_file import open_whole
@@ -63,7 +63,7 @@ def read_held_out(path: Path, captions: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the file cannot be read, has fewer than 2 prompts, or a caption of the data.
     """
-    prompts = [entry.text for entry in read_prompt_file(path) if entry.text.strip()]
+    prompts = read_prompts(path)
     if len(prompts) < 2:
         raise ValueError(f"{path} must have at least 2 prompts. It has {len(prompts)}.")
     trained = set(captions)

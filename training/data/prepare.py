@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -51,11 +50,6 @@ def prepare(
         raise ValueError(f"{config.data.folder} is prepared already. Name a folder of videos.")
     pipeline = load_teacher(card, config, accelerator.device)
     vae = pipeline.vae
-    if not isinstance(vae, AutoencoderKL):
-        raise ValueError(
-            f"The clips of {card.title} cannot be encoded before training. Name the folder of "
-            "videos in data.folder."
-        )
     settings = DatasetSettings(
         kind="clips",
         weights_sha256=pipeline.weights_sha256,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,7 +31,7 @@ from turbo.card import ModelCard
 from turbo.diffusion.teacher_cache import TeacherRecord
 from turbo.networks.vae import encode_frames, sample_posterior
 from turbo.text_files.prompts import read_prompt_file
-from turbo.types import FrameRate, TextEncoder
+from turbo.types import VAE, FrameRate, TextEncoder
 
 RECORDED = ("noisy", "cond", "uncond", "score", "prompt_embeds")  # floating-point tensors
 
@@ -208,7 +207,7 @@ def encode(
     clips: Sequence[Clip | PreparedClip],
     generator: torch.Generator,
     data: DataTable,
-    vae: AutoencoderKL,
+    vae: VAE,
     text_encoder: TextEncoder,
     device: torch.device,
     *,
@@ -234,15 +233,15 @@ def encode(
     return EncodedBatch(latents, reward_prompts(clips, data), embeds.float(), empty, rates, guided)
 
 
-def read_prompts(data: DataTable) -> list[str]:
-    """Read the prompts of on-policy training.
+def read_prompts(path: Path) -> list[str]:
+    """Read a file of prompts, without the empty ones.
 
     Raises:
         ValueError: the file cannot be read, or has none.
     """
-    prompts = [entry.text for entry in read_prompt_file(Path(data.prompts)) if entry.text.strip()]
+    prompts = [entry.text for entry in read_prompt_file(path) if entry.text.strip()]
     if not prompts:
-        raise ValueError(f"{data.prompts} has no prompts. Add some.")
+        raise ValueError(f"{path} has no prompts. Add some.")
     return prompts
 
 

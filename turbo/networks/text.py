@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import ftfy
@@ -19,7 +20,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from turbo.types import PromptEmbeds
+from turbo.types import PromptEmbeds, TextEncoder
 
 
 def clean_prompt(prompt: str) -> str:
@@ -199,3 +200,39 @@ class UMT5TextEncoder:
         tokens = pad_tokens(self.tokenizer, texts, self.num_tokens).to(self.model.device)
         embeds = self.model(tokens.input_ids, tokens.attention_mask).last_hidden_state
         return embeds * rearrange(tokens.attention_mask, "B L -> B L 1").to(embeds)
+
+
+class KnownPrompts:
+    """The embeddings of a few prompts, in place of the text encoder that made them.
+
+    The encoder can then be let go of. A `turbo.types.TextEncoder`.
+    """
+
+    def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
+        self.known = {
+            prompt: (encoder.encode([prompt]), encoder.unread(prompt)) for prompt in prompts
+        }
+
+    def to(self, device: torch.device | str) -> "KnownPrompts":
+        self.known = {p: (embeds.to(device), rest) for p, (embeds, rest) in self.known.items()}
+        return self
+
+    def unread(self, prompt: str) -> str:
+        """Return the words at the end of a prompt that the text encoder did not read."""
+        return self._find(prompt)[1]
+
+    def encode(self, prompts: list[str]) -> PromptEmbeds:
+        """Return the embeddings that the text encoder made of each prompt by itself.
+
+        Raises:
+            ValueError: a prompt is not known.
+        """
+        return torch.cat([self._find(prompt)[0] for prompt in prompts])
+
+    def _find(self, prompt: str) -> tuple[PromptEmbeds, str]:
+        if prompt not in self.known:
+            raise ValueError(
+                f"The prompt {prompt!r} is not among the {len(self.known)} that were embedded, and "
+                "the text encoder is no longer loaded. Name it when you make KnownPrompts."
+            )
+        return self.known[prompt]

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from turbo.types import VAE, Frames, Latents, checked
 
-Moments = Float[Tensor, "B D F h w"]  # of a posterior: C means, then C log variances (D = 2 C)
+# Of a posterior: C means, then C log variances (D = 2 C); F counts latent frames.
+Moments = Float[Tensor, "B D F h w"]
 
 
 def _scaling(vae: VAE) -> tuple[float, float]:
@@ -72,8 +73,6 @@ def encode_frames(
     Raises:
         ValueError: a causal VAE cannot encode this number of frames.
     """
-    if isinstance(vae, AutoencoderKLWan):
-        return _encode_causal(vae, frames, generator)
     moments = encode_moments(vae, frames, chunk=chunk)
     return sample_posterior(vae, moments, generator, chunk=chunk).to(frames.dtype)
 
@@ -82,8 +81,11 @@ def encode_frames(
 def encode_moments(vae: VAE, frames: Frames, *, chunk: int = 8) -> Moments:
     """Encode frames to means and log variances of their posteriors, in the dtype of the VAE.
 
-    Of an image VAE.
+    Raises:
+        ValueError: a causal VAE cannot encode this number of frames.
     """
+    if isinstance(vae, AutoencoderKLWan):
+        return _encode_causal(vae, frames)
     images = rearrange(2 * frames - 1, "B F C H W -> (B F) C H W").to(vae.dtype)
     moments = torch.cat([vae.encode(part).latent_dist.parameters for part in images.split(chunk)])
     return rearrange(moments, "(B F) D h w -> B D F h w", B=len(frames))
@@ -98,13 +100,19 @@ def sample_posterior(
     Args:
         generator: None takes the mode.
     """
+    if isinstance(vae, AutoencoderKLWan):
+        latents = _sample(moments.split(1), generator)
+        mean, std = _statistics(vae, latents)
+        return (latents - mean) / std
     shift, scale = _scaling(vae)
-    parts = rearrange(moments, "B D F h w -> (B F) D h w").split(chunk)
-    posteriors = [DiagonalGaussianDistribution(part) for part in parts]
-    latents = torch.cat(
-        [p.mode() if generator is None else p.sample(generator) for p in posteriors]
-    ).to(torch.promote_types(moments.dtype, torch.float32))
+    latents = _sample(rearrange(moments, "B D F h w -> (B F) D h w").split(chunk), generator)
     return rearrange((latents - shift) * scale, "(B F) C h w -> B C F h w", B=len(moments))
+
+
+def _sample(moments: Sequence[Tensor], generator: torch.Generator | None) -> Tensor:
+    posteriors = [DiagonalGaussianDistribution(part) for part in moments]
+    latents = [p.mode() if generator is None else p.sample(generator) for p in posteriors]
+    return torch.cat(latents).to(torch.promote_types(moments[0].dtype, torch.float32))
 
 
 @checked
@@ -178,7 +186,7 @@ def _decode_windows(
     return torch.cat(videos)
 
 
-def _moments(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the latents, per channel."""
     if vae.config.patch_size is not None:
         raise ValueError("Expected the VAE of Wan2.1, got one with patches, as in Wan2.2.")
@@ -187,9 +195,7 @@ def _moments(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _encode_causal(
-    vae: AutoencoderKLWan, frames: Frames, generator: torch.Generator | None
-) -> Latents:
+def _encode_causal(vae: AutoencoderKLWan, frames: Frames) -> Moments:
     stride, count = vae.config.scale_factor_temporal, frames.shape[1]
     if count % stride != 1:
         raise ValueError(
@@ -197,12 +203,7 @@ def _encode_causal(
             f"Give it {count // stride * stride + 1}."
         )
     images = rearrange(2 * frames - 1, "B F C H W -> B C F H W").to(vae.dtype)
-    posteriors = (vae.encode(video).latent_dist for video in images.split(1))
-    latents = torch.cat(
-        [p.mode() if generator is None else p.sample(generator) for p in posteriors]
-    ).to(frames.dtype)
-    mean, std = _moments(vae, latents)
-    return (latents - mean) / std
+    return torch.cat([vae.encode(video).latent_dist.parameters for video in images.split(1)])
 
 
 def decode_window(
@@ -221,7 +222,7 @@ def decode_window(
     Args:
         clamp, recompute: as for `decode_latents`.
     """
-    mean, std = _moments(vae, latents)
+    mean, std = _statistics(vae, latents)
     hidden = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
 
     def decode(

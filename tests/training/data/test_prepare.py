@@ -27,11 +27,12 @@ from training.forecast import describe_data
 from training.loop import Slot
 
 ROOT = Path(__file__).parents[3]
-TINY = ROOT / "training/configs/tiny_vc2.toml"
+CONFIGS = ROOT / "training" / "configs"
+TINY = CONFIGS / "tiny_vc2.toml"
 
 
-def config_of(data: Path, out: Path, *changes: str) -> Config:
-    return load_config(TINY, [f"data.folder={data}", f"run.out={out}", *changes])
+def config_of(data: Path, out: Path, *changes: str, file: Path = TINY) -> Config:
+    return load_config(file, [f"data.folder={data}", f"run.out={out}", *changes])
 
 
 def prepare_tiny(videos: Path, out: Path, *changes: str, passes: int = 1, **options):
@@ -111,6 +112,33 @@ def test_a_run_on_prepared_clips_takes_the_steps_of_one_on_the_videos(videos, pr
         losses.append(np.genfromtxt(out / "log.csv", delimiter=",", names=True)["loss"])
 
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_wan_run_on_prepared_clips_draws_the_same_and_keeps_no_text_encoder(videos, tmp_path):
+    folder, accelerator = tmp_path / "prepared", Accelerator(cpu=True)
+    wan, prompts = CONFIGS / "tiny_wan.toml", tmp_path / "prompts.txt"
+    prompts.write_text("a cat runs\na dog sleeps\n")
+    watched = (f"watch.prompts={prompts}", "watch.every=2", "watch.judges=[]")
+    assert prepare(config_of(videos, folder, file=wan), folder, accelerator) == {}
+
+    of_videos, of_clips = (
+        build_parts(config_of(data, tmp_path, "rewards=[]", *watched, file=wan), accelerator)
+        for data in (videos, folder)
+    )
+
+    drawn = []
+    for parts in (of_videos, of_clips):
+        generator = torch.Generator().manual_seed(0)
+        drawn.append(parts.draw_data(Slot(0, 0, 1, True, generator)))
+    for name in ("latents", "prompt_embeds", "uncond_embeds"):
+        assert_close(getattr(drawn[1], name), getattr(drawn[0], name), rtol=1e-5, atol=1e-5)
+    whole, known = of_videos.text_encoder, of_clips.text_encoder
+    assert not isinstance(known, type(whole))
+    both = ["a dog sleeps", "a cat runs"]
+    assert_close(known.encode(both), whole.encode(both), rtol=1e-5, atol=1e-5)
+    assert known.unread("a cat runs") == whole.unread("a cat runs")
+    with pytest.raises(ValueError, match="a bird"):
+        known.encode(["a bird"])
 
 
 class Stop(Exception):
