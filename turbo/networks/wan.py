@@ -6,7 +6,10 @@ from typing import Any
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding
-from diffusers.models.transformers.transformer_wan import WanTimeTextImageEmbedding
+from diffusers.models.transformers.transformer_wan import (
+    WanRotaryPosEmbed,
+    WanTimeTextImageEmbedding,
+)
 from torch import Tensor
 
 from turbo import types
@@ -43,6 +46,10 @@ class WanNetwork(WanTransformer3DModel):
     The defaults are Wan2.1-T2V-1.3B. With `guidance_dim` None it has the teacher's weights and
     names. A `turbo.types.VideoNetwork`. The output has the dtype of the latents.
 
+    Args:
+        rope_theta: base of the rotary positions, whose slowest rotation takes about 2 pi theta
+            positions. A video of few patches needs a small one: else most rotations hardly turn.
+
     Source: Wan, arXiv:2503.20314, section 4.
     """
 
@@ -66,6 +73,7 @@ class WanNetwork(WanTransformer3DModel):
         rope_max_seq_len: int = 1024,
         pos_embed_seq_len: int | None = None,
         guidance_dim: int | None = None,
+        rope_theta: float = 10_000.0,
     ) -> None:
         if image_dim is not None:
             raise ValueError(
@@ -86,6 +94,9 @@ class WanNetwork(WanTransformer3DModel):
             qk_norm=qk_norm,
             eps=eps,
             rope_max_seq_len=rope_max_seq_len,
+        )
+        self.rope = WanRotaryPosEmbed(
+            attention_head_dim, tuple(patch_size), rope_max_seq_len, rope_theta
         )
         dim = num_attention_heads * attention_head_dim
         self.condition_embedder = ConditionedEmbedding(dim, freq_dim, text_dim, guidance_dim)
