@@ -18,7 +18,8 @@ from torch import Tensor
 LFS_POINTER = b"version https://git-lfs"
 FETCH_AGAIN = "Download it again."
 WEIGHTS_ONLY = "Use a file of weights only, from its publisher."
-NESTS = ("state_dict", "module", "model")  # keys under which trainers store the weights
+# Keys under which trainers store the weights; CausVid stores its critic beside the generator.
+NESTS = ("state_dict", "module", "model", "generator")
 MAX_NESTING = 4  # published files have two levels
 WRAPPER = "module."  # prefix of every name in a saved torch DataParallel
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -43,6 +43,8 @@ from turbo.convert.vae import (
     published_vae,
 )
 from turbo.convert.wan import (
+    CAUSVID,
+    map_causvid_network,
     map_rcm_network,
     map_wan_network,
     map_wan_text,
@@ -68,6 +70,7 @@ Kind = Literal[
     "named",
     "wan-network",
     "rcm-network",
+    "causvid-network",
     "wan-vae",
     "wan-text",
 ]
@@ -78,6 +81,11 @@ GUIDANCE_SIZE = 256  # channels of the embedding of w, as in T2V-Turbo's publish
 MATRIX, CONVOLUTION = 2, 5  # dimensions of the first layer of rCM's network, and of Wan's
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
+WAN_NETWORKS: dict[str, Kind] = {  # by the folder of the card
+    "teacher": "wan-network",
+    "rcm": "rcm-network",
+    "causvid": "causvid-network",
+}
 _DESCRIPTIONS: dict[Kind, str] = {
     "checkpoint": "a VideoCrafter2 checkpoint (UNet, VAE and text encoder)",
     "videocrafter-unet": "a VideoCrafter2 UNet",
@@ -88,13 +96,14 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "named": "named adapters",
     "wan-network": "the network of Wan",
     "rcm-network": "the network of rCM, a student of Wan",
+    "causvid-network": "the network of CausVid, a student of Wan",
     "wan-vae": "the VAE of Wan",
     "wan-text": "the text encoder of Wan",
 }
 _ACCEPTED: dict[str, tuple[Kind, ...]] = {  # by model family
     "videocrafter2": ("checkpoint", "videocrafter-unet", "adapters", "named"),
     "modelscope": ("modelscope-unet", "vae", "text", "adapters", "named"),
-    "wan2.1-1.3b": ("wan-network", "rcm-network", "wan-vae", "wan-text"),
+    "wan2.1-1.3b": (*WAN_NETWORKS.values(), "wan-vae", "wan-text"),
 }
 
 
@@ -137,6 +146,7 @@ def recognise(checkpoint: Checkpoint) -> Kind:
             len(names.get(f"{prefix}patch_embedding.weight", ())) == MATRIX
             for prefix in ("", "net.")
         ),
+        "causvid-network": f"{CAUSVID}patch_embedding.weight" in names,
         "wan-vae": "encoder.downsamples.0.residual.0.gamma" in names,
         "wan-text": "blocks.0.pos_embedding.embedding.weight" in names,
         "vae": "encoder.conv_in.weight" in names,
@@ -171,6 +181,7 @@ def parts_of(checkpoint: Checkpoint, kind: Kind) -> dict[str, Part]:
         "text": lambda shapes: {"text_encoder": map_transformers_text(shapes, blocks=BLOCKS)},
         "wan-network": lambda shapes: {"unet": map_wan_network(shapes)},
         "rcm-network": lambda shapes: {"unet": map_rcm_network(shapes)},
+        "causvid-network": lambda shapes: {"unet": map_causvid_network(shapes)},
         "wan-vae": lambda shapes: {"vae": map_wan_vae(shapes)},
         "wan-text": lambda shapes: {"text_encoder": map_wan_text(shapes)},
         "adapters": lambda shapes: {},
@@ -210,6 +221,7 @@ def published_parts(checkpoint: Checkpoint, kind: Kind) -> list[Part]:
         "text": lambda: [transformers_part(published_text_encoder(), prefix)],
         "wan-network": lambda: [wan_network_part(published_wan_network())],
         "rcm-network": lambda: [wan_network_part(published_wan_network())],
+        "causvid-network": lambda: [wan_network_part(published_wan_network())],
         "wan-vae": lambda: [wan_vae_part(published_wan_vae())],
         "wan-text": lambda: [wan_text_part(published_wan_text())],
         "adapters": lambda: [],
@@ -302,8 +314,8 @@ def _folder_of_unet(card: ModelCard, part: Part, checkpoint: Checkpoint, kind: K
         ValueError: the UNet belongs to another model.
     """
     path, is_student = checkpoint.path, _is_student(part)
-    if kind in ("wan-network", "rcm-network"):
-        if (kind == "rcm-network") != bool(card.sigmas):
+    if kind in WAN_NETWORKS.values():
+        if kind != WAN_NETWORKS[card.unet]:
             raise ValueError(
                 f"{path} is {_DESCRIPTIONS[kind]}, not that of {card.name}. "
                 f"`python -m turbo.models show {card.name}` lists its files."

@@ -11,6 +11,7 @@ from turbo.networks.wan import WanNetwork
 
 HEAD_SIZE = 128  # of attention, in every published size
 PATCH = (1, 2, 2)  # frames, height and width of a token, in every published network
+CAUSVID = "model."  # before every name of its files
 RESNETS = 3  # in each block of the VAE's decoder, before its upsampler
 
 _NETWORK = {  # ours -> theirs, in this order
@@ -94,12 +95,26 @@ def map_rcm_network(shapes: Shapes) -> Part:
     width, inputs = bare["patch_embedding.weight"]
     depth, height, side = PATCH
     bare["patch_embedding.weight"] = (width, inputs // (depth * height * side), *PATCH)
-    part = map_wan_network(bare)
-    origins = {name: Origin(prefix + o.name, o.shape) for name, o in part.origins.items()}
+    part = _with_prefix(map_wan_network(bare), prefix)
     first = f"{prefix}patch_embedding.weight"
-    origins["patch_embedding.weight"] = Origin(first, shapes[first])
+    origins = {**part.origins, "patch_embedding.weight": Origin(first, shapes[first])}
     counters = (name for name in shapes if name.removeprefix(prefix).startswith("accum_"))
     return Part(part.network, origins, frozenset(counters))
+
+
+def map_causvid_network(shapes: Shapes) -> Part:
+    """Return CausVid's bidirectional student: Wan's network, whose names have a prefix.
+
+    Raises:
+        KeyError: name of a missing tensor that determines the configuration.
+    """
+    bare = {name.removeprefix(CAUSVID): shape for name, shape in shapes.items()}
+    return _with_prefix(map_wan_network(bare), CAUSVID)
+
+
+def _with_prefix(part: Part, prefix: str) -> Part:
+    origins = {name: Origin(prefix + o.name, o.shape) for name, o in part.origins.items()}
+    return Part(part.network, origins)
 
 
 def wan_network_part(network: WanNetwork) -> Part:

@@ -52,18 +52,25 @@ def _list(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     card = find_card(options.name)
-    steps = f"{card.default_steps} steps of {card.sampler}"
-    if card.sampler == "consistency":
-        steps += f" on a grid of {card.origin_steps}"
+    sampling = f"{card.default_steps} steps of {card.sampler}"
+    if card.sigmas:
+        sampling += f" at noise levels of its own: {', '.join(f'{s:.3g}' for s in card.sigmas)}"
+    elif card.sampler == "consistency":
+        sampling += f" on a grid of {card.origin_steps}"
     else:
-        steps += f", eta {card.eta:g}"
-    motion = "" if card.motion_strength is None else f", motion guidance {card.motion_strength:g}"
+        sampling += f", eta {card.eta:g}"
+    if card.flow_shift is not None:
+        sampling += f", flow matching with shift {card.flow_shift:g}"
+    if card.motion_strength is not None:
+        sampling += f", motion guidance {card.motion_strength:g}"
+    if card.family == "videocrafter2":  # the only network that takes a frame rate
+        sampling += f"; conditioned on {card.network_fps} frames per second"
     lines = {
         "model": f"{card.title} ({card.role}), {card.licence}",
         "state": describe_state(card),
         "folder": f"{card.folder}: {', '.join(card.parts)}, tokenizer",
         "clips": f"{card.num_frames} frames of {card.width} x {card.height}, {card.fps} per second",
-        "sampling": f"{steps}{motion}; conditioned on {card.network_fps} frames per second",
+        "sampling": sampling,
         "guidance": f"{card.default_guidance:g} ({card.min_guidance:g} to {card.max_guidance:g}). "
         f"{card.guidance_kind}",
         "memory": f"{card.memory_gb:g} GB on an accelerator, in half precision, with all parts on "

@@ -379,6 +379,15 @@ _WAN: dict[str, Any] = {
     "fps": 16,
     "half": True,
 }
+_WAN_STUDENT: dict[str, Any] = {
+    "role": "student",
+    "sampler": "consistency",
+    "memory_gb": 21.3,
+    "default_guidance": 1.0,
+    "min_guidance": 1.0,
+    "max_guidance": 1.0,
+    "guidance_kind": "None: the guidance of its teacher is part of it.",
+}
 _WAN_CARDS = [
     ModelCard(
         name="wan2.1-1.3b",
@@ -395,8 +404,6 @@ _WAN_CARDS = [
     ModelCard(
         name="rcm-wan2.1-1.3b",
         title="rCM (Wan2.1 1.3B)",
-        role="student",
-        sampler="consistency",
         unet="rcm",
         sources=(
             HubFile(
@@ -408,15 +415,29 @@ _WAN_CARDS = [
             *WAN_FILES[1:],
         ),
         num_frames=77,  # as in its script, like the noise levels
-        memory_gb=21.3,
         sigmas=tuple(tan(t) / (1 + tan(t)) for t in (atan(80), 1.3, 1.0, 0.6)),
         default_steps=4,
         max_steps=4,
-        default_guidance=1.0,
-        min_guidance=1.0,
-        max_guidance=1.0,
-        guidance_kind="None: the guidance of its teacher is part of it.",
-        **_WAN,
+        **_WAN | _WAN_STUDENT,
+    ),
+    ModelCard(
+        name="causvid-wan2.1-1.3b",
+        title="CausVid bidirectional (Wan2.1 1.3B)",
+        unet="causvid",
+        sources=(
+            HubFile(
+                repository="tianweiy/CausVid",
+                path="bidirectional_checkpoint2/model.pt",
+                size=11_400_000_000,  # with the critic of its training
+                gives=("causvid",),
+            ),
+            *WAN_FILES[1:],
+        ),
+        num_frames=81,  # as in its script, like the noise levels
+        sigmas=(1.0, 0.757, 0.522),
+        default_steps=3,
+        max_steps=3,
+        **_WAN | _WAN_STUDENT | {"licence": "CC-BY-NC-4.0"},
     ),
 ]
 

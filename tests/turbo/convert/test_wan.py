@@ -183,6 +183,36 @@ def test_a_published_student_makes_the_clips_of_its_own_sampler(
         assert torch.equal(weights[key], weight), key
 
 
+def test_the_bidirectional_student_of_causvid_makes_the_clips_of_its_own_sampler(
+    files, parts, tmp_path
+):
+    weights = {f"model.{name}": tensor for name, tensor in published(parts["teacher"]).items()}
+    critic = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    torch.save({"generator": weights, "critic": critic}, tmp_path / "model.pt")
+    shape = {"height": 16, "width": 16, "num_frames": 5}
+    card = replace(find_card("causvid-wan2.1-1.3b"), folder=tmp_path / "wan", **shape)
+
+    list(convert_model(card, [tmp_path / "model.pt", *files[1:]]))
+
+    pipeline = VideoPipeline.load(card, "cpu")
+    noises = [torch.randn(1, *pipeline.latent_shape) for _ in range(3)]
+    *_, result = pipeline.stream(["a cat"], [0], noise=noises[0], step_noise=noises[1:])
+    embeds, noisy = pipeline.text_encoder.encode(["a cat"]), noises[0]
+    times = (1000, 757, 522)  # of its configuration
+    with torch.inference_mode():
+        for step, time in enumerate(times):
+            clean = noisy - time / 1000 * pipeline.unet(noisy, torch.tensor([float(time)]), embeds)
+            if step < 2:
+                sigma = times[step + 1] / 1000
+                noisy = (1 - sigma) * clean + sigma * noises[step + 1]
+    assert_close(result.latents, clean, atol=1e-5, rtol=1e-4)
+    loaded = pipeline.unet.state_dict()
+    for key, weight in parts["teacher"].network.state_dict().items():
+        assert torch.equal(loaded[key], weight), key
+    with pytest.raises(ValueError, match="is the network of CausVid"):
+        list(convert_model(find_card("rcm-wan2.1-1.3b"), [tmp_path / "model.pt", *files[1:]]))
+
+
 def test_teacher_and_published_student_are_not_taken_for_each_other(
     card, student_card, files, parts, tmp_path
 ):

@@ -271,7 +271,7 @@ def test_cards_state_the_estimated_memory_of_the_full_networks(name, tmp_path):
     assert {other.memory_gb for other in CARDS if other.family == card.family} == {estimated}
 
 
-@pytest.mark.parametrize("name", ["wan2.1-1.3b", "rcm-wan2.1-1.3b"])
+@pytest.mark.parametrize("name", ["wan2.1-1.3b", "rcm-wan2.1-1.3b", "causvid-wan2.1-1.3b"])
 def test_the_card_of_wan_states_the_estimated_memory(name, tmp_path):
     card = replace(find_card(name), folder=tmp_path)
     _save_heads(published_wan_network(), tmp_path / card.unet)
