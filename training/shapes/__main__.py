@@ -135,15 +135,16 @@ def train_rewards(folders: Folders) -> None:
 
 def train_students(folders: Folders) -> None:
     """the consistency-distilled students: without rewards, with each, with both"""
-    for name, variant in student.STUDENTS.items():
-        train_student(name, variant, folders, folders.weights)
+    for name in folders.recipe.students:
+        train_student(name, student.STUDENTS[name], folders, folders.weights)
 
 
 def train_more_runs(folders: Folders) -> None:
     """the same students from other seeds: the evaluation's interval over trainings"""
     for run in range(2, RUNS + 1):
-        for name, variant in student.STUDENTS.items():
-            train_student(name, variant, folders, folders.weights / run_folder(run), run)
+        for name in folders.recipe.students:
+            parent = folders.weights / run_folder(run)
+            train_student(name, student.STUDENTS[name], folders, parent, run)
         match_student(folders, folders.weights / run_folder(run), run)
 
 

@@ -44,6 +44,7 @@ class Recipe:
     build: Callable[[], Network]
     curriculum: tuple[Phase, ...]
     polish: Phase  # from the exported weights
+    students: tuple[str, ...]  # names in `student.STUDENTS`
     rank: int  # of the students' adapters: a quarter of the network's width
 
 
@@ -219,6 +220,7 @@ UNET = Recipe(
         Phase("teacher", UNET_WHOLE, batch=16),
     ),
     polish=Phase("polish", UNET_POLISH, batch=16),
+    students=("vcm", "vcm-image", "vcm-video", "turbo"),
     rank=16,
 )
 FLOW = Recipe(
@@ -231,6 +233,7 @@ FLOW = Recipe(
         Phase("teacher", FLOW_WHOLE, batch=16),
     ),
     polish=replace(UNET.polish, fit=replace(UNET_POLISH, checkpoint_every=50, seed=47)),
+    students=("vcm", "turbo"),
     rank=32,
 )
 RECIPES = {"unet": UNET, "flow": FLOW}
