@@ -5,7 +5,7 @@ WORKDIR /app
 # For a server without a GPU: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_EXTRA_INDEX_URL
 COPY requirements.txt .
-RUN pip install --no-cache-dir --requirement requirements.txt glin-profanity==4.1.0
+RUN pip install --no-cache-dir --requirement requirements.txt glin-profanity==4.1.0 mcp==2.3.0
 COPY app.py .
 COPY demo demo
 COPY human_eval human_eval

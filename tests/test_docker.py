@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_one_port_is_served_exposed_and_checked():
 
     assert instruction("EXPOSE") == port
     assert "environ['T2V_PORT'] + '/healthz'" in instruction("HEALTHCHECK")
+
+
+def test_the_image_has_the_packages_of_the_switches_that_the_environment_can_set():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    [installed] = [rest for word, rest in LINES if word == "RUN" and "requirements.txt" in rest]
+    assert {*extras["filter"], *extras["mcp"]} <= set(installed.split())
 
 
 def test_what_is_copied_is_what_is_sent_to_the_builder():
