@@ -47,7 +47,8 @@ def test_one_port_is_served_exposed_and_checked():
 
 
 def test_the_image_has_the_packages_of_the_switches_that_the_environment_can_set():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
 
     [installed] = [rest for word, rest in LINES if word == "RUN" and "requirements.txt" in rest]
     assert {*extras["filter"], *extras["mcp"]} <= set(installed.split())
